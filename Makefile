@@ -1,0 +1,45 @@
+# Everything runs in a virtual environment that the first command makes and fills.
+#   make demo PYTHON=python3.12     choose the Python that the environment is made with
+#   TTT_DETECTRON2=wheel make demo  choose where detectron2 comes from (tools/setup_env.py)
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+# As many test processes as there are cores, at most four (each holds its own torch). One thread
+# in each, because threads of several processes on the same cores only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4
+
+.DELETE_ON_ERROR:
+.PHONY: demo format help lint setup test test-all test-slow
+
+help:
+	@echo "make demo       install what is missing, then adapt a model to a video and show it"
+	@echo "make test       install what is missing, then run the fast tests"
+	@echo "make test-slow  the other tests; make test-all runs both"
+	@echo "make lint       formatting, lint and types, as in CI; make format mends the formatting"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+setup: $(VENV)/bin/python
+	@$(RUN) tools/setup_env.py
+
+demo: setup
+	$(RUN) tools/demo.py $(ARGS)
+
+test: setup
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup
+	$(RUN) -m ruff check --fix-only .
+	$(RUN) -m ruff format .
