@@ -1,0 +1,89 @@
+"""What every command-line tool shares: finding configs, building them, and failing in one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+
+import ttt_video
+
+from .config import get_cfg, validate_config
+from .errors import UserError
+
+PRESETS = ("paper", "release")
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: inside an installed package, else beside it."""
+    package = Path(ttt_video.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A config file from a path, or from a name under the shipped ``configs/``.
+
+    Raises:
+        UserError: there is none; the message lists the shipped ones, closest first.
+    """
+    for candidate in (Path(name), config_dir() / name, config_dir() / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    listed = close + [k for k in known if k not in close]
+    raise UserError(f"no config {name!r}; give a path or one of: {', '.join(listed)}")
+
+
+def load_config(
+    config_file: str | None, preset: str | None = None, opts: Sequence[str] = ()
+) -> CfgNode:
+    """Defaults, then the file, then the preset, then KEY VALUE overrides; validated, not frozen."""
+    cfg = get_cfg()
+    try:
+        if config_file is not None:
+            cfg.merge_from_file(str(find_config(config_file)), allow_unsafe=False)
+        if preset is not None:
+            cfg.merge_from_file(str(find_config(f"presets/{preset}.yaml")), allow_unsafe=False)
+            cfg.TTT.PRESET = preset
+        if len(opts) % 2:
+            raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config does not merge: {reason}") from error
+    validate_config(cfg)
+    return cfg
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config``, ``--preset`` and detectron2's trailing ``KEY VALUE`` overrides."""
+    parser.add_argument(
+        "--config",
+        "--config-file",
+        dest="config_file",
+        metavar="FILE",
+        help="config file, or the name of one under configs/",
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last"
+    )
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Runs a tool's ``main``: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,226 @@
+"""Every configuration key of the project, with its unit and its choices.
+
+``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*`` and the ``INPUT`` / ``SOLVER``
+additions are Mask2Former's keys with Mask2Former's names and defaults, so that its configs merge
+unchanged; ``TTT.*`` is ours. :func:`add_ttt_config` works alone and on top of Mask2Former's own
+``add_maskformer2_config``: keys that are already there are left as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
+
+from .errors import UserError
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "TTT.JOINT": ("joint", "main_only", "probing"),
+    "TTT.RECON.REGION": ("masked", "visible", "all"),
+    "TTT.SAMPLING": ("with_replacement", "shuffled_epochs"),
+    "TTT.RESET": ("video", "frame", "never"),
+    "TTT.STEP_MODE": ("train", "eval"),
+    "TTT.PRECISION": ("fp32", "bf16", "fp16"),
+    "TTT.OPTIMIZER.NAME": ("SGD", "ADAMW"),
+}
+"""Keys with a closed set of values; checked by :func:`validate_config`."""
+
+
+def _mask2former_defaults() -> CfgNode:
+    """Mask2Former's keys and defaults (its ``add_maskformer2_config``), as a config of their own."""
+    cfg = CfgNode()
+
+    cfg.INPUT = CfgNode()
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    cfg.INPUT.COLOR_AUG_SSD = False  # SSD's colour jitter in training
+    cfg.INPUT.SIZE_DIVISIBILITY = -1  # pad training crops to a multiple of this; -1: do not
+    cfg.INPUT.IMAGE_SIZE = 1024  # px, side of the large-scale-jitter crop
+    cfg.INPUT.MIN_SCALE = 0.1  # large-scale jitter, relative to IMAGE_SIZE
+    cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.CROP = CfgNode()
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # redraw crops that one class fills beyond this
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
+
+    cfg.MODEL = CfgNode()
+    former = cfg.MODEL.MASK_FORMER = CfgNode()
+    former.DEEP_SUPERVISION = True
+    former.NO_OBJECT_WEIGHT = 0.1
+    former.CLASS_WEIGHT = 1.0
+    former.DICE_WEIGHT = 1.0
+    former.MASK_WEIGHT = 20.0
+    former.NHEADS = 8
+    former.DROPOUT = 0.1
+    former.DIM_FEEDFORWARD = 2048
+    former.ENC_LAYERS = 0
+    former.DEC_LAYERS = 6  # number of supervised predictions: decoder layers + 1
+    former.PRE_NORM = False
+    former.HIDDEN_DIM = 256
+    former.NUM_OBJECT_QUERIES = 100
+    former.TRANSFORMER_IN_FEATURE = "res5"
+    former.ENFORCE_INPUT_PROJ = False
+    former.SIZE_DIVISIBILITY = 32  # px; images are zero-padded to a multiple of this
+    former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    former.TRAIN_NUM_POINTS = 112 * 112  # points per mask in the mask losses
+    former.OVERSAMPLE_RATIO = 3.0
+    former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    former.TEST = CfgNode()
+    former.TEST.SEMANTIC_ON = True
+    former.TEST.INSTANCE_ON = False
+    former.TEST.PANOPTIC_ON = False
+    former.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    former.TEST.OVERLAP_THRESHOLD = 0.0
+    former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+    head = cfg.MODEL.SEM_SEG_HEAD = CfgNode()
+    head.MASK_DIM = 256
+    head.TRANSFORMER_ENC_LAYERS = 0
+    # Mask2Former's default names its FPN decoder, which none of its configs uses.
+    head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+
+    swin = cfg.MODEL.SWIN = CfgNode()
+    swin.PRETRAIN_IMG_SIZE = 224
+    swin.PATCH_SIZE = 4
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.MLP_RATIO = 4.0
+    swin.QKV_BIAS = True
+    swin.QK_SCALE = None
+    swin.DROP_RATE = 0.0
+    swin.ATTN_DROP_RATE = 0.0
+    swin.DROP_PATH_RATE = 0.3
+    swin.APE = False
+    swin.PATCH_NORM = True
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    swin.USE_CHECKPOINT = False
+    return cfg
+
+
+def _ttt_defaults() -> CfgNode:
+    """The keys this project adds."""
+    cfg = CfgNode()
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.SWIN = CfgNode()
+    cfg.MODEL.SWIN.IN_CHANS = 4  # RGB and the visibility channel (1 = visible, 0 = masked)
+    cfg.MODEL.SEM_SEG_HEAD = CfgNode()
+    # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+
+    ttt = cfg.TTT = CfgNode()
+    # Name of the preset merged last ("paper", "release"), recorded with every result.
+    ttt.PRESET = ""
+    # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
+    # "probing" (f and g frozen, only the head h learns, Section 3).
+    ttt.JOINT = "joint"
+
+    # --- masking and reconstruction (training and test time) ---
+    ttt.MASK_RATIO = 0.8  # share of patches hidden, in [0, 1)
+    ttt.MASK_PATCH_SIZE = 16  # px
+    ttt.RECON = CfgNode()
+    ttt.RECON.WEIGHT = 1.0  # factor on loss_recon in joint training
+    ttt.RECON.REGION = "masked"  # pixels that count: "masked", "visible", "all" (padding too)
+    # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
+    ttt.RECON.NORMALIZE_TARGET = False
+
+    # --- test-time training ---
+    ttt.METHOD = "online_ttt_mae"  # a name in ttt_video.adaptation.ADAPTER_REGISTRY
+    ttt.WINDOW_SIZE = 16  # frames of explicit memory k, the current one included; 0 = unbounded
+    ttt.BATCH_SIZE = 32  # samples per gradient step
+    ttt.MICRO_BATCH_SIZE = 8  # samples per forward and backward; gradients accumulate
+    ttt.STEPS_PER_FRAME = 1
+    # "with_replacement" (Section 4.2), or "shuffled_epochs": whole shuffled passes over the window.
+    ttt.SAMPLING = "with_replacement"
+    # When to return to the source weights (f0, g0) and a fresh optimizer.
+    ttt.RESET = "video"
+    # "train": stochastic depth and dropout on in the step; predictions are always in eval mode.
+    ttt.STEP_MODE = "eval"
+    ttt.PRECISION = "fp32"  # of the step; predictions are fp32
+    ttt.OPTIMIZER = CfgNode()
+    ttt.OPTIMIZER.NAME = "SGD"
+    ttt.OPTIMIZER.BASE_LR = 0.01
+    ttt.OPTIMIZER.MOMENTUM = 0.0  # SGD
+    ttt.OPTIMIZER.BETAS = [0.9, 0.999]  # AdamW
+    ttt.OPTIMIZER.WEIGHT_DECAY = 0.0  # never applied to norms, embeddings and position biases
+    ttt.OPTIMIZER.BACKBONE_MULTIPLIER = 1.0  # learning rate of f, relative to BASE_LR
+    ttt.OPTIMIZER.CLIP_NORM = 0.0  # L2 norm of the whole gradient; 0 = no clipping
+    ttt.OPTIMIZER.RESTART = False  # forget the optimizer's state after every frame
+    # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
+    ttt.CROP = CfgNode()
+    ttt.CROP.SIZE = []  # [height, width] of a random crop; [] = the whole frame
+    ttt.CROP.FLIP = False  # mirror left-right with probability 1/2
+    # Large-scale jitter: resize to SCALE * CROP.SIZE before the crop; [] = off. Short crops are
+    # padded with 128, as detectron2's FixedSizeCrop does.
+    ttt.CROP.SCALE_RANGE = []
+    return cfg
+
+
+def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode):
+            _merge_missing(cfg[key], value)
+
+
+def add_ttt_config(cfg: CfgNode) -> None:
+    """Adds Mask2Former's keys (where missing) and this project's keys to ``cfg``, in place."""
+    _merge_missing(cfg, _mask2former_defaults())
+    _merge_missing(cfg, _ttt_defaults())
+
+
+def get_cfg() -> CfgNode:
+    """detectron2's default config with the keys of this project."""
+    cfg = detectron2_cfg()
+    add_ttt_config(cfg)
+    return cfg
+
+
+def _lookup(cfg: CfgNode, dotted: str) -> Any:
+    for part in dotted.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def validate_config(cfg: CfgNode) -> None:
+    """Raises :class:`UserError` for the first key whose value cannot work, with the fix."""
+    for key, choices in CHOICES.items():
+        value = _lookup(cfg, key)
+        if value not in choices:
+            raise UserError(f"{key} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+
+    def require(condition: bool, key: str, rule: str) -> None:
+        if not condition:
+            raise UserError(f"{key} is {_lookup(cfg, key)!r}; it must be {rule}")
+
+    ttt = cfg.TTT
+    require(0.0 <= ttt.MASK_RATIO < 1.0, "TTT.MASK_RATIO", "in [0, 1), the share of hidden patches")
+    require(
+        ttt.MASK_PATCH_SIZE >= 1 and ttt.MASK_PATCH_SIZE % 4 == 0,
+        "TTT.MASK_PATCH_SIZE",
+        "a positive multiple of 4 px, the reconstruction's own patch",
+    )
+    require(ttt.WINDOW_SIZE >= 0, "TTT.WINDOW_SIZE", "a number of frames, or 0 for no limit")
+    for key in ("BATCH_SIZE", "MICRO_BATCH_SIZE", "STEPS_PER_FRAME"):
+        require(ttt[key] >= 1, f"TTT.{key}", "at least 1")
+    require(ttt.OPTIMIZER.BASE_LR >= 0, "TTT.OPTIMIZER.BASE_LR", "at least 0")
+    require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
+    require(
+        len(ttt.CROP.SIZE) in (0, 2) and all(side >= 1 for side in ttt.CROP.SIZE),
+        "TTT.CROP.SIZE",
+        "[] for whole frames, or [height, width] in px",
+    )
+    scales = ttt.CROP.SCALE_RANGE
+    require(
+        len(scales) == 0 or (len(scales) == 2 and 0 < scales[0] <= scales[1] and ttt.CROP.SIZE),
+        "TTT.CROP.SCALE_RANGE",
+        "[] or [low, high] with 0 < low <= high, and needs TTT.CROP.SIZE",
+    )
