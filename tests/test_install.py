@@ -44,6 +44,7 @@ class FakeMachine(setup_env.Machine):
         self.stamp = folder / "stamp"
         self.modules = {"pip": self.site_packages / "pip/__init__.py"}
         self.versions: dict[str, str] = {}
+        self.project: Path | None = None
         self.pip_calls: list[str] = []
         self.constraints: list[str] = []
         self.said: list[str] = []
@@ -65,9 +66,10 @@ class FakeMachine(setup_env.Machine):
         return self.versions.get(distribution)
 
     def requirements(self, distribution: str) -> list[str]:
-        if distribution == "ttt_video" and "ttt_video" in self.modules:
-            return PROJECT_REQUIREMENTS
-        return []
+        return PROJECT_REQUIREMENTS if distribution == "ttt_video" and self.project else []
+
+    def project_folder(self) -> Path | None:
+        return self.project
 
     def import_error(self, module: str) -> str | None:
         return next((error for name, error in self.broken.items() if name in module), None)
@@ -108,7 +110,7 @@ class FakeMachine(setup_env.Machine):
         elif word.startswith("panopticapi"):
             self.add("panopticapi")
         elif word.startswith(str(ROOT)):
-            self.modules["ttt_video"] = ROOT / "ttt_video" / "__init__.py"
+            self.project = ROOT
             self.versions |= {"av": "18.1", "pytest": "9.2", "numpy": "1.26.4"}
             if "opencv" in word:
                 self.add("cv2", "opencv-python-headless", "4.11.0")
@@ -284,9 +286,9 @@ def test_second_run_notices_changed_requirements(machine: FakeMachine) -> None:
 
 def test_another_checkout_of_this_project_is_replaced(machine: FakeMachine) -> None:
     setup_env.set_up(machine)
-    machine.modules["ttt_video"] = machine.site_packages / "ttt_video" / "__init__.py"
+    machine.project = machine.site_packages
     setup_env.set_up(machine)
-    assert machine.modules["ttt_video"].parents[1] == ROOT
+    assert machine.project == ROOT
 
 
 def test_none_can_be_had_is_one_sentence(machine: FakeMachine) -> None:

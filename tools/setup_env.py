@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOICES = ("auto", "keep", "official", "wheel")
@@ -102,6 +104,17 @@ class Machine:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             return None
+
+    def project_folder(self) -> Path | None:
+        """Folder from which ttt_video is installed as editable, None if it is not."""
+        try:
+            text = importlib.metadata.distribution("ttt_video").read_text("direct_url.json")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        source = json.loads(text or "{}")
+        if not source.get("dir_info", {}).get("editable"):
+            return None
+        return Path(unquote(urlsplit(source["url"]).path)).resolve()
 
     def requirements(self, distribution: str) -> list[str]:
         """What an installed distribution requires, [] if it is not installed."""
@@ -195,8 +208,7 @@ def wanted(machine: Machine) -> str | None:
     for module in MODULES:
         if machine.origin(module) is None:
             return f"{module} is missing"
-    package = machine.origin("ttt_video")
-    if package is None or ROOT not in package.parents:
+    if machine.project_folder() != ROOT:
         return "ttt_video is not installed from this folder"
     required = [
         line
