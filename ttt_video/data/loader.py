@@ -1,0 +1,125 @@
+"""Training data as one numbered, reproducible sequence of samples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Seed python's and numpy's global generators inside the block, and restore them after it.
+
+    detectron2's augmentations draw from exactly these two.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    words = np.random.SeedSequence(entropy).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+class TrainingStream(Dataset):
+    """Sample number ``position`` of an endless training run, as a pure function of the seed.
+
+    Position p is sample ``p % N`` of the p // N-th shuffle of the N records, and its augmentation
+    is seeded by ``(seed, p)``. So a run can start at any position, and the number of workers,
+    processes, or interruptions changes nothing about what position p holds.
+
+    Args:
+        records: detectron2 dataset dicts; not modified.
+        mapper: turns a record into a model input.
+        seed: non-negative.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        seed: int,
+    ):
+        if not records:
+            raise ValueError("records must not be empty")
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, offset = divmod(position, len(self.records))
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(self.records)).tolist()
+        with seeded(self.seed, position):
+            return self.mapper(self.records[self._order[offset]])
+
+
+class _Positions(Sampler[int]):
+    """Endless positions of one process: of each global batch, its own consecutive share."""
+
+    def __init__(self, batch_size: int, rank: int, world_size: int):
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start_step = 0
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start_step
+        while True:
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
+            step += 1
+
+
+class TrainingLoader:
+    """Batches (lists of model inputs) of one process, from a settable training step on.
+
+    Args:
+        stream: the run's samples.
+        batch_size: images per step of this process; the steps' batches of all processes together
+            cover consecutive positions, so two processes of 8 see what one process of 16 sees.
+        num_workers: loading processes; 0 loads in this one.
+    """
+
+    def __init__(
+        self,
+        stream: TrainingStream,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.stream = stream
+        self._positions = _Positions(batch_size, rank, world_size)
+        self._loader = DataLoader(
+            stream,
+            batch_size=batch_size,
+            sampler=self._positions,
+            num_workers=num_workers,
+            collate_fn=_as_list,
+            # Its own generator: making an iterator must not draw from the global one, or the
+            # first step after a resume would see other random numbers.
+            generator=torch.Generator(),
+        )
+
+    def start_at(self, step: int) -> None:
+        """Make the next iterator begin with the batch of training step ``step`` (0-based)."""
+        self._positions.start_step = step
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return iter(self._loader)
+
+
+def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return samples
