@@ -1,0 +1,626 @@
+"""Checkpoint files in and out, and what load_weights does with each kind of weight."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import logging
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ttt_video.errors import UserError
+from ttt_video.modeling import weights as W
+from ttt_video.modeling._unpickle import RefusedContent, safe_unpickle
+
+
+class Head(nn.Module):
+    def __init__(self, queries: int, classes: int | None) -> None:
+        super().__init__()
+        self.pixel_decoder = nn.ModuleDict({"mask_features": nn.Conv2d(8, 8, 1)})
+        self.predictor = nn.ModuleDict(
+            {
+                "query_feat": nn.Embedding(queries, 8),
+                "query_embed": nn.Embedding(queries, 8),
+                "mask_embed": nn.Linear(8, 8),
+            }
+        )
+        if classes is not None:
+            self.predictor["class_embed"] = nn.Linear(8, classes + 1)
+
+
+class Toy(nn.Module):
+    """The names and shapes that matter, without the arithmetic."""
+
+    def __init__(self, channels: int = 4, classes: int = 3, recon: bool = True) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, 8, 4, 4)})
+        self.backbone.layers = nn.ModuleList([nn.Linear(8, 8)])
+        self.backbone.layers[0].register_buffer("relative_position_index", torch.arange(4))
+        self.sem_seg_head = Head(5, classes)
+        if recon:
+            self.recon_head = Head(6, None)
+        self.criterion = nn.Module()
+        self.criterion.register_buffer("empty_weight", torch.ones(classes + 1))
+
+
+def randomised(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict of the module's names and shapes with fresh values."""
+    return {
+        name: torch.randn_like(value) if value.is_floating_point() else value.clone()
+        for name, value in module.state_dict().items()
+    }
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+WEIGHTS = randomised(Toy())
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_every_format_gives_back_what_was_written(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    W.write_checkpoint(WEIGHTS, path, {"made by": "a test"})
+    assert same(W.read_checkpoint(path), WEIGHTS)
+    assert os.listdir(tmp_path) == [path.name]  # no temporary file stays behind
+
+
+def test_the_bytes_decide_the_format_not_the_name(tmp_path):
+    for i, (suffix, kind) in enumerate(
+        [(".safetensors", "safetensors"), (".pth", "torch"), (".pkl", "pickle")]
+    ):
+        made = tmp_path / f"{i}{suffix}"
+        W.write_checkpoint(WEIGHTS, made)
+        other = made.rename(tmp_path / f"model_final_{i}.pkl")
+        assert W.checkpoint_format(other) == kind
+        assert same(W.read_checkpoint(other), WEIGHTS)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: {"model": w, "optimizer": {"state": {}, "param_groups": []}, "iteration": 7},
+        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "epoch": 3},
+    ],
+    ids=["plain", "detectron2", "lightning-and-ddp"],
+)
+def test_torch_layouts(tmp_path, wrap, legacy):
+    path = tmp_path / "w.pth"
+    torch.save(wrap(WEIGHTS), path, _use_new_zipfile_serialization=not legacy)
+    assert same(W.read_checkpoint(path), WEIGHTS)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_model_zoo_pickles_of_every_protocol(tmp_path, protocol):
+    arrays = collections.OrderedDict((k, v.numpy()) for k, v in WEIGHTS.items())
+    zoo = {"model": arrays, "__author__": "someone", "matching_heuristics": True}
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(zoo, protocol=protocol))
+    assert same(W.read_checkpoint(path), WEIGHTS)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_of_either_numpy(tmp_path, protocol):
+    """numpy 2 writes numpy._core where numpy 1 writes numpy.core; both have to be read by both."""
+    data = pickle.dumps({"a": np.arange(6.0).reshape(2, 3)}, protocol=2)
+    core, private = b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n"
+    assert (core in data) != (private in data)
+    for module in (core, private):
+        swapped = data.replace(core, module).replace(private, module)
+        read = safe_unpickle(io.BytesIO(swapped))
+        np.testing.assert_array_equal(read["a"], np.arange(6.0).reshape(2, 3))
+
+
+def test_a_python_2_pickle():
+    """What Python 2's cPickle, protocol 2, wrote for {'w': array([1., 2.], float32)}.
+
+    Its strings are byte strings: the raw values come as one with bytes beyond ASCII.
+    """
+    data = (
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs."
+    )
+    np.testing.assert_array_equal(safe_unpickle(io.BytesIO(data))["w"], np.float32([1, 2]))
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=4),
+    dtype=st.sampled_from(["f2", "<f4", ">f4", "f8", "i1", ">i2", "i8", "u1", "?"]),
+    order=st.sampled_from(["C", "F"]),
+    protocol=st.integers(0, 5),
+    strided=st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_arrays_survive_the_safe_unpickler(shape, dtype, order, protocol, strided):
+    count = int(np.prod(shape))
+    array = np.asarray(np.arange(count).reshape(shape), dtype=dtype, order=order)
+    if strided and shape:
+        array = array[::-1]
+    read = safe_unpickle(io.BytesIO(pickle.dumps([array], protocol=protocol)))[0]
+    np.testing.assert_array_equal(read, array)
+    assert read.dtype == array.dtype.newbyteorder("=")
+    torch.from_numpy(np.ascontiguousarray(read))  # writable and native: torch takes it
+
+
+def test_torch_tensors_inside_a_plain_pickle():
+    """Mask2Former's ImageNet Swin .pkl files are dicts of torch tensors, pickled directly."""
+    stored = {
+        "a": torch.randn(3, 4).t(),
+        "b": nn.Parameter(torch.ones(2)),
+        "c": torch.ones(2).half(),
+    }
+    read = safe_unpickle(io.BytesIO(pickle.dumps(stored)))
+    assert same(read, {k: v.detach() for k, v in stored.items()})
+
+
+class Trap:
+    """Calls a function when it is unpickled the ordinary way."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path, protocol):
+    mark = tmp_path / "ran"
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": Trap(os.mkdir, str(mark))}}, protocol=protocol))
+    with pytest.raises(UserError, match=r"refused to load .*w\.pkl: it holds (posix|nt)\.mkdir"):
+        W.read_checkpoint(path)
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())
+    assert mark.exists()  # the trap works: nothing but the refusal held it back
+
+
+def test_a_trap_inside_a_pickled_tensor_is_refused_too(tmp_path):
+    """torch.storage._load_from_bytes unpickles its argument: it has to be restricted as well."""
+    mark = tmp_path / "ran"
+    inner = io.BytesIO()
+    torch.save(Trap(os.mkdir, str(mark)), inner, _use_new_zipfile_serialization=False)
+    outer = pickle.dumps(Trap(torch.storage._load_from_bytes, inner.getvalue()))
+    with pytest.raises(pickle.UnpicklingError):
+        safe_unpickle(io.BytesIO(outer))
+    assert not mark.exists()
+
+
+def test_a_torch_file_that_runs_code_is_refused_by_name(tmp_path):
+    mark = tmp_path / "ran"
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"w": Trap(os.mkdir, str(mark))}}, path)
+    with pytest.raises(UserError, match=r"refused to load .*w\.pth: it holds \w+\.mkdir"):
+        W.read_checkpoint(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [np.array(["text"]), np.array([object]), np.zeros(2, "f4,i4"), slice(1), print]
+)
+def test_what_is_no_number_is_refused(content):
+    with pytest.raises(RefusedContent):
+        safe_unpickle(io.BytesIO(pickle.dumps(content)))
+
+
+def test_a_crafted_dtype_state_has_no_effect():
+    """numpy's own unpickling lets a file set a dtype's flags and so read bytes as pointers."""
+    data = pickle.dumps(np.arange(2, dtype="i8"), protocol=2)
+    data = data.replace(b"i8", b"O8")
+    with pytest.raises(RefusedContent, match="dtype 'O8'"):
+        safe_unpickle(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_truncated_files_are_one_clear_line(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    W.write_checkpoint(WEIGHTS, path)
+    whole = path.read_bytes()
+    for share in (0.02, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=str(path)) as caught:
+            W.read_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x80\x04", b"PK\x03\x04", b"\x80\x05}"]))
+@settings(deadline=None, max_examples=200)
+def test_no_content_gets_past_the_error_message(tmp_path_factory, data, head):
+    path = tmp_path_factory.mktemp("fuzz", numbered=True) / "w.pkl"
+    path.write_bytes(head + data)
+    with pytest.raises(UserError):
+        W.read_checkpoint(path)
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    def message(name: str, content: bytes | None) -> str:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
+            W.read_checkpoint(path)
+        return str(caught.value)
+
+    assert "no checkpoint file" in message("missing.pth", None)
+    assert "is empty" in message("empty.safetensors", b"")
+    assert "is no checkpoint" in message("photo.png", b"\x89PNG\r\n\x1a\n" + bytes(20))
+    assert "holds no weights" in message("list.pkl", pickle.dumps([1, 2]))
+    assert "holds no weights" in message("none.pkl", pickle.dumps({}))
+    assert "'a' is a int" in message("number.pkl", pickle.dumps({"model": {"a": 3}}))
+    huge_header = struct.pack("<Q", 2**40) + json.dumps({}).encode()
+    assert "is it complete?" in message("huge.safetensors", huge_header)
+    with pytest.raises(UserError, match="no checkpoint file"):
+        W.read_checkpoint(tmp_path)  # a folder
+
+
+def test_a_url_that_cannot_be_fetched_is_one_clear_line():
+    url = "http://127.0.0.1:9/model.pkl"  # the discard port: nothing listens there
+    with pytest.raises(UserError, match=f"cannot fetch checkpoint {url}"):
+        W.read_checkpoint(url)
+
+
+def test_shared_strided_and_low_precision_tensors_are_written(tmp_path):
+    base = torch.randn(4, 6)
+    tensors = {
+        "a": base,
+        "view": base[0],
+        "t": base.t(),
+        "b": base.bfloat16(),
+        "n": torch.tensor(3),
+    }
+    W.save_safetensors(tensors, tmp_path / "w.safetensors")
+    assert same(W.read_checkpoint(tmp_path / "w.safetensors"), tensors)
+    W.write_checkpoint(tensors, tmp_path / "w.pkl")
+    read = W.read_checkpoint(tmp_path / "w.pkl")
+    assert read["b"].dtype == torch.float32
+    torch.testing.assert_close(read["b"], tensors["b"].float(), rtol=0, atol=0)
+
+
+def test_writing_says_what_it_cannot(tmp_path):
+    with pytest.raises(UserError, match=r"extension is \.safetensors, \.pth or \.pkl"):
+        W.write_checkpoint(WEIGHTS, tmp_path / "w.onnx")
+    with pytest.raises(UserError, match="cannot write"):
+        W.write_checkpoint(WEIGHTS, tmp_path / "no folder" / "w.pth")
+    with pytest.raises(UserError, match="name it"):
+        W.save_safetensors(WEIGHTS, tmp_path / "w.pth")
+    assert os.listdir(tmp_path) == []
+
+
+# ---- hash
+
+
+def test_hash_changes_with_every_part_and_with_nothing_else():
+    model = Toy()
+    model.load_state_dict(WEIGHTS)
+    first = W.weights_hash(WEIGHTS)
+    assert first == W.weights_hash(model)
+    assert len(first) == 64
+    assert first == W.weights_hash(dict(reversed(WEIGHTS.items())))
+    assert first == W.weights_hash({k: v.clone() for k, v in WEIGHTS.items()})
+    a = torch.tensor([1.0, 2.0])
+    variants = [{"a": a}, {"b": a}, {"a": a[None]}, {"a": a.double()}, {"a": a.view(torch.int32)}]
+    variants += [{"a": torch.tensor([1.0, 2.0000002])}, {"a": torch.tensor([2.0, 1.0])}, {}]
+    assert len({W.weights_hash(v) for v in variants}) == len(variants)
+    strided = torch.stack([a, a], 1)[:, 0]
+    assert W.weights_hash({"a": strided}) == W.weights_hash({"a": a})
+
+
+def test_hash_of_other_dtypes():
+    """Written out by hand: SHA-256 of the JSON line and the raw little-endian values."""
+    import hashlib
+
+    expected = hashlib.sha256(b'["a", "torch.float16", [2]]' + np.float16([1, 2]).tobytes())
+    assert W.weights_hash({"a": torch.tensor([1, 2]).half()}) == expected.hexdigest()
+    for dtype in (torch.bfloat16, torch.bool, torch.int64):
+        W.weights_hash({"scalar": torch.ones((), dtype=dtype), "none": torch.ones(0, dtype=dtype)})
+
+
+# ---- fitting
+
+
+def test_a_matching_file_lands_whole():
+    model = Toy()
+    report = W.load_weights(model, WEIGHTS)
+    assert same(model.state_dict(), WEIGHTS)
+    assert sorted(report.loaded) == sorted(WEIGHTS)
+    others = (report.widened, report.copied, report.new, report.unused, report.mismatched)
+    assert not any(others)
+    assert not report.renamed
+
+
+def test_values_take_the_models_dtype():
+    model = Toy().half()
+    W.load_weights(model, {k: v.double() for k, v in WEIGHTS.items()})
+    weight = model.sem_seg_head.predictor["mask_embed"].weight
+    assert weight.dtype == torch.float16
+    torch.testing.assert_close(
+        weight.float(), WEIGHTS["sem_seg_head.predictor.mask_embed.weight"], rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("extra", ["init", "zero"])
+def test_three_channels_are_widened(extra):
+    published = randomised(Toy(channels=3, recon=False))
+    model = Toy()
+    before = model.backbone.patch_embed["proj"].weight.detach().clone()
+    report = W.load_weights(model, published, extra_channels=extra, allow_new=("recon_head.",))
+    name = "backbone.patch_embed.proj.weight"
+    assert report.widened == [W.ShapeDifference(name, (8, 3, 4, 4), (8, 4, 4, 4))]
+    conv = model.backbone.patch_embed["proj"]
+    assert torch.equal(conv.weight[:, :3], published[name])
+    assert torch.equal(conv.weight[:, 3], before[:, 3] if extra == "init" else before[:, 3] * 0)
+    assert all(n.startswith("recon_head.") for n in report.new)
+    assert len(report.new) == 6
+
+
+def test_a_zero_extra_channel_changes_nothing_in_the_output():
+    published = randomised(Toy(channels=3, recon=False))
+    three, four = Toy(channels=3, recon=False), Toy(recon=False)
+    W.load_weights(three, published)
+    W.load_weights(four, published, extra_channels="zero")
+    rgb = torch.randn(2, 3, 8, 8)
+    rgbv = torch.cat([rgb, torch.ones(2, 1, 8, 8)], 1)
+    torch.testing.assert_close(
+        four.backbone.patch_embed["proj"](rgbv), three.backbone.patch_embed["proj"](rgb)
+    )
+
+
+def test_a_resnet_stem_is_widened_and_other_convolutions_are_not():
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.stem = nn.ModuleDict({"conv1": nn.Conv2d(4, 8, 7, bias=False)})
+    model.backbone.res2 = nn.Conv2d(4, 8, 1, bias=False)
+    stem = {"backbone.stem.conv1.weight": torch.randn(8, 3, 7, 7)}
+    W.load_weights(model, {**stem, "backbone.res2.weight": torch.randn(8, 4, 1, 1)})
+    assert torch.equal(
+        model.backbone.stem["conv1"].weight[:, :3], stem["backbone.stem.conv1.weight"]
+    )
+    with pytest.raises(UserError, match="1 have another shape"):
+        W.load_weights(model, {**stem, "backbone.res2.weight": torch.randn(8, 2, 1, 1)})
+
+
+def test_g_from_h_fills_what_has_the_same_shape():
+    published = {k: v for k, v in WEIGHTS.items() if not k.startswith("recon_head.")}
+    model = Toy()
+    report = W.load_weights(
+        model, published, init_recon_from_main=True, allow_new=("recon_head.predictor.query_",)
+    )
+    state = model.state_dict()
+    assert sorted(report.copied) == [
+        f"recon_head.{n}"
+        for n in (
+            "pixel_decoder.mask_features.bias",
+            "pixel_decoder.mask_features.weight",
+            "predictor.mask_embed.bias",
+            "predictor.mask_embed.weight",
+        )
+    ]
+    for name in report.copied:
+        assert torch.equal(state[name], WEIGHTS[name.replace("recon_head", "sem_seg_head")])
+    # 5 queries in h, 6 in g: they stay as they were made
+    assert sorted(report.new) == [
+        "recon_head.predictor.query_embed.weight",
+        "recon_head.predictor.query_feat.weight",
+    ]
+
+
+def test_g_is_never_overwritten_by_h():
+    model = Toy()
+    report = W.load_weights(model, WEIGHTS, init_recon_from_main=True)
+    assert report.copied == []
+    assert same(model.state_dict(), WEIGHTS)
+
+
+def test_older_head_names():
+    """Mask2Former before version 2 of its head: no ``pixel_decoder``, and ``static_query``."""
+    old = {
+        k.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace(
+            "query_feat", "static_query"
+        ): v
+        for k, v in WEIGHTS.items()
+    }
+    assert old.keys() != WEIGHTS.keys()
+    model = Toy()
+    report = W.load_weights(model, old)
+    assert same(model.state_dict(), WEIGHTS)
+    assert (
+        "sem_seg_head.mask_features.weight",
+        "sem_seg_head.pixel_decoder.mask_features.weight",
+    ) in report.renamed
+    assert "renamed     4 older names" in report.table()
+
+
+def test_an_imagenet_backbone():
+    """No prefix, 3 channels, a classifier and attention masks that nobody needs."""
+    prefix = "backbone."
+    imagenet = {
+        k.removeprefix(prefix): v for k, v in randomised(Toy(3)).items() if k.startswith(prefix)
+    }
+    extra = {"head.weight": torch.ones(2), "layers.0.attn_mask": torch.ones(2)}
+    model = Toy()
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    report = W.load_weights(
+        model, {**imagenet, **extra}, allow_new=W.EVERYTHING, allow_unused=("head.",)
+    )
+    assert sorted(report.unused) == sorted(extra)
+    state = model.state_dict()
+    for name, value in imagenet.items():
+        loaded = state[prefix + name]
+        assert torch.equal(loaded[:, :3] if loaded.dim() == 4 else loaded, value)
+    for name in report.new:
+        assert torch.equal(state[name], start[name])
+    with pytest.raises(UserError, match=r"of the model are missing, 1 are not in the model"):
+        W.load_weights(model, {**imagenet, **extra})
+
+
+def test_config_buffers_may_be_absent():
+    weights = {k: v for k, v in WEIGHTS.items() if not k.endswith(("_index", "empty_weight"))}
+    report = W.load_weights(Toy(), weights)
+    assert sorted(report.new) == [
+        "backbone.layers.0.relative_position_index",
+        "criterion.empty_weight",
+    ]
+
+
+def test_another_number_of_classes_is_a_table_and_no_change():
+    model = Toy(classes=3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        W.load_weights(model, randomised(Toy(classes=7)), source="coco.pkl")
+    first, *table = str(caught.value).splitlines()
+    assert "coco.pkl do not fit: 3 have another shape" in first
+    assert "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in first
+    name = "sem_seg_head.predictor.class_embed.weight"
+    assert f"mismatched  {name}: (8, 8) in the file, (4, 8) in the model" in table
+    assert same(model.state_dict(), before)
+
+    names = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
+    report = W.load_weights(model, randomised(Toy(classes=7)), allow_mismatched=names)
+    assert [m.name for m in report.mismatched] == [n for n in before if n.startswith(names)]
+    assert torch.equal(model.state_dict()[name], before[name])
+
+
+def test_missing_and_left_over_weights_are_errors_unless_expected():
+    part = {k: v for k, v in WEIGHTS.items() if "mask_embed" not in k}
+    with pytest.raises(UserError, match="4 of the model are missing"):
+        W.load_weights(Toy(), part)
+    with pytest.raises(UserError, match="2 of the model are missing"):
+        W.load_weights(Toy(), part, allow_new=("recon_head.",))
+    deeper = {**WEIGHTS, "backbone.layers.1.weight": torch.ones(8, 8)}
+    with pytest.raises(UserError, match="1 are not in the model"):
+        W.load_weights(Toy(), deeper)
+
+
+def test_a_file_with_nothing_of_the_model_is_always_an_error():
+    with pytest.raises(UserError, match="none of them is in the model"):
+        W.load_weights(
+            Toy(), {"fc.weight": torch.ones(2)}, allow_new=W.EVERYTHING, allow_unused=W.EVERYTHING
+        )
+
+
+def test_table_is_short_for_many_names():
+    report = W.LoadReport("big.pkl")
+    report.loaded = [f"backbone.layers.{i}.weight" for i in range(500)]
+    report.new = [f"recon_head.pixel_decoder.layer_{i}.weight" for i in range(200)]
+    lines = report.table().splitlines()
+    assert len(lines) < 8
+    assert any("recon_head.pixel_decoder.* (200 tensors)" in line for line in lines)
+    row = next(line.split() for line in lines if line.startswith("backbone"))
+    assert row == ["backbone", "500", ".", ".", ".", ".", "."]
+
+
+# ---- channels
+
+
+def test_channels_there_and_back():
+    three = randomised(Toy(channels=3))
+    four = W.set_input_channels(three, 4)
+    assert four["backbone.patch_embed.proj.weight"].shape == (8, 4, 4, 4)
+    assert same(W.set_input_channels(four, 3), three)
+    assert same(W.set_input_channels(four, 4), four)
+
+
+def test_dropping_the_visibility_channel_keeps_fully_visible_outputs():
+    converted = W.set_input_channels(WEIGHTS, 3)
+    three, four = Toy(channels=3), Toy(channels=4)
+    W.load_weights(three, converted)
+    W.load_weights(four, WEIGHTS)
+    rgb = torch.randn(2, 3, 8, 8)
+    rgbv = torch.cat([rgb, torch.ones(2, 1, 8, 8)], 1)
+    torch.testing.assert_close(
+        three.backbone.patch_embed["proj"](rgb), four.backbone.patch_embed["proj"](rgbv)
+    )
+
+
+def test_channels_refuse_what_makes_no_sense():
+    with pytest.raises(UserError, match="3 or 4, not 5"):
+        W.set_input_channels(WEIGHTS, 5)
+    with pytest.raises(UserError, match="no first convolution"):
+        W.set_input_channels({"fc.weight": torch.ones(2, 2)}, 3)
+
+
+# ---- checkpointer
+
+
+class Counter:
+    """Something beside the model that a checkpointer saves."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.value = state["value"]
+
+
+def test_checkpointer_resumes_its_own_files(tmp_path):
+    model, counter = Toy(), Counter()
+    saver = W.TTTCheckpointer(model, str(tmp_path), counter=counter)
+    counter.value = 5
+    saver.save("model_0", iteration=41)
+
+    fresh, other = Toy(), Counter()
+    checkpointer = W.TTTCheckpointer(fresh, str(tmp_path), counter=other)
+    rest = checkpointer.resume_or_load("nothing.pth", resume=True)
+    assert same(fresh.state_dict(), model.state_dict())
+    assert (other.value, rest["iteration"]) == (5, 41)
+    assert checkpointer.report is not None
+    assert not checkpointer.report.new
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_checkpointer_starts_from_every_format_and_says_so(tmp_path, caplog, suffix):
+    path = tmp_path / f"start{suffix}"
+    published = randomised(Toy(channels=3, recon=False))
+    W.write_checkpoint({**published, "more": torch.ones(1)}, path)
+    model, counter = Toy(), Counter()
+    checkpointer = W.TTTCheckpointer(model, str(tmp_path), counter=counter)
+    with caplog.at_level(logging.WARNING, logger="ttt_video"):
+        checkpointer.resume_or_load(str(path), resume=False)
+    assert torch.equal(model.criterion.empty_weight, published["criterion.empty_weight"])
+    assert "widened     backbone.patch_embed.proj.weight" in caplog.text
+    assert "unused      more" in caplog.text
+    with pytest.raises(UserError, match="do not fit"):
+        checkpointer.load(str(path))  # the same file, to evaluate or to go on: not enough
+    checkpointer.resume_or_load(str(path), resume=False)  # and a failure leaves nothing behind
+
+
+def test_checkpointer_errors_are_ours(tmp_path):
+    checkpointer = W.TTTCheckpointer(Toy(), str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint file"):
+        checkpointer.load(str(tmp_path / "gone.pth"))
+    path = tmp_path / "w.pth"
+    W.write_checkpoint(randomised(Toy(classes=9)), path)
+    with pytest.raises(UserError, match="have another shape"):
+        checkpointer.resume_or_load(str(path), resume=False)
+    assert checkpointer.load("") == {}  # no path: from scratch, as in detectron2
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_detectron2_reads_what_we_write(tmp_path, suffix):
+    """DefaultPredictor loads through detectron2's own checkpointer."""
+    path = tmp_path / f"w{suffix}"
+    W.write_checkpoint(WEIGHTS, path)
+    model = Toy()
+    DetectionCheckpointer(model).load(str(path))
+    assert same(model.state_dict(), WEIGHTS)

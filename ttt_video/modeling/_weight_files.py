@@ -1,0 +1,226 @@
+"""Checkpoint files: three formats in and out, as plain ``{name: tensor}`` dicts on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._unpickle import RefusedContent, safe_unpickle
+
+CheckpointFormat = Literal["safetensors", "torch", "pickle"]
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_NESTED_UNDER = ("model", "state_dict")
+_REFUSED = (
+    "refused to load {path}: it holds {what}, and weights need only arrays and containers;"
+    " if you trust it, load it yourself and save its state dict"
+)
+
+
+def checkpoint_format(path: str | os.PathLike[str]) -> CheckpointFormat:
+    """Tell the format of a local file from its first bytes (names lie: many .pkl are torch files).
+
+    Raises:
+        UserError: if the file is empty or none of the three.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
+        return "torch"
+    if head[8:9] == b"{":  # after the 8-byte length of the JSON header
+        return "safetensors"
+    if head.startswith(b"\x80") or (head and Path(path).suffix == ".pkl"):
+        return "pickle"
+    what = "is empty" if not head else f"is no checkpoint (it starts with {head[:8]!r})"
+    raise UserError(f"{path} {what}; expected a .safetensors, .pth or .pkl file")
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint onto the CPU.
+
+    Args:
+        path: a local path, or anything detectron2's PathManager knows (``https://``,
+            ``detectron2://``, ``ttt_video://``). Formats: safetensors; torch files (``.pth``,
+            ``.pt``, ``.bin``; read with ``weights_only=True``); pickles of arrays (``.pkl``).
+            Weights under a "model" or "state_dict" key are unwrapped, and the "module." prefix of
+            data-parallel training is removed.
+
+    Returns:
+        Name to tensor, dtypes as stored.
+
+    Raises:
+        UserError: missing, truncated or foreign file, or one that holds more than data.
+    """
+    return weights_in(read_file(local_file(path)), str(path))
+
+
+def local_file(path: str | os.PathLike[str]) -> str:
+    """The local path of a file or URL, downloaded if need be; UserError if there is none."""
+    try:
+        local = PathManager.get_local_path(os.fspath(path))
+    except OSError as error:  # includes failed downloads
+        raise UserError(f"cannot fetch checkpoint {path}: {error}") from error
+    if not os.path.isfile(local):
+        raise UserError(f"no checkpoint file {path}; give a file or a URL")
+    return local
+
+
+def read_file(path: str) -> Any:
+    """The content of a local checkpoint file: whatever it holds, usually nested dicts."""
+    kind = checkpoint_format(path)
+    try:
+        if kind == "safetensors":
+            return safetensors.torch.load_file(path)
+        if kind == "torch":
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            return safe_unpickle(file)
+    except RefusedContent as error:
+        raise UserError(_REFUSED.format(path=path, what=error.what)) from error
+    except SafetensorError as error:
+        raise UserError(f"cannot read {path}: {error}; is it complete?") from error
+    except Exception as error:  # a damaged pickle stream can raise almost any type
+        reason = str(error)
+        refused = re.search(r"unsupported global:?\s+(?:GLOBAL\s+)?(\S+)", reason, re.IGNORECASE)
+        if refused:
+            raise UserError(_REFUSED.format(path=path, what=refused[1])) from error
+        reason = reason.partition("WeightsUnpickler error: ")[2] or reason
+        brief = " ".join(reason.split())[:160] or type(error).__name__
+        raise UserError(f"cannot read {path} ({brief}); is it complete?") from error
+
+
+def weights_in(content: Any, source: str) -> dict[str, Tensor]:
+    """The state dict within what a file holds; UserError if there is none."""
+    while isinstance(content, Mapping):
+        key = next((k for k in _NESTED_UNDER if isinstance(content.get(k), Mapping)), None)
+        if key is None:
+            break
+        content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{source} holds no weights: expected names with arrays")
+    weights = {}
+    for name, value in content.items():
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = torch.from_numpy(np.asarray(value))
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{source} holds no plain weights: entry {name!r} is a {type(value).__name__}, not"
+                " an array; give a file with the model's state dict, alone or under 'model'"
+            )
+        weights[name.removeprefix("module.")] = value.detach()
+    return weights
+
+
+def write_checkpoint(
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights in the format of the file's extension, whole or not at all.
+
+    Args:
+        weights: name to tensor, on any device; tensors that share memory are written apart.
+        path: ``.safetensors``, ``.pth`` (under "model", as detectron2 does) or ``.pkl`` (numpy
+            arrays under "model", as in detectron2's model zoo; bfloat16, which numpy has not,
+            becomes float32). An existing file is replaced.
+        metadata: strings for the header of a safetensors file, such as the command that made it.
+
+    Raises:
+        UserError: for any other extension.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth", ".pkl"):
+        raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            if path.suffix == ".safetensors":
+                file.write(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
+            elif path.suffix == ".pth":
+                torch.save({"model": tensors}, file)
+            else:
+                content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
+                pickle.dump(content, file, protocol=4)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_safetensors(
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """:func:`write_checkpoint` for the one format that shipped weights use."""
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"cannot write {path}: name it .safetensors")
+    write_checkpoint(weights, path, metadata)
+
+
+def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
+
+
+def set_input_channels(weights: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """Convert weights between 3 (RGB) and 4 (RGB and visibility) input channels.
+
+    On fully visible images the converted weights compute what the original ones do: a new channel
+    is zero, and one that is taken away goes into the convolution's bias. Where there is no bias
+    (ResNet's first convolution) it is dropped, which changes the outputs.
+
+    Raises:
+        UserError: if `channels` is neither, or no first convolution is recognised.
+    """
+    if channels not in (3, 4):
+        raise UserError(f"input channels are 3 or 4, not {channels}")
+    name = input_convolution(weights)
+    if name is None:
+        raise UserError("no first convolution with 3 or 4 input channels among the weights")
+    converted = dict(weights)
+    kernel = weights[name]
+    if channels > kernel.shape[1]:
+        converted[name] = torch.cat([kernel, torch.zeros_like(kernel[:, :1])], dim=1)
+    elif channels < kernel.shape[1]:
+        converted[name] = kernel[:, :channels].clone()
+        bias = f"{name.removesuffix('weight')}bias"
+        if bias in weights:
+            converted[bias] = weights[bias] + kernel[:, channels:].sum(dim=(1, 2, 3))
+    return converted
+
+
+def input_convolution(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the convolution that sees the image: Swin's patch embedding, a ResNet's stem."""
+    for name, value in weights.items():
+        if name.endswith(("patch_embed.proj.weight", "stem.conv1.weight")) and value.dim() == 4:
+            return name
+    return None
+
+
+def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over sorted names, dtypes, shapes and values; the same on every device."""
+    if isinstance(weights, nn.Module):
+        weights = weights.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,378 @@
+"""Fitting weights to a model and reporting what became of each. No model is built here.
+
+Names are those of Mask2Former and of the authors' release, so published checkpoints need no
+mapping. What differs between generations of checkpoints (older head names, ImageNet backbones
+without prefix, 3 instead of 4 input channels) is handled in one place and reported, never silent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._weight_files import (
+    checkpoint_format,
+    input_convolution,
+    local_file,
+    read_checkpoint,
+    read_file,
+    save_safetensors,
+    set_input_channels,
+    weights_hash,
+    weights_in,
+    write_checkpoint,
+)
+
+__all__ = [
+    "EVERYTHING",
+    "LoadReport",
+    "ShapeDifference",
+    "TTTCheckpointer",
+    "checkpoint_format",
+    "input_convolution",
+    "load_weights",
+    "read_checkpoint",
+    "save_safetensors",
+    "set_input_channels",
+    "weights_hash",
+    "write_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+EVERYTHING = ("",)
+"""As prefixes of allowed names: every name."""
+
+# Entries that follow from the configuration: neither missing nor left over when only one side has
+# them. Older Swin checkpoints keep attention masks, older detectron2 models the pixel statistics.
+_FROM_CONFIG = (
+    "relative_position_index",
+    "attn_mask",
+    "empty_weight",
+    "num_batches_tracked",
+    "pixel_mean",
+    "pixel_std",
+)
+
+
+class ShapeDifference(NamedTuple):
+    """A weight whose shape in the file is not the model's."""
+
+    name: str
+    file_shape: tuple[int, ...]
+    model_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.file_shape} in the file, {self.model_shape} in the model"
+
+
+@dataclass
+class LoadReport:
+    """What became of every weight of a file and of a model. Names are the model's, if it has them.
+
+    Attributes:
+        source: where the weights came from, for messages.
+        loaded: taken as they are.
+        widened: first convolutions that got further input channels.
+        copied: weights of the decoder g taken from the main head h.
+        new: in the model only, kept at their initialisation.
+        unused: in the file only.
+        mismatched: in both with different shapes; the model's were kept.
+        renamed: (name in the file, name in the model) of loaded weights with an older name.
+    """
+
+    source: str = "weights"
+    loaded: list[str] = field(default_factory=list)
+    widened: list[ShapeDifference] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    mismatched: list[ShapeDifference] = field(default_factory=list)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+
+    def _columns(self) -> dict[str, list[str]]:
+        return {
+            "loaded": self.loaded,
+            "widened": [w.name for w in self.widened],
+            "copied from h": self.copied,
+            "new": self.new,
+            "unused": self.unused,
+            "mismatched": [m.name for m in self.mismatched],
+        }
+
+    def table(self) -> str:
+        """Number of tensors per part of the model and fate, then the exceptions by name."""
+        columns = self._columns()
+        parts = sorted({_part(name) for names in columns.values() for name in names})
+        width = max(map(len, [*parts, "tensors"]))
+        lines = [f"weights from {self.source}", "  ".join(["tensors".ljust(width), *columns])]
+        for part in parts:
+            counts = (sum(_part(name) == part for name in names) for names in columns.values())
+            cells = (f"{count or '.':>{len(c)}}" for c, count in zip(columns, counts, strict=True))
+            lines.append("  ".join([part.ljust(width), *cells]))
+        lines += [f"widened     {w}" for w in self.widened]
+        lines += [f"new         {name}" for name in _summarise(self.new)]
+        lines += [f"unused      {name}" for name in _summarise(self.unused)]
+        lines += [f"mismatched  {m}" for m in self.mismatched]
+        if self.renamed:
+            old, new = self.renamed[0]
+            lines.append(f"renamed     {len(self.renamed)} older names, such as {old} -> {new}")
+        return "\n".join(lines)
+
+    def raise_if_unfit(
+        self,
+        *,
+        allow_new: Sequence[str] = (),
+        allow_unused: Sequence[str] = (),
+        allow_mismatched: Sequence[str] = (),
+    ) -> None:
+        """Raise unless every exception is one that the caller expects.
+
+        Args:
+            allow_new: prefixes of names the file need not have.
+            allow_unused: prefixes of names the model need not have.
+            allow_mismatched: prefixes of names whose shape may differ (kept at initialisation).
+
+        Raises:
+            UserError: what does not fit in the first line, then the table. Also when nothing at
+                all was loaded, whatever is allowed.
+        """
+        problems = []
+        mismatched = _beyond([m.name for m in self.mismatched], allow_mismatched)
+        if not self.loaded and not self.widened:
+            problems.append("none of them is in the model")
+        if mismatched:
+            problems.append(f"{len(mismatched)} have another shape")
+        for names, allowed, text in (
+            (self.new, allow_new, "of the model are missing"),
+            (self.unused, allow_unused, "are not in the model"),
+        ):
+            unexpected = [n for n in _beyond(names, allowed) if not n.endswith(_FROM_CONFIG)]
+            if unexpected:
+                problems.append(f"{len(unexpected)} {text}")
+        if not problems:
+            return
+        hint = "use the config the weights were trained with"
+        if any(".class_embed." in name for name in mismatched):
+            hint = "another number of classes? set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the file's"
+        raise UserError(
+            f"the weights in {self.source} do not fit: {', '.join(problems)}; {hint}\n"
+            + self.table()
+        )
+
+
+def _beyond(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
+    return [name for name in names if not name.startswith(tuple(prefixes))]
+
+
+def _part(name: str) -> str:
+    """The row of the table a name belongs to: backbone, sem_seg_head.predictor, ..."""
+    modules = name.split(".")[:-1]
+    return (
+        ".".join(modules[: 2 if name.startswith(("sem_seg_head.", "recon_head.")) else 1]) or name
+    )
+
+
+def _summarise(names: Sequence[str], limit: int = 12) -> list[str]:
+    """Names one by one if they are few, else the modules they are in, with counts."""
+    depth = max((name.count(".") for name in names), default=0)
+    groups = dict.fromkeys(names, 1)
+    while len(groups) > limit and depth > 0:
+        groups = {}
+        for name in names:
+            pieces = name.split(".")
+            key = name if len(pieces) <= depth else ".".join(pieces[:depth]) + ".*"
+            groups[key] = groups.get(key, 0) + 1
+        depth -= 1
+    return [name if n == 1 else f"{name} ({n} tensors)" for name, n in groups.items()]
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str = "weights",
+    extra_channels: Literal["init", "zero"] = "init",
+    init_recon_from_main: bool = False,
+    allow_new: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
+    allow_mismatched: Sequence[str] = (),
+) -> LoadReport:
+    """Copy weights into a model by name: everything is checked before anything is changed.
+
+    Older names are understood (Mask2Former's ``static_query`` and heads without
+    ``pixel_decoder``), and so are backbones without ``backbone.`` prefix (ImageNet checkpoints).
+    A first convolution with fewer input channels than the model's fills the model's first ones.
+    As it stands a call accepts only weights that cover the model and nothing more, as evaluation
+    needs; what a starting point for training may lack is said by prefixes (:data:`EVERYTHING`).
+
+    Args:
+        model: any module; parameters and buffers keep their device and dtype.
+        weights: name to tensor.
+        source: file name for messages.
+        extra_channels: a widened convolution's further channels keep the model's initialisation
+            ("init"), or are zero ("zero": the model computes exactly what the file's did).
+        init_recon_from_main: fill the decoder g (``recon_head``) from the main head h where the
+            file has no g; its queries, of another number, stay new.
+        allow_new: prefixes of names the file need not have.
+        allow_unused: prefixes of names the model need not have.
+        allow_mismatched: prefixes of names whose shape may differ.
+
+    Raises:
+        UserError: if the weights do not fit; the model is unchanged.
+    """
+    target = model.state_dict()
+    report = LoadReport(source)
+    values: dict[str, Tensor] = {}
+    for file_name, value in weights.items():
+        name = _model_name(file_name, target)
+        if name not in target:
+            report.unused.append(name)
+            continue
+        if name != file_name:
+            if name in weights:
+                report.unused.append(file_name)
+                continue
+            report.renamed.append((file_name, name))
+        own = target[name]
+        if value.shape == own.shape:
+            report.loaded.append(name)
+            values[name] = value
+        elif _is_narrower_input(name, value, own):
+            report.widened.append(ShapeDifference(name, tuple(value.shape), tuple(own.shape)))
+            extra = own[:, value.shape[1] :]
+            extra = torch.zeros_like(extra) if extra_channels == "zero" else extra
+            values[name] = torch.cat([value.to(extra), extra], dim=1)
+        else:
+            report.mismatched.append(ShapeDifference(name, tuple(value.shape), tuple(own.shape)))
+
+    seen = values.keys() | {m.name for m in report.mismatched}
+    has_recon = any(name.startswith("recon_head.") for name in seen)
+    for name in target.keys() - seen:
+        main = values.get(name.replace("recon_head.", "sem_seg_head.", 1))
+        if (
+            init_recon_from_main
+            and not has_recon
+            and name.startswith("recon_head.")
+            and main is not None
+            and main.shape == target[name].shape
+        ):
+            values[name] = main
+    report.copied = [n for n in target if n in values and n not in seen]
+    report.new = [n for n in target if n not in values and n not in seen]
+
+    report.raise_if_unfit(
+        allow_new=allow_new, allow_unused=allow_unused, allow_mismatched=allow_mismatched
+    )
+    with torch.no_grad():
+        for name, value in values.items():
+            target[name].copy_(value)
+    return report
+
+
+def _model_name(name: str, model_names: Mapping[str, Any]) -> str:
+    """The model's name for a weight, or the name itself when the model has nothing like it."""
+    candidates = [name, name.replace("predictor.static_query.", "predictor.query_feat.")]
+    for head in ("sem_seg_head.", "recon_head."):
+        if name.startswith(head):
+            candidates.append(f"{head}pixel_decoder.{name.removeprefix(head)}")
+    candidates.append(f"backbone.{name}")
+    return next((c for c in candidates if c in model_names), name)
+
+
+def _is_narrower_input(name: str, value: Tensor, own: Tensor) -> bool:
+    """Whether this is a backbone's first convolution, with fewer image channels than the model's.
+
+    Only there are 3 channels colours: no other convolution of the backbones has so few.
+    """
+    return (
+        name.startswith("backbone.")
+        and value.dim() == own.dim() == 4
+        and value.shape[1] == 3 < own.shape[1]
+        and value.shape[0] == own.shape[0]
+        and value.shape[2:] == own.shape[2:]
+    )
+
+
+class TTTCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer for all formats, with the rules and the report of this module.
+
+    :meth:`load` takes what it saved itself or a checkpoint to evaluate: the weights have to cover
+    the model and nothing more, but for what the arguments allow. :meth:`resume_or_load` loads a
+    run's own checkpoint under the same rules, and else a *starting point*, which may lack parts
+    of the model and may have others. Shapes that differ are an error in both.
+
+    Args:
+        model: the model to load into and to save.
+        save_dir: where checkpoints are written.
+        allow_new, allow_unused, allow_mismatched, extra_channels, init_recon_from_main: as in
+            :func:`load_weights`.
+        checkpointables: further objects to save and load, as in detectron2.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow_new: Sequence[str] = (),
+        allow_unused: Sequence[str] = (),
+        allow_mismatched: Sequence[str] = (),
+        extra_channels: Literal["init", "zero"] = "init",
+        init_recon_from_main: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._options: dict[str, Any] = {
+            "allow_new": allow_new,
+            "allow_unused": allow_unused,
+            "allow_mismatched": allow_mismatched,
+            "extra_channels": extra_channels,
+            "init_recon_from_main": init_recon_from_main,
+        }
+        self.report: LoadReport | None = None  # of the last load
+        self._source = ""
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights and (of detectron2's own files) the other checkpointables; see the class.
+
+        Raises:
+            UserError: no such file, an unreadable one, or weights that do not fit.
+        """
+        self._source = path
+        if path:
+            path = local_file(path)
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # detectron2 leaves it set when a load fails
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load this run's last checkpoint if `resume`, else the starting point at `path`."""
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        strict = self._options
+        self._options = {**strict, "allow_new": EVERYTHING, "allow_unused": EVERYTHING}
+        try:
+            return self.load(path, checkpointables=[])
+        finally:
+            self._options = strict
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = read_file(filename)
+        weights = weights_in(content, self._source)
+        others = content if "model" in content else {}
+        return {**others, "model": weights}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint.pop("model")
+        self.report = load_weights(self.model, weights, source=self._source, **self._options)
+        as_expected = not (self.report.widened or self.report.new or self.report.unused)
+        logger.log(logging.INFO if as_expected else logging.WARNING, "%s", self.report.table())
