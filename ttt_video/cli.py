@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
-import ttt_video
+from . import __file__ as PACKAGE_FILE
 
 from .config import get_cfg, validate_config
 from .errors import UserError
@@ -21,7 +21,7 @@ PRESETS = ("paper", "release")
 
 def config_dir() -> Path:
     """The folder of the shipped configs: inside an installed package, else beside it."""
-    package = Path(ttt_video.__file__).parent
+    package = Path(PACKAGE_FILE).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -1,0 +1,18 @@
+"""The model: encoder f, main-task head h, reconstruction decoder g."""
+
+from .backbone import SwinTransformerTTT
+from .heads import MaskFormerTTTHead, ReconstructionHead
+from .masking import random_patch_mask
+from .meta_arch import MaskFormerTTT
+from .pixel_decoder import PIXEL_DECODER_REGISTRY
+from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+
+__all__ = [
+    "PIXEL_DECODER_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
+    "MaskFormerTTT",
+    "MaskFormerTTTHead",
+    "ReconstructionHead",
+    "SwinTransformerTTT",
+    "random_patch_mask",
+]

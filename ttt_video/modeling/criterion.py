@@ -1,0 +1,143 @@
+"""The main-task loss l_m: Mask2Former's, with point sampling and deep supervision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import (
+    get_uncertain_point_coords_with_randomness,
+    point_sample,
+)
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .matcher import HungarianMatcher, Match, Target
+
+
+def sigmoid_cross_entropy(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
+    """Binary cross-entropy of (N, P) points, averaged over points and summed over masks / n."""
+    loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    return loss.mean(1).sum() / num_masks
+
+
+def dice(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
+    """Dice loss of (N, P) points, smoothed by 1, summed over masks / n."""
+    probs = logits.sigmoid()
+    overlap = 2 * (probs * masks).sum(-1)
+    total = probs.sum(-1) + masks.sum(-1)
+    return (1 - (overlap + 1) / (total + 1)).sum() / num_masks
+
+
+class SetCriterion(nn.Module):
+    """Losses between matched queries and masks, for the last and every supervised prediction."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        matcher: HungarianMatcher,
+        weights: dict[str, float],
+        no_object_weight: float,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+    ) -> None:
+        """
+        Args:
+            num_classes: K, without "no object".
+            matcher: pairs queries with masks.
+            weights: factors of ``loss_ce``, ``loss_mask`` and ``loss_dice``.
+            no_object_weight: weight of "no object" in the classification.
+            num_points: points per mask in the mask losses.
+            oversample_ratio, importance_sample_ratio: PointRend's point selection.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weights = weights
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = no_object_weight
+        self.register_buffer("empty_weight", empty_weight)
+
+    def forward(
+        self, predictions: list[dict[str, Tensor]], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Weighted losses.
+
+        Args:
+            predictions: of the head, the last layer's last.
+            targets: of each image.
+
+        Returns:
+            ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, and the same with the
+            suffix ``_0``, ``_1``, ... for the earlier ones.
+        """
+        num_masks = self._num_masks(targets, predictions[-1]["pred_masks"].device)
+        suffixes = [f"_{i}" for i in range(len(predictions) - 1)] + [""]
+        losses = {}
+        # The last prediction first, as Mask2Former draws its random points in that order.
+        for suffix, outputs in sorted(zip(suffixes, predictions, strict=True), key=lambda x: x[0]):
+            matches = self.matcher(outputs, targets)
+            values = {
+                "loss_ce": self.loss_labels(outputs, targets, matches),
+                **self.loss_masks(outputs, targets, matches, num_masks),
+            }
+            losses.update({k + suffix: self.weights[k] * v for k, v in values.items()})
+        return losses
+
+    @staticmethod
+    def _num_masks(targets: list[Target], device: torch.device) -> float:
+        """Masks per process, averaged over all processes, at least 1."""
+        count = torch.tensor(float(sum(len(t["labels"]) for t in targets)), device=device)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(count)
+        return max(count.item() / comm.get_world_size(), 1.0)
+
+    def loss_labels(
+        self, outputs: dict[str, Tensor], targets: list[Target], matches: list[Match]
+    ) -> Tensor:
+        """Cross-entropy over all queries; those without a mask belong to "no object"."""
+        logits = outputs["pred_logits"].float()
+        classes = torch.full(
+            logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device
+        )
+        for row, target, (queries, indices) in zip(classes, targets, matches, strict=True):
+            row[queries] = target["labels"][indices]
+        return F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)
+
+    def loss_masks(
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[Target],
+        matches: list[Match],
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and dice at points chosen where the prediction is least certain."""
+        logits = torch.cat(
+            [m[queries] for m, (queries, _) in zip(outputs["pred_masks"], matches, strict=True)]
+        )[:, None].float()
+        with torch.no_grad():
+            points = get_uncertain_point_coords_with_randomness(
+                logits,
+                lambda x: -x.abs(),
+                self.num_points,
+                self.oversample_ratio,
+                self.importance_sample_ratio,
+            )
+            # Images differ in size, so their masks are sampled one image at a time.
+            per_image = points.split([len(queries) for queries, _ in matches])
+            sampled = [
+                point_sample(
+                    target["masks"][indices, None].to(logits.dtype), at, align_corners=False
+                )
+                for target, (_, indices), at in zip(targets, matches, per_image, strict=True)
+            ]
+            masks = torch.cat(sampled).squeeze(1)
+        at_points = point_sample(logits, points, align_corners=False).squeeze(1)
+        return {
+            "loss_mask": sigmoid_cross_entropy(at_points, masks, num_masks),
+            "loss_dice": dice(at_points, masks, num_masks),
+        }

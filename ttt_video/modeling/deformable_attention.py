@@ -1,0 +1,137 @@
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
+
+The default is PyTorch's ``grid_sample``: forward and backward, CPU and GPU. The compiled package
+``torch-ms-deform-attn`` is used instead on the devices that its installed build supports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def deformable_attention(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Weighted sum of values sampled bilinearly at several points of several levels.
+
+    Args:
+        value: (B, S, M, D) for M heads; S is the sum of height * width over the levels.
+        shapes: (height, width) of each of the L levels.
+        locations: (B, Q, M, L, P, 2) sampling points (x, y); 0..1 spans a level from edge to
+            edge. Outside is zero.
+        weights: (B, Q, M, L, P) attention weights.
+
+    Returns:
+        (B, Q, M * D).
+    """
+    batch, _, heads, dim = value.shape
+    queries = locations.shape[1]
+    levels = value.split([h * w for h, w in shapes], dim=1)
+    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
+    gains = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B*M, Q, P)
+    out = value.new_zeros(batch * heads, dim, queries)
+    for level, (height, width), grid, gain in zip(levels, shapes, grids, gains, strict=True):
+        maps = level.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
+        sampled = F.grid_sample(maps, grid, "bilinear", "zeros", align_corners=False)
+        out = out + (sampled * gain.unsqueeze(1)).sum(-1)
+    return out.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def _compiled_attention(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """:func:`deformable_attention` by the compiled package."""
+    compiled = importlib.import_module("torch_ms_deform_attn")
+    sizes = torch.tensor(shapes, device=value.device)
+    areas = sizes.prod(1)
+    return compiled.ms_deform_attn(
+        value.contiguous(),
+        sizes,
+        areas.cumsum(0) - areas,
+        locations.contiguous(),
+        weights.contiguous(),
+    )
+
+
+@lru_cache(maxsize=None)
+def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]:
+    """The fastest implementation that runs on a device type ("cpu", "cuda"), tried once."""
+    if importlib.util.find_spec("torch_ms_deform_attn") is None:
+        return deformable_attention
+    value = torch.ones(1, 1, 1, 1, device=device_type)
+    samples = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
+    try:
+        _compiled_attention(value, ((1, 1),), samples, samples[..., 0])
+    except (RuntimeError, NotImplementedError):  # a build without kernels for this device
+        return deformable_attention
+    return _compiled_attention
+
+
+class MSDeformAttn(nn.Module):
+    """Deformable attention over several feature levels; Mask2Former's parameter names."""
+
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
+        """``dim`` must be a multiple of ``num_heads``."""
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(dim, 2 * samples)
+        self.attention_weights = nn.Linear(dim, samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        # Each head starts out looking in one of evenly spread directions, point p at p + 1 px.
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().max(-1, keepdim=True).values
+        steps = torch.arange(1, self.num_points + 1)
+        bias = directions[:, None, None, :] * steps[None, None, :, None]
+        bias = bias.expand(-1, self.num_levels, -1, -1)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.reshape(-1))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
+        """Attends from each query to points around its reference on every level.
+
+        Args:
+            query: (B, Q, C).
+            reference: (Q, 2) normalised (x, y) of each query.
+            value: (B, S, C), all levels flattened one after the other.
+            shapes: (height, width) of each level.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch, queries, _ = query.shape
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        values = self.value_proj(value).view(batch, value.shape[1], heads, -1)
+        offsets = self.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
+        weights = self.attention_weights(query).view(batch, queries, heads, levels * points)
+        weights = weights.softmax(-1).view(batch, queries, heads, levels, points)
+        # Offsets are in pixels of their level. Positions stay in float32 under autocast: bfloat16
+        # resolves 1/256 of the image, which is several pixels.
+        sizes = torch.tensor([(w, h) for h, w in shapes], dtype=reference.dtype).to(query.device)
+        locations = reference[:, None, None, None, :] + offsets.to(reference.dtype) / sizes[:, None]
+        attend = attention_function(query.device.type)
+        out = attend(values.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
+        return self.output_proj(out)

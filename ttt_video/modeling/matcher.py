@@ -1,0 +1,75 @@
+"""Hungarian matching between queries and ground-truth masks (Mask2Former, Section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+Target = dict[str, Tensor]
+"""``labels`` (N,) int64 class ids and ``masks`` (N, H, W) bool of one image."""
+
+Match = tuple[Tensor, Tensor]
+"""(n,) int64 query indices and the indices of the masks they are matched to."""
+
+
+def pairwise_mask_cost(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and dice of every prediction with every mask.
+
+    Args:
+        logits: (Q, P) at P points.
+        masks: (N, P), 0..1 at the same points.
+
+    Returns:
+        Two (Q, N) tensors.
+    """
+    points = logits.shape[1]
+    positive, negative = F.softplus(-logits), F.softplus(logits)
+    cross_entropy = (positive @ masks.T + negative @ (1 - masks).T) / points
+    probs = logits.sigmoid()
+    overlap = 2 * probs @ masks.T
+    total = probs.sum(-1)[:, None] + masks.sum(-1)[None, :]
+    return cross_entropy, 1 - (overlap + 1) / (total + 1)
+
+
+class HungarianMatcher(nn.Module):
+    """The one-to-one assignment of least cost, with masks compared at random points."""
+
+    def __init__(
+        self, *, cost_class: float, cost_mask: float, cost_dice: float, num_points: int
+    ) -> None:
+        """Weights of the three costs, and the number of points sampled per image."""
+        super().__init__()
+        self.cost_class = cost_class
+        self.cost_mask = cost_mask
+        self.cost_dice = cost_dice
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def forward(self, outputs: dict[str, Tensor], targets: list[Target]) -> list[Match]:
+        """Matches of each image.
+
+        Args:
+            outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
+            targets: of each image.
+        """
+        matches = []
+        for logits, mask_logits, target in zip(
+            outputs["pred_logits"].float(), outputs["pred_masks"].float(), targets, strict=True
+        ):
+            # All masks of an image are compared at the same points.
+            points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
+            predicted = point_sample(mask_logits[None], points, align_corners=False)[0]
+            masks = target["masks"].to(mask_logits.dtype)
+            sampled = point_sample(masks[None], points, align_corners=False)[0]
+            cross_entropy, dice = pairwise_mask_cost(predicted, sampled)
+            cost = (
+                self.cost_class * -logits.softmax(-1)[:, target["labels"]]
+                + self.cost_mask * cross_entropy
+                + self.cost_dice * dice
+            )
+            queries, indices = linear_sum_assignment(cost.cpu().numpy())
+            matches.append((torch.as_tensor(queries), torch.as_tensor(indices)))
+        return matches

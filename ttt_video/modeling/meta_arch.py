@@ -1,0 +1,402 @@
+"""MaskFormerTTT: one encoder f with the main-task head h and the reconstruction decoder g."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..config import validate_config
+from ..errors import UserError
+from . import postprocess
+from .criterion import SetCriterion
+from .heads import MaskFormerTTTHead, ReconstructionHead
+from .masking import random_patch_mask
+from .matcher import HungarianMatcher, Target
+from .reconstruction import reconstruction_loss, to_pixel_units
+from .targets import prepare_target
+
+INPUT_CHANNELS = 4
+"""RGB and visibility."""
+
+MASK2FORMER_NAMES = {
+    "D2SwinTransformer": "SwinTransformerTTT",
+    "MaskFormerHead": "MaskFormerTTTHead",
+}
+"""Names in Mask2Former's configs, and the parts of this project that stand for them here."""
+
+
+def _build(registry: Any, key: str, name: str, cfg: CfgNode, input_shape: Any) -> nn.Module:
+    ours = MASK2FORMER_NAMES.get(name, name)
+    if ours not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        raise UserError(f"{key} is {name!r}, which is not registered; choose one of: {known}")
+    return registry.get(ours)(cfg, input_shape)
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormerTTT(nn.Module):
+    """Mask2Former that can also reconstruct masked images (paper, Section 4.3).
+
+    ``model(batched_inputs)`` speaks detectron2's dicts. Each input has ``image``, a (3, H, W) uint8
+    tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` (of the output),
+    ``image_mask``, labels. In training mode it returns losses, in eval mode predictions.
+    :meth:`reconstruction_losses` and :meth:`reconstruct` need no labels.
+
+    Parameters are named as Mask2Former's and the published joint checkpoints':
+    ``backbone.*``, ``sem_seg_head.*``, ``recon_head.*``, ``criterion.empty_weight``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: MaskFormerTTTHead,
+        recon_head: ReconstructionHead,
+        criterion: SetCriterion,
+        deep_supervision: bool,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        size_divisibility: int,
+        joint: str,
+        mask_ratio: float,
+        mask_patch_size: int,
+        recon_weight: float,
+        recon_region: str,
+        normalize_target: bool,
+        semantic_on: bool,
+        instance_on: bool,
+        panoptic_on: bool,
+        postprocess_before_inference: bool,
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        topk_per_image: int,
+        thing_classes: set[int] | None,
+    ) -> None:
+        """
+        Args:
+            backbone: f; sem_seg_head: h; recon_head: g.
+            criterion: weighted main-task losses.
+            deep_supervision: supervise every layer of h.
+            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
+            size_divisibility: images are zero-padded to a multiple of this, after normalisation.
+            joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
+            mask_ratio, mask_patch_size: of masks drawn here, for inputs without ``image_mask``.
+            recon_weight, recon_region, normalize_target: of the reconstruction loss.
+            semantic_on, instance_on, panoptic_on: outputs to produce.
+            postprocess_before_inference: resize mask logits, not scores, to the output size.
+            object_mask_threshold, overlap_threshold: of panoptic inference.
+            topk_per_image: instances per image.
+            thing_classes: contiguous ids of the countable classes; panoptic inference needs them.
+        """
+        super().__init__()
+        if panoptic_on and thing_classes is None:
+            raise UserError(
+                "MODEL.MASK_FORMER.TEST.PANOPTIC_ON needs to know the thing classes: name a data "
+                "set with thing_dataset_id_to_contiguous_id metadata in DATASETS.TRAIN"
+            )
+        if normalize_target and size_divisibility % mask_patch_size:
+            raise UserError(
+                f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
+                f"{mask_patch_size} must divide the padding to multiples of {size_divisibility}"
+            )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.recon_head = recon_head
+        self.criterion = criterion
+        self.deep_supervision = deep_supervision
+        self.size_divisibility = size_divisibility
+        self.joint = joint
+        self.mask_ratio = mask_ratio
+        self.mask_patch_size = mask_patch_size
+        self.recon_weight = recon_weight
+        self.recon_region = recon_region
+        self.normalize_patch = mask_patch_size if normalize_target else None
+        self.semantic_on = semantic_on
+        self.instance_on = instance_on
+        self.panoptic_on = panoptic_on
+        self.postprocess_before_inference = postprocess_before_inference
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.topk_per_image = topk_per_image
+        self.thing_classes = thing_classes
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        if joint == "probing":
+            for part in (backbone, recon_head):
+                part.requires_grad_(False)
+        elif joint == "main_only":
+            recon_head.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads ``MODEL.*``, ``TTT.*``, ``TEST.DETECTIONS_PER_IMAGE`` and the training metadata."""
+        validate_config(cfg)
+        former = cfg.MODEL.MASK_FORMER
+        test = former.TEST
+        backbone = _build(
+            BACKBONE_REGISTRY,
+            "MODEL.BACKBONE.NAME",
+            cfg.MODEL.BACKBONE.NAME,
+            cfg,
+            ShapeSpec(channels=INPUT_CHANNELS),
+        )
+        features = backbone.output_shape()
+        head = _build(
+            SEM_SEG_HEADS_REGISTRY,
+            "MODEL.SEM_SEG_HEAD.NAME",
+            cfg.MODEL.SEM_SEG_HEAD.NAME,
+            cfg,
+            features,
+        )
+        matcher = HungarianMatcher(
+            cost_class=former.CLASS_WEIGHT,
+            cost_mask=former.MASK_WEIGHT,
+            cost_dice=former.DICE_WEIGHT,
+            num_points=former.TRAIN_NUM_POINTS,
+        )
+        criterion = SetCriterion(
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            matcher=matcher,
+            weights={
+                "loss_ce": former.CLASS_WEIGHT,
+                "loss_mask": former.MASK_WEIGHT,
+                "loss_dice": former.DICE_WEIGHT,
+            },
+            no_object_weight=former.NO_OBJECT_WEIGHT,
+            num_points=former.TRAIN_NUM_POINTS,
+            oversample_ratio=former.OVERSAMPLE_RATIO,
+            importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+        )
+        things = None
+        if cfg.DATASETS.TRAIN:
+            ids = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(
+                "thing_dataset_id_to_contiguous_id"
+            )
+            things = None if ids is None else set(ids.values())
+        divisibility = former.SIZE_DIVISIBILITY
+        return {
+            "backbone": backbone,
+            "sem_seg_head": head,
+            "recon_head": ReconstructionHead(cfg, features),
+            "criterion": criterion,
+            "deep_supervision": former.DEEP_SUPERVISION,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
+            "joint": cfg.TTT.JOINT,
+            "mask_ratio": cfg.TTT.MASK_RATIO,
+            "mask_patch_size": cfg.TTT.MASK_PATCH_SIZE,
+            "recon_weight": cfg.TTT.RECON.WEIGHT,
+            "recon_region": cfg.TTT.RECON.REGION,
+            "normalize_target": cfg.TTT.RECON.NORMALIZE_TARGET,
+            "semantic_on": test.SEMANTIC_ON,
+            "instance_on": test.INSTANCE_ON,
+            "panoptic_on": test.PANOPTIC_ON,
+            "postprocess_before_inference": test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+            or test.PANOPTIC_ON
+            or test.INSTANCE_ON,
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "thing_classes": things,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives; inputs are moved there."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training mode, predictions in eval mode (see the class)."""
+        if not self.training:
+            return self.predict(batched_inputs)
+        losses = self.main_losses(batched_inputs)
+        if self.joint == "joint":
+            for name, loss in self.reconstruction_losses(batched_inputs).items():
+                losses[name] = self.recon_weight * loss
+        return losses
+
+    def main_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
+
+        Labels are ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an
+        (N, H, W) tensor) or a ``sem_seg`` map (H, W).
+        """
+        images = self.normalize(batched_inputs)
+        targets: list[Target] = [
+            prepare_target(x, images.tensor.shape[-2:], self.sem_seg_head.ignore_value, self.device)
+            for x in batched_inputs
+        ]
+        predictions = self.sem_seg_head(
+            self.encode(images.tensor), every_layer=self.deep_supervision
+        )
+        return self.criterion(predictions, targets)
+
+    def reconstruction_losses(
+        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """l_s(g(f(masked x)), x), which needs no labels: ``{"loss_recon": scalar}``, unweighted.
+
+        An input's ``image_mask`` (1, H, W; 1 = visible, 0 = masked) is used where given; else one
+        is drawn over the padded image, by ``generator`` (on the CPU) or torch's global one.
+        """
+        images = self.normalize(batched_inputs)
+        visible = self._visibility(batched_inputs, images, generator)
+        prediction = self.recon_head(self.encode(images.tensor, visible))
+        loss = reconstruction_loss(
+            prediction,
+            images.tensor,
+            visible,
+            region=self.recon_region,
+            inside=self._inside(images),
+            normalize_patch=self.normalize_patch,
+        )
+        return {"loss_recon": loss}
+
+    @torch.no_grad()
+    def reconstruct(
+        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Pictures of the self-supervised task.
+
+        Returns:
+            Per input, ``recon`` and ``masked_input``: float (3, height, width) in 0..255 and
+            ``INPUT.FORMAT`` order, at the input's ``height`` and ``width`` (else its own size).
+            Masked patches are black.
+        """
+        images = self.normalize(batched_inputs)
+        visible = self._visibility(batched_inputs, images, generator)
+        prediction = self.recon_head(self.encode(images.tensor, visible)).float()
+        pixels = to_pixel_units(prediction, images.tensor, self.normalize_patch)
+        pictures = {
+            "recon": self._denormalize(pixels),
+            "masked_input": self._denormalize(images.tensor) * visible,
+        }
+        results = []
+        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            results.append(
+                {
+                    name: sem_seg_postprocess(picture[i], size, height, width).clamp(0, 255)
+                    for name, picture in pictures.items()
+                }
+            )
+        return results
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
+        ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks.
+        """
+        images = self.normalize(batched_inputs)
+        outputs = self.sem_seg_head(self.encode(images.tensor))[-1]
+        class_logits = outputs["pred_logits"].float()
+        # One image at a time: full-resolution masks of all queries are by far the largest tensors.
+        results = []
+        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            mask_logits = F.interpolate(
+                outputs["pred_masks"][i : i + 1].float(),
+                size=images.tensor.shape[-2:],
+                mode="bilinear",
+                align_corners=False,
+            )[0]
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            results.append(self._postprocess(class_logits[i], mask_logits, size, height, width))
+        return results
+
+    def _postprocess(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        size: tuple[int, int],
+        height: int,
+        width: int,
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.postprocess_before_inference:
+            mask_logits = sem_seg_postprocess(mask_logits, size, height, width)
+        if self.semantic_on:
+            scores = postprocess.semantic_inference(class_logits, mask_logits)
+            if not self.postprocess_before_inference:
+                scores = sem_seg_postprocess(scores, size, height, width)
+            result["sem_seg"] = scores
+        if self.panoptic_on:
+            assert self.thing_classes is not None
+            result["panoptic_seg"] = postprocess.panoptic_inference(
+                class_logits,
+                mask_logits,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+                thing_classes=self.thing_classes,
+            )
+        if self.instance_on:
+            result["instances"] = postprocess.instance_inference(
+                class_logits,
+                mask_logits,
+                topk=self.topk_per_image,
+                thing_classes=self.thing_classes if self.panoptic_on else None,
+            )
+        return result
+
+    def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """The images, normalised and then zero-padded to a common size: (B, 3, H, W) float32."""
+        images = [
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
+        """Features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
+
+        Args:
+            pixels: normalised.
+            visible: (B, 1, H, W), the fourth channel; None means all visible, padding included.
+        """
+        if visible is None:
+            visible = torch.ones_like(pixels[:, :1])
+        else:
+            pixels = pixels * visible
+        return self.backbone(torch.cat([pixels, visible], dim=1))
+
+    def _visibility(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        height, width = images.tensor.shape[-2:]
+        masks = []
+        for x in batched_inputs:
+            mask = x.get("image_mask")
+            if mask is None:
+                mask = random_patch_mask(
+                    height,
+                    width,
+                    patch_size=self.mask_patch_size,
+                    mask_ratio=self.mask_ratio,
+                    generator=generator,
+                    device=self.device,
+                )
+            mask = mask.to(self.device, images.tensor.dtype, non_blocking=True)
+            masks.append(F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2])))
+        return torch.stack(masks)
+
+    def _inside(self, images: ImageList) -> Tensor:
+        inside = torch.zeros_like(images.tensor[:, :1])
+        for row, (height, width) in zip(inside, images.image_sizes, strict=True):
+            row[:, :height, :width] = 1
+        return inside
+
+    def _denormalize(self, pixels: Tensor) -> Tensor:
+        return pixels * self.pixel_std + self.pixel_mean

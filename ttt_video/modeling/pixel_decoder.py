@@ -1,0 +1,215 @@
+"""Mask2Former's pixel decoder: deformable attention over three levels, then an FPN to stride 4."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.utils.registry import Registry
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from .deformable_attention import MSDeformAttn, Shapes
+from .position_encoding import sine_position_embedding
+
+PIXEL_DECODER_REGISTRY = Registry("TTT_PIXEL_DECODER")
+PIXEL_DECODER_REGISTRY.__doc__ = """
+Pixel decoders of this project, by Mask2Former's names: ``decoder(cfg, input_shape)``, whose forward
+maps backbone features to (mask features (B, MASK_DIM, H/4, W/4), [three coarse-to-fine maps]).
+A registry of its own, so that the original package can be imported beside it.
+"""
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, each with a residual and a norm."""
+
+    def __init__(
+        self, dim: int, feedforward: int, dropout: float, levels: int, heads: int, points: int
+    ) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(dim, levels, heads, points)
+        self.dropout1 = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.dropout2 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(feedforward, dim)
+        self.dropout3 = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes
+    ) -> Tensor:
+        attended = self.self_attn(tokens + position, reference, tokens, shapes)
+        tokens = self.norm1(tokens + self.dropout1(attended))
+        hidden = self.linear2(self.dropout2(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self.dropout3(hidden))
+
+
+class EncoderLayers(nn.Module):
+    """A stack of layers under the parameter name ``layers``."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class DeformableEncoder(nn.Module):
+    """Transformer encoder over the tokens of several feature maps at once."""
+
+    def __init__(self, layers: list[nn.Module], dim: int, num_levels: int) -> None:
+        super().__init__()
+        self.encoder = EncoderLayers(layers)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps [(B, C, h, w), ...] to maps of the same shapes."""
+        batch, dim = features[0].shape[:2]
+        device = features[0].device
+        shapes = tuple((f.shape[2], f.shape[3]) for f in features)
+        areas = [h * w for h, w in shapes]
+        tokens = torch.cat([f.flatten(2) for f in features], dim=2).transpose(1, 2)
+        position = torch.cat(
+            [
+                sine_position_embedding(h, w, dim, device).flatten(2).transpose(1, 2) + embed
+                for (h, w), embed in zip(shapes, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        reference = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, position, reference, shapes)
+        maps = tokens.transpose(1, 2).split(areas, dim=2)
+        return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
+
+
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2) float32 (x, y) of each pixel's centre; 0..1 spans edge to edge."""
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y], dim=-1).view(-1, 2)
+
+
+@PIXEL_DECODER_REGISTRY.register()
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Mask2Former's pixel decoder, with its parameter names."""
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        in_features: list[str],
+        transformer_in_features: list[str],
+        dim: int,
+        mask_dim: int,
+        norm: str,
+        common_stride: int,
+        num_layers: int,
+        num_heads: int,
+        num_points: int,
+        feedforward: int,
+        dropout: float,
+    ) -> None:
+        """
+        Args:
+            input_shape: channels and stride of each backbone feature.
+            in_features: features used, the finer ones by the FPN alone.
+            transformer_in_features: features that go through deformable attention.
+            dim: channels inside; mask_dim: channels of the mask features.
+            norm: of the FPN's convolutions, as in :func:`detectron2.layers.get_norm`.
+            common_stride: stride of the mask features, 4 in every published config.
+            num_layers, num_heads, num_points, feedforward, dropout: of the encoder.
+        """
+        super().__init__()
+
+        def by_stride(names: list[str]) -> list[str]:
+            return sorted(names, key=lambda name: input_shape[name].stride)
+
+        self.transformer_in_features = by_stride(transformer_in_features)[::-1]
+        self.input_proj = nn.ModuleList()
+        for name in self.transformer_in_features:
+            conv = nn.Conv2d(input_shape[name].channels, dim, kernel_size=1)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+            self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(32, dim)))
+        levels = len(self.transformer_in_features)
+        layers: list[nn.Module] = [
+            EncoderLayer(dim, feedforward, dropout, levels, num_heads, num_points)
+            for _ in range(num_layers)
+        ]
+        for layer in layers:
+            for linear in (layer.linear1, layer.linear2):
+                nn.init.xavier_uniform_(linear.weight)
+        self.transformer = DeformableEncoder(layers, dim, levels)
+
+        # The FPN goes on from the finest transformer level down to common_stride.
+        finest = input_shape[self.transformer_in_features[-1]].stride
+        num_fpn = int(math.log2(finest) - math.log2(common_stride))
+        self.fpn_features = by_stride(in_features)[:num_fpn][::-1]
+        use_bias = norm == ""
+        # Mask2Former numbers these modules from the finest feature up.
+        self.fpn_modules = [(f"adapter_{i}", f"layer_{i}") for i in range(num_fpn, 0, -1)]
+        for name, (adapter, output) in zip(self.fpn_features, self.fpn_modules, strict=True):
+            lateral = Conv2d(
+                input_shape[name].channels, dim, 1, bias=use_bias, norm=get_norm(norm, dim)
+            )
+            merged = Conv2d(
+                dim,
+                dim,
+                3,
+                padding=1,
+                bias=use_bias,
+                norm=get_norm(norm, dim),
+                activation=F.relu,
+            )
+            for conv in (lateral, merged):
+                weight_init.c2_xavier_fill(conv)
+            self.add_module(adapter, lateral)
+            self.add_module(output, merged)
+        self.mask_features = Conv2d(dim, mask_dim, kernel_size=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads ``MODEL.SEM_SEG_HEAD.*`` and ``MODEL.MASK_FORMER.{NHEADS, DROPOUT}``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": input_shape,
+            "in_features": head.IN_FEATURES,
+            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+            "common_stride": head.COMMON_STRIDE,
+            "num_layers": head.TRANSFORMER_ENC_LAYERS,
+            # As in Mask2Former, whose DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS nothing reads.
+            "num_heads": cfg.MODEL.MASK_FORMER.NHEADS,
+            "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
+            "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+        }
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Mask features and the transformer's levels.
+
+        Returns:
+            (B, mask_dim, H/4, W/4) and [(B, dim, h, w), ...] from the coarsest level to the finest.
+        """
+        projected = [
+            proj(features[name])
+            for name, proj in zip(self.transformer_in_features, self.input_proj, strict=True)
+        ]
+        levels = self.transformer(projected)
+        finest = levels[-1]
+        for name, (adapter, output) in zip(self.fpn_features, self.fpn_modules, strict=True):
+            lateral = getattr(self, adapter)(features[name])
+            upsampled = F.interpolate(
+                finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
+            )
+            finest = getattr(self, output)(lateral + upsampled)
+        return self.mask_features(finest), levels

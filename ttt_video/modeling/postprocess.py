@@ -1,0 +1,114 @@
+"""From class and mask logits to detectron2's outputs: pure functions of one image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+
+def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Scores of each class at each pixel: sum over queries of class times mask probability.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+
+    Returns:
+        (K, H, W) float, not normalised over classes.
+    """
+    probs = class_logits.softmax(-1)[:, :-1]
+    return torch.einsum("qk,qhw->khw", probs, mask_logits.sigmoid())
+
+
+def instance_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    topk: int,
+    thing_classes: set[int] | None = None,
+) -> Instances:
+    """The ``topk`` highest scoring (query, class) pairs as instances.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+        topk: number of instances, at most Q * K.
+        thing_classes: keep only these (panoptic models, whose classes include stuff); None: all.
+
+    Returns:
+        ``pred_masks`` (N, H, W) float 0/1, ``pred_boxes`` (all zero, as in Mask2Former: the mask
+        metrics need none), ``scores`` (class probability times the mean probability inside the
+        mask) and ``pred_classes``.
+    """
+    num_classes = class_logits.shape[-1] - 1
+    class_probs = class_logits.softmax(-1)[:, :-1].flatten()
+    scores, flat = class_probs.topk(min(topk, len(class_probs)), sorted=False)
+    classes = flat % num_classes
+    logits = mask_logits[torch.div(flat, num_classes, rounding_mode="floor")]
+    if thing_classes is not None:
+        things = torch.tensor(sorted(thing_classes), device=classes.device)
+        keep = torch.isin(classes, things)
+        scores, classes, logits = scores[keep], classes[keep], logits[keep]
+
+    result = Instances((mask_logits.shape[-2], mask_logits.shape[-1]))
+    result.pred_masks = (logits > 0).float()
+    result.pred_boxes = Boxes(torch.zeros(len(logits), 4, device=logits.device))
+    inside = result.pred_masks.flatten(1)
+    mask_scores = (logits.sigmoid().flatten(1) * inside).sum(1) / (inside.sum(1) + 1e-6)
+    result.scores = scores * mask_scores
+    result.pred_classes = classes
+    return result
+
+
+def panoptic_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    thing_classes: set[int],
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Each pixel goes to one query; queries that lose most of their mask are dropped.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+        object_mask_threshold: keep queries whose class probability is above this.
+        overlap_threshold: keep segments with at least this share of their own mask left.
+        thing_classes: contiguous ids of classes whose segments stay apart; segments of a stuff
+            class are merged.
+
+    Returns:
+        (H, W) int32 segment ids (0 = none) and detectron2's ``segments_info``.
+    """
+    scores, labels = class_logits.softmax(-1).max(-1)
+    no_object = class_logits.shape[-1] - 1
+    keep = (labels != no_object) & (scores > object_mask_threshold)
+    probs, scores, labels = mask_logits[keep].sigmoid(), scores[keep], labels[keep]
+
+    segmentation = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=labels.device)
+    segments: list[dict[str, Any]] = []
+    if len(labels) == 0:
+        return segmentation, segments
+    winner = (scores[:, None, None] * probs).argmax(0)
+    stuff_ids: dict[int, int] = {}
+    for query, category in enumerate(labels.tolist()):
+        own = probs[query] >= 0.5
+        won = winner == query
+        mask = own & won
+        own_area = own.sum().item()
+        if own_area == 0 or not mask.any() or won.sum().item() / own_area < overlap_threshold:
+            continue
+        is_thing = category in thing_classes
+        if not is_thing and category in stuff_ids:
+            segmentation[mask] = stuff_ids[category]
+            continue
+        segment_id = len(segments) + 1
+        segmentation[mask] = segment_id
+        if not is_thing:
+            stuff_ids[category] = segment_id
+        segments.append({"id": segment_id, "isthing": is_thing, "category_id": category})
+    return segmentation, segments

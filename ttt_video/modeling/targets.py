@@ -1,0 +1,60 @@
+"""Labels of any detectron2 mapper as the class ids and masks that the criterion compares with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, PolygonMasks
+from torch import Tensor
+
+from ..errors import UserError
+from .matcher import Target
+
+
+def prepare_target(
+    x: dict[str, Any], size: tuple[int, int], ignore_label: int, device: torch.device
+) -> Target:
+    """Ground truth of one input, its masks zero-padded to the batch's size.
+
+    Args:
+        x: has ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an (N, h, w)
+            tensor) or, without them, ``sem_seg`` (h, w), one mask per class that occurs.
+        size: (H, W) of the padded batch, px.
+        ignore_label: ``sem_seg`` value that belongs to no mask.
+        device: where the result lives.
+
+    Raises:
+        UserError: the input has no labels.
+    """
+    if "instances" in x:
+        instances = x["instances"]
+        labels = instances.gt_classes.to(device)
+        masks = _mask_tensor(instances, device)
+    elif "sem_seg" in x:
+        sem_seg = x["sem_seg"].to(device)
+        labels = sem_seg.unique().long()
+        labels = labels[labels != ignore_label]
+        masks = sem_seg[None] == labels[:, None, None]
+    else:
+        raise UserError(
+            f"input {x.get('file_name', '')!r} has neither 'instances' nor 'sem_seg': training "
+            "needs labels; check the data set and the mapper"
+        )
+    height, width = masks.shape[-2:]
+    return {
+        "labels": labels,
+        "masks": F.pad(masks, (0, size[1] - width, 0, size[0] - height)),
+    }
+
+
+def _mask_tensor(instances: Any, device: torch.device) -> Tensor:
+    if not instances.has("gt_masks"):  # an image without annotations
+        return torch.zeros(0, *instances.image_size, dtype=torch.bool, device=device)
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    return masks.to(device=device, dtype=torch.bool)

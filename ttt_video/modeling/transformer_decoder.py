@@ -1,0 +1,275 @@
+"""Mask2Former's masked-attention transformer decoder (arXiv:2112.01527), with its names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d
+from detectron2.utils.registry import Registry
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from .position_encoding import sine_position_embedding
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TTT_TRANSFORMER_DECODER")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Query decoders of this project, by Mask2Former's names: ``decoder(cfg, in_channels, num_queries=,
+num_classes=)``, where ``num_classes=None`` asks for one without a class branch.
+"""
+
+
+class Attention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention``'s parameters; one mask for all heads, never copied per head."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads, dropout=0.0, batch_first=True)
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Attention of (B, Q, C) queries over (B, S, C) keys and values.
+
+        Args:
+            query: (B, Q, C).
+            key: (B, S, C).
+            value: (B, S, C).
+            allowed: (B, Q, S) bool, True where a query may look; None: everywhere.
+
+        Returns:
+            (B, Q, C).
+        """
+        projected = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(
+                (query, key, value),
+                self.in_proj_weight.chunk(3),
+                self.in_proj_bias.chunk(3),
+                strict=True,
+            )
+        )
+        mask = None if allowed is None else allowed.unsqueeze(1)
+        out = F.scaled_dot_product_attention(*projected, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class Residual(nn.Module):
+    """x + update(x) with a layer norm after it, or before the update if ``pre_norm``."""
+
+    def __init__(self, dim: int, pre_norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
+        if self.pre_norm:
+            return x + self.update(self.norm(x), *args)
+        return self.norm(x + self.update(x, *args))
+
+    def update(self, x: Tensor, *args: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SelfAttentionLayer(Residual):
+    """Queries look at each other."""
+
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool) -> None:
+        super().__init__(dim, pre_norm)
+        self.self_attn = Attention(dim, num_heads)
+
+    def update(self, x: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+        return self.self_attn(x + position, x + position, x)
+
+
+class CrossAttentionLayer(Residual):
+    """Queries look at the pixels of their own mask."""
+
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool) -> None:
+        super().__init__(dim, pre_norm)
+        self.multihead_attn = Attention(dim, num_heads)
+
+    def update(  # type: ignore[override]
+        self, x: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor, allowed: Tensor
+    ) -> Tensor:
+        return self.multihead_attn(x + position, memory + memory_position, memory, allowed)
+
+
+class FFNLayer(Residual):
+    """Two linear layers with a ReLU between."""
+
+    def __init__(self, dim: int, feedforward: int, pre_norm: bool) -> None:
+        super().__init__(dim, pre_norm)
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.linear2 = nn.Linear(feedforward, dim)
+
+    def update(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.linear2(F.relu(self.linear1(x)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, under the parameter name ``layers``."""
+
+    def __init__(self, dims: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Learned queries that read the pixel decoder's levels in turn, each inside its own mask."""
+
+    num_feature_levels = 3
+    _version = 2
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_queries: int,
+        num_classes: int | None,
+        hidden_dim: int,
+        mask_dim: int,
+        num_layers: int,
+        num_heads: int,
+        feedforward: int,
+        pre_norm: bool,
+        enforce_input_project: bool,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the pixel decoder's levels.
+            num_queries: Q.
+            num_classes: K, without "no object"; None builds no class branch (decoder g).
+            hidden_dim: width of the queries; mask_dim: channels of the mask features.
+            num_layers: each one cross-attention, self-attention and feed-forward.
+            num_heads, feedforward, pre_norm: of those.
+            enforce_input_project: project the levels even where the widths agree.
+        """
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.transformer_self_attention_layers = nn.ModuleList()
+        self.transformer_cross_attention_layers = nn.ModuleList()
+        self.transformer_ffn_layers = nn.ModuleList()
+        for _ in range(num_layers):
+            self.transformer_self_attention_layers.append(
+                SelfAttentionLayer(hidden_dim, num_heads, pre_norm)
+            )
+            self.transformer_cross_attention_layers.append(
+                CrossAttentionLayer(hidden_dim, num_heads, pre_norm)
+            )
+            self.transformer_ffn_layers.append(FFNLayer(hidden_dim, feedforward, pre_norm))
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(self.num_feature_levels, hidden_dim)
+        self.input_proj = nn.ModuleList()
+        for _ in range(self.num_feature_levels):
+            if in_channels != hidden_dim or enforce_input_project:
+                conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
+                weight_init.c2_xavier_fill(conv)
+                self.input_proj.append(conv)
+            else:
+                self.input_proj.append(nn.Sequential())
+        self.class_embed = None if num_classes is None else nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP([hidden_dim, hidden_dim, hidden_dim, mask_dim])
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, in_channels: int, *, num_queries: int, num_classes: int | None
+    ) -> dict[str, Any]:
+        """Reads ``MODEL.MASK_FORMER.*``; DEC_LAYERS counts predictions, one more than layers."""
+        former = cfg.MODEL.MASK_FORMER
+        return {
+            "in_channels": in_channels,
+            "num_queries": num_queries,
+            "num_classes": num_classes,
+            "hidden_dim": former.HIDDEN_DIM,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "num_layers": former.DEC_LAYERS - 1,
+            "num_heads": former.NHEADS,
+            "feedforward": former.DIM_FEEDFORWARD,
+            "pre_norm": former.PRE_NORM,
+            "enforce_input_project": former.ENFORCE_INPUT_PROJ,
+        }
+
+    def forward(
+        self, levels: list[Tensor], mask_features: Tensor, *, every_layer: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Predictions of the last layer, or of the initial queries and every layer.
+
+        Args:
+            levels: [(B, C, h, w), ...], three maps from coarse to fine.
+            mask_features: (B, mask_dim, H/4, W/4).
+            every_layer: also predict before each layer, for deep supervision. Otherwise nothing is
+                computed there that nobody reads.
+
+        Returns:
+            From first to last, ``{"pred_masks": (B, Q, H/4, W/4) logits}`` and, with a class
+            branch, ``"pred_logits": (B, Q, K + 1)``.
+        """
+        batch = mask_features.shape[0]
+        memories, positions, coarse_features = [], [], []
+        for i, (level, proj) in enumerate(zip(levels, self.input_proj, strict=True)):
+            size = level.shape[-2:]
+            memory = proj(level).flatten(2) + self.level_embed.weight[i][:, None]
+            memories.append(memory.transpose(1, 2))
+            position = sine_position_embedding(*size, self.hidden_dim, level.device)
+            positions.append(position.flatten(2).transpose(1, 2))
+            # Resizing is linear, so resizing the features once per level gives the attention masks
+            # that resizing every full-size prediction would, for a fraction of the work.
+            coarse_features.append(
+                F.interpolate(
+                    mask_features.detach(), size=size, mode="bilinear", align_corners=False
+                )
+            )
+
+        query_position = self.query_embed.weight.expand(batch, -1, -1)
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        predictions = []
+        layers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
+        for i, (cross_attention, self_attention, feed_forward) in enumerate(layers):
+            level = i % self.num_feature_levels
+            if every_layer:
+                predictions.append(self.predict(queries, mask_features))
+            allowed = self.attention_mask(queries, coarse_features[level])
+            queries = cross_attention(
+                queries, query_position, memories[level], positions[level], allowed
+            )
+            queries = self_attention(queries, query_position)
+            queries = feed_forward(queries)
+        predictions.append(self.predict(queries, mask_features))
+        return predictions
+
+    def predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+        """Class and mask logits of (B, Q, C) queries."""
+        queries = self.decoder_norm(queries)
+        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
+        if self.class_embed is None:
+            return {"pred_masks": masks}
+        return {"pred_logits": self.class_embed(queries), "pred_masks": masks}
+
+    @torch.no_grad()
+    def attention_mask(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
+        """(B, Q, h * w) bool: True inside each query's mask; everywhere where that is empty."""
+        embed = self.mask_embed(self.decoder_norm(queries))
+        inside = torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2) >= 0
+        return inside | ~inside.any(dim=-1, keepdim=True)
