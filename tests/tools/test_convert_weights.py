@@ -1,0 +1,93 @@
+"""The conversion tool, from the command line inwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttt_video.modeling.weights import read_checkpoint, weights_hash, write_checkpoint
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
+sys.path.insert(0, str(TOOL.parent))
+
+import convert_weights  # noqa: E402
+
+WEIGHTS = {
+    "backbone.patch_embed.proj.weight": torch.randn(8, 4, 4, 4),
+    "backbone.patch_embed.proj.bias": torch.randn(8),
+    "sem_seg_head.predictor.class_embed.weight": torch.randn(20, 8),
+    "recon_head.predictor.query_feat.weight": torch.randn(48, 8).half(),
+    "criterion.empty_weight": torch.ones(20),
+}
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.pth"
+    write_checkpoint(WEIGHTS, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_converts_to_every_format(source, tmp_path, capsys, suffix):
+    out = tmp_path / f"out{suffix}"
+    convert_weights.main([str(source), str(out)])
+    assert weights_hash(read_checkpoint(out)) == weights_hash(WEIGHTS)
+    assert weights_hash(WEIGHTS) in capsys.readouterr().out
+
+
+def test_converts_channels(source, tmp_path):
+    out = tmp_path / "out.safetensors"
+    convert_weights.main([str(source), str(out), "--channels", "3"])
+    assert read_checkpoint(out)["backbone.patch_embed.proj.weight"].shape == (8, 3, 4, 4)
+
+
+def test_inspect_describes(source, capsys):
+    convert_weights.main(["--inspect", str(source)])
+    said = dict(
+        (part.strip() for part in (line[:13], line[13:]))
+        for line in capsys.readouterr().out.splitlines()
+    )
+    assert said["tensors"] == "5 (float16, float32)"
+    assert said["backbone"] == "0.00 M in 2 tensors"
+    assert said["decoder g"] == "0.00 M in 1 tensors"
+    assert said["channels"] == "4"
+    assert said["classes"] == "19"
+    assert said["sha256"] == weights_hash(WEIGHTS)
+    assert "not finite" not in said
+
+
+def test_inspect_finds_values_that_are_not_finite(tmp_path, capsys):
+    path = tmp_path / "bad.safetensors"
+    write_checkpoint({"w": torch.tensor([1.0, float("nan")])}, path)
+    convert_weights.main(["--inspect", str(path)])
+    assert "1 tensors, such as w" in capsys.readouterr().out
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path):
+    kept = source.read_bytes()
+    result = run(source, source)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {source} exists; give another name or --overwrite"
+    )
+    assert source.read_bytes() == kept
+
+    with pytest.raises(SystemExit, match="2"):
+        convert_weights.main([str(source)])  # no OUT
+    with pytest.raises(SystemExit, match="2"):
+        convert_weights.main(["--inspect", str(source), "--channels", "3"])
+
+
+def test_overwrites_when_asked(source):
+    convert_weights.main([str(source), str(source), "--channels", "3", "--overwrite"])
+    assert read_checkpoint(source)["backbone.patch_embed.proj.weight"].shape[1] == 3
