@@ -8,16 +8,21 @@ OpenCV is not a requirement either, because several wheels provide the same ``cv
 other: ``tools/setup_env.py`` adds the headless one only where no ``cv2`` is found.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
+INIT = (ROOT / "ttt_video" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)
+if VERSION is None:
+    raise RuntimeError("ttt_video/__init__.py names no __version__")
 
 setup(
     name="ttt_video",
-    version="0.1.0",
+    version=VERSION[1],
     description="Test-time training on video streams: online TTT-MAE for Mask2Former on detectron2",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",

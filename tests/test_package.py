@@ -1,0 +1,221 @@
+"""What importing the package does and does not do, and what is packed into its wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ttt_video"
+
+# Run in a fresh process, after detectron2's own imports, so that only our part is seen.
+PROBE = """
+import contextlib, io, json, os, sys
+import detectron2.checkpoint, detectron2.config, detectron2.data, detectron2.engine
+import detectron2.modeling, detectron2.projects, detectron2.projects.point_rend
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
+REGISTRIES = {
+    "META_ARCH": META_ARCH_REGISTRY,
+    "BACKBONE": BACKBONE_REGISTRY,
+    "SEM_SEG_HEADS": SEM_SEG_HEADS_REGISTRY,
+}
+
+def names():
+    found = {kind: {name for name, _ in registry} for kind, registry in REGISTRIES.items()}
+    found["datasets"] = set(DatasetCatalog.list())
+    found["metadata"] = set(MetadataCatalog.list())
+    return found
+
+actions, reads = [], []
+
+def audit(event, args):
+    if event == "open" and isinstance(args[2], int):
+        if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            actions.append(f"opens {args[0]} for writing")
+    elif event in ("os.mkdir", "os.remove", "os.rename", "os.putenv", "os.unsetenv",
+                   "socket.connect", "subprocess.Popen", "os.system"):
+        actions.append(f"{event} {args[0]}")
+
+class Spy(type(os.environ)):
+    def __getitem__(self, key):
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename.endswith(("os.py", "_collections_abc.py", "<frozen os>",
+                                                 "<frozen _collections_abc>")):
+            frame = frame.f_back
+        if f"{os.sep}ttt_video{os.sep}" in frame.f_code.co_filename:
+            reads.append(f"{key} in {frame.f_code.co_filename}")
+        return super().__getitem__(key)
+
+before_names, before_modules = names(), set(sys.modules)
+printed = io.StringIO()
+sys.addaudithook(audit)
+os.environ.__class__ = Spy
+with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    import ttt_video
+recorded = list(actions)
+
+after = names()
+print(json.dumps({
+    "file": ttt_video.__file__,
+    "added": {kind: sorted(after[kind] - before_names[kind]) for kind in after},
+    "names": {kind: sorted(after[kind]) for kind in REGISTRIES},
+    "imported": sorted({m.split(".")[0] for m in set(sys.modules) - before_modules}),
+    "actions": recorded,
+    "reads": reads,
+    "printed": printed.getvalue(),
+}))
+"""
+
+# Registered by the original mask2former package, which has to be importable beside this one.
+MASK2FORMER_NAMES = {
+    "META_ARCH": {"MaskFormer"},
+    "BACKBONE": {"D2SwinTransformer"},
+    "SEM_SEG_HEADS": {
+        "BasePixelDecoder",
+        "MSDeformAttnPixelDecoder",
+        "MaskFormerHead",
+        "PerPixelBaselineHead",
+        "PerPixelBaselinePlusHead",
+        "TransformerEncoderPixelDecoder",
+    },
+}
+
+
+def _python(*args: str, folder: Path, **variables: str) -> str:
+    """Standard output of a Python that knows nothing of this process' environment."""
+    result = subprocess.run(
+        [sys.executable, "-B", "-W", "ignore", *args],
+        env=variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    report: dict[str, Any] = json.loads(_python("-c", PROBE, folder=folder, PYTHONPATH=str(ROOT)))
+    assert Path(report["file"]).parent == PACKAGE
+    assert list(folder.iterdir()) == []
+    return report
+
+
+def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
+    assert imported["added"] == {
+        "META_ARCH": ["MaskFormerTTT"],
+        "BACKBONE": ["SwinTransformerTTT"],
+        "SEM_SEG_HEADS": ["MaskFormerTTTHead", "ReconstructionHead"],
+        "datasets": [],
+        "metadata": [],
+    }
+
+
+@pytest.mark.parametrize("registry", sorted(MASK2FORMER_NAMES))
+def test_import_leaves_the_names_of_mask2former_free(
+    imported: dict[str, Any], registry: str
+) -> None:
+    assert not MASK2FORMER_NAMES[registry] & set(imported["names"][registry])
+
+
+def test_import_only_registers(imported: dict[str, Any]) -> None:
+    assert imported["actions"] == []
+    assert imported["printed"] == ""
+
+
+def test_import_reads_no_environment_variable(imported: dict[str, Any]) -> None:
+    assert imported["reads"] == []
+
+
+def test_import_brings_no_heavy_or_optional_package(imported: dict[str, Any]) -> None:
+    unwanted = {"argparse", "av", "cv2", "matplotlib", "scipy", "transformers"}
+    assert not unwanted & set(imported["imported"])
+
+
+def _copy_of_the_sources(folder: Path) -> Path:
+    """Building in the checkout itself would leave files there that a later build picks up."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("ttt_video", "configs", "tools", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = _copy_of_the_sources(tmp_path_factory.mktemp("source"))
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(target), str(source)], check=True)
+    (file,) = target.glob("ttt_video-*.whl")
+    return file
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_its_configs_and_its_weights(wheel: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "ttt_video", "configs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    expected = {
+        f"ttt_video/{name}" if name.startswith("configs/") else name
+        for name in tracked
+        if (ROOT / name).is_file()
+    }
+    assert any(name.startswith("ttt_video/configs/quick/") for name in expected)
+    assert any(name.endswith(".safetensors") for name in expected)
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    assert expected <= packed
+    assert {name.split("/")[0].split("-")[0] for name in packed} == {"ttt_video"}
+
+
+@pytest.mark.slow
+def test_installed_wheel_finds_its_configs_and_weights(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    said = _python(
+        "-c",
+        "import ttt_video; from ttt_video.cli import find_config, load_config\n"
+        "from detectron2.utils.file_io import PathManager\n"
+        "print(find_config('joint_cityscapes.yaml'))\n"
+        "cfg = load_config('quick/joint_world.yaml', preset='release')\n"
+        "print(PathManager.get_local_path('ttt_video://quick_joint_world.safetensors'))\n",
+        folder=tmp_path,
+        PYTHONPATH=str(site),
+    )
+    config, weights = map(Path, said.split())
+    assert config == site / "ttt_video/configs/joint_cityscapes.yaml"
+    assert weights == site / "ttt_video/weights/quick_joint_world.safetensors"
+    assert config.is_file()
+    assert weights.is_file()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_shipped_files_stay_small() -> None:
+    """Weights under 10 MB each, and nothing else of that order in the repository."""
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    sizes = {name: os.path.getsize(ROOT / name) for name in names if (ROOT / name).is_file()}
+    assert sizes
+    too_large = {name: size for name, size in sizes.items() if size >= 10_000_000}
+    assert too_large == {}
