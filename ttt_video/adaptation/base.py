@@ -1,0 +1,257 @@
+"""Adapters: how a model changes while it watches a video. One file per method.
+
+A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from ..engine.optimizer import parameter_groups
+from ..errors import UserError
+from .window import Sample, SlidingWindow
+
+ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
+ADAPTER_REGISTRY.__doc__ = """
+Adaptation methods by the name that ``--method`` and ``TTT.METHOD`` take: functions
+``method(cfg, model) -> Adapter``.
+"""
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
+    """The adapter that ``TTT.METHOD`` names, around a model with its source weights loaded.
+
+    Raises:
+        UserError: there is no such method; the message lists those there are.
+    """
+    name = cfg.TTT.METHOD
+    if name not in ADAPTER_REGISTRY:
+        known = ", ".join(sorted(known for known, _ in ADAPTER_REGISTRY))
+        raise UserError(f"no method {name!r}; choose one of: {known}")
+    return ADAPTER_REGISTRY.get(name)(cfg, model)
+
+
+@contextmanager
+def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; afterwards every module has its own flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+class Adapter(ABC):
+    """Owns a model during a stream: changes its weights, predicts with them, restores them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
+        """Updates the weights on the window, whose last frame is the current one.
+
+        Args:
+            window: the recent frames, without labels.
+            generator: the video's random state, on the CPU.
+
+        Returns:
+            Scalars for this frame's record, such as losses.
+        """
+
+    def predict(self, frame: Any) -> dict[str, Any]:
+        """detectron2's outputs for one frame, with the current weights in eval mode."""
+        with module_mode(self.model, training=False), torch.no_grad():
+            return self.model([frame])[0]
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Returns to the source weights, with nothing remembered."""
+
+
+class GradientAdapter(Adapter):
+    """Takes gradient steps on a loss. A method of this kind defines :meth:`losses`.
+
+    Nothing is built per frame: the optimizer and the copy of the source weights are made once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        modules: list[str],
+        optimizer: str = "SGD",
+        lr: float,
+        momentum: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        backbone_multiplier: float = 1.0,
+        clip_norm: float = 0.0,
+        restart_optimizer: bool = False,
+        steps_per_frame: int = 1,
+        batch_size: int = 32,
+        micro_batch_size: int = 8,
+        sampling: str = "with_replacement",
+        step_mode: str = "eval",
+        precision: str = "fp32",
+    ) -> None:
+        """Freezes all of ``model`` but the named parts.
+
+        Args:
+            model: with its source weights; it must have a ``device``.
+            modules: names of the submodules that move.
+            optimizer: "SGD" or "ADAMW".
+            lr: learning rate; that of ``backbone`` is multiplied by ``backbone_multiplier``.
+            momentum: of SGD.
+            betas: of AdamW.
+            weight_decay: not applied to norms, embeddings and position tables.
+            backbone_multiplier: see ``lr``.
+            clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
+            restart_optimizer: forget the optimizer's state after every frame.
+            steps_per_frame: gradient steps per frame.
+            batch_size: samples per step.
+            micro_batch_size: samples per forward and backward; the gradient is that of the batch.
+            sampling: see :meth:`SlidingWindow.sample`.
+            step_mode: "train" or "eval" mode of the model in the step.
+            precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
+        """
+        super().__init__(model)
+        model.requires_grad_(False)
+        for name in modules:
+            model.get_submodule(name).requires_grad_(True)
+        groups = parameter_groups(
+            model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
+        )
+        if not groups:
+            raise UserError(f"nothing to adapt: the model has no parameters under {modules}")
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer: torch.optim.Optimizer
+        if optimizer == "SGD":
+            self.optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+        self.clip_norm = clip_norm
+        self.restart_optimizer = restart_optimizer
+        self.steps_per_frame = steps_per_frame
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.sampling = sampling
+        self.training_step = step_mode == "train"
+        self.dtype = PRECISIONS[precision]
+        self.device: torch.device = model.device  # type: ignore[assignment]
+        self.scaler = self._new_scaler()
+        # Buffers too: batch norm's statistics move in train mode.
+        self._state: list[Tensor] = [*self.parameters, *model.buffers()]
+        self._source = [tensor.detach().clone() for tensor in self._state]
+
+    @staticmethod
+    def config_arguments(cfg: CfgNode) -> dict[str, Any]:
+        """The keyword arguments that ``TTT.*`` decides for every gradient method."""
+        ttt = cfg.TTT
+        return {
+            "optimizer": ttt.OPTIMIZER.NAME,
+            "lr": ttt.OPTIMIZER.BASE_LR,
+            "momentum": ttt.OPTIMIZER.MOMENTUM,
+            "betas": tuple(ttt.OPTIMIZER.BETAS),
+            "weight_decay": ttt.OPTIMIZER.WEIGHT_DECAY,
+            "backbone_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
+            "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
+            "restart_optimizer": ttt.OPTIMIZER.RESTART,
+            "steps_per_frame": ttt.STEPS_PER_FRAME,
+            "batch_size": ttt.BATCH_SIZE,
+            "micro_batch_size": ttt.MICRO_BATCH_SIZE,
+            "sampling": ttt.SAMPLING,
+            "step_mode": ttt.STEP_MODE,
+            "precision": ttt.PRECISION,
+        }
+
+    @abstractmethod
+    def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalar losses of a micro-batch, each the mean over its samples; their sum is minimised.
+
+        Args:
+            batch: samples of the window.
+            generator: the video's random state, on the CPU.
+        """
+
+    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
+        """``steps_per_frame`` gradient steps, each on a fresh batch from the window.
+
+        Returns:
+            The mean of each loss over the steps, ``grad_norm`` (before clipping, of the last step)
+            and ``skipped_steps``: steps whose loss or gradient was not finite, which left weights
+            and optimizer untouched.
+        """
+        record: dict[str, float] = {}
+        skipped = 0
+        for _ in range(self.steps_per_frame):
+            batch = window.sample(self.batch_size, sampling=self.sampling, generator=generator)
+            losses, grad_norm, moved = self._step(batch, generator)
+            skipped += not moved
+            for name, value in losses.items():
+                record[name] = record.get(name, 0.0) + value / self.steps_per_frame
+            record["grad_norm"] = grad_norm
+        if self.restart_optimizer:
+            self.optimizer.state.clear()
+        record["skipped_steps"] = skipped
+        return record
+
+    def _step(
+        self, batch: list[Sample], generator: torch.Generator
+    ) -> tuple[dict[str, float], float, bool]:
+        sums: dict[str, Tensor] = {}
+        with module_mode(self.model, self.training_step), self._random_layers(generator):
+            for start in range(0, len(batch), self.micro_batch_size):
+                micro_batch = batch[start : start + self.micro_batch_size]
+                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+                    losses = self.losses(micro_batch, generator)
+                share = len(micro_batch) / len(batch)
+                self.scaler.scale(sum(losses.values()) * share).backward()
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0.0) + loss.detach().float() * share
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        # One transfer per step: every read of a GPU scalar waits for all work before it.
+        *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
+        moved = all(map(math.isfinite, [*values, norm]))
+        if moved:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(zip(sums, values, strict=True)), norm, moved
+
+    @contextmanager
+    def _random_layers(self, generator: torch.Generator) -> Iterator[None]:
+        """Stochastic depth and dropout follow the video's random state, not the process's."""
+        if not self.training_step:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            yield
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the source weights and buffers, bit for bit, with a fresh optimizer."""
+        for tensor, source in zip(self._state, self._source, strict=True):
+            tensor.copy_(source)
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler = self._new_scaler()
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)

@@ -1,0 +1,37 @@
+"""Online TTT-MAE: one step of masked reconstruction per frame (paper, Section 4.2, Equation 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from .augmentation import RandomCrop
+from .base import ADAPTER_REGISTRY, GradientAdapter
+from .window import Sample
+
+
+class ReconstructionAdapter(GradientAdapter):
+    """Minimises l_s(g(f(masked x)), x) over encoder f and decoder g; the head h stays h0."""
+
+    def __init__(self, model: nn.Module, *, augment: RandomCrop, **settings: Any) -> None:
+        """``settings`` are :class:`GradientAdapter`'s; ``augment`` prepares each sample."""
+        super().__init__(model, modules=["backbone", "recon_head"], **settings)
+        self.augment = augment
+
+    def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
+        """``loss_recon`` with an independent mask for each sample."""
+        inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
+        return self.model.reconstruction_losses(inputs, generator)  # type: ignore[operator]
+
+
+@ADAPTER_REGISTRY.register()
+def online_ttt_mae(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
+    """``--method online_ttt_mae``: implicit memory by the weights, explicit by the window."""
+    return ReconstructionAdapter(
+        model,
+        augment=RandomCrop.from_config(cfg),
+        **GradientAdapter.config_arguments(cfg),
+    )

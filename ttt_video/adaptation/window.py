@@ -1,0 +1,70 @@
+"""Explicit memory: the most recent frames of a video, on the model's device."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+Sample = dict[str, Any]
+"""What a method may see of a frame: ``image`` (3, H, W) uint8 on the device, ``video_id``,
+``frame_index``. Labels cannot get in."""
+
+INPUT_KEYS = ("video_id", "frame_index", "height", "width")
+
+
+class SlidingWindow:
+    """The last ``size`` frames, the current one included (paper, Section 4.2, "explicit memory").
+
+    Args:
+        size: k, in frames; None keeps every frame since :meth:`clear`, and its memory grows.
+        device: where the images are kept; a frame is moved there once.
+    """
+
+    def __init__(self, size: int | None, device: torch.device | str = "cpu") -> None:
+        if size is not None and size < 1:
+            raise ValueError(f"a window holds at least the current frame, not {size}")
+        self.size = size
+        self.device = torch.device(device)
+        self._frames: deque[Sample] = deque(maxlen=size)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def current(self) -> Sample:
+        """The frame pushed last."""
+        return self._frames[-1]
+
+    def push(self, frame: Any) -> Sample:
+        """Adds the current frame, forgetting the oldest; only input keys are kept."""
+        sample = {key: frame[key] for key in INPUT_KEYS if key in frame}
+        sample["image"] = frame["image"].to(self.device, non_blocking=True)
+        self._frames.append(sample)
+        return sample
+
+    def clear(self) -> None:
+        """Forgets every frame."""
+        self._frames.clear()
+
+    def sample(
+        self, batch_size: int, *, sampling: str, generator: torch.Generator
+    ) -> list[Sample]:
+        """A batch of frames.
+
+        Args:
+            batch_size: number of samples; frames repeat when it exceeds the window.
+            sampling: "with_replacement" draws uniformly (Section 4.2); "shuffled_epochs" cuts the
+                batch from shuffled passes over the window, one after the other, as the published
+                code does: a full window of 16 and 32 samples give every frame exactly twice.
+            generator: on the CPU.
+        """
+        count = len(self._frames)
+        if sampling == "with_replacement":
+            picks = torch.randint(count, (batch_size,), generator=generator)
+        else:
+            passes = -(-batch_size // count)
+            order = [torch.randperm(count, generator=generator) for _ in range(passes)]
+            picks = torch.cat(order)[:batch_size]
+        return [self._frames[i] for i in picks.tolist()]

@@ -1,0 +1,107 @@
+"""The loop over a video: push the frame, adapt on the window, predict, in that order."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..adaptation import Adapter, SlidingWindow, build_adapter
+
+
+@dataclass
+class FrameResult:
+    """What one frame gave.
+
+    Attributes:
+        frame: the frame, labels included, for evaluators.
+        output: detectron2's outputs by the weights after this frame's update.
+        record: scalars of the update, such as ``loss_recon``.
+        adapt_seconds: wall time of the update; predict_seconds: of the prediction.
+    """
+
+    frame: Any
+    output: dict[str, Any]
+    record: dict[str, float] = field(default_factory=dict)
+    adapt_seconds: float = 0.0
+    predict_seconds: float = 0.0
+
+
+def video_seed(seed: int, video_id: str) -> int:
+    """A seed for one video, whatever videos come before it."""
+    digest = hashlib.sha256(f"{seed}/{video_id}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+class StreamRunner:
+    """Runs one adapter over videos. All state of a stream is here and in the adapter."""
+
+    def __init__(
+        self, adapter: Adapter, window: SlidingWindow, *, reset: str = "video", seed: int = 0
+    ) -> None:
+        """
+        Args:
+            adapter: around the model with its source weights.
+            window: explicit memory.
+            reset: back to the source weights before every "frame", at every new "video", or
+                "never". The window is emptied at every new video unless "never".
+            seed: with the video's id it decides every random draw.
+        """
+        self.adapter = adapter
+        self.window = window
+        self.reset = reset
+        self.seed = seed
+        self.generator = torch.Generator()
+        self._video_id: str | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> StreamRunner:
+        """Reads ``TTT.{METHOD, WINDOW_SIZE, RESET}`` and ``SEED`` (negative counts as 0)."""
+        device: torch.device = model.device  # type: ignore[assignment]
+        return cls(
+            build_adapter(cfg, model),
+            SlidingWindow(cfg.TTT.WINDOW_SIZE or None, device),
+            reset=cfg.TTT.RESET,
+            seed=max(cfg.SEED, 0),
+        )
+
+    def start_video(self, video_id: str) -> None:
+        """Begins a video as an independent unit; :meth:`step` calls it when the id changes."""
+        self._video_id = video_id
+        self.generator.manual_seed(video_seed(self.seed, video_id))
+        if self.reset != "never":
+            self.window.clear()
+            self.adapter.reset()
+
+    def step(self, frame: Any) -> FrameResult:
+        """Adapts on the window that ends with this frame, then predicts this frame."""
+        if frame["video_id"] != self._video_id:
+            self.start_video(frame["video_id"])
+        start = self._now()
+        sample = self.window.push(frame)
+        if self.reset == "frame":
+            self.adapter.reset()
+        record = self.adapter.adapt(self.window, self.generator)
+        adapted = self._now()
+        output = self.adapter.predict(sample)
+        return FrameResult(frame, output, record, adapted - start, self._now() - adapted)
+
+    def run(self, source: Iterable[Any]) -> Iterator[FrameResult]:
+        """Results of a video's frames, one for each, in order, as they happen.
+
+        Running a video always starts it anew, even when it is the one that ran last.
+        """
+        self._video_id = None
+        for frame in source:
+            yield self.step(frame)
+
+    def _now(self) -> float:
+        if self.window.device.type == "cuda":
+            torch.cuda.synchronize(self.window.device)
+        return time.perf_counter()
