@@ -1,0 +1,315 @@
+"""The joint trainer on four small images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from ttt_video.cli import config_dir, load_config
+from ttt_video.engine.hooks import KeepBest, ReconstructionPictures
+from ttt_video.engine.joint_training import (
+    JointTrainer,
+    amp_dtype,
+    headline_metric,
+    load_records,
+)
+from ttt_video.errors import UserError
+
+DATASET = "joint_training_test_sem_seg"
+SMALLEST = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.SWIN.EMBED_DIM", 8,
+    "MODEL.SWIN.DEPTHS", [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 2],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM", 32,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD", 32,
+    "MODEL.MASK_FORMER.HIDDEN_DIM", 32,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD", 32,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6,
+    "MODEL.MASK_FORMER.DEC_LAYERS", 2,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64,
+    "SOLVER.IMS_PER_BATCH", 2,
+    "TEST.EVAL_PERIOD", 0,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dataset(tmp_path_factory):
+    """Four 32x64 images of two coloured halves, labelled 0 and 2."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(4):
+        split = 16 + 8 * i
+        labels = np.where(np.arange(64) < split, 0, 2)[None].repeat(32, 0).astype(np.uint8)
+        colors = np.array([[200, 40, 40], [0, 0, 0], [30, 60, 220]], np.uint8)[labels]
+        image = (colors + rng.integers(0, 20, colors.shape)).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+        Image.fromarray(labels).save(folder / f"{i}_labels.png")
+        records.append(
+            {
+                "file_name": str(folder / f"{i}.png"),
+                "sem_seg_file_name": str(folder / f"{i}_labels.png"),
+                "height": 32,
+                "width": 64,
+                "image_id": str(i),
+            }
+        )
+    DatasetCatalog.register(DATASET, lambda: records)
+    MetadataCatalog.get(DATASET).set(
+        stuff_classes=["a", "b", "c"], ignore_label=255, evaluator_type="sem_seg"
+    )
+    yield
+    DatasetCatalog.remove(DATASET)
+    MetadataCatalog.remove(DATASET)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_cfg(output_dir, *opts):
+    cfg = load_config(
+        "quick/joint_world.yaml",
+        opts=[str(x) for x in SMALLEST]
+        + ["DATASETS.TRAIN", f"('{DATASET}',)", "DATASETS.TEST", "()"]
+        + ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "OUTPUT_DIR", str(output_dir)]
+        + [str(x) for x in opts],
+    )
+    cfg.freeze()
+    return cfg
+
+
+def train(cfg, resume=False, *hooks):
+    trainer = JointTrainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.register_hooks(hooks)
+    trainer.train()
+    return trainer
+
+
+def test_every_loss_falls_and_segmentation_improves(tmp_path):
+    cfg = make_cfg(
+        tmp_path, "SOLVER.MAX_ITER", 40, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.003,
+        "SOLVER.WARMUP_ITERS", 0, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0,
+        "DATASETS.TEST", f"('{DATASET}',)",
+    )  # fmt: skip
+    seen = []
+
+    class Record(HookBase):
+        def after_step(self):
+            latest = self.trainer.storage.latest()
+            seen.append({k: v for k, (v, _) in latest.items() if "loss" in k})
+
+    trainer = train(cfg, False, Record())
+    assert {"loss_ce", "loss_mask", "loss_dice", "loss_recon", "loss_ce_0"} <= seen[0].keys()
+
+    def mean(rows, name):
+        return np.mean([row[name] for row in rows])
+
+    for name in ("total_loss", "loss_dice", "loss_recon"):
+        assert mean(seen[-5:], name) < 0.8 * mean(seen[:5], name), name
+    assert trainer._last_eval_results["sem_seg"]["mIoU"] > 60  # two of three classes occur
+
+
+class Kill(HookBase):
+    def __init__(self, step):
+        self.step = step
+
+    def before_step(self):
+        if self.trainer.iter == self.step:
+            raise RuntimeError("killed")
+
+
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(tmp_path):
+    opts = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL.SWIN.DROP_PATH_RATE", 0.2)
+    whole = train(make_cfg(tmp_path / "whole", *opts))
+    cfg = make_cfg(tmp_path / "parts", *opts, "DATALOADER.NUM_WORKERS", 1)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(cfg, False, Kill(5))  # after the checkpoint of step 4, in the middle of an epoch
+    np.random.seed(99)  # noqa: NPY002
+    torch.manual_seed(99)
+    resumed = train(cfg, True)
+    assert resumed.start_iter == 4
+
+    expected, actual = whole.model.state_dict(), resumed.model.state_dict()
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+    rates = [g["lr"] for g in whole.optimizer.param_groups]
+    assert rates == [g["lr"] for g in resumed.optimizer.param_groups]
+    assert rates[0] < 0.001
+
+
+def test_the_seed_decides(tmp_path):
+    first, again, other = (
+        train(make_cfg(tmp_path / name, "SEED", seed, "SOLVER.MAX_ITER", 1)).model.state_dict()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "sem_seg_head.predictor.query_feat.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves", "stays", "losses"),
+    [
+        ("joint", ("backbone", "sem_seg_head", "recon_head"), (), True),
+        ("main_only", ("backbone", "sem_seg_head"), ("recon_head",), False),
+        ("probing", ("sem_seg_head",), ("backbone", "recon_head"), False),
+    ],
+)
+def test_joint_modes(tmp_path, mode, moves, stays, losses):
+    cfg = make_cfg(
+        tmp_path, "TTT.JOINT", mode, "SOLVER.MAX_ITER", 2, "MODEL.SWIN.DROP_PATH_RATE", 0.5,
+        "SOLVER.WARMUP_ITERS", 0,
+    )  # fmt: skip
+    trainer = JointTrainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+
+    def moved(part):
+        return any(not torch.equal(before[k], after[k]) for k in before if k.startswith(part + "."))
+
+    assert all(moved(part) for part in moves)
+    assert not any(moved(part) for part in stays)
+    for part in stays:  # no stochastic depth on frozen features
+        assert not getattr(trainer.model, part).training
+    assert ("loss_recon" in trainer.storage.latest()) == losses
+
+
+def test_mixed_precision_on_the_cpu_is_bfloat16(tmp_path):
+    assert amp_dtype(torch.device("cpu")) == torch.bfloat16
+    cfg = make_cfg(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1)
+    trainer = train(cfg)
+    assert np.isfinite(trainer.storage.latest()["total_loss"][0])
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_pictures_reach_the_event_storage(tmp_path):
+    trainer = JointTrainer(make_cfg(tmp_path, "TEST.EVAL_PERIOD", 2))
+    (hook,) = (h for h in trainer._hooks if isinstance(h, ReconstructionPictures))
+    state = torch.random.get_rng_state()
+    with EventStorage() as trainer.storage:
+        hook.draw()
+        (name, first, _), *others = trainer.storage._vis_data
+        trainer.storage.clear_images()
+        hook.draw()
+        again = trainer.storage._vis_data[0][1]
+    assert name == "reconstruction/0"
+    assert len(others) == 3
+    assert first.shape == (3, 32, 3 * 64)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)  # the same masks
+    assert torch.equal(first[:, :, :64], hook.inputs[0]["image"])
+    assert (first[:, :, 64:128] == 0).float().mean() > 0.5  # 80 % of the patches are hidden
+    assert trainer.model.training
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_best_weights_are_kept_over_a_resume(tmp_path):
+    model = torch.nn.Linear(1, 1)
+
+    class Trainer:
+        start_iter = 0
+
+    def run(scores, start):
+        hook = KeepBest(model, str(tmp_path), "sem_seg/mIoU")
+        hook.trainer = Trainer()
+        hook.trainer.start_iter = start
+        with EventStorage(start) as hook.trainer.storage:
+            hook.before_train()
+            for i, score in enumerate(scores, start):
+                hook.trainer.storage.iter = i
+                if score is not None:
+                    hook.trainer.storage.put_scalar("sem_seg/mIoU", score)
+                    torch.nn.init.constant_(model.weight, score)
+                hook.after_step()
+
+    def kept():
+        weights = torch.load(tmp_path / "model_best.pth", weights_only=True)
+        record = json.loads((tmp_path / "model_best.json").read_text())
+        return weights["model"]["weight"].item(), record["value"], record["iteration"]
+
+    run([None, 10.0, None, 30.0, 20.0, float("nan")], 0)
+    assert kept() == (30.0, 30.0, 3)
+    run([25.0], 6)
+    assert kept() == (30.0, 30.0, 3)
+    run([35.0], 7)
+    assert kept() == (35.0, 35.0, 7)
+    run([5.0], 0)  # a new run
+    assert kept() == (5.0, 5.0, 0)
+
+
+def test_mistakes_are_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no_such_set"):
+        load_records(["no_such_set"], True)
+    with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
+        load_records([], True)
+    with pytest.raises(UserError, match="DETECTRON2_DATASETS"):
+        load_records(["coco_2017_train"], True)
+    with pytest.raises(UserError, match="IMS_PER_BATCH"):
+        JointTrainer.build_train_loader(make_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 0))
+    MetadataCatalog.get("joint_training_test_other").evaluator_type = "pascal_voc"
+    with pytest.raises(UserError, match="pascal_voc"):
+        headline_metric(["joint_training_test_other"])
+
+
+CONFIGS = sorted(
+    str(p.relative_to(config_dir()))
+    for p in config_dir().rglob("*.yaml")
+    if p.parent.name != "presets" and not p.name.startswith("Base-")
+)
+
+
+@pytest.mark.parametrize("preset", [None, "paper", "release"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_load_with_every_preset(name, preset):
+    cfg = load_config(name, preset)
+    assert cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT"
+    assert (preset or "") == cfg.TTT.PRESET
+    head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    assert head.CONVS_DIM % head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS == 0
+    assert former.HIDDEN_DIM % former.NHEADS == 0
+    if name.startswith("quick/"):
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TRAIN if "panoptic" in name else ()
+        model = JointTrainer.build_model(cfg)
+        assert 1e6 < sum(p.numel() for p in model.parameters()) < 2.5e6
+
+
+def test_full_configs_are_swin_s():
+    expected = {"cityscapes": 19, "coco_instance": 80, "coco_panoptic": 133}
+    for name, num_classes in expected.items():
+        cfg = load_config(f"joint_{name}.yaml")
+        assert cfg.MODEL.SWIN.DEPTHS == [2, 2, 18, 2]
+        assert cfg.MODEL.SWIN.NUM_HEADS == [3, 6, 12, 24]
+        assert num_classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
+
+
+def test_presets_hold_only_test_time_keys_and_differ_as_published():
+    plain = load_config("joint_cityscapes.yaml")
+    paper, release = (load_config("joint_cityscapes.yaml", name) for name in ("paper", "release"))
+    for cfg in (paper, release):
+        assert {k: v for k, v in cfg.items() if k != "TTT"} == {
+            k: v for k, v in plain.items() if k != "TTT"
+        }
+    assert (paper.TTT.MASK_RATIO, release.TTT.MASK_RATIO) == (0.8, 0.85)
+    assert (paper.TTT.RECON.REGION, release.TTT.RECON.REGION) == ("masked", "all")
+    assert (paper.TTT.OPTIMIZER.NAME, release.TTT.OPTIMIZER.NAME) == ("SGD", "ADAMW")
+    assert (paper.TTT.SAMPLING, release.TTT.SAMPLING) == ("with_replacement", "shuffled_epochs")
+    assert release.TTT.BATCH_SIZE // release.TTT.MICRO_BATCH_SIZE == 4

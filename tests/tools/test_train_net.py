@@ -1,0 +1,207 @@
+"""tools/train_net.py as a user runs it, on a data set in Cityscapes' own layout."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from PIL import Image
+
+from ttt_video.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "MODEL.SWIN.EMBED_DIM", "8",
+    "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 2]",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64",
+    "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.WARMUP_ITERS", "0",
+    "TEST.EVAL_PERIOD", "0",
+    "DATASETS.TEST", "()",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def datasets_root(tmp_path_factory):
+    """Cityscapes' tree with three 64x128 images per split; sky above road, and a car."""
+    root = tmp_path_factory.mktemp("datasets")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        images = root / "cityscapes/leftImg8bit" / split / "town"
+        labels = root / "cityscapes/gtFine" / split / "town"
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i in range(3):
+            label = np.full((64, 128), 10, np.uint8)
+            label[30 + i :] = 0
+            label[36:48, 20 + 10 * i : 50 + 10 * i] = 13
+            color = np.zeros((256, 3), np.uint8)
+            color[[0, 10, 13]] = [90, 90, 90], [120, 170, 220], [200, 30, 30]
+            image = color[label] + rng.integers(0, 20, (64, 128, 3)).astype(np.uint8)
+            name = f"town_{i:06d}_000019"
+            Image.fromarray(image).save(images / f"{name}_leftImg8bit.png")
+            for kind in ("labelIds", "labelTrainIds", "instanceIds"):
+                Image.fromarray(label).save(labels / f"{name}_gtFine_{kind}.png")
+            (labels / f"{name}_gtFine_polygons.json").write_text(
+                json.dumps({"imgHeight": 64, "imgWidth": 128, "objects": []})
+            )
+    return root
+
+
+def command(*args):
+    return [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, args)]
+
+
+def environment(root):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(root),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }
+
+
+def run(root, *args):
+    return subprocess.run(
+        command(*args), env=environment(root), cwd=root, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools/train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_here(tool, datasets_root, monkeypatch):
+    """Calls main() in this process, with the tree registered under names of its own."""
+    for split in ("train", "val"):
+        folders = [datasets_root / "cityscapes" / d / split for d in ("leftImg8bit", "gtFine")]
+        name = f"train_net_test_{split}"
+        DatasetCatalog.register(
+            name, functools.partial(load_cityscapes_semantic, *map(str, folders))
+        )
+        MetadataCatalog.get(name).set(
+            evaluator_type="cityscapes_sem_seg",
+            ignore_label=255,
+            stuff_classes=MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_classes,
+        )
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, args)])
+        tool.main()
+
+    yield call
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"train_net_test_{split}")
+        MetadataCatalog.remove(f"train_net_test_{split}")
+
+
+def test_train_evaluate_and_resume(run_here, tmp_path):
+    out = tmp_path / "run"
+    args = ["--config", "quick/joint_cityscapes.yaml"]
+    opts = [*SMALL, "OUTPUT_DIR", out, "DATASETS.TRAIN", "('train_net_test_train',)"]
+    run_here(*args, *opts, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('train_net_test_val',)")
+    assert {p.name for p in out.iterdir()} >= {
+        "config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint",
+    }  # fmt: skip
+    rows = [json.loads(row) for row in (out / "metrics.json").read_text().splitlines()]
+    assert any("loss_recon" in row for row in rows)
+    assert any("sem_seg/mIoU" in row for row in rows)
+
+    with pytest.raises(UserError, match="--resume"):
+        run_here(*args, *opts, "SOLVER.MAX_ITER", 3)
+    run_here(*args, "--resume", *opts, "SOLVER.MAX_ITER", 3)
+    state = torch.load(out / "model_final.pth", weights_only=False)
+    assert state["iteration"] == 2
+
+    # Evaluation alone gives the same number, and wants weights that fit.
+    evaluate = [*args, "--eval-only", *opts, "DATASETS.TEST", "('train_net_test_val',)"]
+    weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
+    run_here(*evaluate, *weights)
+    with pytest.raises(UserError, match="do not fit"):
+        run_here(*evaluate, *weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 20)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "--config"),
+        (["--config", "no_such.yaml"], "joint_cityscapes.yaml"),
+        (["--config", "quick/joint_cityscapes.yaml", "NO.SUCH_KEY", "1"], "NO.SUCH_KEY"),
+        (["--config", "quick/joint_world.yaml", "--eval-only"], "MODEL.WEIGHTS"),
+        (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
+    ],
+)
+def test_mistakes_are_one_clear_line(run_here, tmp_path, args, words):
+    opts = ["OUTPUT_DIR", tmp_path / "run"] if args else []
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        run_here(*args, *opts)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_data_set_ends_with_exit_code_2(tmp_path):
+    done = run(tmp_path, "--config", "quick/joint_coco_instance.yaml", "OUTPUT_DIR", tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "DETECTRON2_DATASETS" in last
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_give_the_numbers_of_an_uninterrupted_run(datasets_root, tmp_path):
+    args = ["--config", "quick/joint_cityscapes.yaml"]
+    opts = [*SMALL, "SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 4]
+    whole = run(datasets_root, *args, *opts, "OUTPUT_DIR", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*args, *opts, "OUTPUT_DIR", out),
+        env=environment(datasets_root),
+        cwd=datasets_root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (out / "last_checkpoint").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "model_final.pth").is_file()
+    resumed = run(datasets_root, *args, "--resume", *opts, "OUTPUT_DIR", out)
+    assert resumed.returncode == 0, resumed.stderr
+    expected, actual = (
+        torch.load(folder / "model_final.pth", weights_only=False)["model"]
+        for folder in (tmp_path / "whole", out)
+    )
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu(datasets_root, tmp_path):
+    done = run(
+        datasets_root, "--config", "quick/joint_cityscapes.yaml", "--num-gpus", 2,
+        "--dist-url", "auto", *SMALL, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model_final.pth").is_file()
+    assert (tmp_path / "log.txt.rank1").is_file()

@@ -1,0 +1,97 @@
+"""Trains or evaluates a model on still images: detectron2's flags, our configs.
+
+python tools/train_net.py --config quick/joint_world.yaml OUTPUT_DIR output/world
+python tools/train_net.py --config joint_cityscapes.yaml --num-gpus 8 MODEL.WEIGHTS swin_s.pkl
+python tools/train_net.py --config joint_cityscapes.yaml --eval-only MODEL.WEIGHTS model.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ttt_video.cli import PRESETS, find_config, load_config, run_tool
+from ttt_video.data.datasets import register_all
+from ttt_video.engine.joint_training import JointTrainer
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import TTTCheckpointer
+
+
+def parse_args() -> argparse.Namespace:
+    """detectron2's arguments, ``--config`` as a short name, and ``--preset``."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--config",
+        dest="config_file",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="same as --config-file; a bare name is looked up under configs/",
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    return parser.parse_args()
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of the run; fails here, before any process is started, when it cannot."""
+    if not args.config_file:
+        raise UserError("no config; give --config FILE, such as --config quick/joint_world.yaml")
+    args.config_file = str(find_config(args.config_file))
+    cfg = load_config(args.config_file, args.preset, args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU; use cpu")
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
+        raise UserError("nothing to evaluate; give MODEL.WEIGHTS FILE, or --resume")
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if last.is_file() and not (args.resume or args.eval_only):
+        raise UserError(
+            f"{cfg.OUTPUT_DIR} already holds a training run; add --resume to go on with it, or "
+            "choose another OUTPUT_DIR"
+        )
+    cfg.freeze()
+    return cfg
+
+
+def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
+    """Runs in every training process."""
+    register_all()
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = JointTrainer.build_model(cfg)
+        # Predictions need no decoder g, and must not see random weights of a widened input.
+        checkpointer = TTTCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_new=("recon_head.",), extra_channels="zero"
+        )
+        last = checkpointer.get_checkpoint_file() if args.resume else ""
+        checkpointer.load(last or cfg.MODEL.WEIGHTS, checkpointables=[])
+        results = JointTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = JointTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main() -> None:
+    """Parses the arguments and starts one process per GPU."""
+    args = parse_args()
+    cfg = build_config(args)
+    launch(
+        train_or_evaluate,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args, cfg),
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,19 @@
+"""Registration of the data sets that this project brings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def datasets_root() -> Path:
+    """``$DETECTRON2_DATASETS``, by default ``./datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_all() -> None:
+    """Registers every data set of this project in detectron2's catalogs; may be called again.
+
+    Called by the tools, not on import. Registering reads no file: a data set that is not on disk
+    is reported when it is used.
+    """

@@ -1,0 +1,134 @@
+"""What joint training does around its steps, as hooks of detectron2's trainers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from ttt_video.modeling import MaskFormerTTT
+
+logger = logging.getLogger(__name__)
+
+
+class BeforeStep(HookBase):
+    """Makes every step a function of the seed and its number alone, and keeps frozen parts still.
+
+    Reseeding replaces saving the generators of all processes: after a resume, masks, stochastic
+    depth and loss points are those of the uninterrupted run. Frozen modules are put into eval
+    mode here because evaluation hooks return the whole model to train mode.
+    """
+
+    def __init__(self, model: nn.Module, seed: int):
+        self.seed = seed
+        self.frozen = [
+            part
+            for part in model.children()
+            if not any(p.requires_grad for p in part.parameters(recurse=True))
+        ]
+
+    def before_step(self) -> None:
+        """Called by the trainer."""
+        entropy = [self.seed, self.trainer.iter, comm.get_rank()]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        for module in self.frozen:
+            module.eval()
+
+
+class KeepBest(HookBase):
+    """Keeps the weights with the best metric in ``model_best.pth``, and the metric beside them.
+
+    Unlike detectron2's ``BestCheckpointer`` it never overwrites the file that a resume would start
+    from, and goes on comparing with the best so far after one (``model_best.json``).
+
+    Args:
+        model: whose weights to keep; not wrapped for data parallelism.
+        output_dir: where both files go.
+        metric: a name in the event storage; higher is better.
+    """
+
+    def __init__(self, model: nn.Module, output_dir: str, metric: str):
+        self.model = model
+        self.metric = metric
+        self.weights = Path(output_dir) / "model_best.pth"
+        self.record = Path(output_dir) / "model_best.json"
+        self.best = float("-inf")
+        self._seen = -1
+
+    def before_train(self) -> None:
+        """Takes up the record of the run that is being resumed."""
+        if self.trainer.start_iter > 0 and self.record.is_file():
+            self.best = json.loads(self.record.read_text())["value"]
+
+    def after_step(self) -> None:
+        """Saves when an evaluation since the last call gave a new best value (never NaN)."""
+        value, iteration = self.trainer.storage.latest().get(self.metric, (float("nan"), -1))
+        if iteration == self._seen:
+            return
+        self._seen = iteration
+        if not value > self.best:
+            return
+        self.best = float(value)
+        # Renamed into place, so that a killed run leaves the old file or the new one.
+        partial = self.weights.with_suffix(".partial")
+        torch.save({"model": self.model.state_dict()}, partial)
+        os.replace(partial, self.weights)
+        record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
+        self.record.write_text(json.dumps(record) + "\n")
+        logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
+
+    after_train = after_step  # the last evaluation runs after the last step
+
+
+class ReconstructionPictures(HookBase):
+    """Shows how decoder g fills in the same masked training images as training goes on.
+
+    Each picture is image, masked input and reconstruction side by side, in the event storage and
+    so in TensorBoard.
+
+    Args:
+        model: the bare model, not wrapped for data parallelism.
+        images: each (3, H, W) uint8, in ``image_format`` order.
+        period: steps between pictures.
+        image_format: "RGB" or "BGR".
+    """
+
+    def __init__(
+        self, model: MaskFormerTTT, images: list[torch.Tensor], period: int, image_format: str
+    ):
+        self.model = model
+        self.inputs: list[dict[str, Any]] = [
+            {"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images
+        ]
+        self.period = period
+        self.image_format = image_format
+
+    def after_step(self) -> None:
+        """Draws at the end of every period and of the training."""
+        step = self.trainer.iter + 1
+        if step % self.period == 0 or step == self.trainer.max_iter:
+            self.draw()
+
+    def draw(self) -> None:
+        """Puts one picture per sample into the trainer's event storage."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)  # the same masks every time, so that pictures compare
+            outputs = self.model.reconstruct(self.inputs)
+        self.model.train(was_training)
+        for i, (shown, output) in enumerate(zip(self.inputs, outputs, strict=True)):
+            columns = [shown["image"], output["masked_input"], output["recon"]]
+            picture = torch.cat([column.detach().float().cpu() for column in columns], dim=2)
+            if self.image_format == "BGR":
+                picture = picture.flip(0)
+            picture = picture.round().clamp(0, 255).to(torch.uint8)
+            self.trainer.storage.put_image(f"reconstruction/{i}", picture)

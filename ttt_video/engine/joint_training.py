@@ -1,0 +1,271 @@
+"""Joint training of encoder f, main-task head h and decoder g on labelled still images.
+
+Section 4.1 of the paper: one stage, end to end, on the sum of the main-task loss and the
+reconstruction loss. Everything that detectron2's ``DefaultTrainer`` does is left to it.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ttt_video.data.loader import TrainingLoader, TrainingStream
+from ttt_video.data.mapper import JointDatasetMapper
+from ttt_video.engine.hooks import BeforeStep, KeepBest, ReconstructionPictures
+from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
+from ttt_video.errors import UserError
+from ttt_video.modeling import MaskFormerTTT
+from ttt_video.modeling.weights import TTTCheckpointer
+
+# Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
+_HEADLINE = {
+    "sem_seg": "sem_seg/mIoU",
+    "cityscapes_sem_seg": "sem_seg/mIoU",
+    "coco": "segm/AP",
+    "coco_panoptic_seg": "panoptic_seg/PQ",
+}
+
+
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """Mixed precision of a device: bfloat16 where it is native, else float16."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return torch.bfloat16
+
+
+class TrainStep(SimpleTrainer):
+    """One optimizer step on one batch, on any device, with optional mixed precision.
+
+    detectron2's ``AMPTrainer`` is not used because it refuses to run without CUDA.
+
+    Args:
+        model: returns a dict of losses.
+        data_loader: batches.
+        optimizer: over the model's parameters.
+        dtype: autocast precision, or None for full precision; float16 scales the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: TrainingLoader,
+        optimizer: torch.optim.Optimizer,
+        *,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.device_type = next(model.parameters()).device.type
+        self.dtype = dtype
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        """Loads a batch, steps, and records the losses; a non-finite loss raises."""
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext():
+            losses = self.model(batch)
+        self.scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        # One transfer for all losses: waiting for thirty scalars one by one costs as many syncs.
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
+        self._write_metrics(dict(zip(losses, values, strict=True)), data_time)
+        self.scaler.unscale_(self.optimizer)  # before the optimizer clips
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer and the loss scale."""
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self.scaler.load_state_dict(state_dict["scaler"])
+
+
+class JointTrainer(DefaultTrainer):
+    """detectron2's ``DefaultTrainer`` for joint training.
+
+    ``TTT.JOINT`` chooses what is trained: f, g and h together ("joint"), f and h ("main_only"), or
+    h on the frozen features of a given f ("probing"). A run with ``SEED >= 0`` that is killed and
+    resumed goes through the same numbers as one that was not, with any number of loading
+    processes, as far as the device's kernels are deterministic (the CPU's are).
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own constructor fixes the step, the loader's wrapper and the
+        # checkpointer, which all differ here; its methods need only what is set below.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        torch.manual_seed(self.seed)  # of the new weights, whatever was drawn before
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg, seed=self.seed)
+        device = torch.device(cfg.MODEL.DEVICE)
+        ids = {} if device.type == "cuda" else {"device_ids": None}
+        self._trainer = TrainStep(
+            create_ddp_model(model, broadcast_buffers=False, **ids),
+            data_loader,
+            optimizer,
+            dtype=amp_dtype(device) if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = TTTCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks([BeforeStep(model, self.seed), *self.build_hooks()])
+
+    @property
+    def bare_model(self) -> MaskFormerTTT:
+        """The model without its wrapper for data parallelism."""
+        model = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As detectron2's, and the data go on where the checkpoint left them."""
+        super().resume_or_load(resume)
+        self.data_loader.start_at(self.start_iter)
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks, the best checkpoint, and the reconstruction pictures."""
+        built = super().build_hooks()
+        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
+        if comm.is_main_process() and period > 0:
+            writer = built.pop()  # stays last, so that it writes what the others record
+            if cfg.DATASETS.TEST:
+                metric = headline_metric(cfg.DATASETS.TEST)
+                built.append(KeepBest(self.bare_model, cfg.OUTPUT_DIR, metric))
+            if cfg.TTT.JOINT == "joint":
+                stream = self.data_loader.stream
+                images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
+                built.append(
+                    ReconstructionPictures(self.bare_model, images, period, cfg.INPUT.FORMAT)
+                )
+            built.append(writer)
+        return built
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`ttt_video.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """See :func:`ttt_video.engine.optimizer.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, seed: int = 0) -> TrainingLoader:
+        """Batches of ``DATASETS.TRAIN`` in the reproducible order of :class:`TrainingStream`.
+
+        Raises:
+            UserError: a data set is unknown, missing or empty, or the batch does not divide
+                among the processes.
+        """
+        world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+        if total < 1 or total % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {total}; it must be a multiple of the {world_size} "
+                "training process(es)"
+            )
+        records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        return TrainingLoader(
+            TrainingStream(records, JointDatasetMapper(cfg, True), seed=seed),
+            batch_size=total // world_size,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            rank=comm.get_rank(),
+            world_size=world_size,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """detectron2's evaluators, as the data set's ``evaluator_type`` asks.
+
+        Cityscapes' semantic labels are scored by ``SemSegEvaluator`` on the train-id files, which
+        gives the official mean IoU without the cityscapesScripts package.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
+        kind = evaluator_type(dataset_name)
+        if kind in ("sem_seg", "cityscapes_sem_seg"):
+            return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
+        segm = COCOEvaluator(
+            dataset_name,
+            tasks=("segm",),
+            distributed=True,
+            output_dir=output_dir,
+            use_fast_impl=False,  # the fast one needs detectron2's compiled part
+        )
+        if kind == "coco":
+            return segm
+        evaluators = [COCOPanopticEvaluator(dataset_name, output_dir)]
+        if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file"):
+            evaluators.append(segm)
+        return DatasetEvaluators(evaluators)
+
+
+def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
+    """The records of all named data sets.
+
+    Raises:
+        UserError: no name is given, or a data set is unknown, missing on disk or empty.
+    """
+    if not names:
+        raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise UserError(
+                f"unknown data set {name!r} in DATASETS.TRAIN; registered are: "
+                + ", ".join(sorted(DatasetCatalog.list()))
+            )
+    try:
+        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"data set {', '.join(names)} cannot be loaded ({reason}); put it under "
+            "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
+        ) from error
+
+
+def evaluator_type(dataset_name: str) -> str:
+    """The registered ``evaluator_type``; UserError when there is none that we can score."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in _HEADLINE:
+        raise UserError(
+            f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are "
+            + ", ".join(_HEADLINE)
+        )
+    return kind
+
+
+def headline_metric(dataset_names: Sequence[str]) -> str:
+    """Key of the first data set's headline metric in detectron2's flattened results."""
+    metric = _HEADLINE[evaluator_type(dataset_names[0])]
+    return metric if len(dataset_names) == 1 else f"{dataset_names[0]}/{metric}"
