@@ -212,6 +212,14 @@ def test_failed_build_is_the_end_when_only_the_official_one_is_wanted(machine: F
     assert not _calls_with(machine, "sal-detectron2")
 
 
+def test_nothing_is_laid_over_a_build_that_does_not_import(machine: FakeMachine) -> None:
+    machine.obstacle = None
+    machine.broken["detectron2"] = "ImportError: undefined symbol"
+    with pytest.raises(setup_env.SetupError, match=r"does not import \(ImportError: undefined"):
+        setup_env.set_up(machine)
+    assert not _calls_with(machine, "sal-detectron2")
+
+
 @pytest.mark.parametrize(
     ("distribution", "pinned"), [("detectron2", False), ("sal-detectron2", True)]
 )

@@ -124,13 +124,14 @@ class Machine:
             return []
 
     def pip_install(self, *args: str) -> str | None:
-        """Run ``pip install``; None, or on failure the last error that pip printed."""
+        """Run ``pip install``; None, or the last error of those that pip printed."""
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
         result = subprocess.run([*command, *args], stderr=subprocess.PIPE, text=True, check=False)
         # What is not cached on disk is imported anew after an installation.
         importlib.invalidate_caches()
         if result.returncode == 0:
             return None
+        sys.stderr.write(result.stderr)
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error")]
         return (errors or lines or [f"pip ended with code {result.returncode}"])[-1]
@@ -292,7 +293,17 @@ class Installer:
         # Its setup.py imports torch, so it has to see the installed one.
         self.install("setuptools", "setuptools>=70.1", "ninja")
         source = f"git+{OFFICIAL_URL}@{OFFICIAL_COMMIT}"
-        return self.try_install("--no-build-isolation", source) or self._check()
+        error = self.try_install("--no-build-isolation", source)
+        if error is not None:
+            return error
+        error = self._check()
+        if error is not None:
+            # PyPI's copy must not be laid over it.
+            raise SetupError(
+                f"the official detectron2 was built, but does not import ({error}): pip uninstall"
+                " detectron2, and set TTT_DETECTRON2=wheel for PyPI's copy of it"
+            )
+        return None
 
     def wheel_detectron2(self) -> str | None:
         """Install PyPI's copy of detectron2; None, or why it failed."""
