@@ -1,0 +1,1 @@
+"""Data sets, training loaders, and the frame sources of a stream."""

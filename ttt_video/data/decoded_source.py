@@ -1,0 +1,120 @@
+"""What all frame sources share: one size per video, bad frames, decoding ahead in a thread."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+
+from ttt_video.data.images import BadFrame, FrameTransform
+from ttt_video.errors import UserError
+from ttt_video.structures import Frame
+
+logger = logging.getLogger(__name__)
+
+OnBadFrame = Literal["stop", "skip"]
+Record = Mapping[str, Any]
+Item = TypeVar("Item")
+
+
+def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item, None, None]:
+    """Runs a generator in one background thread, at most ``depth`` items ahead of the consumer.
+
+    An exception is raised at the place of the item it stands for. The thread ends with the
+    generator: when that is exhausted, raises, is closed, or is garbage.
+    """
+    end = object()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
+    try:
+        pending: deque[Future[Any]] = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        items.close()
+
+
+class DecodedSource(ABC):
+    """What all sources share: one frame size per video, bad frames, decoding ahead.
+
+    Attributes:
+        skipped: files of the frames that the current or last iteration skipped; as decoding runs
+            ahead, up to ``prefetch`` of them may lie after the frame last seen.
+    """
+
+    def __init__(
+        self,
+        video_id: str,
+        num_frames: int | None,
+        transform: FrameTransform,
+        on_bad_frame: OnBadFrame,
+        prefetch: int,
+    ) -> None:
+        if on_bad_frame not in ("stop", "skip"):
+            raise UserError(f'on_bad_frame must be "stop" or "skip", not "{on_bad_frame}"')
+        if prefetch < 0:
+            raise ValueError(f"prefetch must be 0 or more frames, not {prefetch}")
+        self.video_id = video_id
+        self.num_frames = num_frames
+        self.transform = transform
+        self.on_bad_frame = on_bad_frame
+        self.prefetch = prefetch
+        self.skipped: list[str] = []
+
+    @abstractmethod
+    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+        """Per frame: its record, and its (H, W, 3) uint8 RGB pixels or why there are none."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped = []
+        frames = self._frames(self.skipped)
+        return run_ahead(frames, self.prefetch) if self.prefetch else frames
+
+    def _frames(self, skipped: list[str]) -> Generator[Frame, None, None]:
+        first: tuple[str, int, int] | None = None
+        with closing(self._decode()) as decoded:
+            for record, pixels in decoded:
+                name = record["file_name"]
+                if isinstance(pixels, BadFrame):
+                    if self.on_bad_frame == "stop":
+                        raise BadFrame(
+                            f"{pixels}: replace it, or go on without it with "
+                            'on_bad_frame="skip" (--on-bad-frame skip)'
+                        ) from pixels
+                    skipped.append(name)
+                    logger.warning(
+                        "skipped: %s (%d so far in video %s)", pixels, len(skipped), self.video_id
+                    )
+                    continue
+                height, width = pixels.shape[:2]
+                first = first or (name, height, width)
+                if (height, width) != first[1:]:
+                    raise UserError(
+                        f"frame {name} is {height}x{width} (height x width), but video "
+                        f"{self.video_id} began with {first[1]}x{first[2]} ({first[0]}): "
+                        "frames of one video must have one size"
+                    )
+                labelled = (record.get("height", height), record.get("width", width))
+                if labelled != (height, width):
+                    raise UserError(
+                        f"frame {name} is {height}x{width} (height x width), but its data set "
+                        f"says {labelled[0]}x{labelled[1]}: register it with its true size"
+                    )
+                frame = {
+                    **record,
+                    "image": self.transform(pixels),
+                    "height": height,
+                    "width": width,
+                    "video_id": self.video_id,
+                }
+                yield cast(Frame, frame)
+        if first is None:
+            why = f"all {len(skipped)} were skipped" if skipped else "it is empty"
+            raise UserError(f"video {self.video_id} has no readable frame: {why}")

@@ -1,0 +1,144 @@
+"""One frame's way from a file to the network: decode to RGB, resize once, make a tensor."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ttt_video.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+# What Pillow's decoders raise on files that are cut off, overwritten or no images at all.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class BadFrame(UserError):
+    """One frame cannot be read; the frames after it may be fine."""
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts ``frame2`` before ``frame10``: runs of digits compare as numbers.
+
+    Only the digits 0-9 count as numbers; everything else compares as text. Names that differ only
+    in leading zeros are ordered by the name itself, so the order is total.
+    """
+    # Splitting by a group puts text at even and digits at odd places: unlike types never meet.
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def read_rgb(file_name: str) -> np.ndarray:
+    """Decode one image file.
+
+    Orientation (EXIF), palettes, grayscale and CMYK are resolved as detectron2's ``read_image``
+    does; transparency is dropped. 16-bit images keep their high byte, as 16-bit colour images do
+    in Pillow (its own conversion of 16-bit gray saturates at 255).
+
+    Args:
+        file_name: path of the image; any path that detectron2's PathManager opens.
+
+    Returns:
+        (H, W, 3) uint8, RGB; possibly read-only.
+
+    Raises:
+        BadFrame: the file is missing, cut off, no image, or has float or 32-bit pixels.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+            image.load()
+            upright = _upright(image)
+            if upright.mode.startswith("I;16") or (
+                # Older Pillow opens 16-bit gray PNG and PNM files in its 32-bit mode.
+                upright.mode == "I" and image.format in ("PNG", "PPM")
+            ):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                raise BadFrame(
+                    f"frame {file_name} has 32-bit pixels, whose range is unknown: "
+                    "convert it to an 8-bit image"
+                )
+            elif upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+            return np.asarray(upright.convert("RGB"))
+    except _DECODING_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadFrame(f"frame {file_name} cannot be read ({' '.join(reason.split())})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODING_ERRORS:  # A broken orientation tag does not make the pixels unreadable.
+        return image
+
+
+class FrameTransform:
+    """Turns decoded pixels into the network's input image.
+
+    The numbers are those of detectron2's ``DefaultPredictor``: ``ResizeShortestEdge`` with
+    bilinear interpolation on uint8, without its draw from numpy's global random state.
+    """
+
+    def __init__(self, min_size: int = 0, max_size: int = 1333, format: str = "RGB") -> None:
+        """Plain arguments; see also `from_config`.
+
+        Args:
+            min_size: length of the shorter side in pixels; 0 keeps the original size.
+            max_size: upper limit of the longer side in pixels, obeyed before ``min_size``.
+            format: channel order of the output, "RGB" or "BGR".
+        """
+        if min_size < 0 or max_size < 1:
+            raise UserError(
+                f"frame size limits must be positive, not {min_size} and {max_size} pixels: "
+                "set INPUT.MIN_SIZE_TEST (0 = no resizing) and INPUT.MAX_SIZE_TEST"
+            )
+        if format not in ("RGB", "BGR"):
+            raise UserError(f'INPUT.FORMAT must be "RGB" or "BGR", not "{format}"')
+        self.min_size = min_size
+        self.max_size = max_size
+        self.format = format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> FrameTransform:
+        """The transform that INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and INPUT.FORMAT ask for."""
+        return cls(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+
+    def __call__(self, rgb: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB pixels -> (3, h, w) uint8 tensor of its own memory."""
+        height, width = rgb.shape[:2]
+        if self.min_size:
+            new_height, new_width = ResizeShortestEdge.get_output_shape(
+                height, width, self.min_size, self.max_size
+            )
+            if min(new_height, new_width) < 1:
+                raise UserError(
+                    f"a {height}x{width} frame has no pixels left when its longer side is "
+                    f"{self.max_size}: raise INPUT.MAX_SIZE_TEST"
+                )
+            resize = ResizeTransform(height, width, new_height, new_width)
+            rgb = resize.apply_image(np.ascontiguousarray(rgb))
+        if self.format == "BGR":
+            rgb = rgb[:, :, ::-1]
+        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())

@@ -1,0 +1,207 @@
+"""Frame sources: a folder of frames, a video file, a registered data set, a webcam.
+
+Each source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
+dicts. A frame is decoded once and resized once, in one background thread that runs a few frames
+ahead of the consumer and ends with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
+from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, natural_key, read_rgb
+from ttt_video.data.video_sources import VideoFileSource, WebcamSource
+from ttt_video.errors import UserError
+from ttt_video.structures import FrameSource
+
+__all__ = [
+    "BadFrame",
+    "DatasetSource",
+    "FolderSource",
+    "FrameTransform",
+    "VideoFileSource",
+    "WebcamSource",
+    "open_dataset",
+    "open_folder",
+    "open_video",
+]
+
+
+class DatasetSource(DecodedSource):
+    """One video of a registered data set."""
+
+    def __init__(
+        self,
+        dicts: Sequence[Record],
+        transform: FrameTransform,
+        *,
+        on_bad_frame: OnBadFrame = "stop",
+        prefetch: int = 2,
+    ) -> None:
+        """Takes the video's records in any order.
+
+        Args:
+            dicts: detectron2 dataset dicts of one video with ``file_name``, ``video_id`` and
+                ``frame_index``; all their other keys are passed on with the frames.
+            transform: makes the network's input of the decoded pixels.
+            on_bad_frame: "stop" raises `BadFrame` at an unreadable frame, "skip" leaves it out.
+            prefetch: frames to decode ahead in a background thread; 0 decodes on demand.
+        """
+        indices = [record["frame_index"] for record in dicts]
+        videos = sorted({str(record["video_id"]) for record in dicts})
+        if len(videos) != 1:
+            raise UserError(f"a source is one video, but its records name {len(videos)}: {videos}")
+        if len(set(indices)) != len(indices):
+            twice = next(index for index in indices if indices.count(index) > 1)
+            raise UserError(f"video {videos[0]} has more than one frame with index {twice}")
+        super().__init__(videos[0], len(indices), transform, on_bad_frame, prefetch)
+        self._records = sorted(dicts, key=lambda record: record["frame_index"])
+
+    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+        for record in self._records:
+            pixels: np.ndarray | BadFrame
+            try:
+                pixels = read_rgb(record["file_name"])
+            except BadFrame as error:
+                pixels = error
+            yield record, pixels
+
+
+class FolderSource(DatasetSource):
+    """A folder of frames, in the natural order of their names; the folder's name is the video's.
+
+    ``frame_index`` is the position among the folder's image files, also when some are skipped.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        transform: FrameTransform,
+        *,
+        on_bad_frame: OnBadFrame = "stop",
+        prefetch: int = 2,
+    ) -> None:
+        """Lists the folder; nothing is decoded yet. Arguments as for `DatasetSource`."""
+        files, _ = _list_folder(Path(folder))
+        if not files:
+            raise UserError(
+                f"folder {folder} holds no frames: expected files ending in "
+                + " ".join(sorted(IMAGE_SUFFIXES))
+            )
+        video_id = os.path.basename(os.path.abspath(folder))
+        dicts = [
+            {"file_name": str(file), "video_id": video_id, "frame_index": index}
+            for index, file in enumerate(files)
+        ]
+        super().__init__(dicts, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
+
+
+def open_folder(
+    path: str | os.PathLike[str],
+    transform: FrameTransform,
+    *,
+    on_bad_frame: OnBadFrame = "stop",
+    prefetch: int = 2,
+) -> list[FrameSource]:
+    """A folder of frames as one video, or a folder of such folders as several, naturally sorted.
+
+    Arguments as for `DatasetSource`. Hidden files and folders are ignored.
+
+    Raises:
+        UserError: no such folder; no frames; frames beside folders; folders nested deeper.
+    """
+    files, folders = _list_folder(Path(path))
+    framed = [folder for folder in folders if _list_folder(folder)[0]]
+    if files and framed:
+        raise UserError(
+            f"{path} holds frames and also folders of frames ({framed[0].name}): "
+            "give the folder of one video, or a folder of nothing but videos"
+        )
+    if files or not folders:
+        return [FolderSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
+    for folder in folders:
+        if folder not in framed:
+            below = _list_folder(folder)[1]
+            raise UserError(
+                f"folder {folder} holds no frames"
+                + (f" but folders ({below[0].name}): give {folder} itself?" if below else "")
+            )
+    return [
+        FolderSource(folder, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
+        for folder in framed
+    ]
+
+
+def open_video(
+    path: str | os.PathLike[str],
+    transform: FrameTransform,
+    *,
+    on_bad_frame: OnBadFrame = "stop",
+    prefetch: int = 2,
+) -> list[FrameSource]:
+    """A video file as a list of one source, like the other ``open_`` functions."""
+    return [VideoFileSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
+
+
+def open_dataset(
+    name: str,
+    transform: FrameTransform,
+    *,
+    on_bad_frame: OnBadFrame = "stop",
+    prefetch: int = 2,
+) -> list[FrameSource]:
+    """The videos of a data set in detectron2's DatasetCatalog, in the order they first appear.
+
+    Arguments as for `DatasetSource`.
+
+    Raises:
+        UserError: the name is unknown, its files are missing, or its records are no video frames.
+    """
+    known = DatasetCatalog.list()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
+        raise UserError(f"unknown data set {name!r}; registered are: {', '.join(close)}")
+    try:
+        dicts = DatasetCatalog.get(name)
+    except OSError as error:
+        raise UserError(
+            f"data set {name} cannot be loaded ({error}): is DETECTRON2_DATASETS set to its folder?"
+        ) from error
+    videos: dict[str, list[Record]] = {}
+    for record in dicts:
+        missing = {"file_name", "video_id", "frame_index"} - record.keys()
+        if missing:
+            raise UserError(
+                f"data set {name} is not made of videos: a record has no {sorted(missing)[-1]} "
+                f"({record.get('file_name', 'no file_name')})"
+            )
+        videos.setdefault(str(record["video_id"]), []).append(record)
+    if not videos:
+        raise UserError(f"data set {name} is empty")
+    return [
+        DatasetSource(records, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
+        for records in videos.values()
+    ]
+
+
+def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files and sub-folders of a folder, each in natural order; hidden ones left out."""
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder of frames: use --video for a video file")
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
+    # The stem goes first, so that "frame.png" precedes "frame1.png".
+    entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
+    files = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
+    return files, [e for e in entries if e.is_dir()]
