@@ -229,6 +229,8 @@ def _develop(canvas: Canvas, style: Style) -> np.ndarray:
         (canvas.columns * canvas.columns)[None, :] + (canvas.rows * canvas.rows)[:, None]
     )
     color *= (style.exposure * vignette)[..., None]
+    bright = np.maximum(color - 0.75, 0.0)  # a film's shoulder instead of a hard limit
+    color = np.minimum(color, 0.75) + bright * 0.25 / (bright + 0.25)
     image = np.minimum(np.maximum(color * 255.0, 0.0), 255.0)
     # the lens: a (1, 4, 1) / 6 blur each way
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")

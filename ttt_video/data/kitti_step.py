@@ -1,0 +1,249 @@
+"""KITTI-STEP and other labelled videos in its layout: reading, writing and registering.
+
+Two kinds of label files exist and both are read:
+
+* ``<seq>/%06d_sem.png``, 8 bit: the Cityscapes train id, 255 = ignore; ``%06d.json`` beside it
+  holds ``imgHeight`` and ``imgWidth``;
+* ``<seq>/%06d.png``, RGB, KITTI-STEP's own format: R = train id (255 = ignore), instance id =
+  256 * G + B.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ttt_video.errors import UserError
+
+from .cityscapes import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_COLORS,
+    CITYSCAPES_THING_IDS,
+    IGNORE_LABEL,
+)
+from .datasets import datasets_root
+
+TRAIN_ID_FORMAT = "train_id"
+PANOPTIC_FORMAT = "kitti_step_panoptic"
+SEM_SEG_FORMAT_KEY = "sem_seg_format"
+"""Key of a dataset dict that says how its label file is to be decoded: one of the above."""
+
+SPLITS = ("train", "val")
+
+
+def load_kitti_step_sem_seg(
+    image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """List the labelled frames below two folders, sequence by sequence and in time order.
+
+    Args:
+        image_root: holds ``<seq>/%06d.png``.
+        panoptic_root: holds ``<seq>/`` with label files of either kind (see the module); where a
+            frame has both, the 8 bit one is taken. Its sequences are the ones that are listed, so
+            the images may lie in one folder for all splits.
+
+    Returns:
+        One dict per frame: ``file_name``, ``sem_seg_file_name``, ``sem_seg_format``, ``image_id``
+        ("<seq>/<frame>"), ``height``, ``width`` (pixels), ``video_id`` (the sequence's folder
+        name) and ``frame_index`` (position in the sequence, from 0).
+
+    Raises:
+        UserError: a folder is missing or holds no frames, or a frame lacks its image or labels.
+    """
+    image_root, panoptic_root = Path(image_root), Path(panoptic_root)
+    for root in (image_root, panoptic_root):
+        if not root.is_dir():
+            raise UserError(_expected(root, "no such folder", image_root, panoptic_root))
+    dicts: list[dict[str, Any]] = []
+    for sequence in sorted(p for p in panoptic_root.iterdir() if p.is_dir()):
+        images = sorted((image_root / sequence.name).glob("[0-9]*.png"))
+        if not images:
+            problem = f"no images of sequence {sequence.name}"
+            raise UserError(_expected(image_root, problem, image_root, panoptic_root))
+        for frame_index, image in enumerate(images):
+            label, label_format = _find_label(sequence, image.stem)
+            if label is None:
+                problem = f"no labels for {sequence.name}/{image.name}"
+                raise UserError(_expected(panoptic_root, problem, image_root, panoptic_root))
+            height, width = _read_size(label.parent / f"{image.stem}.json", image)
+            dicts.append(
+                {
+                    "file_name": str(image),
+                    "sem_seg_file_name": str(label),
+                    SEM_SEG_FORMAT_KEY: label_format,
+                    "image_id": f"{sequence.name}/{image.stem}",
+                    "height": height,
+                    "width": width,
+                    "video_id": sequence.name,
+                    "frame_index": frame_index,
+                }
+            )
+    if not dicts:
+        raise UserError(_expected(panoptic_root, "no sequences", image_root, panoptic_root))
+    return dicts
+
+
+def _find_label(folder: Path, stem: str) -> tuple[Path | None, str]:
+    for name, label_format in (
+        (f"{stem}_sem.png", TRAIN_ID_FORMAT),
+        (f"{stem}.png", PANOPTIC_FORMAT),
+    ):
+        if (folder / name).is_file():
+            return folder / name, label_format
+    return None, ""
+
+
+def _read_size(size_file: Path, image: Path) -> tuple[int, int]:
+    """Height and width of a frame, from the file of sizes where there is one."""
+    if size_file.is_file():
+        try:
+            size = json.loads(size_file.read_text())
+            return int(size["imgHeight"]), int(size["imgWidth"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{size_file} does not hold imgHeight and imgWidth") from error
+    try:
+        with Image.open(image) as opened:  # reads the header only
+            return opened.height, opened.width
+    except OSError as error:
+        raise UserError(f"{image} is not a readable image") from error
+
+
+def _expected(root: Path, problem: str, image_root: Path, panoptic_root: Path) -> str:
+    return (
+        f"{root}: {problem}; expected {image_root}/<seq>/%06d.png and "
+        f"{panoptic_root}/<seq>/%06d_sem.png (train ids) or %06d.png (KITTI-STEP's RGB); "
+        "data sets are looked for under $DETECTRON2_DATASETS, by default ./datasets"
+    )
+
+
+def read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Decode the labels of one frame.
+
+    Args:
+        dataset_dict: with ``sem_seg_file_name``, and ``sem_seg_format`` where that is not 8 bit.
+
+    Returns:
+        (H, W) uint8 train ids, 255 = ignore.
+
+    Raises:
+        UserError: the file is missing, unreadable, or not of the stated format.
+    """
+    file_name = dataset_dict["sem_seg_file_name"]
+    label_format = dataset_dict.get(SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT)
+    if label_format not in (TRAIN_ID_FORMAT, PANOPTIC_FORMAT):
+        raise UserError(f"unknown {SEM_SEG_FORMAT_KEY} {label_format!r} of {file_name}")
+    try:
+        with Image.open(file_name) as opened:
+            labels = np.array(opened)
+    except (OSError, SyntaxError) as error:  # Pillow calls some broken PNGs a SyntaxError
+        raise UserError(f"{file_name} is not a readable label image") from error
+    if label_format == PANOPTIC_FORMAT and labels.ndim == 3:
+        labels = np.ascontiguousarray(labels[..., 0])
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        shape = "x".join(str(n) for n in labels.shape)
+        raise UserError(f"{file_name} ({labels.dtype}, {shape}) is not a {label_format} label map")
+    return labels
+
+
+def write_video(
+    image_root: str | os.PathLike[str],
+    panoptic_root: str | os.PathLike[str],
+    sequence: str,
+    frames: Iterable[Callable[[], tuple[np.ndarray, np.ndarray]]],
+) -> int:
+    """Write one labelled video; frames that are there already are left alone and not rendered.
+
+    Args:
+        image_root, panoptic_root: as for ``load_kitti_step_sem_seg``.
+        sequence: name of the video's folders.
+        frames: for each frame a function that returns its image, (H, W, 3) uint8 RGB, and its
+            labels, (H, W) uint8 train ids.
+
+    Returns:
+        The number of frames written. Every file appears complete or not at all.
+    """
+    images, labels = Path(image_root) / sequence, Path(panoptic_root) / sequence
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for index, render in enumerate(frames):
+        image_file = images / f"{index:06d}.png"
+        label_file = labels / f"{index:06d}_sem.png"
+        size_file = labels / f"{index:06d}.json"
+        if image_file.exists() and label_file.exists() and size_file.exists():
+            continue
+        image, sem_seg = render()
+        size = json.dumps({"imgHeight": int(image.shape[0]), "imgWidth": int(image.shape[1])})
+        write_png(image_file, image)
+        write_png(label_file, sem_seg)
+        write_atomically(size_file, functools.partial(Path.write_text, data=size))
+        written += 1
+    return written
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write an (H, W) or (H, W, 3) uint8 array as PNG, complete or not at all."""
+    write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file of its own beside ``path``, then move it there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def register_video_sem_seg(
+    name: str, image_root: str | os.PathLike[str], panoptic_root: str | os.PathLike[str]
+) -> None:
+    """Register labelled videos in KITTI-STEP's layout with Cityscapes' 19 classes.
+
+    The folders are read when the data set is used, not here.
+    """
+    DatasetCatalog.register(name, lambda: load_kitti_step_sem_seg(image_root, panoptic_root))
+    MetadataCatalog.get(name).set(
+        image_root=str(image_root), panoptic_root=str(panoptic_root), **video_metadata()
+    )
+
+
+def register_kitti_step(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``kitti_step_video_sem_seg_train`` and ``..._val``, once.
+
+    Args:
+        root: the folder that holds ``kitti_step/``; None stands for $DETECTRON2_DATASETS, which
+            is then looked up whenever a data set is loaded.
+    """
+    for split in SPLITS:
+        name = f"kitti_step_video_sem_seg_{split}"
+        if name in DatasetCatalog:
+            continue
+
+        def load(split: str = split) -> list[dict[str, Any]]:
+            base = (datasets_root() if root is None else Path(root)) / "kitti_step"
+            return load_kitti_step_sem_seg(base / "images" / split, base / "panoptic_maps" / split)
+
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(**video_metadata())
+
+
+def video_metadata() -> dict[str, Any]:
+    """detectron2 metadata of Cityscapes-labelled video; a class's position is its label."""
+    return {
+        "stuff_classes": list(CITYSCAPES_CLASSES),
+        "stuff_colors": [list(color) for color in CITYSCAPES_COLORS],
+        "thing_classes": [CITYSCAPES_CLASSES[i] for i in CITYSCAPES_THING_IDS],
+        "thing_colors": [list(CITYSCAPES_COLORS[i]) for i in CITYSCAPES_THING_IDS],
+        "ignore_label": IGNORE_LABEL,
+        "evaluator_type": "video_sem_seg",
+    }
