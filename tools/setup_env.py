@@ -134,7 +134,8 @@ class Machine:
         sys.stderr.write(result.stderr)
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error")]
-        return (errors or lines or [f"pip ended with code {result.returncode}"])[-1]
+        last = (errors or lines or [f"pip ended with code {result.returncode}"])[-1]
+        return last.removeprefix("ERROR: ")
 
     def import_error(self, module: str) -> str | None:
         """Import ``module`` in a process of its own; None, or the last line of what went wrong."""
@@ -395,7 +396,8 @@ def set_up(machine: Machine, choice: str = "auto") -> None:
         # Both from PyPI: its torchvision does not import beside a CPU-only torch.
         lacking = [name for name in ("torch", "torchvision") if machine.origin(name) is None]
         if lacking:
-            installer.install(f"{' and '.join(lacking)} (about 3 GB to download)", *lacking)
+            machine.log("torch is a download of about 3 GB")
+            installer.install(" and ".join(lacking), *lacking)
         installer.constrain(kind or "")
         if source != "keep":
             install_detectron2(installer, source, choice)
