@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from detectron2.config import CfgNode
-
-from . import __file__ as PACKAGE_FILE
 
 from .config import get_cfg, validate_config
 from .errors import UserError
@@ -21,7 +20,7 @@ PRESETS = ("paper", "release")
 
 def config_dir() -> Path:
     """The folder of the shipped configs: inside an installed package, else beside it."""
-    package = Path(PACKAGE_FILE).parent
+    package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
@@ -44,8 +43,12 @@ def find_config(name: str) -> Path:
 def load_config(
     config_file: str | None, preset: str | None = None, opts: Sequence[str] = ()
 ) -> CfgNode:
-    """Defaults, then the file, then the preset, then KEY VALUE overrides; validated, not frozen."""
+    """Defaults, then the file, then the preset, then KEY VALUE overrides; validated, not frozen.
+
+    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU.
+    """
     cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if config_file is not None:
             cfg.merge_from_file(str(find_config(config_file)), allow_unsafe=False)

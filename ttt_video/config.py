@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _mask2former_defaults() -> CfgNode:
-    """Mask2Former's keys and defaults (its ``add_maskformer2_config``), as a config of their own."""
+    """Mask2Former's keys and defaults, those of its ``add_maskformer2_config``."""
     cfg = CfgNode()
 
     cfg.INPUT = CfgNode()

@@ -48,9 +48,7 @@ class SlidingWindow:
         """Forgets every frame."""
         self._frames.clear()
 
-    def sample(
-        self, batch_size: int, *, sampling: str, generator: torch.Generator
-    ) -> list[Sample]:
+    def sample(self, batch_size: int, *, sampling: str, generator: torch.Generator) -> list[Sample]:
         """A batch of frames.
 
         Args:

@@ -83,14 +83,14 @@ class StreamRunner:
         """Adapts on the window that ends with this frame, then predicts this frame."""
         if frame["video_id"] != self._video_id:
             self.start_video(frame["video_id"])
-        start = self._now()
+        start = self.now()
         sample = self.window.push(frame)
         if self.reset == "frame":
             self.adapter.reset()
         record = self.adapter.adapt(self.window, self.generator)
-        adapted = self._now()
+        adapted = self.now()
         output = self.adapter.predict(sample)
-        return FrameResult(frame, output, record, adapted - start, self._now() - adapted)
+        return FrameResult(frame, output, record, adapted - start, self.now() - adapted)
 
     def run(self, source: Iterable[Any]) -> Iterator[FrameResult]:
         """Results of a video's frames, one for each, in order, as they happen.
@@ -101,7 +101,8 @@ class StreamRunner:
         for frame in source:
             yield self.step(frame)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock that waits for the device's work."""
         if self.window.device.type == "cuda":
             torch.cuda.synchronize(self.window.device)
         return time.perf_counter()

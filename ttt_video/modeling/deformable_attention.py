@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ def _compiled_attention(
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]:
     """The fastest implementation that runs on a device type ("cpu", "cuda"), tried once."""
     if importlib.util.find_spec("torch_ms_deform_attn") is None:

@@ -1,4 +1,4 @@
-"""The main-task head h and the reconstruction decoder g: a pixel decoder and a query decoder each."""
+"""The main-task head h and the decoder g: a pixel decoder and a query decoder each."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class MaskFormerTTTHead(_Head):
     def __init__(
         self, *, num_classes: int, ignore_value: int, pixel_decoder: nn.Module, predictor: nn.Module
     ) -> None:
-        """``num_classes`` without "no object"; ``ignore_value`` is the label of unlabelled pixels."""
+        """``num_classes`` without "no object"; ``ignore_value`` labels unlabelled pixels."""
         super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
         self.num_classes = num_classes
         self.ignore_value = ignore_value

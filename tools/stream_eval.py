@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Streams videos through a model that learns from them, and records what every frame gave."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.cli import add_config_arguments, load_config, run_tool
+from ttt_video.data.datasets import register_all
+from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
+from ttt_video.engine.stream_evaluation import OverlayVideos, StreamEvaluation, load_source_model
+from ttt_video.errors import UserError
+from ttt_video.evaluation.records import Row, RunDirectory
+from ttt_video.structures import FrameSource
+
+DEFAULT_CONFIG = "quick/joint_world.yaml"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--video-dir", metavar="DIR", help="a folder of frames, or of such folders")
+    source.add_argument("--video", metavar="FILE", help="a video file")
+    source.add_argument("--dataset", metavar="NAME", help="a registered video data set")
+    parser.add_argument("--weights", metavar="FILE", help="source weights; overrides MODEL.WEIGHTS")
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="adaptation method: " + ", ".join(sorted(name for name, _ in ADAPTER_REGISTRY)),
+    )
+    parser.add_argument("--compare", action="store_true", help="run the frozen model beside it")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
+    parser.add_argument("--output", metavar="DIR", help="default: output/stream_eval/<date-time>")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
+    parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
+    parser.add_argument("--fps", type=float, default=10.0, help="of overlay.mp4 (default 10)")
+    add_config_arguments(parser)
+    return parser
+
+
+def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[FrameSource]:
+    """The videos that the flags name."""
+    if args.video_dir is not None:
+        return open_folder(args.video_dir, transform, on_bad_frame=args.on_bad_frame)
+    if args.video is not None:
+        return open_video(args.video, transform, on_bad_frame=args.on_bad_frame)
+    register_all()
+    return open_dataset(args.dataset, transform, on_bad_frame=args.on_bad_frame)
+
+
+def report(summary: Row) -> str:
+    """The summary in a few lines."""
+    seconds = summary["seconds"]
+    lines = [f"{summary['frames']} frames, {seconds['frame']['mean']:.3f} s per frame"]
+    if summary["loss_recon"] is not None:
+        lines.append(f"reconstruction loss {summary['loss_recon']:.4f}")
+    if summary["skipped_steps"]:
+        lines.append(f"{summary['skipped_steps']} steps skipped: loss or gradient not finite")
+    if summary["skipped_frames"]:
+        lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
+    for who, metrics in sorted(summary["metrics"].items()):
+        lines.append(f"{who}: mIoU {metrics['mIoU']:.2f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, builds, runs."""
+    args = argument_parser().parse_args(argv)
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UserError(f"--max-frames is {args.max_frames}; give at least 1")
+    if args.config_file is None:
+        args.config_file = DEFAULT_CONFIG
+        print(f"config: {DEFAULT_CONFIG} (no --config given)")
+    cfg = load_config(args.config_file, args.preset, args.opts)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    if args.method is not None:
+        cfg.TTT.METHOD = args.method
+    cfg.freeze()
+    sources = open_sources(args, FrameTransform.from_config(cfg))
+    model = load_source_model(cfg)
+    output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    run = RunDirectory(output, resume=args.resume)
+    with ExitStack() as stack:
+        observers = []
+        if not args.no_video:
+            overlay = OverlayVideos(cfg, run.path, fps=args.fps, single=len(sources) == 1)
+            observers.append(stack.enter_context(overlay))
+        evaluation = StreamEvaluation(cfg, model, run, compare=args.compare, observers=observers)
+        summary = evaluation.evaluate(sources, args.max_frames)
+    print(report(summary))
+    print(f"written to {run.path}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

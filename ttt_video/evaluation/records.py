@@ -1,0 +1,158 @@
+"""A run on disk: one row per frame as it happens, and a summary computed from the rows alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .sem_seg import Counts, add_counts, class_iou, mean_iou
+
+Row = dict[str, Any]
+
+PROTOCOL = (
+    "mIoU: IoU of each class over the pixels of all frames pooled, in percent; mean over the "
+    "classes that occur in the labels; pixels labelled 255 do not count"
+)
+
+
+class RunDirectory:
+    """The folder of one run: ``config.yaml``, ``frames.jsonl``, ``summary.json``.
+
+    Rows are appended and flushed one by one; nothing that was written is deleted. A run that was
+    cut off goes on with ``resume``: its finished frames are known and not written again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        """Creates the folder, or reopens it.
+
+        Raises:
+            UserError: it holds a run and ``resume`` is not set, or it is no folder.
+        """
+        self.path = Path(path)
+        self.frames_file = self.path / "frames.jsonl"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output {self.path} is a file; give a folder")
+        if self.frames_file.exists() and not resume:
+            raise UserError(
+                f"{self.path} already holds a run; add --resume to go on with it, or choose "
+                "another --output (to replace it, delete the folder yourself)"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recorded: dict[str, set[int]] = {}
+        self._drop_torn_row()
+        for row in self.rows():
+            self.recorded.setdefault(row["video_id"], set()).add(row["frame_index"])
+        self._file = self.frames_file.open("a", encoding="utf-8")
+
+    def _drop_torn_row(self) -> None:
+        """A process killed while writing leaves half a row at the end, which is no result."""
+        if not self.frames_file.exists():
+            return
+        content = self.frames_file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.frames_file, whole)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows so far, in the order in which they were written."""
+        if self.frames_file.exists():
+            with self.frames_file.open(encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
+
+    def has(self, video_id: str, frame_index: int) -> bool:
+        """Whether a frame's row is on disk."""
+        return frame_index in self.recorded.get(video_id, ())
+
+    def append(self, row: Row) -> None:
+        """Writes one row; it survives the process from here on."""
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self.recorded.setdefault(row["video_id"], set()).add(row["frame_index"])
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a whole file at once: readers see the old one or the new one."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def write_json(self, name: str, value: Row) -> None:
+        """:meth:`write_text` of indented JSON."""
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Closes ``frames.jsonl``."""
+        self._file.close()
+
+
+def finite(record: dict[str, float]) -> Row:
+    """Scalars for a row: JSON has no NaN, so a non-finite one becomes null."""
+    return {k: v if math.isfinite(v) else None for k, v in record.items()}
+
+
+def summarize(rows: Iterable[Row]) -> Row:
+    """Metrics, counts and times of a run, from its rows alone.
+
+    Returns:
+        ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean),
+        ``metrics`` of "adapted" and, where rows have it, "frozen" (with ``mIoU`` by the rule in
+        ``protocol``, ``IoU`` by class id and ``mIoU`` of each video), ``seconds`` per frame (mean,
+        percentiles).
+    """
+    videos: dict[str, int] = {}
+    counts: dict[str, dict[str, Counts]] = {}
+    seconds: dict[str, list[float]] = {}
+    losses: list[float] = []
+    skipped = 0
+    for row in rows:
+        video_id = row["video_id"]
+        videos[video_id] = videos.get(video_id, 0) + 1
+        skipped += int(row.get("skipped_steps", 0))
+        if row.get("loss_recon") is not None:
+            losses.append(row["loss_recon"])
+        for name in ("adapt_seconds", "predict_seconds"):
+            seconds.setdefault(name.removesuffix("_seconds"), []).append(row[name])
+        seconds.setdefault("frame", []).append(row["adapt_seconds"] + row["predict_seconds"])
+        for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
+            if "counts" in part:
+                frame_counts = {int(k): tuple(v) for k, v in part["counts"].items()}
+                per_video = counts.setdefault(who, {})
+                per_video[video_id] = add_counts([per_video.get(video_id, {}), frame_counts])
+        if "frozen" in row:
+            seconds.setdefault("frozen_predict", []).append(row["frozen"]["predict_seconds"])
+    summary: Row = {
+        "frames": sum(videos.values()),
+        "videos": videos,
+        "skipped_steps": skipped,
+        "loss_recon": _mean(losses),
+        "metrics": {who: _metrics(per_video) for who, per_video in counts.items()},
+        "seconds": {name: _distribution(values) for name, values in seconds.items()},
+    }
+    if counts:
+        summary["protocol"] = PROTOCOL
+    return summary
+
+
+def _metrics(per_video: dict[str, Counts]) -> Row:
+    pooled = add_counts(per_video.values())
+    return {
+        "mIoU": mean_iou(pooled),
+        "IoU": class_iou(pooled),
+        "videos": {video: {"mIoU": mean_iou(c)} for video, c in per_video.items()},
+    }
+
+
+def _distribution(values: list[float]) -> Row:
+    percentiles = {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}
+    return {"mean": _mean(values), **percentiles}
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

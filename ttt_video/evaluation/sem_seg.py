@@ -1,0 +1,79 @@
+"""Semantic segmentation counts and mean IoU: pure functions of label maps.
+
+Every number is computed from per-frame counts of true positive, false positive and false negative
+pixels by class, so that a frame's record serves every way of averaging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+Counts = dict[int, tuple[int, int, int]]
+"""Class id to (true positive, false positive, false negative) pixels; all-zero classes left out."""
+
+
+def confusion_matrix(
+    predicted: np.ndarray, labels: np.ndarray, num_classes: int, ignore_label: int = 255
+) -> np.ndarray:
+    """Pixels by (label, prediction).
+
+    Args:
+        predicted: (H, W) integers in 0..K-1.
+        labels: (H, W) integers in 0..K-1, or ``ignore_label``: such pixels do not count.
+        num_classes: K.
+        ignore_label: label of unlabelled pixels.
+
+    Returns:
+        (K, K) int64.
+
+    Raises:
+        ValueError: shapes differ, or a label or prediction is out of range.
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"prediction {predicted.shape} and labels {labels.shape} differ in shape")
+    counted = labels != ignore_label
+    rows = labels[counted].astype(np.int64)
+    columns = predicted[counted].astype(np.int64)
+    for name, values in (("label", rows), ("prediction", columns)):
+        if values.size and not (values.min() >= 0 and values.max() < num_classes):
+            worst = values.max() if values.max() >= num_classes else values.min()
+            raise ValueError(f"{name} {worst} is not a class of 0..{num_classes - 1}")
+    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def class_counts(confusion: np.ndarray) -> Counts:
+    """True positives, false positives and false negatives by class, of (K, K) pixel counts."""
+    true_positive = np.diagonal(confusion)
+    false_positive = confusion.sum(0) - true_positive
+    false_negative = confusion.sum(1) - true_positive
+    table = np.stack([true_positive, false_positive, false_negative], axis=1)
+    return {k: (int(t), int(p), int(n)) for k, (t, p, n) in enumerate(table) if t or p or n}
+
+
+def add_counts(many: Iterable[Mapping[int, tuple[int, int, int]]]) -> Counts:
+    """Counts of several frames pooled."""
+    total: dict[int, list[int]] = {}
+    for counts in many:
+        for k, values in counts.items():
+            sums = total.setdefault(k, [0, 0, 0])
+            for i, value in enumerate(values):
+                sums[i] += value
+    return {k: (t, p, n) for k, (t, p, n) in sorted(total.items())}
+
+
+def class_iou(counts: Mapping[int, tuple[int, int, int]]) -> dict[int, float]:
+    """Intersection over union in percent of the classes that occur in the labels.
+
+    A class that is predicted but never labelled is left out, as in today's detectron2; its pixels
+    still count as false negatives of the classes they hide.
+    """
+    return {k: 100.0 * t / (t + p + n) for k, (t, p, n) in counts.items() if t + n > 0}
+
+
+def mean_iou(counts: Mapping[int, tuple[int, int, int]]) -> float | None:
+    """Mean of :func:`class_iou` in percent; None where nothing is labelled."""
+    values = class_iou(counts).values()
+    return sum(values) / len(values) if values else None
