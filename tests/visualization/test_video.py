@@ -1,0 +1,188 @@
+"""Written videos, read back with PyAV and by their bytes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import av
+import numpy as np
+import pytest
+
+from ttt_video.errors import UserError
+from ttt_video.visualization.overlay import BACKGROUND
+from ttt_video.visualization.video import VideoWriter
+
+COLORS = [(200, 30, 60), (30, 180, 40), (20, 60, 220), (250, 250, 250), (0, 0, 0)]
+
+
+def flat(index: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.full((height, width, 3), COLORS[index % len(COLORS)], np.uint8)
+
+
+def read(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        return stream, frames, [frame.to_ndarray(format="rgb24").astype(int) for frame in frames]
+
+
+def boxes(path) -> list[bytes]:
+    """The types of the file's top-level MP4 boxes."""
+    content, place, found = path.read_bytes(), 0, []
+    while place < len(content):
+        found.append(content[place + 4 : place + 8])
+        place += int.from_bytes(content[place : place + 4], "big") or len(content)
+    return found
+
+
+def encoder_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("video")]
+
+
+@pytest.mark.parametrize("fps", [10, 29.97, 0.5])
+def test_video_reads_back(tmp_path, fps):
+    path = tmp_path / "overlay.mp4"
+    with VideoWriter(path, fps) as video:
+        for index in range(50):
+            video.write(flat(index))
+    assert video.num_frames == 50
+    stream, frames, images = read(path)
+    assert stream.codec_context.name == "h264"
+    assert stream.codec_context.pix_fmt == "yuv420p"
+    assert (stream.width, stream.height, stream.frames) == (64, 48, 50)
+    assert float(stream.average_rate) == pytest.approx(fps, rel=1e-3)
+    assert [frame.pts * float(frame.time_base) for frame in frames] == pytest.approx(
+        [index / fps for index in range(50)], abs=1e-3
+    )
+    for index, image in enumerate(images):
+        assert np.abs(image - flat(index)).max() <= 6
+    assert not encoder_threads()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_finished_file_has_its_index_in_front_and_names_its_colours(tmp_path):
+    path = tmp_path / "overlay.mp4"
+    with VideoWriter(path, 10) as video:
+        video.write(flat(0))
+    found = boxes(path)
+    assert found.index(b"moov") < found.index(b"mdat")
+    assert b"moof" not in found
+    context = read(path)[0].codec_context
+    assert (context.colorspace, context.color_range) == (1, 1)  # BT.709, limited range
+
+
+def test_odd_sides_repeat_the_last_line(tmp_path):
+    with VideoWriter(tmp_path / "odd.mp4", 10) as video:
+        video.write(flat(0, 47, 63))
+    (image,) = read(tmp_path / "odd.mp4")[2]
+    assert image.shape == (48, 64, 3)
+    assert np.abs(image - flat(0)).max() <= 6
+
+
+def test_other_sizes_are_fitted_and_framed(tmp_path):
+    with VideoWriter(tmp_path / "mixed.mp4", 10, crf=10) as video:
+        video.write(flat(0, 48, 64))
+        video.write(flat(1, 48, 32))
+        video.write(flat(2, 200, 400))
+        video.write(flat(3, 47, 64))
+    images = read(tmp_path / "mixed.mp4")[2]
+    assert [image.shape for image in images] == [(48, 64, 3)] * 4
+    assert np.abs(images[1][:, 18:46] - COLORS[1]).max() <= 12
+    assert np.abs(images[1][:, :14] - BACKGROUND).max() <= 12
+    assert np.abs(images[2][10:38] - COLORS[2]).max() <= 12
+    assert np.abs(images[2][:6] - BACKGROUND).max() <= 12
+    assert np.abs(images[3] - COLORS[3]).max() <= 12
+
+
+def test_long_sides_are_limited(tmp_path):
+    with VideoWriter(tmp_path / "wide.mp4", 10, max_side=100) as video:
+        video.write(flat(0, 60, 300))
+    assert read(tmp_path / "wide.mp4")[2][0].shape == (20, 100, 3)
+
+
+def test_the_caller_may_reuse_its_array(tmp_path):
+    image = flat(0).copy()
+    with VideoWriter(tmp_path / "reused.mp4", 10) as video:
+        for index in range(8):
+            image[:] = COLORS[index % len(COLORS)]
+            video.write(image)
+    for index, read_back in enumerate(read(tmp_path / "reused.mp4")[2]):
+        assert np.abs(read_back - flat(index)).max() <= 6
+
+
+def test_an_exception_leaves_a_finished_video(tmp_path):
+    path = tmp_path / "interrupted.mp4"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 10) as video:  # noqa: PT012
+        for index in range(7):
+            video.write(flat(index))
+        raise KeyboardInterrupt
+    assert len(read(path)[1]) == 7
+    assert b"moof" not in boxes(path)
+
+
+def test_a_killed_run_leaves_a_playable_video(tmp_path):
+    killed = tmp_path / "killed.mp4"
+    with VideoWriter(tmp_path / "running.mp4", 5) as video:
+        for index in range(200):
+            video.write(np.full((48, 64, 3), index, np.uint8))
+        while video._pending:
+            video._pending.popleft().result()
+        # What the file system holds now is what a kill would leave.
+        shutil.copy(video.path, killed)
+    images = read(killed)[2]
+    # What x264 still looks ahead at, and the fragment that it had not finished, are lost.
+    assert 100 <= len(images) < 200
+    for index, image in enumerate(images):
+        assert np.abs(image - index).max() <= 6
+
+
+def test_nothing_written_no_file(tmp_path):
+    with VideoWriter(tmp_path / "none.mp4", 10):
+        pass
+    assert not (tmp_path / "none.mp4").exists()
+    assert not encoder_threads()
+
+
+def test_errors_of_the_encoder_surface(tmp_path, monkeypatch):
+    def fail(self, image):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(VideoWriter, "_encode", fail)
+    video = VideoWriter(tmp_path / "full.mp4", 10)
+    with pytest.raises(OSError, match="disk full"):  # noqa: PT012
+        for _ in range(10):
+            video.write(flat(0))
+    with pytest.raises(OSError, match="disk full"):
+        video.close()
+    video.close()
+    assert not encoder_threads()
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+def test_impossible_frame_rates(tmp_path, fps):
+    with pytest.raises(UserError, match="frame rate must be positive"):
+        VideoWriter(tmp_path / "a.mp4", fps)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder for the video: .*nowhere"):
+        VideoWriter(tmp_path / "nowhere" / "a.mp4", 10)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)]
+)
+def test_only_rgb_uint8_frames(tmp_path, image):
+    with (
+        VideoWriter(tmp_path / "a.mp4", 10) as video,
+        pytest.raises(ValueError, match=r"\(H, W, 3\) uint8"),
+    ):
+        video.write(image)
+
+
+def test_closed_is_closed(tmp_path):
+    video = VideoWriter(tmp_path / "a.mp4", 10)
+    video.close()
+    with pytest.raises(ValueError, match="closed"):
+        video.write(flat(0))

@@ -1,0 +1,188 @@
+"""Writing videos that play in a browser."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+
+from ttt_video.errors import UserError
+from ttt_video.visualization.overlay import BACKGROUND, resize
+
+_QUEUE = 4  # frames that may wait for the encoder
+_BT709 = 1  # ISO/IEC 23091-2 code of BT.709's primaries, transfer and matrix
+_LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
+
+
+class VideoWriter:
+    """Encodes frames to an H.264 MP4 (yuv420p, BT.709) in a background thread.
+
+    The first frame sets the size; later ones of another size are scaled to fit and framed.
+
+    While it is written the file is a fragmented MP4 without an index, which plays up to its last
+    fragment (two seconds) when the process is killed. A clean `close`, also by way of an exception
+    inside ``with``, copies the packets into an ordinary MP4 with its index in front, which every
+    browser can seek in. (Writing that at once would leave nothing playable behind after a kill.)
+
+    >>> with VideoWriter("overlay.mp4", fps=10) as video:
+    ...     video.write(image)
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float, *, crf: int = 23, max_side: int = 3840
+    ) -> None:
+        """Writes no file before the first frame.
+
+        Args:
+            path: the file, replaced if it exists.
+            fps: frames per second.
+            crf: x264's constant quality, 0 (lossless) to 51.
+            max_side: longer frames are scaled down to this many pixels, as decoders have limits.
+        """
+        if not 0 < fps < float("inf"):
+            raise UserError(f"a video's frame rate must be positive, not {fps} frames per second")
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise UserError(f"no such folder for the video: {self.path.parent}")
+        self.num_frames = 0
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._crf = crf
+        self._max_side = max_side
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video")
+        self._pending: deque[Future[None]] = deque()
+        self._container: av.container.OutputContainer | None = None
+        self._size = (0, 0)
+        self._encoded = 0
+        self._closed = False
+
+    def write(self, image: np.ndarray) -> None:
+        """Queues one (H, W, 3) uint8 RGB frame; raises what went wrong with earlier ones."""
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"a frame is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        if len(self._pending) >= _QUEUE:
+            self._pending.popleft().result()
+        # A copy, as the caller may draw the next frame into the same array.
+        self._pending.append(self._pool.submit(self._encode, image.copy()))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Finishes the file; raises what went wrong in encoding. Further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            while self._pending:
+                self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            if self._container is not None:
+                try:
+                    self._mux(None)
+                finally:
+                    self._container.close()
+        if self._container is not None:
+            self._add_index()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _encode(self, image: np.ndarray) -> None:
+        if self._container is None:
+            self._open(*image.shape[:2])
+        frame = av.VideoFrame.from_ndarray(_letterbox(image, *self._size), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        frame.pts, frame.time_base = self._encoded, 1 / self._rate
+        self._encoded += 1
+        self._mux(frame)
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        assert self._container is not None
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def _open(self, height: int, width: int) -> None:
+        scale = min(1.0, self._max_side / max(height, width))
+        # 4:2:0 chroma needs even sides.
+        self._size = (_even(height * scale), _even(width * scale))
+        flags = "frag_keyframe+empty_moov+default_base_moof"
+        # flush_packets: else finished fragments would wait in FFmpeg's buffer for the close.
+        options = {"movflags": flags, "flush_packets": "1"}
+        container = av.open(str(self.path), "w", format="mp4", options=options)
+        try:
+            stream = container.add_stream(
+                "libx264",
+                rate=self._rate,
+                # Without B-frames ("bf"): in a fragmented file they would delay the first picture.
+                options={"crf": str(self._crf), "preset": "veryfast", "bf": "0"},
+            )
+        except ValueError as error:  # av's UnknownCodecError
+            container.close()
+            raise UserError(
+                "this PyAV has no H.264 encoder (libx264): install the one from PyPI, "
+                "pip install --force-reinstall av"
+            ) from error
+        stream.height, stream.width = self._size
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.gop_size = max(1, round(2 * self._rate))
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        self._container, self._stream = container, stream
+
+    def _add_index(self) -> None:
+        """Copies the fragmented file into an ordinary one, without encoding again."""
+        indexed = self.path.with_name(self.path.name + ".part")
+        with (
+            av.open(str(self.path)) as source,
+            av.open(str(indexed), "w", format="mp4", options={"movflags": "faststart"}) as target,
+        ):
+            stream = source.streams.video[0]
+            copy = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.dts is not None:  # None: demux()'s closing packet, which is empty
+                    packet.stream = copy
+                    target.mux(packet)
+        os.replace(indexed, self.path)
+
+
+def _even(length: float) -> int:
+    return 2 * max(1, -int(-length // 2))
+
+
+def _letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fits an image into the size: scaled as a whole, the rest filled.
+
+    A side that is one pixel short, as odd ones are, repeats its last line.
+    """
+    scale = min(height / image.shape[0], width / image.shape[1])
+    if image.shape[0] not in (height, height - 1) or image.shape[1] not in (width, width - 1):
+        fitted = (
+            max(1, min(height, round(image.shape[0] * scale))),
+            max(1, min(width, round(image.shape[1] * scale))),
+        )
+        image = resize(image, fitted)
+    missing = (height - image.shape[0], width - image.shape[1])
+    if missing == (0, 0):
+        return image
+    if max(missing) == 1:
+        return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
+    top, left = missing[0] // 2, missing[1] // 2
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas
