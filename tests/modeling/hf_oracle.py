@@ -110,6 +110,8 @@ def build_oracle(
     weights = model.state_dict()
     queries = weights[f"{head}.predictor.query_feat.weight"].shape[0]
     oracle = Mask2FormerForUniversalSegmentation(_oracle_config(cfg, queries))
+    module = oracle.model.transformer_module  # transformers 5.20 keeps them in a plain list
+    module.input_projections = nn.ModuleList(module.input_projections)
     translated = translate(weights, head)
     missing, unexpected = oracle.load_state_dict(translated, strict=False)
     unused = {n for n in missing if ".swin.layernorm." in n}  # the classifier's norm: never run

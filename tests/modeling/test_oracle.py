@@ -241,23 +241,54 @@ def test_losses_and_their_gradients(pair, counts):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
 
 
+def oracle_matches(oracle, prediction: dict[str, Tensor], targets: list[dict[str, Tensor]]):
+    torch.manual_seed(8)
+    return oracle.criterion.matcher(
+        prediction["pred_masks"],
+        prediction["pred_logits"],
+        [t["masks"].float() for t in targets],
+        [t["labels"] for t in targets],
+    )
+
+
+def assert_same_matches(ours, theirs) -> None:
+    for match, other in zip(ours, theirs, strict=True):
+        for a, b in zip(match, other, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_matches(pair):
     torch.manual_seed(7)
     (prediction,) = random_predictions(1, 3, 20, 7)
     targets = random_targets([5, 20, 25], 7)  # the last has more masks than there are queries
     torch.manual_seed(8)
     ours = pair.model.criterion.matcher(prediction, targets)
+    assert [len(queries) for queries, _ in ours] == [5, 20, 20]
+    assert_same_matches(ours, oracle_matches(pair.oracle, prediction, targets))
+
+
+def test_matches_with_predictions_that_are_not_finite(pair):
+    torch.manual_seed(7)
+    (prediction,) = random_predictions(1, 1, 20, 7)
+    targets = random_targets([19], 7)
+    prediction["pred_masks"].data[0, 4] = float("nan")
     torch.manual_seed(8)
-    theirs = pair.oracle.criterion.matcher(
-        prediction["pred_masks"],
-        prediction["pred_logits"],
-        [t["masks"].float() for t in targets],
-        [t["labels"] for t in targets],
-    )
-    for match, other, count in zip(ours, theirs, [5, 20, 20], strict=True):
-        assert len(match[0]) == count
-        for a, b in zip(match, other, strict=True):
-            assert torch.equal(a, b)
+    ours = pair.model.criterion.matcher(prediction, targets)
+    assert 4 not in ours[0][0]
+    assert_same_matches(ours, oracle_matches(pair.oracle, prediction, targets))
+
+
+def test_matches_under_mixed_precision_are_those_of_full_precision(pair):
+    """200 points of logit -400 sum to 80,000: more than float16 holds."""
+    torch.manual_seed(7)
+    (prediction,) = random_predictions(1, 1, 20, 7)
+    prediction["pred_masks"].data.mul_(30).sub_(400)
+    targets = random_targets([10], 7)
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.manual_seed(8)
+        with torch.autocast("cpu", dtype):
+            ours = pair.model.criterion.matcher(prediction, targets)
+        assert_same_matches(ours, oracle_matches(pair.oracle, prediction, targets))
 
 
 # ---- parts

@@ -59,17 +59,27 @@ class HungarianMatcher(nn.Module):
         for logits, mask_logits, target in zip(
             outputs["pred_logits"].float(), outputs["pred_masks"].float(), targets, strict=True
         ):
+            cost = self._cost(logits, mask_logits, target)
+            # A prediction that is not finite is matched last. The loss then tells of it, where the
+            # assignment could only fail.
+            worst = torch.finfo(cost.dtype).max
+            cost = cost.nan_to_num(nan=worst, posinf=worst, neginf=worst)
+            queries, indices = linear_sum_assignment(cost.cpu().numpy())
+            matches.append((torch.as_tensor(queries), torch.as_tensor(indices)))
+        return matches
+
+    def _cost(self, logits: Tensor, mask_logits: Tensor, target: Target) -> Tensor:
+        """(Q, N) costs of one image."""
+        # Sums over thousands of points overflow float16 and lose digits in bfloat16.
+        with torch.autocast(mask_logits.device.type, enabled=False):
             # All masks of an image are compared at the same points.
             points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
             predicted = point_sample(mask_logits[None], points, align_corners=False)[0]
             masks = target["masks"].to(mask_logits.dtype)
             sampled = point_sample(masks[None], points, align_corners=False)[0]
             cross_entropy, dice = pairwise_mask_cost(predicted, sampled)
-            cost = (
+            return (
                 self.cost_class * -logits.softmax(-1)[:, target["labels"]]
                 + self.cost_mask * cross_entropy
                 + self.cost_dice * dice
             )
-            queries, indices = linear_sum_assignment(cost.cpu().numpy())
-            matches.append((torch.as_tensor(queries), torch.as_tensor(indices)))
-        return matches
