@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..engine.optimizer import parameter_groups
+from ..engine.optimizer import make_optimizer, parameter_groups
 from ..errors import UserError
 from .window import Sample, SlidingWindow
 
@@ -138,11 +138,7 @@ class GradientAdapter(Adapter):
         if not groups:
             raise UserError(f"nothing to adapt: the model has no parameters under {modules}")
         self.parameters = [p for group in groups for p in group["params"]]
-        self.optimizer: torch.optim.Optimizer
-        if optimizer == "SGD":
-            self.optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum)
-        else:
-            self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+        self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
         self.clip_norm = clip_norm
         self.restart_optimizer = restart_optimizer
         self.steps_per_frame = steps_per_frame

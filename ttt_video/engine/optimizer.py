@@ -70,6 +70,33 @@ def parameter_groups(
     return list(groups.values())
 
 
+def make_optimizer(
+    name: str,
+    groups: list[dict[str, Any]],
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """``ADAMW`` or ``SGD`` over groups that carry their own ``lr`` and ``weight_decay``.
+
+    One fused kernel per group where torch has one for the device, else torch's own choice.
+
+    Args:
+        name: "ADAMW" or "SGD".
+        groups: of :func:`parameter_groups`, at least one.
+        momentum: of SGD.
+        nesterov: of SGD.
+        betas: of AdamW.
+    """
+    device = groups[0]["params"][0].device.type
+    fused = True if device in ("cuda", "cpu") else None
+    if name == "ADAMW":
+        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+    # lr is required, but every group has its own.
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
 def clip_gradients_before_step(
     optimizer: torch.optim.Optimizer, clip_type: str, clip_value: float, norm_type: float = 2.0
 ) -> None:
@@ -117,22 +144,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     if not groups:
         raise UserError("no parameter of the model requires a gradient: nothing to train")
-    # One fused kernel per group where torch has one for the device; else its own choice.
-    device = groups[0]["params"][0].device.type
-    fused = True if device in ("cuda", "cpu") else None
-    optimizer: torch.optim.Optimizer
-    if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
-    elif solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(
-            groups,
-            lr=solver.BASE_LR,
-            momentum=solver.MOMENTUM,
-            nesterov=solver.NESTEROV,
-            fused=fused,
-        )
-    else:
+    if solver.OPTIMIZER not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
+    optimizer = make_optimizer(
+        solver.OPTIMIZER, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+    )
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         clip_gradients_before_step(optimizer, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
