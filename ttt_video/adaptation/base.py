@@ -129,6 +129,8 @@ class GradientAdapter(Adapter):
             precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
         """
         super().__init__(model)
+        if step_mode not in ("train", "eval"):
+            raise ValueError(f"no step mode {step_mode!r}; train or eval")
         model.requires_grad_(False)
         for name in modules:
             model.get_submodule(name).requires_grad_(True)

@@ -61,8 +61,10 @@ class SlidingWindow:
         count = len(self._frames)
         if sampling == "with_replacement":
             picks = torch.randint(count, (batch_size,), generator=generator)
-        else:
+        elif sampling == "shuffled_epochs":
             passes = -(-batch_size // count)
             order = [torch.randperm(count, generator=generator) for _ in range(passes)]
             picks = torch.cat(order)[:batch_size]
+        else:
+            raise ValueError(f"no sampling {sampling!r}; with_replacement or shuffled_epochs")
         return [self._frames[i] for i in picks.tolist()]

@@ -53,6 +53,8 @@ class StreamRunner:
                 "never". The window is emptied at every new video unless "never".
             seed: with the video's id it decides every random draw.
         """
+        if reset not in ("frame", "video", "never"):
+            raise ValueError(f"no reset {reset!r}; frame, video or never")
         self.adapter = adapter
         self.window = window
         self.reset = reset

@@ -1,0 +1,85 @@
+"""A model small enough for every test, and videos to show it."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ttt_video.cli import load_config
+
+Video = list[dict[str, Any]]
+
+TINY = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.SWIN.EMBED_DIM", "16",
+    "MODEL.SWIN.DEPTHS", "[1, 1, 1, 1]",
+    "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]",
+    "MODEL.SWIN.WINDOW_SIZE", "4",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32",
+    "MODEL.SEM_SEG_HEAD.MASK_DIM", "32",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", "4",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD", "32",
+    "MODEL.MASK_FORMER.HIDDEN_DIM", "32",
+    "MODEL.MASK_FORMER.NHEADS", "4",
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8",
+    "MODEL.MASK_FORMER.DEC_LAYERS", "2",
+    "INPUT.MIN_SIZE_TEST", "0",
+    "DATASETS.TRAIN", "()",
+    "DATASETS.TEST", "()",
+    "TTT.BATCH_SIZE", "4",
+    "TTT.MICRO_BATCH_SIZE", "4",
+    "TTT.WINDOW_SIZE", "3",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_cfg() -> CfgNode:
+    """joint_cityscapes.yaml shrunk to 0.4 M parameters; stochastic depth is as published."""
+    return load_config("joint_cityscapes.yaml", opts=TINY)
+
+
+@pytest.fixture(scope="session")
+def _built_model() -> nn.Module:
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = build_model(load_config("joint_cityscapes.yaml", opts=TINY)).eval()
+    torch.set_rng_state(state)
+    return model
+
+
+@pytest.fixture
+def tiny_model(_built_model: nn.Module) -> nn.Module:
+    """The model of ``tiny_cfg`` with the same random weights in every test, in eval mode."""
+    return copy.deepcopy(_built_model)
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Video]:
+    """``make_video(video_id, num_frames, height, width)``: frames of noise that the id decides."""
+
+    def make(video_id: str = "a", num_frames: int = 3, height: int = 64, width: int = 96) -> Video:
+        generator = torch.Generator().manual_seed(zlib.crc32(video_id.encode()))
+        size = (3, height, width)
+        return [
+            {
+                "image": torch.randint(256, size, generator=generator, dtype=torch.uint8),
+                "height": height,
+                "width": width,
+                "video_id": video_id,
+                "frame_index": index,
+                "file_name": f"{video_id}/{index}.png",
+            }
+            for index in range(num_frames)
+        ]
+
+    return make
