@@ -212,6 +212,7 @@ def load_weights(
     A first convolution with fewer input channels than the model's fills the model's first ones.
     As it stands a call accepts only weights that cover the model and nothing more, as evaluation
     needs; what a starting point for training may lack is said by prefixes (:data:`EVERYTHING`).
+    The report is logged: as information, or as a warning if not every weight landed as it was.
 
     Args:
         model: any module; parameters and buffers keep their device and dtype.
@@ -274,6 +275,10 @@ def load_weights(
     with torch.no_grad():
         for name, value in values.items():
             target[name].copy_(value)
+    whole = not (
+        report.widened or report.copied or report.new or report.unused or report.mismatched
+    )
+    logger.log(logging.INFO if whole else logging.WARNING, "%s", report.table())
     return report
 
 
@@ -374,5 +379,3 @@ class TTTCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint.pop("model")
         self.report = load_weights(self.model, weights, source=self._source, **self._options)
-        as_expected = not (self.report.widened or self.report.new or self.report.unused)
-        logger.log(logging.INFO if as_expected else logging.WARNING, "%s", self.report.table())
