@@ -33,11 +33,14 @@ def instance_id(kind: int, variant: int, index: int) -> int:
 
 
 def ego_distance(style: Style, time: float) -> float:
-    """How far the camera has come after ``time`` seconds; its speed rises and falls."""
+    """How far the camera has come after ``time`` seconds.
+
+    Its speed goes up and down in straight lines, some cameras almost stop, none drives backwards.
+    """
     d = Draw(style.seed, 20)
-    return style.speed * (
-        time + 0.9 * wave(time / d.uniform(9.0, 16.0) + d.random()) * d.uniform(0.6, 1.6)
-    )
+    period, change = d.uniform(9.0, 18.0), d.uniform(0.35, 0.98)
+    # the steepest slope of a wave is 8 per period
+    return style.speed * (time + change * period / 8.0 * wave(time / period + d.random()))
 
 
 def crossings(style: Style, low: float, high: float) -> list[tuple[int, float]]:

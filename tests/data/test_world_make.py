@@ -1,0 +1,97 @@
+"""tools/make_world.py, as a user calls it."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttt_video.data.images import read_rgb
+from ttt_video.data.kitti_step import load_kitti_step_sem_seg, read_sem_seg
+from ttt_video.data.world import WorldVideo
+from ttt_video.data.world.corruptions import corrupt
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_world.py"
+SIZE = ["--height", "16", "--width", "32"]
+
+
+@pytest.fixture
+def make_world(monkeypatch, capsys):
+    """Runs the tool in this process; returns the exit code and stderr without progress bars."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    command = [TOOL, "--frames", 1, *SIZE, "--output", tmp_path / "world"]
+    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    assert (tmp_path / "world" / "images" / "val" / "0000" / "000000.png").is_file()
+
+
+def test_videos_and_restart(tmp_path, make_world):
+    output = tmp_path / "a" / "world"
+    command = ["--seed", 2000, "--videos", 2, "--frames", 3, "--corruption", "fog"]
+    command += ["--severity", 4, "--ramp", *SIZE, "--output", output]
+    assert make_world(*command)[0] == 0
+    roots = output / "images" / "val", output / "panoptic_maps" / "val"
+    dicts = load_kitti_step_sem_seg(*roots)
+    assert [d["image_id"] for d in dicts] == [f"{k:04d}/{t:06d}" for k in (0, 1) for t in range(3)]
+    for d in dicts:
+        seed, t = 2000 + int(d["video_id"]), d["frame_index"]
+        frame = WorldVideo(seed, 3, 16, 32)[t]
+        shifted = corrupt(frame.image, "fog", 2.0 * t, seed, t, frame.depth)
+        np.testing.assert_array_equal(read_rgb(d["file_name"]), shifted)
+        np.testing.assert_array_equal(read_sem_seg(d), frame.sem_seg)
+
+    kept = roots[0] / "0001" / "000000.png"
+    lost = roots[0] / "0001" / "000002.png"
+    before, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    assert make_world(*command)[0] == 0
+    assert lost.read_bytes() == before
+    assert kept.stat().st_mtime_ns == time
+
+    code, error = make_world("--frames", 4, *SIZE, "--output", output)
+    assert code == 2
+    assert "other settings" in error
+    assert json.loads((output / "world.json").read_text())["seed"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corruption", "snow"], "unknown corruption 'snow'"),
+        (["--corruption", "fog", "--severity", "6"], "severity is 6.0"),
+        (["--frames", "0"], "--frames is 0; it must be at least 1"),
+        (["--videos", "-1"], "--videos is -1"),
+        (["--height", "8"], "--height is 8; it must be at least 16"),
+        (["--seed", "-3"], "--seed is -3"),
+    ],
+)
+def test_bad_arguments(tmp_path, make_world, arguments, message):
+    output = tmp_path / "out"
+    code, error = make_world(*arguments, "--output", output)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_folders_of_others_are_left_alone(tmp_path, make_world):
+    (tmp_path / "thesis.txt").write_text("precious")
+    code, error = make_world("--frames", 1, *SIZE, "--output", tmp_path)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
