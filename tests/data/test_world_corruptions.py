@@ -40,6 +40,12 @@ def test_grows_with_severity(frame, name):
 
 
 @pytest.mark.parametrize("name", REAL)
+def test_a_tiny_severity_is_next_to_none(frame, name):
+    image = corrupt(frame.image, name, 1e-300, 5, 2, frame.depth)
+    assert np.abs(image.astype(int) - frame.image).max() <= 1
+
+
+@pytest.mark.parametrize("name", REAL)
 def test_is_a_function_of_its_arguments(frame, name):
     before = frame.image.copy()
     first = corrupt(frame.image, name, 3.0, 5, 2, frame.depth)

@@ -8,6 +8,7 @@ fog and colour shift are camera models of our own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,62 +22,71 @@ def _level(severity: float, levels: Sequence[float]) -> float:
     return float(np.interp(severity, range(len(levels)), levels))
 
 
-# Each takes pixels, (H, W, 3) float32 in [0, 1], a severity in (0, 5], a generator of this frame's
-# noise, a generator that is the same in all frames of a video, and depth, and returns pixels.
+@dataclass(frozen=True)
+class _Frame:
+    """What a corruption draws on besides the pixels."""
+
+    noise: np.random.Generator  # new in every frame
+    constant: np.random.Generator  # the same in all frames of a video
+    depth: np.ndarray | None  # (H, W), metres
 
 
-def _gaussian_noise(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+# Each takes pixels, (H, W, 3) float32 in [0, 1], and a severity in (0, 5], and returns pixels.
+
+
+def _gaussian_noise(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     sigma = _level(severity, (0.0, 0.08, 0.12, 0.18, 0.26, 0.38))
-    return pixels + sigma * frame_rng.standard_normal(pixels.shape, dtype=np.float32)
+    return pixels + sigma * frame.noise.standard_normal(pixels.shape, dtype=np.float32)
 
 
-def _shot_noise(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
-    photons = 1.0 / _level(severity, (0.0, 1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3))
-    return frame_rng.poisson(pixels * photons).astype(np.float32) / photons
+def _shot_noise(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
+    # at the start of a ramp there are as many photons as the generator can count
+    photons = 1.0 / max(_level(severity, (0.0, 1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)), 1e-9)
+    return frame.noise.poisson(pixels * photons).astype(np.float32) / photons
 
 
-def _impulse_noise(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+def _impulse_noise(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     amount = _level(severity, (0.0, 0.03, 0.06, 0.09, 0.17, 0.27))
-    draw = frame_rng.random(pixels.shape, dtype=np.float32)
+    draw = frame.noise.random(pixels.shape, dtype=np.float32)
     pixels = np.where(draw < 0.5 * amount, np.float32(0.0), pixels)
     return np.where(draw > 1.0 - 0.5 * amount, np.float32(1.0), pixels)
 
 
-def _darkness(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+def _darkness(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     """Less light on a sensor: the signal falls, photon and read noise stay behind."""
     light = _level(severity, (1.0, 0.6, 0.4, 0.26, 0.17, 0.10))
     noise = _level(severity, (0.0, 0.004, 0.008, 0.012, 0.018, 0.026))
     dark = light * pixels
     sigma = noise * np.sqrt(1.0 + 6.0 * dark)
-    return dark + sigma * frame_rng.standard_normal(pixels.shape, dtype=np.float32)
+    return dark + sigma * frame.noise.standard_normal(pixels.shape, dtype=np.float32)
 
 
-def _fog(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+def _fog(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     """Koschmieder's law: what the air lets through of the scene, and its own light."""
-    if depth is None:
+    if frame.depth is None:
         raise UserError("fog needs the depth of every pixel; choose another corruption")
     extinction = _level(severity, (0.0, 0.010, 0.020, 0.035, 0.060, 0.100))  # 1/m
-    airlight = video_rng.uniform(0.68, 0.88) + video_rng.uniform(-0.03, 0.03, size=3)
-    clear = np.exp(-extinction * depth.astype(np.float32))[..., None]
+    airlight = frame.constant.uniform(0.68, 0.88) + frame.constant.uniform(-0.03, 0.03, size=3)
+    clear = np.exp(-extinction * frame.depth.astype(np.float32))[..., None]
     return pixels * clear + airlight.astype(np.float32) * (1.0 - clear)
 
 
-def _colour_shift(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+def _colour_shift(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     """A wrong white balance: gains per channel in a direction that the video's seed chooses."""
-    direction = video_rng.standard_normal(3)
+    direction = frame.constant.standard_normal(3)
     direction -= direction.mean()
     direction /= np.abs(direction).max()
     strength = _level(severity, (0.0, 0.12, 0.25, 0.4, 0.55, 0.75))
     return pixels * np.exp(strength * direction).astype(np.float32)
 
 
-def _low_contrast(pixels, severity, frame_rng, video_rng, depth):  # type: ignore[no-untyped-def]
+def _low_contrast(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
     contrast = _level(severity, (1.0, 0.4, 0.3, 0.2, 0.1, 0.05))
     mean = pixels.mean(axis=(0, 1), keepdims=True, dtype=np.float64).astype(np.float32)
     return (pixels - mean) * contrast + mean
 
 
-_CORRUPTIONS: dict[str, Callable[..., np.ndarray]] = {
+_CORRUPTIONS: dict[str, Callable[[np.ndarray, float, _Frame], np.ndarray]] = {
     "gaussian_noise": _gaussian_noise,
     "shot_noise": _shot_noise,
     "impulse_noise": _impulse_noise,
@@ -127,9 +137,12 @@ def corrupt(
         return image.copy()
     kind = CORRUPTIONS.index(name)
     pixels = image.astype(np.float32) / np.float32(255.0)
-    frame_rng = np.random.default_rng((kind, seed, frame_index))
-    video_rng = np.random.default_rng((kind, seed))
-    pixels = _CORRUPTIONS[name](pixels, severity, frame_rng, video_rng, depth)
+    frame = _Frame(
+        noise=np.random.default_rng((kind, seed, frame_index)),
+        constant=np.random.default_rng((kind, seed)),
+        depth=depth,
+    )
+    pixels = _CORRUPTIONS[name](pixels, severity, frame)
     return np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
