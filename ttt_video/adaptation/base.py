@@ -190,8 +190,8 @@ class GradientAdapter(Adapter):
 
         Returns:
             The mean of each loss over the steps, ``grad_norm`` (before clipping, of the last step)
-            and ``skipped_steps``: steps whose loss or gradient was not finite, which left weights
-            and optimizer untouched.
+            and ``skipped_steps``: steps whose loss or gradient was not finite, which left weights,
+            buffers and optimizer untouched.
         """
         record: dict[str, float] = {}
         skipped = 0
@@ -211,6 +211,7 @@ class GradientAdapter(Adapter):
         self, batch: list[Sample], generator: torch.Generator
     ) -> tuple[dict[str, float], float, bool]:
         sums: dict[str, Tensor] = {}
+        buffers = [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
         with module_mode(self.model, self.training_step), self._random_layers(generator):
             for start in range(0, len(batch), self.micro_batch_size):
                 micro_batch = batch[start : start + self.micro_batch_size]
@@ -227,6 +228,9 @@ class GradientAdapter(Adapter):
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
             self.scaler.step(self.optimizer)
+        else:
+            for buffer, before in buffers:  # batch norm has seen what was not finite
+                buffer.copy_(before)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return dict(zip(sums, values, strict=True)), norm, moved
