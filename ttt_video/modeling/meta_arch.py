@@ -235,7 +235,13 @@ class MaskFormerTTT(nn.Module):
         """
         images = self.normalize(batched_inputs)
         targets: list[Target] = [
-            prepare_target(x, images.tensor.shape[-2:], self.sem_seg_head.ignore_value, self.device)
+            prepare_target(
+                x,
+                images.tensor.shape[-2:],
+                num_classes=self.sem_seg_head.num_classes,
+                ignore_label=self.sem_seg_head.ignore_value,
+                device=self.device,
+            )
             for x in batched_inputs
         ]
         predictions = self.sem_seg_head(

@@ -14,7 +14,12 @@ from .matcher import Target
 
 
 def prepare_target(
-    x: dict[str, Any], size: tuple[int, int], ignore_label: int, device: torch.device
+    x: dict[str, Any],
+    size: tuple[int, int],
+    *,
+    num_classes: int,
+    ignore_label: int,
+    device: torch.device,
 ) -> Target:
     """Ground truth of one input, its masks zero-padded to the batch's size.
 
@@ -22,16 +27,23 @@ def prepare_target(
         x: has ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an (N, h, w)
             tensor) or, without them, ``sem_seg`` (h, w), one mask per class that occurs.
         size: (H, W) of the padded batch, px.
+        num_classes: labels must be below it.
         ignore_label: ``sem_seg`` value that belongs to no mask.
         device: where the result lives.
 
     Raises:
-        UserError: the input has no labels.
+        UserError: the input has no labels, instances without masks, or a label out of range.
     """
+    name = x.get("file_name", "")
     if "instances" in x:
         instances = x["instances"]
         labels = instances.gt_classes.to(device)
         masks = _mask_tensor(instances, device)
+        if len(masks) != len(labels):
+            raise UserError(
+                f"input {name!r} has {len(labels)} instances and {len(masks)} masks; with "
+                "detectron2's own mapper, set MODEL.MASK_ON to True"
+            )
     elif "sem_seg" in x:
         sem_seg = x["sem_seg"].to(device)
         labels = sem_seg.unique().long()
@@ -39,8 +51,15 @@ def prepare_target(
         masks = sem_seg[None] == labels[:, None, None]
     else:
         raise UserError(
-            f"input {x.get('file_name', '')!r} has neither 'instances' nor 'sem_seg': training "
-            "needs labels; check the data set and the mapper"
+            f"input {name!r} has neither 'instances' nor 'sem_seg': training needs labels; "
+            "check the data set and the mapper"
+        )
+    # A label of num_classes would silently mean "no object"; a higher one kills a GPU's context.
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise UserError(
+            f"input {name!r} has label {outside[0].item()}; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, "
+            "so labels are 0 to NUM_CLASSES - 1"
         )
     height, width = masks.shape[-2:]
     return {
