@@ -181,6 +181,7 @@ def test_cut_off_images_are_named(tmp_path, suffix):
         read_rgb(str(path))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow on what it finds damaged
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from(["PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF"]))
 def test_damaged_images_are_bad_frames_or_images(tmp_path_factory, data, suffix):

@@ -97,7 +97,7 @@ class VideoFileSource(DecodedSource):
             ) from error
         if self.num_frames is not None and index < self.num_frames:
             logger.warning(
-                "video %s ended after %d of %d frames: it may be cut off",
+                "video %s ended after %d of the %d frames it announces: it may be cut off",
                 self.path,
                 index,
                 self.num_frames,

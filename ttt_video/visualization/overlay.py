@@ -165,19 +165,22 @@ def _overlay_panoptic(
 def _overlay_instances(
     image: np.ndarray, instances: Instances, metadata: Any, alpha: float, min_score: float
 ) -> np.ndarray:
-    instances = instances[instances.scores >= min_score].to("cpu")
+    scores = instances.scores.tolist()
     # The best are painted last and so lie on top.
-    instances = instances[torch.argsort(instances.scores, stable=True)]
+    order = sorted(
+        (i for i, score in enumerate(scores) if score >= min_score), key=scores.__getitem__
+    )
     categories = instances.pred_classes.tolist()
     palette = class_palette(metadata, 1 + max(categories, default=0), things=True)
-    ids = np.zeros(instances.image_size, np.int64)
-    colors = np.zeros((len(categories) + 1, 3), np.uint8)
-    masks = zip(instances.pred_masks, categories, strict=True)
-    for place, (mask, category) in enumerate(masks, start=1):
-        ids[mask.numpy() > 0] = place
-        rank = len(categories) - place  # 0 is the best: its shade does not depend on the others
-        colors[place] = _shade(palette[category], rank)
-    return _overlay_segments(image, ids, colors, alpha)
+    colors = np.zeros((len(order) + 1, 3), np.uint8)
+    # Painted where the masks are, so that one map leaves the device and not every mask.
+    masks = instances.pred_masks
+    ids = torch.zeros(instances.image_size, dtype=torch.int32, device=masks.device)
+    for place, index in enumerate(order, start=1):
+        ids.masked_fill_(masks[index] > 0, place)
+        rank = len(order) - place  # 0 is the best: its shade does not depend on the others
+        colors[place] = _shade(palette[categories[index]], rank)
+    return _overlay_segments(image, ids.cpu().numpy(), colors, alpha)
 
 
 def _overlay_segments(
