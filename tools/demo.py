@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import make_world
+import make_world  # type: ignore[import-not-found]  # beside this file
 import numpy as np
 import torch
 

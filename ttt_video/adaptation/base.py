@@ -218,9 +218,10 @@ class GradientAdapter(Adapter):
                 with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
                     losses = self.losses(micro_batch, generator)
                 share = len(micro_batch) / len(batch)
-                self.scaler.scale(sum(losses.values()) * share).backward()
+                self.scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
                 for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0.0) + loss.detach().float() * share
+                    value = loss.detach().float() * share
+                    sums[name] = sums[name] + value if name in sums else value
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
         # One transfer per step: every read of a GPU scalar waits for all work before it.

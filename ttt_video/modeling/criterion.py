@@ -31,6 +31,8 @@ def dice(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
 class SetCriterion(nn.Module):
     """Losses between matched queries and masks, for the last and every supervised prediction."""
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -56,6 +56,9 @@ class MaskFormerTTT(nn.Module):
     ``backbone.*``, ``sem_seg_head.*``, ``recon_head.*``, ``criterion.empty_weight``.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -151,7 +154,7 @@ class MaskFormerTTT(nn.Module):
             cfg,
             ShapeSpec(channels=INPUT_CHANNELS),
         )
-        features = backbone.output_shape()
+        features = backbone.output_shape()  # type: ignore[operator]
         head = _build(
             SEM_SEG_HEADS_REGISTRY,
             "MODEL.SEM_SEG_HEAD.NAME",

@@ -52,7 +52,7 @@ class EncoderLayer(nn.Module):
 class EncoderLayers(nn.Module):
     """A stack of layers under the parameter name ``layers``."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: list[EncoderLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -60,7 +60,7 @@ class EncoderLayers(nn.Module):
 class DeformableEncoder(nn.Module):
     """Transformer encoder over the tokens of several feature maps at once."""
 
-    def __init__(self, layers: list[nn.Module], dim: int, num_levels: int) -> None:
+    def __init__(self, layers: list[EncoderLayer], dim: int, num_levels: int) -> None:
         super().__init__()
         self.encoder = EncoderLayers(layers)
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
@@ -135,10 +135,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for name in self.transformer_in_features:
             conv = nn.Conv2d(input_shape[name].channels, dim, kernel_size=1)
             nn.init.xavier_uniform_(conv.weight)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(32, dim)))
         levels = len(self.transformer_in_features)
-        layers: list[nn.Module] = [
+        layers = [
             EncoderLayer(dim, feedforward, dropout, levels, num_heads, num_points)
             for _ in range(num_layers)
         ]

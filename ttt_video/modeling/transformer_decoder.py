@@ -42,17 +42,13 @@ class Attention(nn.MultiheadAttention):
         Returns:
             (B, Q, C).
         """
-        projected = (
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip(
-                (query, key, value),
-                self.in_proj_weight.chunk(3),
-                self.in_proj_bias.chunk(3),
-                strict=True,
-            )
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         mask = None if allowed is None else allowed.unsqueeze(1)
-        out = F.scaled_dot_product_attention(*projected, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -246,13 +242,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             strict=True,
         )
         for i, (cross_attention, self_attention, feed_forward) in enumerate(layers):
-            level = i % self.num_feature_levels
+            at = i % self.num_feature_levels
             if every_layer:
                 predictions.append(self.predict(queries, mask_features))
-            allowed = self.attention_mask(queries, coarse_features[level])
-            queries = cross_attention(
-                queries, query_position, memories[level], positions[level], allowed
-            )
+            allowed = self.attention_mask(queries, coarse_features[at])
+            queries = cross_attention(queries, query_position, memories[at], positions[at], allowed)
             queries = self_attention(queries, query_position)
             queries = feed_forward(queries)
         predictions.append(self.predict(queries, mask_features))
