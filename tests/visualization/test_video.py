@@ -24,14 +24,7 @@ def read(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
-        # Both matrices are named, as PyAV before 17 does not look at the video's own.
-        images = [
-            frame.reformat(
-                format="rgb24", src_colorspace=frame.colorspace, dst_colorspace="ITU601"
-            ).to_ndarray()
-            for frame in frames
-        ]
-        return stream, frames, [image.astype(int) for image in images]
+        return stream, frames, [frame.to_ndarray(format="rgb24").astype(int) for frame in frames]
 
 
 def boxes(path) -> list[bytes]:

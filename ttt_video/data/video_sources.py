@@ -82,14 +82,9 @@ class VideoFileSource(DecodedSource):
                         index += 1
                         continue
                     for picture in pictures:
-                        # Both must be named: PyAV before 17 takes BT.601 for every video else.
-                        rgb = picture.reformat(
-                            format="rgb24",
-                            src_colorspace=picture.colorspace,
-                            dst_colorspace="ITU601",
-                        )
+                        rgb = picture.to_ndarray(format="rgb24")
                         quarter_turns = round(picture.rotation / 90)  # counter-clockwise
-                        yield self._record(index), np.rot90(rgb.to_ndarray(), quarter_turns)
+                        yield self._record(index), np.rot90(rgb, quarter_turns)
                         index += 1
         except av.error.FFmpegError as error:
             raise UserError(
