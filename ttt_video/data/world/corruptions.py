@@ -15,6 +15,7 @@ import numpy as np
 from ttt_video.errors import UserError
 
 MAX_SEVERITY = 5.0
+_FOG_ENDS = 400.0  # metres
 
 
 def _level(severity: float, levels: Sequence[float]) -> float:
@@ -67,7 +68,9 @@ def _fog(pixels: np.ndarray, severity: float, frame: _Frame) -> np.ndarray:
         raise UserError("fog needs the depth of every pixel; choose another corruption")
     extinction = _level(severity, (0.0, 0.010, 0.020, 0.035, 0.060, 0.100))  # 1/m
     airlight = frame.constant.uniform(0.68, 0.88) + frame.constant.uniform(-0.03, 0.03, size=3)
-    clear = np.exp(-extinction * frame.depth.astype(np.float32))[..., None]
+    # fog ends somewhere: an infinitely far sky would be gone at the first trace of it
+    depth = np.minimum(frame.depth.astype(np.float32), _FOG_ENDS)
+    clear = np.exp(-extinction * depth)[..., None]
     return pixels * clear + airlight.astype(np.float32) * (1.0 - clear)
 
 
