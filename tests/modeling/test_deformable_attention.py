@@ -221,3 +221,12 @@ def test_a_build_without_kernels_for_the_device_is_tried_once_and_left(install, 
     torch.testing.assert_close(attention(*inputs, SHAPES), first)
     assert attention_function("cpu") is deformable_attention
     assert len(calls) == 1
+
+
+def test_a_build_for_another_torch_is_left_with_a_warning(install):
+    def compiled(*args):
+        raise ImportError("undefined symbol: _ZN3c105ErrorC2E")
+
+    install(compiled)  # the real package fails as early as on import; the same call meets it
+    with pytest.warns(UserWarning, match="does not import.*undefined symbol.*Build it again"):
+        assert attention_function("cpu") is deformable_attention

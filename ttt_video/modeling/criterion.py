@@ -78,10 +78,10 @@ class SetCriterion(nn.Module):
             suffix ``_0``, ``_1``, ... for the earlier ones.
         """
         num_masks = self._num_masks(targets, predictions[-1]["pred_masks"].device)
-        suffixes = [f"_{i}" for i in range(len(predictions) - 1)] + [""]
-        losses = {}
         # The last prediction first, as Mask2Former draws its random points in that order.
-        for suffix, outputs in sorted(zip(suffixes, predictions, strict=True), key=lambda x: x[0]):
+        named = {"": predictions[-1]} | {f"_{i}": p for i, p in enumerate(predictions[:-1])}
+        losses = {}
+        for suffix, outputs in named.items():
             matches = self.matcher(outputs, targets)
             values = {
                 "loss_ce": self.loss_labels(outputs, targets, matches),

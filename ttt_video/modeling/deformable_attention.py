@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -73,6 +74,13 @@ def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Te
     try:
         _compiled_attention(value, ((1, 1),), samples, samples[..., 0])
     except (RuntimeError, NotImplementedError):  # a build without kernels for this device
+        return deformable_attention
+    except (ImportError, OSError) as error:  # a build for another version of torch
+        warnings.warn(
+            f"torch-ms-deform-attn is installed but does not import ({error}); the slower "
+            "grid_sample is used. Build it again for this torch, or uninstall it.",
+            stacklevel=2,
+        )
         return deformable_attention
     return _compiled_attention
 
