@@ -1,0 +1,168 @@
+"""What every adaptation method promises. A test class for a method inherits these tests."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from ttt_video.adaptation import Adapter
+from ttt_video.engine.stream import StreamRunner
+
+
+class AdapterContract:
+    """Set ``method``; ``settings`` are KEY VALUE pairs that bring its randomness into play."""
+
+    method: ClassVar[str]
+    settings: ClassVar[tuple] = ()
+    frozen: ClassVar[tuple[str, ...]] = ("sem_seg_head",)
+    """Parts of the model that never move; the main-task head unless a method says otherwise."""
+    adapts: ClassVar[bool] = True
+    """Whether the method changes the model at all."""
+
+    @pytest.fixture
+    def runner(self, tiny_cfg, tiny_model) -> StreamRunner:
+        return self.build(tiny_cfg, tiny_model)
+
+    def build(self, cfg, model, *more: str, seed: int = 0) -> StreamRunner:
+        cfg = cfg.clone()
+        cfg.merge_from_list(["TTT.METHOD", self.method, "SEED", seed, *self.settings, *more])
+        return StreamRunner.from_config(cfg, model)
+
+    @staticmethod
+    def numbers(results) -> list:
+        """Everything a run computes, times aside."""
+        return [
+            (r.frame["video_id"], r.frame["frame_index"], r.record, r.output["sem_seg"])
+            for r in results
+        ]
+
+    @staticmethod
+    def assert_equal(left: list, right: list) -> None:
+        """Bit for bit."""
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert a[:3] == b[:3]
+            assert torch.equal(a[3], b[3])
+
+    @staticmethod
+    def random_states() -> tuple:
+        """Of the process: Python's, numpy's and torch's."""
+        numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return random.getstate(), numpy_state, torch.get_rng_state().tolist()
+
+    @staticmethod
+    def state(model) -> dict[str, torch.Tensor]:
+        """Parameters and all buffers, those that checkpoints leave out as well."""
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {name: tensor.detach().clone() for name, tensor in named}
+
+    def test_is_an_adapter_around_the_model_it_was_given(self, runner, tiny_model):
+        assert isinstance(runner.adapter, Adapter)
+        assert runner.adapter.model is tiny_model
+
+    def test_one_result_per_frame_in_order_of_the_original_size(self, runner, make_video):
+        video = make_video(num_frames=4, height=48, width=80)
+        for frame in video:
+            frame["height"], frame["width"] = 31, 57
+        results = list(runner.run(video))
+        assert [r.frame["frame_index"] for r in results] == [0, 1, 2, 3]
+        assert all(r.frame is frame for r, frame in zip(results, video, strict=True))
+        for result in results:
+            scores = result.output["sem_seg"]
+            assert scores.shape == (19, 31, 57)
+            assert torch.isfinite(scores).all()
+            assert not scores.requires_grad
+
+    def test_records_are_named_finite_numbers(self, runner, make_video):
+        records = [r.record for r in runner.run(make_video())]
+        assert all(r.keys() == records[0].keys() for r in records)
+        for name, value in [item for r in records for item in r.items()]:
+            assert isinstance(name, str)
+            assert isinstance(value, (int, float))
+            assert math.isfinite(value)
+
+    def test_moves_what_it_says_and_nothing_else(self, runner, tiny_model, make_video):
+        before = self.state(tiny_model)
+        for _ in runner.run(make_video()):
+            pass
+        after = self.state(tiny_model)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert bool(changed) == self.adapts
+        assert not [name for name in changed if name.startswith(self.frozen)]
+
+    def test_reset_restores_every_weight_and_buffer(self, runner, tiny_model, make_video):
+        before = self.state(tiny_model)
+        first = self.numbers(runner.run(make_video()))
+        runner.adapter.reset()
+        after = self.state(tiny_model)
+        assert before.keys() == after.keys()
+        for name in before:
+            assert torch.equal(before[name], after[name]), name
+        self.assert_equal(self.numbers(runner.run(make_video())), first)
+
+    def test_predicting_changes_nothing(self, runner, tiny_model, make_video):
+        video = make_video()
+        for _ in runner.run(video):
+            pass
+        before = self.state(tiny_model)
+        outputs = [runner.adapter.predict(frame)["sem_seg"] for frame in [video[0], *video]]
+        assert torch.equal(outputs[0], outputs[1])
+        after = self.state(tiny_model)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_flags_of_every_module_survive(self, runner, tiny_model, make_video):
+        for index, module in enumerate(tiny_model.modules()):
+            module.training = index % 3 == 0
+        flags = [module.training for module in tiny_model.modules()]
+        for _ in runner.run(make_video()):
+            assert [module.training for module in tiny_model.modules()] == flags
+        runner.adapter.reset()
+        assert [module.training for module in tiny_model.modules()] == flags
+
+    def test_order_of_videos_does_not_matter(self, tiny_cfg, tiny_model, make_video):
+        videos = {name: make_video(name, num_frames=2) for name in "abc"}
+        runs = {}
+        for order in ("abc", "cab", "b"):
+            runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            runs[order] = {name: self.numbers(runner.run(videos[name])) for name in order}
+        for name in "abc":
+            self.assert_equal(runs["abc"][name], runs["cab"][name])
+        self.assert_equal(runs["abc"]["b"], runs["b"]["b"])
+
+    def test_same_seed_same_numbers(self, tiny_cfg, tiny_model, make_video):
+        runs = [
+            self.numbers(
+                self.build(tiny_cfg, copy.deepcopy(tiny_model), seed=seed).run(make_video())
+            )
+            for seed in (3, 3, 4)
+        ]
+        self.assert_equal(runs[0], runs[1])
+        if self.adapts:
+            assert [n[2] for n in runs[0]] != [n[2] for n in runs[2]]
+
+    def test_labels_are_not_seen(self, tiny_cfg, tiny_model, make_video):
+        runs = []
+        for labels in ({}, {"sem_seg": torch.zeros(64, 96), "sem_seg_file_name": "/nowhere"}):
+            runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            runs.append(self.numbers(runner.run([{**f, **labels} for f in make_video()])))
+        self.assert_equal(*runs)
+
+    def test_the_process_and_its_random_numbers_do_not_matter(
+        self, tiny_cfg, tiny_model, make_video
+    ):
+        runs = []
+        for seed in (0, 1):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            before = self.random_states()
+            runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            runs.append(self.numbers(runner.run(make_video())))
+            assert self.random_states() == before
+        self.assert_equal(*runs)
