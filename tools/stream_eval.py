@@ -39,7 +39,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
-    parser.add_argument("--fps", type=float, default=10.0, help="of overlay.mp4 (default 10)")
+    parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
     add_config_arguments(parser)
     return parser
 
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     with ExitStack() as stack:
         observers = []
         if not args.no_video:
-            overlay = OverlayVideos(cfg, run.path, fps=args.fps, single=len(sources) == 1)
+            fps = args.fps or getattr(sources[0], "fps", None) or 10.0
+            overlay = OverlayVideos(cfg, run.path, fps=fps, single=len(sources) == 1)
             observers.append(stack.enter_context(overlay))
         evaluation = StreamEvaluation(cfg, model, run, compare=args.compare, observers=observers)
         summary = evaluation.evaluate(sources, args.max_frames)
