@@ -17,3 +17,9 @@ def register_all() -> None:
     Called by the tools, not on import. Registering reads no file: a data set that is not on disk
     is reported when it is used.
     """
+    # Imported here because both modules look up datasets_root above.
+    from .kitti_step import register_kitti_step
+    from .world.datasets import register_world_stills
+
+    register_kitti_step()
+    register_world_stills()

@@ -41,6 +41,7 @@ from ttt_video.modeling.weights import TTTCheckpointer
 _HEADLINE = {
     "sem_seg": "sem_seg/mIoU",
     "cityscapes_sem_seg": "sem_seg/mIoU",
+    "video_sem_seg": "sem_seg/mIoU",
     "coco": "segm/AP",
     "coco_panoptic_seg": "panoptic_seg/PQ",
 }
@@ -207,13 +208,13 @@ class JointTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """detectron2's evaluators, as the data set's ``evaluator_type`` asks.
 
-        Cityscapes' semantic labels are scored by ``SemSegEvaluator`` on the train-id files, which
-        gives the official mean IoU without the cityscapesScripts package.
+        Semantic labels are scored over all pixels of the data set by ``SemSegEvaluator``;
+        Cityscapes' too, on the train-id files, which needs no cityscapesScripts.
         """
         metadata = MetadataCatalog.get(dataset_name)
         output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
         kind = evaluator_type(dataset_name)
-        if kind in ("sem_seg", "cityscapes_sem_seg"):
+        if _HEADLINE[kind] == "sem_seg/mIoU":
             return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
         segm = COCOEvaluator(
             dataset_name,
