@@ -1,0 +1,246 @@
+"""The encoder against detectron2's plain Swin, and a ResNet in its place."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
+from torchvision.ops import StochasticDepth
+
+from ttt_video.errors import UserError
+from ttt_video.modeling.backbone import FusedWindowAttention, SwinTransformerTTT
+
+SWIN = {
+    "in_chans": 4,
+    "embed_dim": 12,
+    "depths": [2, 2, 2, 2],
+    "num_heads": [1, 2, 3, 4],
+    "window_size": 7,
+}
+NAMES = ["res2", "res3", "res4", "res5"]
+
+
+def pair(**changes) -> tuple[SwinTransformerTTT, SwinTransformer]:
+    """Ours and detectron2's with the same weights, biases large enough to matter, in eval mode."""
+    torch.manual_seed(0)
+    ours = SwinTransformerTTT(out_features=NAMES, **(SWIN | changes))
+    for name, parameter in ours.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            torch.nn.init.normal_(parameter)
+    plain = SwinTransformer(drop_path_rate=0.0, **(SWIN | changes))
+    plain.load_state_dict(ours.state_dict())  # strict: the names are detectron2's
+    ours.eval()  # detectron2's returns None
+    plain.eval()
+    return ours, plain
+
+
+def noise(*size: int) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", [(96, 160), (250, 333), (33, 4)], ids=str)
+def test_features_equal_detectron2s(size):
+    ours, plain = pair()
+    with torch.no_grad():
+        features, expected = ours(noise(2, 4, *size)), plain(noise(2, 4, *size))
+    assert list(features) == NAMES
+    for i, name in enumerate(NAMES):
+        torch.testing.assert_close(features[name], expected[f"p{i}"], rtol=0, atol=1e-5)
+        height, width = (-(-side // (4 * 2**i)) for side in size)
+        assert features[name].shape == (2, 12 * 2**i, height, width)
+
+
+def test_gradients_equal_detectron2s():
+    """Those of the relative position biases too, which fused attention takes as its mask."""
+    ours, plain = pair()
+    x = noise(1, 4, 70, 90)
+    for model in (ours, plain):
+        sum((f * noise(*f.shape)).sum() for f in model(x).values()).backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        reference = expected[name].grad
+        scale = reference.abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(
+            parameter.grad / scale, reference / scale, rtol=0, atol=1e-4, msg=name
+        )
+
+
+@pytest.mark.parametrize("qk_scale", [None, 0.3])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_attention_equals_detectron2s(qk_scale, shifted):
+    torch.manual_seed(0)
+    plain = WindowAttention(8, (3, 4), num_heads=2, qk_scale=qk_scale)
+    torch.nn.init.normal_(plain.relative_position_bias_table)
+    fused = copy.deepcopy(plain)
+    fused.__class__ = FusedWindowAttention
+    windows, images = 6, 2
+    x = noise(images * windows, 12, 8)
+    mask = None
+    if shifted:
+        mask = torch.where(noise(windows, 12, 12) > 1, -100.0, 0.0)
+    torch.testing.assert_close(fused(x, mask), plain(x, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_of_attention_in_training_only():
+    torch.manual_seed(0)
+    attention = WindowAttention(8, (2, 2), num_heads=2, attn_drop=0.5)
+    attention.__class__ = FusedWindowAttention
+    x = noise(1, 4, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+def test_bfloat16_is_close():
+    ours, _ = pair()
+    x = noise(1, 4, 64, 64)
+    with torch.no_grad():
+        expected = ours(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = ours(x)
+    for name in NAMES:
+        torch.testing.assert_close(features[name].float(), expected[name], rtol=0, atol=0.1)
+
+
+# ---- parameters and names
+
+
+def test_parameters_are_detectron2s_with_four_channels():
+    ours, _ = pair()
+    assert ours.patch_embed.proj.weight.shape == (12, 4, 4, 4)
+    plain = SwinTransformer(drop_path_rate=0.0, **(SWIN | {"in_chans": 3}))
+    names = {k: v.shape for k, v in plain.state_dict().items()}
+    names["patch_embed.proj.weight"] = torch.Size([12, 4, 4, 4])
+    assert {k: v.shape for k, v in ours.state_dict().items()} == names
+
+
+def test_the_fourth_channel_is_read():
+    ours, _ = pair()
+    x = noise(1, 4, 32, 32)
+    hidden = x.clone()
+    hidden[:, 3] += 1
+    assert not torch.allclose(ours(x)["res5"], ours(hidden)["res5"])
+
+
+def test_some_features():
+    ours = SwinTransformerTTT(out_features=["res4", "res5"], **SWIN)
+    assert list(ours(noise(1, 4, 32, 32))) == ["res4", "res5"]
+    assert ours.output_shape() == {
+        "res4": ShapeSpec(channels=48, stride=16),
+        "res5": ShapeSpec(channels=96, stride=32),
+    }
+    assert ours.size_divisibility == 32
+
+
+def test_unknown_features():
+    with pytest.raises(UserError, match=r"OUT_FEATURES has \['p2'\]; choose among \['res2'"):
+        SwinTransformerTTT(out_features=["p2", "res5"], **SWIN)
+
+
+def test_every_key_of_the_config_is_read(tiny_cfg):
+    swin = tiny_cfg.MODEL.SWIN
+    swin.DEPTHS, swin.PATCH_NORM, swin.APE, swin.QKV_BIAS = [1, 2, 1, 1], False, True, False
+    swin.MLP_RATIO, swin.QK_SCALE, swin.DROP_RATE, swin.ATTN_DROP_RATE = 2.0, 0.7, 0.1, 0.2
+    swin.PRETRAIN_IMG_SIZE, swin.USE_CHECKPOINT, swin.OUT_FEATURES = 64, True, ["res3", "res5"]
+    backbone = SwinTransformerTTT(tiny_cfg, ShapeSpec(channels=4))
+    block = backbone.layers[1].blocks[1]
+    assert [len(layer.blocks) for layer in backbone.layers] == [1, 2, 1, 1]
+    assert backbone.patch_embed.norm is None
+    assert backbone.absolute_pos_embed.shape == (1, 16, 16, 16)
+    assert block.attn.qkv.bias is None
+    assert block.attn.scale == 0.7
+    assert (block.attn.attn_drop.p, block.mlp.drop.p, backbone.pos_drop.p) == (0.2, 0.1, 0.1)
+    assert block.mlp.fc1.out_features == 2 * 32
+    assert backbone.layers[0].use_checkpoint
+    assert list(backbone.output_shape()) == ["res3", "res5"]
+
+
+def test_three_channels_are_refused(tiny_cfg):
+    tiny_cfg.MODEL.SWIN.IN_CHANS = 3
+    with pytest.raises(UserError, match=r"IN_CHANS is 3.*set MODEL\.SWIN\.IN_CHANS to 4"):
+        build_model(tiny_cfg)
+
+
+# ---- stochastic depth and checkpointing
+
+
+def test_stochastic_depth_grows_with_depth():
+    """As in Swin: linear from 0 at the first block to the rate at the last."""
+    ours = SwinTransformerTTT(out_features=NAMES, drop_path_rate=0.7, **SWIN)
+    rates = [
+        block.drop_path.p if isinstance(block.drop_path, StochasticDepth) else 0.0
+        for layer in ours.layers
+        for block in layer.blocks
+    ]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+
+
+def test_stochastic_depth_in_training_only():
+    """Each image of a batch loses other blocks."""
+    torch.manual_seed(0)
+    ours = SwinTransformerTTT(out_features=NAMES, drop_path_rate=0.7, **SWIN)
+    x = noise(1, 4, 32, 32).expand(6, -1, -1, -1)
+    first, *others = ours(x)["res5"]
+    assert not all(torch.allclose(first, other, atol=1e-4) for other in others)
+    ours.eval()
+    first, *others = ours(x)["res5"]
+    for other in others:
+        torch.testing.assert_close(first, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        ours = SwinTransformerTTT(
+            out_features=NAMES, drop_path_rate=0.5, use_checkpoint=checkpointed, **SWIN
+        )
+        torch.manual_seed(1)
+        features = ours(noise(2, 4, 40, 64))["res5"]
+        (features * noise(*features.shape)).sum().backward()
+        gradients.append([p.grad for p in ours.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 50
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+# ---- another backbone
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_resnet_with_four_channels_trains_and_predicts(tiny_cfg, norm):
+    tiny_cfg.merge_from_list(
+        [
+            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+            "MODEL.RESNETS.DEPTH", 18,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS", 64,
+            "MODEL.RESNETS.OUT_FEATURES", NAMES,
+            "MODEL.RESNETS.NORM", norm,
+        ]
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    assert model.backbone.stem.conv1.weight.shape == (64, 4, 7, 7)
+    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    inputs = [{"image": image, "sem_seg": torch.arange(3500).view(50, 70) // 1200}] * 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model.backbone.stem.conv1.weight.detach().clone()
+    losses = model(inputs)
+    assert "loss_recon" in losses
+    sum(losses.values()).backward()
+    optimizer.step()
+    change = (model.backbone.stem.conv1.weight - before).abs().sum((0, 2, 3))
+    assert (change > 0).all()  # all four channels learn
+    model.eval()
+    with torch.no_grad():
+        (result,) = model(inputs[:1])
+        (pictures,) = model.reconstruct(inputs[:1])
+    assert result["sem_seg"].shape == (19, 50, 70)
+    assert result["sem_seg"].isfinite().all()
+    assert pictures["recon"].shape == (3, 50, 70)
