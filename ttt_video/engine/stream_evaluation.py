@@ -93,7 +93,7 @@ class StreamEvaluation:
         Returns:
             The summary.
         """
-        self.run.write_text("config.yaml", self.cfg.dump())
+        self.run.write_config(self.cfg.dump())
         complete = False
         try:
             for source in sources:

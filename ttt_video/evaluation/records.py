@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..errors import UserError
 from .sem_seg import Counts, add_counts, class_iou, mean_iou
@@ -33,18 +34,22 @@ class RunDirectory:
         """Creates the folder, or reopens it.
 
         Raises:
-            UserError: it holds a run and ``resume`` is not set, or it is no folder.
+            UserError: it holds a run and ``resume`` is not set, or it cannot be a folder.
         """
         self.path = Path(path)
         self.frames_file = self.path / "frames.jsonl"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file; give a folder")
-        if self.frames_file.exists() and not resume:
+        # A run that failed before its first frame is in nobody's way.
+        if self.frames_file.exists() and self.frames_file.stat().st_size and not resume:
             raise UserError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose "
                 "another --output (to replace it, delete the folder yourself)"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {self.path} cannot be made: {error.strerror}") from error
         self.recorded: dict[str, set[int]] = {}
         self._drop_torn_row()
         for row in self.rows():
@@ -87,9 +92,35 @@ class RunDirectory:
         """:meth:`write_text` of indented JSON."""
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
+    def write_config(self, text: str) -> None:
+        """Writes ``config.yaml``, the resolved config of all rows.
+
+        Raises:
+            UserError: there are rows of another config, which must not be mixed with new ones.
+        """
+        file = self.path / "config.yaml"
+        if self.recorded and file.exists():
+            old, new = (_flatten(yaml.safe_load(t)) for t in (file.read_text("utf-8"), text))
+            differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+            if differing:
+                raise UserError(
+                    f"the run in {self.path} has another config ({', '.join(differing)}); resume "
+                    "it with the same settings, or choose another --output"
+                )
+        self.write_text("config.yaml", text)
+
     def close(self) -> None:
         """Closes ``frames.jsonl``."""
         self._file.close()
+
+
+def _flatten(config: Row, prefix: str = "") -> Row:
+    """{"A": {"B": 1}} to {"A.B": 1}."""
+    flat: Row = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        flat.update(_flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
 
 
 def finite(record: dict[str, float]) -> Row:
