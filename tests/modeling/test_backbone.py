@@ -206,7 +206,7 @@ def test_checkpointing_changes_no_gradient():
         gradients.append([p.grad for p in ours.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 50
     for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
+        torch.testing.assert_close(recomputed, plain, rtol=1e-3, atol=1e-4)
 
 
 # ---- another backbone
