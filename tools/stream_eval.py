@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
 from ttt_video.cli import add_config_arguments, load_config, run_tool
 from ttt_video.data.datasets import register_all
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
@@ -50,7 +50,6 @@ def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[Fr
         return open_folder(args.video_dir, transform, on_bad_frame=args.on_bad_frame)
     if args.video is not None:
         return open_video(args.video, transform, on_bad_frame=args.on_bad_frame)
-    register_all()
     return open_dataset(args.dataset, transform, on_bad_frame=args.on_bad_frame)
 
 
@@ -65,7 +64,8 @@ def report(summary: Row) -> str:
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
     for who, metrics in sorted(summary["metrics"].items()):
-        lines.append(f"{who}: mIoU {metrics['mIoU']:.2f}")
+        score = metrics["mIoU"]
+        lines.append(f"{who}: " + ("no labelled pixel" if score is None else f"mIoU {score:.2f}"))
     return "\n".join(lines)
 
 
@@ -82,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
         cfg.MODEL.WEIGHTS = args.weights
     if args.method is not None:
         cfg.TTT.METHOD = args.method
+    find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
+    register_all()  # also for the class names and colours of the model's training set
     sources = open_sources(args, FrameTransform.from_config(cfg))
     model = load_source_model(cfg)
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,7 +1,7 @@
 """Adaptation methods and the memory they work on."""
 
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY, Adapter, GradientAdapter, build_adapter
+from .base import ADAPTER_REGISTRY, Adapter, GradientAdapter, build_adapter, find_method
 from .no_adaptation import NoAdaptation
 from .online_ttt_mae import ReconstructionAdapter
 from .window import Sample, SlidingWindow
@@ -16,4 +16,5 @@ __all__ = [
     "Sample",
     "SlidingWindow",
     "build_adapter",
+    "find_method",
 ]

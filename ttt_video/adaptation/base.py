@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -29,17 +29,21 @@ Adaptation methods by the name that ``--method`` and ``TTT.METHOD`` take: functi
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
-    """The adapter that ``TTT.METHOD`` names, around a model with its source weights loaded.
+def find_method(name: str) -> Callable[[CfgNode, nn.Module], Adapter]:
+    """The function that builds a method's adapter.
 
     Raises:
         UserError: there is no such method; the message lists those there are.
     """
-    name = cfg.TTT.METHOD
     if name not in ADAPTER_REGISTRY:
         known = ", ".join(sorted(known for known, _ in ADAPTER_REGISTRY))
         raise UserError(f"no method {name!r}; choose one of: {known}")
-    return ADAPTER_REGISTRY.get(name)(cfg, model)
+    return ADAPTER_REGISTRY.get(name)
+
+
+def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
+    """The adapter that ``TTT.METHOD`` names, around a model with its source weights loaded."""
+    return find_method(cfg.TTT.METHOD)(cfg, model)
 
 
 @contextmanager

@@ -92,7 +92,16 @@ class StreamEvaluation:
 
         Returns:
             The summary.
+
+        Raises:
+            UserError: the folder holds rows of another config, or with and without ``compare``.
         """
+        compare = self.frozen is not None
+        if any(("frozen" in row) != compare for row in islice(self.run.rows(), 1)):
+            raise UserError(
+                f"the run in {self.run.path} was made {'without' if compare else 'with'} "
+                "--compare; resume it like that, or choose another --output"
+            )
         self.run.write_config(self.cfg.dump())
         complete = False
         try:
@@ -108,7 +117,8 @@ class StreamEvaluation:
         expected = [n for n in (source.num_frames, max_frames) if n is not None]
         total = min(expected, default=None)
         video_id = source.video_id
-        if total is not None and all(self.run.has(video_id, i) for i in range(total)):
+        finished = total is not None and all(self.run.has(video_id, i) for i in range(total))
+        if finished and self.runner.reset != "never":  # else later videos build on this one
             return
         with tqdm(total=total, desc=video_id, unit="frame") as bar:
             # A video that was cut off runs again from its start, because its weights depend on
@@ -140,12 +150,15 @@ class StreamEvaluation:
             row: Row = {"predict_seconds": part.predict_seconds}
             if labels is not None and "sem_seg" in part.output:
                 sem_seg = part.output["sem_seg"]
-                confusion = confusion_matrix(
-                    sem_seg.argmax(0).cpu().numpy(),
-                    labels,
-                    len(sem_seg),
-                    self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-                )
+                predicted = sem_seg.argmax(0).cpu().numpy()
+                ignore = self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+                try:
+                    confusion = confusion_matrix(predicted, labels, len(sem_seg), ignore)
+                except ValueError as error:
+                    raise UserError(
+                        f"{frame['sem_seg_file_name']} does not fit the predictions ({error}): "
+                        "do the model's classes and the frame's size agree with its labels?"
+                    ) from error
                 row["counts"] = class_counts(confusion)
                 row["metrics"] = {"mIoU": mean_iou(row["counts"])}
             return row
