@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -40,6 +41,22 @@ def find_config(name: str) -> Path:
     raise UserError(f"no config {name!r}; give a path or one of: {', '.join(listed)}")
 
 
+@contextmanager
+def _merging(what: str) -> Iterator[None]:
+    """Turns what yacs and PyYAML raise on bad input into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.filename} cannot be read: {error.strerror}") from error
+    except (AttributeError, TypeError) as error:  # keys were looked for in something else
+        raise UserError(
+            f"{what} does not merge: a section of keys and values is missing"
+        ) from error
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} does not merge: {reason}") from error
+
+
 def load_config(
     config_file: str | None, preset: str | None = None, opts: Sequence[str] = ()
 ) -> CfgNode:
@@ -49,18 +66,19 @@ def load_config(
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if config_file is not None:
-            cfg.merge_from_file(str(find_config(config_file)), allow_unsafe=False)
-        if preset is not None:
-            cfg.merge_from_file(str(find_config(f"presets/{preset}.yaml")), allow_unsafe=False)
-            cfg.TTT.PRESET = preset
-        if len(opts) % 2:
-            raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+    if config_file is not None:
+        file = find_config(config_file)
+        with _merging(f"config {file}"):
+            cfg.merge_from_file(str(file), allow_unsafe=False)
+    if preset is not None:
+        file = find_config(f"presets/{preset}.yaml")
+        with _merging(f"preset {file}"):
+            cfg.merge_from_file(str(file), allow_unsafe=False)
+        cfg.TTT.PRESET = preset
+    if len(opts) % 2:
+        raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+    with _merging(f"overrides {' '.join(opts)}"):
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config does not merge: {reason}") from error
     validate_config(cfg)
     return cfg
 

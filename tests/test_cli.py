@@ -1,0 +1,186 @@
+"""What the tools share: finding and merging configs, and one line for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+from ttt_video.cli import add_config_arguments, config_dir, find_config, load_config, run_tool
+from ttt_video.errors import UserError
+
+SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
+RUNNABLE = [name for name in SHIPPED if "presets" not in name]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_shipped_config_merges_and_is_valid(name):
+    cfg = load_config(name)
+    assert cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT"
+    assert cfg.TTT.PRESET == ""
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+@pytest.mark.parametrize("name", ["joint_cityscapes.yaml", "quick/joint_world.yaml"])
+def test_presets_merge_on_top_of_any_config(name, preset):
+    plain, cfg = load_config(name), load_config(name, preset)
+    recorded = cfg.TTT.PRESET
+    assert recorded == preset
+    for section in ("DATASETS", "SOLVER", "INPUT"):
+        assert cfg[section] == plain[section]
+    assert {key for key in cfg.MODEL if cfg.MODEL[key] != plain.MODEL[key]} == set()
+
+
+def test_presets_are_the_published_settings():
+    """Section 4 of the paper; the release's README commands and code."""
+    paper = load_config("joint_cityscapes.yaml", "paper").TTT
+    assert (paper.MASK_RATIO, paper.WINDOW_SIZE, paper.OPTIMIZER.NAME) == (0.8, 16, "SGD")
+    assert (paper.SAMPLING, paper.STEPS_PER_FRAME, paper.RESET) == ("with_replacement", 1, "video")
+    release = load_config("joint_cityscapes.yaml", "release").TTT
+    assert (release.MASK_RATIO, release.RECON.REGION) == (0.85, "all")
+    assert (release.OPTIMIZER.NAME, release.OPTIMIZER.BASE_LR) == ("ADAMW", 1e-4)
+    assert (release.OPTIMIZER.WEIGHT_DECAY, release.OPTIMIZER.CLIP_NORM) == (0.05, 0.01)
+    assert (release.OPTIMIZER.BACKBONE_MULTIPLIER, release.OPTIMIZER.RESTART) == (0.1, True)
+    assert (release.BATCH_SIZE, release.MICRO_BATCH_SIZE) == (32, 8)
+    assert (release.SAMPLING, release.STEP_MODE) == ("shuffled_epochs", "train")
+    assert (release.PRECISION, list(release.CROP.SIZE)) == ("fp16", [512, 1024])
+    assert paper.RECON.NORMALIZE_TARGET is release.RECON.NORMALIZE_TARGET is False
+
+
+def test_order_is_defaults_file_preset_overrides(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("SEED: 5\nTTT:\n  MASK_RATIO: 0.5\n  WINDOW_SIZE: 3\n  BATCH_SIZE: 7\n")
+    cfg = load_config(str(file), "paper", ["TTT.WINDOW_SIZE", "4"])
+    assert cfg.SEED == 5  # the file, over the defaults
+    assert cfg.TTT.BATCH_SIZE == 7
+    assert cfg.TTT.MASK_RATIO == 0.8  # the preset, over the file
+    assert cfg.TTT.WINDOW_SIZE == 4  # the override, over the preset
+    assert not cfg.is_frozen()
+
+
+def test_without_a_file_the_defaults():
+    assert load_config(None).TTT.WINDOW_SIZE == 16
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_gpu_is_used_where_there_is_one(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    chosen = load_config(None).MODEL.DEVICE
+    assert chosen == ("cuda" if there else "cpu")
+    assert load_config(None, opts=["MODEL.DEVICE", "meta"]).MODEL.DEVICE == "meta"
+
+
+def test_configs_are_found_by_path_and_by_name(tmp_path, monkeypatch):
+    shipped = find_config("joint_cityscapes.yaml")
+    assert shipped.is_file()
+    assert find_config("joint_cityscapes") == shipped
+    assert find_config(str(shipped)) == shipped
+    assert find_config("quick/joint_world.yaml").is_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "joint_cityscapes.yaml").write_text("SEED: 1\n")
+    assert find_config("joint_cityscapes.yaml").resolve().parent == tmp_path  # one's own first
+
+
+def test_an_unknown_config_lists_the_shipped_ones_closest_first():
+    with pytest.raises(UserError) as error:
+        find_config("joint_cityscape.yml")
+    message = str(error.value)
+    assert message.startswith("no config 'joint_cityscape.yml'")
+    listed = message.split("one of: ")[1].split(", ")
+    assert listed[0] == "joint_cityscapes.yaml"
+    assert sorted(listed) == SHIPPED
+
+
+BROKEN = {
+    "unknown key": "TTT:\n  MASKRATIO: 0.5\n",
+    "wrong type": "TTT:\n  WINDOW_SIZE: many\n",
+    "no mapping": "- 1\n- 2\n",
+    "text": "hello\n",
+    "empty": "",
+    "syntax": "TTT: [1\n",
+    "base is missing": "_BASE_: nowhere.yaml\n",
+    "section is a value": "TTT: 3\n",
+    "value is a section": "SEED:\n  A: 1\n",
+    "python object": "SEED: !!python/object/apply:os.getpid []\n",
+    "value out of range": "TTT:\n  MASK_RATIO: 2.0\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_config_is_one_line(tmp_path, kind):
+    file = tmp_path / "mine.yaml"
+    file.write_text(BROKEN[kind])
+    with pytest.raises(UserError) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+    names = {"unknown key": "MASKRATIO", "wrong type": "WINDOW_SIZE", "base is missing": "nowhere"}
+    if kind != "value out of range":
+        assert f"config {file}" in str(error.value)
+    assert names.get(kind, "") in str(error.value)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
+    with pytest.raises(UserError) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["TTT.WINDOW_SIZE"], "'TTT.WINDOW_SIZE' stands alone"),
+        (["TTT.WINDOW", "3"], "TTT.WINDOW"),
+        (["TTT.WINDOW_SIZE", "many"], "TTT.WINDOW_SIZE"),
+        (["WINDOW_SIZE", "3"], "WINDOW_SIZE"),
+        (["TTT.RESET", "sometimes"], "TTT.RESET is 'sometimes'"),
+        (["TTT.OPTIMIZER.BASE_LR", "-1.0"], "TTT.OPTIMIZER.BASE_LR is -1.0"),
+        (["TTT.WINDOW_SIZE.X", "1"], "TTT.WINDOW_SIZE.X"),
+        (["TTT.MASK_RATIO", "0"], "TTT.MASK_RATIO"),  # yacs wants 0.0
+        (["--output", "x"], "--output"),
+    ],
+)
+def test_overrides_that_do_not_merge_are_one_line(opts, words):
+    with pytest.raises(UserError) as error:
+        load_config(None, opts=opts)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments():
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    args = parser.parse_args(["--config", "a.yaml", "--preset", "paper", "SEED", "3"])
+    assert (args.config_file, args.preset, args.opts) == ("a.yaml", "paper", ["SEED", "3"])
+    assert parser.parse_args(["--config-file", "b.yaml"]).config_file == "b.yaml"
+    assert parser.parse_args([]).opts == []
+    with pytest.raises(SystemExit) as error:
+        parser.parse_args(["--preset", "mine"])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [(UserError("no such folder: x"), 2, "error: no such folder: x"),
+     (KeyboardInterrupt(), 130, "interrupted")],
+)  # fmt: skip
+def test_tools_end_with_one_line_and_a_code(capsys, raised, code, line):
+    def main() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as error:
+        run_tool(main)
+    assert error.value.code == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_defects_keep_their_traceback_and_success_is_silent(capsys):
+    def defect() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_tool(defect)
+    run_tool(lambda: None)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,161 @@
+"""Config keys: Mask2Former's defaults, merging on top of its own, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
+
+import ttt_video
+from ttt_video.config import CHOICES, add_ttt_config, get_cfg, validate_config
+from ttt_video.errors import UserError
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def changed(*key_values) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_list([*key_values])
+    return cfg
+
+
+def test_defaults_are_valid():
+    validate_config(get_cfg())
+
+
+def test_public_names():
+    assert ttt_video.add_ttt_config is add_ttt_config
+    assert ttt_video.get_cfg is get_cfg
+
+
+def test_detectron2s_own_keys_are_left_as_they_are():
+    theirs, ours = flatten(detectron2_cfg()), flatten(get_cfg())
+    assert theirs.items() <= ours.items()
+    added = {key.rsplit(".", 1)[0].split(".")[0] for key in ours.keys() - theirs.keys()}
+    assert added == {"INPUT", "MODEL", "SOLVER", "TTT"}
+
+
+def test_works_on_top_of_mask2formers_own_keys():
+    """Its keys keep the values they had, the missing ones are filled in, new ones are added."""
+    cfg = detectron2_cfg()
+    cfg.INPUT.DATASET_MAPPER_NAME = "theirs"
+    cfg.INPUT.IMAGE_SIZE = 512
+    cfg.MODEL.MASK_FORMER = CfgNode({"NUM_OBJECT_QUERIES": 77, "TEST": {"INSTANCE_ON": True}})
+    cfg.MODEL.SWIN = CfgNode({"EMBED_DIM": 128})
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    before = flatten(cfg)
+    add_ttt_config(cfg)
+    after = flatten(cfg)
+    assert before.items() <= after.items()
+    assert after.keys() == flatten(get_cfg()).keys()
+    assert after["MODEL.MASK_FORMER.TEST.PANOPTIC_ON"] is False
+    assert after["MODEL.SWIN.IN_CHANS"] == 4
+
+
+def test_adding_twice_changes_nothing():
+    once, twice = get_cfg(), get_cfg()
+    twice.TTT.MASK_RATIO = 0.5
+    add_ttt_config(twice)
+    assert twice.TTT.MASK_RATIO == 0.5
+    twice.TTT.MASK_RATIO = once.TTT.MASK_RATIO
+    assert flatten(once) == flatten(twice)
+
+
+def test_configs_do_not_share_lists():
+    first, second = get_cfg(), get_cfg()
+    first.TTT.OPTIMIZER.BETAS.append(1)
+    first.TTT.CROP.SIZE.append(1)
+    assert second.TTT.OPTIMIZER.BETAS == [0.9, 0.999]
+    assert second.TTT.CROP.SIZE == []
+
+
+def test_mask2former_defaults():
+    """A few of its published defaults, so that its configs merge to the same model."""
+    cfg = get_cfg()
+    former = cfg.MODEL.MASK_FORMER
+    assert (former.CLASS_WEIGHT, former.DICE_WEIGHT, former.MASK_WEIGHT) == (1.0, 1.0, 20.0)
+    assert (former.HIDDEN_DIM, former.NUM_OBJECT_QUERIES, former.NHEADS) == (256, 100, 8)
+    assert former.TRAIN_NUM_POINTS == 12544
+    assert cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE == 224
+    assert cfg.SOLVER.BACKBONE_MULTIPLIER == 0.1
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_closed_sets_of_values(key):
+    for choice in CHOICES[key]:
+        validate_config(changed(key, choice))
+    with pytest.raises(UserError, match=rf"{key} is 'nonsense'.*{CHOICES[key][0]}"):
+        validate_config(changed(key, "nonsense"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TTT.MASK_RATIO", 1.0),
+        ("TTT.MASK_RATIO", -0.1),
+        ("TTT.MASK_RATIO", float("nan")),
+        ("TTT.MASK_PATCH_SIZE", 0),
+        ("TTT.MASK_PATCH_SIZE", 6),
+        ("TTT.MASK_PATCH_SIZE", -4),
+        ("TTT.WINDOW_SIZE", -1),
+        ("TTT.BATCH_SIZE", 0),
+        ("TTT.MICRO_BATCH_SIZE", 0),
+        ("TTT.STEPS_PER_FRAME", 0),
+        ("TTT.OPTIMIZER.BASE_LR", -0.1),
+        ("TTT.OPTIMIZER.BASE_LR", float("nan")),
+        ("TTT.OPTIMIZER.CLIP_NORM", -1.0),
+        ("TTT.CROP.SIZE", [64]),
+        ("TTT.CROP.SIZE", [0, 64]),
+        ("TTT.CROP.SIZE", [1, 2, 3]),
+    ],
+)
+def test_numbers_that_cannot_work(key, value):
+    with pytest.raises(UserError, match=rf"^{key} is .*; it must be ") as error:
+        validate_config(changed(key, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TTT.MASK_RATIO", 0.0),
+        ("TTT.MASK_PATCH_SIZE", 4),
+        ("TTT.WINDOW_SIZE", 0),
+        ("TTT.OPTIMIZER.BASE_LR", 0.0),
+        ("TTT.CROP.SIZE", [1, 1]),
+    ],
+)
+def test_numbers_at_the_edge_that_work(key, value):
+    validate_config(changed(key, value))
+
+
+@pytest.mark.parametrize("scales", [[0.5], [0.0, 1.0], [2.0, 1.0], [0.5, 1.0, 2.0]])
+def test_scales_that_cannot_work(scales):
+    with pytest.raises(UserError, match=r"TTT\.CROP\.SCALE_RANGE"):
+        validate_config(changed("TTT.CROP.SIZE", [64, 64], "TTT.CROP.SCALE_RANGE", scales))
+
+
+def test_scale_jitter_needs_a_crop():
+    with pytest.raises(UserError, match=r"needs TTT\.CROP\.SIZE"):
+        validate_config(changed("TTT.CROP.SCALE_RANGE", [0.5, 1.0]))
+    validate_config(changed("TTT.CROP.SIZE", [8, 8], "TTT.CROP.SCALE_RANGE", [0.5, 1.0]))
+
+
+def test_dumped_config_loads_again(tmp_path):
+    cfg = changed("TTT.CROP.SIZE", [64, 96], "DATASETS.TEST", ("a", "b"), "SEED", 3)
+    file = tmp_path / "config.yaml"
+    file.write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(str(file), allow_unsafe=False)
+    # As YAML, since tuples within tuples come back as lists.
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    assert again.TTT == cfg.TTT
