@@ -1,0 +1,546 @@
+"""tools/stream_eval.py as a user runs it: every source, what it leaves on disk, every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.cli import load_config, run_tool
+from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.engine.stream import StreamRunner
+from ttt_video.modeling.weights import save_safetensors, weights_hash
+
+ROOT = Path(__file__).resolve().parents[2]
+HEIGHT, WIDTH = 48, 80
+
+
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_frames(folder: Path, count: int, first: int = 8) -> Path:
+    """frame8.png, frame9.png, frame10.png, ...: their natural order is not that of text."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(picture(index)).save(folder / f"frame{first + index}.png")
+    return folder
+
+
+def write_mp4(path: Path, count: int, rate: int = 25) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(rate))
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [
+        {k: without_times([v])[0] if k == "frozen" else v for k, v in row.items()
+         if not k.endswith("_seconds")}
+        for row in rows
+    ]  # fmt: skip
+
+
+def probe(path: Path) -> tuple[str, str, tuple[int, int], int]:
+    """Codec, pixel format, (height, width) and number of frames that decode."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return stream.codec_context.name, stream.pix_fmt, frames[0].shape[:2], len(frames)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("stream_eval", ROOT / "tools/stream_eval.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def model_files(tiny_cfg, tiny_model, tmp_path) -> tuple[str, ...]:
+    """--config and --weights of the tiny model."""
+    tiny_cfg.merge_from_list(["TTT.BATCH_SIZE", 2, "TTT.MICRO_BATCH_SIZE", 2])
+    config, weights = tmp_path / "tiny.yaml", tmp_path / "tiny.safetensors"
+    config.write_text(tiny_cfg.dump())
+    save_safetensors(tiny_model.state_dict(), str(weights))
+    return ("--config", str(config), "--weights", str(weights))
+
+
+@pytest.fixture
+def stream(tool, model_files, tmp_path):
+    """``stream(flags...)`` runs the tool and gives the folder of the run, ``out`` by default."""
+
+    def run(*args, output="out") -> Path:
+        # KEY VALUE overrides come last.
+        flags = [*model_files, "--output", str(tmp_path / output), *map(str, args)]
+        run_tool(lambda: tool.main(flags))
+        return tmp_path / output
+
+    return run
+
+
+@pytest.fixture
+def refused(stream, capsys):
+    """``refused(flags...)``: the one line that the tool ends with; its exit code is 2."""
+
+    def run(*args, **kwargs) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            stream(*args, **kwargs)
+        assert stop.value.code == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert err.count("error: ") == 1
+        message = err[err.index("error: ") :]
+        return message.rstrip("\n")
+
+    return run
+
+
+def test_folder_of_frames_with_the_frozen_model_beside(stream, tmp_path, capsys, tiny_model):
+    folder = write_frames(tmp_path / "my video", 4)
+    out = stream("--video-dir", folder, "--compare")
+
+    rows = rows_of(out)
+    assert [Path(row["file_name"]).name for row in rows] == [
+        "frame8.png", "frame9.png", "frame10.png", "frame11.png",
+    ]  # fmt: skip
+    assert [row["frame_index"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert row["video_id"] == "my video"
+        assert row["loss_recon"] > 0
+        assert row["grad_norm"] > 0
+        assert row["skipped_steps"] == 0
+        assert row["adapt_seconds"] > 0
+        assert row["predict_seconds"] > 0
+        assert row["frozen"]["predict_seconds"] > 0
+
+    summary = summary_of(out)
+    assert summary["complete"] is True
+    assert summary["frames"] == 4
+    assert summary["videos"] == {"my video": 4}
+    assert summary["method"] == "online_ttt_mae"
+    assert summary["preset"] == ""
+    assert summary["seed"] == 0
+    assert summary["weights_sha256"] == weights_hash(tiny_model)
+    assert summary["weights"].endswith("tiny.safetensors")
+    losses = [row["loss_recon"] for row in rows]
+    assert summary["loss_recon"] == pytest.approx(np.mean(losses))
+    assert summary["seconds"].keys() == {"adapt", "predict", "frame", "frozen_predict"}
+    assert summary["seconds"]["adapt"].keys() == {"mean", "p50", "p90", "p99"}
+    assert summary["versions"]["torch"] == torch.__version__
+
+    codec, pixels, (height, width), count = probe(out / "overlay.mp4")
+    assert (codec, pixels, count) == ("h264", "yuv420p", 4)
+    assert width >= 3 * WIDTH  # original, frozen, adapted
+    assert height >= HEIGHT
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.yaml", "frames.jsonl", "overlay.mp4", "summary.json",
+    ]  # fmt: skip
+    captured = capsys.readouterr()
+    assert "4 frames" in captured.out
+    assert "reconstruction loss" in captured.out
+    assert str(out) in captured.out
+    assert "my video" in captured.err  # the progress bar
+    assert "loss_recon=" in captured.err
+    assert re.search(r"(frame/s|s/frame)", captured.err)
+
+
+def test_config_on_disk_is_the_resolved_one(stream, model_files, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    out = stream("--video-dir", folder, "--no-video", "SEED", 3, "TTT.WINDOW_SIZE", 5)
+    again = load_config(str(out / "config.yaml"))
+    assert again.SEED == 3
+    assert again.TTT.WINDOW_SIZE == 5
+    assert again.TTT.BATCH_SIZE == 2
+    assert model_files[3] == again.MODEL.WEIGHTS
+    # The file alone repeats the run.
+    repeated = tmp_path / "repeated"
+    stream("--video-dir", folder, "--no-video", "--config", out / "config.yaml", output="repeated")
+    assert without_times(rows_of(repeated)) == without_times(rows_of(out))
+    assert summary_of(out)["seed"] == 3
+
+
+def test_folder_of_folders(stream, tmp_path):
+    for name, count in (("v10", 1), ("v2", 2)):
+        write_frames(tmp_path / "videos" / name, count)
+    out = stream("--video-dir", tmp_path / "videos")
+    assert [(r["video_id"], r["frame_index"]) for r in rows_of(out)] == [
+        ("v2", 0), ("v2", 1), ("v10", 0),
+    ]  # fmt: skip
+    assert probe(out / "overlay-v2.mp4")[3] == 2
+    assert probe(out / "overlay-v10.mp4")[3] == 1
+    assert not (out / "overlay.mp4").exists()
+
+
+def test_video_file(stream, tmp_path):
+    video = write_mp4(tmp_path / "clip.mp4", 5)
+    out = stream("--video", video)
+    assert [r["file_name"] for r in rows_of(out)] == [f"{video}#{i}" for i in range(5)]
+    assert {r["video_id"] for r in rows_of(out)} == {"clip"}
+    codec, _, (_, width), count = probe(out / "overlay.mp4")
+    assert (codec, count) == ("h264", 5)
+    assert 2 * WIDTH <= width < 3 * WIDTH  # original, adapted
+    with av.open(str(out / "overlay.mp4")) as container:
+        assert container.streams.video[0].average_rate == 25  # the video's own
+
+
+@pytest.fixture
+def labelled_dataset(tmp_path):
+    name = "test_stream_eval_videos"
+    images, labels = tmp_path / "images", tmp_path / "panoptic_maps"
+    for sequence, count in (("0001", 2), ("0002", 1)):
+
+        def frame(i: int, sequence: str = sequence):
+            rng = np.random.default_rng([i, int(sequence)])
+            classes = np.array([0, 2, 10, 255], np.uint8)
+            return picture(i), rng.choice(classes, (HEIGHT, WIDTH))
+
+        write_video(images, labels, sequence, [lambda i=i, f=frame: f(i) for i in range(count)])
+    register_video_sem_seg(name, images, labels)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_registered_data_set_is_scored(stream, labelled_dataset, capsys):
+    out = stream("--dataset", labelled_dataset, "--compare", "--no-video")
+    rows = rows_of(out)
+    assert [(r["video_id"], r["frame_index"]) for r in rows] == [
+        ("0001", 0), ("0001", 1), ("0002", 0),
+    ]  # fmt: skip
+    pooled: dict = {"adapted": np.zeros((19, 3)), "frozen": np.zeros((19, 3))}
+    for row in rows:
+        for who, part in (("adapted", row), ("frozen", row["frozen"])):
+            assert 0 <= part["metrics"]["mIoU"] <= 100
+            for k, counts in part["counts"].items():
+                pooled[who][int(k)] += counts
+    printed = capsys.readouterr().out
+    metrics = summary_of(out)["metrics"]
+    for who, table in pooled.items():
+        true_positive = table[[0, 2, 10], 0]
+        expected = (100 * true_positive / table[[0, 2, 10]].sum(1)).mean()
+        assert metrics[who]["mIoU"] == pytest.approx(expected)
+        assert metrics[who]["IoU"].keys() == {"0", "2", "10"}
+        assert metrics[who]["videos"].keys() == {"0001", "0002"}
+        assert f"{who}: mIoU {expected:.2f}" in printed
+    assert "pooled" in summary_of(out)["protocol"]
+
+
+def test_data_set_without_a_labelled_pixel(stream, tmp_path, capsys):
+    name = "test_stream_eval_unlabelled"
+    images, labels = tmp_path / "i", tmp_path / "p"
+    ignore = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    write_video(images, labels, "0001", [lambda: (picture(0), ignore)])
+    register_video_sem_seg(name, images, labels)
+    try:
+        out = stream("--dataset", name, "--no-video")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert rows_of(out)[0]["metrics"] == {"mIoU": None}
+    assert "no labelled pixel" in capsys.readouterr().out
+
+
+def test_method_and_max_frames(stream, tmp_path):
+    folder = write_frames(tmp_path / "v", 3)
+    out = stream("--video-dir", folder, "--method", "none", "--max-frames", 2, "--no-video")
+    rows = rows_of(out)
+    assert len(rows) == 2
+    assert all("loss_recon" not in row for row in rows)
+    assert summary_of(out)["method"] == "none"
+    assert summary_of(out)["loss_recon"] is None
+    assert not (out / "overlay.mp4").exists()
+
+
+def test_preset_merges_on_top_and_overrides_on_top_of_that(stream, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    small = ("TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 3, "TTT.CROP.SIZE", "[32, 64]")
+    out = stream("--video-dir", folder, "--no-video", "--preset", "release", *small)
+    config = load_config(str(out / "config.yaml"))
+    assert config.TTT.PRESET == "release"
+    assert (config.TTT.MASK_RATIO, config.TTT.OPTIMIZER.NAME) == (0.85, "ADAMW")
+    assert (config.TTT.PRECISION, config.TTT.BATCH_SIZE) == ("fp32", 3)
+    assert summary_of(out)["preset"] == "release"
+    assert rows_of(out)[0]["skipped_steps"] == 0
+
+
+def test_default_output_is_new_for_every_run(tool, model_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_frames(tmp_path / "v", 1)
+    tool.main([*model_files, "--video-dir", str(folder), "--no-video"])
+    (out,) = (tmp_path / "output" / "stream_eval").iterdir()
+    assert len(rows_of(out)) == 1
+    assert str(out.relative_to(tmp_path)) in capsys.readouterr().out
+
+
+def test_killed_run_is_resumed_to_the_same_rows(stream, model_files, tmp_path):
+    videos = tmp_path / "videos"
+    for name, count in (("a", 2), ("b", 50)):
+        write_frames(videos / name, count)
+    cut = tmp_path / "cut"
+    command = [
+        sys.executable, str(ROOT / "tools/stream_eval.py"), *model_files,
+        "--video-dir", str(videos), "--output", str(cut), "--compare",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    frames = cut / "frames.jsonl"
+    while not (frames.exists() and frames.read_bytes().count(b"\n") >= 4):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = frames.read_bytes().count(b"\n")  # the last row may be torn
+    assert 4 <= done < 52
+    assert probe(cut / "overlay-a.mp4")[3] == 2
+
+    limit = ("--max-frames", 8)
+    stream("--video-dir", videos, "--compare", "--resume", *limit, output="cut")
+    stream("--video-dir", videos, "--compare", *limit, output="whole")
+    whole = without_times(rows_of(tmp_path / "whole"))
+    assert without_times(rows_of(cut))[:10] == whole
+    assert summary_of(cut)["complete"] is True
+    if done < 10:  # else video b was finished already, for this limit
+        assert probe(cut / "overlay-b.mp4")[3] == 8
+
+
+def test_interrupt_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys):
+    folder = write_frames(tmp_path / "v", 4)
+    original = StreamRunner.step
+
+    def step(self, frame):
+        if frame["frame_index"] == 2:
+            raise KeyboardInterrupt
+        return original(self, frame)
+
+    monkeypatch.setattr(StreamRunner, "step", step)
+    with pytest.raises(SystemExit) as stop:
+        stream("--video-dir", folder)
+    assert stop.value.code == 130
+    out = tmp_path / "out"
+    assert len(rows_of(out)) == 2
+    assert summary_of(out)["complete"] is False
+    assert probe(out / "overlay.mp4")[3] == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- mistakes: one clear line and exit code 2 ---
+
+
+def test_no_such_folder(refused, tmp_path):
+    assert f"no such folder: {tmp_path}/nowhere" in refused("--video-dir", tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no frames" in refused("--video-dir", tmp_path / "empty")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:120])
+
+
+def no_image(path: Path) -> None:
+    path.write_text("not an image")
+
+
+@pytest.mark.parametrize("spoil", [truncate, no_image])
+def test_bad_frame_stops_with_what_was_done_kept(refused, tmp_path, spoil):
+    folder = write_frames(tmp_path / "v", 4)
+    spoil(folder / "frame10.png")
+    message = refused("--video-dir", folder)
+    assert "frame10.png" in message
+    assert "--on-bad-frame skip" in message
+    assert "\n" not in message
+    out = tmp_path / "out"
+    assert [row["frame_index"] for row in rows_of(out)] == [0, 1]
+    assert summary_of(out)["complete"] is False
+    assert probe(out / "overlay.mp4")[3] == 2
+
+
+@pytest.mark.parametrize("spoil", [truncate, no_image])
+def test_bad_frame_is_skipped_when_asked(stream, tmp_path, capsys, spoil):
+    folder = write_frames(tmp_path / "v", 4)
+    spoil(folder / "frame10.png")
+    out = stream("--video-dir", folder, "--on-bad-frame", "skip")
+    assert [row["frame_index"] for row in rows_of(out)] == [0, 1, 3]
+    summary = summary_of(out)
+    assert summary["complete"] is True
+    assert summary["skipped_frames"] == [str(folder / "frame10.png")]
+    assert probe(out / "overlay.mp4")[3] == 3
+    assert "1 unreadable frames skipped" in capsys.readouterr().out
+
+
+def test_after_a_bad_frame_is_mended_the_run_goes_on(refused, stream, tmp_path):
+    folder = write_frames(tmp_path / "v", 4)
+    good = (folder / "frame10.png").read_bytes()
+    truncate(folder / "frame10.png")
+    refused("--video-dir", folder)
+    (folder / "frame10.png").write_bytes(good)
+    stream("--video-dir", folder, "--resume")
+    stream("--video-dir", folder, output="whole")
+    assert without_times(rows_of(tmp_path / "out")) == without_times(rows_of(tmp_path / "whole"))
+
+
+def test_frames_of_changing_size(refused, tmp_path):
+    folder = write_frames(tmp_path / "v", 3)
+    Image.fromarray(picture(1, 40, 80)).save(folder / "frame10.png")
+    message = refused("--video-dir", folder, "--no-video")
+    assert "frame10.png is 40x80" in message
+    assert "48x80" in message
+    assert len(rows_of(tmp_path / "out")) == 2
+
+
+def test_video_without_frames(refused, tmp_path):
+    sound = tmp_path / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        track = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp")
+        frame.sample_rate = 8000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    assert "sound.mp4 has no video in it" in refused("--video", sound)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    assert "text.mp4" in refused("--video", text)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    assert "empty.mp4" in refused("--video", tmp_path / "empty.mp4")
+    assert "no such video file" in refused("--video", tmp_path / "nowhere.mp4")
+    assert "--video-dir" in refused("--video", tmp_path)
+
+
+def test_weights_that_do_not_fit_come_with_a_table(refused, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    message = refused("--video-dir", folder, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)
+    first, *table = message.splitlines()
+    assert "tiny.safetensors do not fit" in first
+    assert "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in first
+    assert any("mismatched" in line and "class_embed" in line for line in table)
+    assert not (tmp_path / "out").exists()  # nothing was run, so nothing is in the way
+    assert "do not fit" in refused("--video-dir", folder, "MODEL.SWIN.EMBED_DIM", 32)
+
+
+def test_weights_that_cannot_be_read(refused, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    missing = refused("--video-dir", folder, "--weights", tmp_path / "nowhere.pth")
+    assert "nowhere.pth" in missing
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"123")
+    assert "broken.safetensors" in refused("--video-dir", folder, "--weights", broken)
+    assert "--weights" in refused("--video-dir", folder, "--weights", "")
+
+
+def test_unknown_method_lists_the_known_ones(refused, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    message = refused("--video-dir", folder, "--method", "online_ttt_mea")
+    assert "'online_ttt_mea'" in message
+    assert all(name in message for name, _ in ADAPTER_REGISTRY)
+    # Also where the weights would not fit it, as the mistake comes first.
+    assert "no method" in refused("--video-dir", folder, "--method", "x", "--weights", "nowhere")
+
+
+def test_unknown_config_lists_the_known_ones(refused, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    message = refused("--video-dir", folder, "--config", "joint_cityscape.yaml")
+    assert "joint_cityscapes.yaml" in message
+    assert "quick/joint_world.yaml" in message
+
+
+def test_unknown_data_set(refused):
+    message = refused("--dataset", "kitti_step_video_sem_seg_vall")
+    assert "kitti_step_video_sem_seg_val" in message
+
+
+def test_data_set_that_is_not_on_disk(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    message = refused("--dataset", "kitti_step_video_sem_seg_val")
+    assert "nowhere" in message
+    assert "DETECTRON2_DATASETS" in message
+
+
+def test_output_that_holds_a_run(refused, stream, tmp_path):
+    folder = write_frames(tmp_path / "v", 1)
+    out = stream("--video-dir", folder, "--no-video")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    message = refused("--video-dir", folder, "--no-video")
+    assert "already holds a run" in message
+    assert "--resume" in message
+    assert "replace" in message
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_output_that_is_a_file(refused, tmp_path):
+    (tmp_path / "out").write_text("")
+    folder = write_frames(tmp_path / "v", 1)
+    assert "is a file" in refused("--video-dir", folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max-frames", 0], "--max-frames is 0"),
+        (["--fps", -1], "must be positive, not -1"),
+        (["TTT.WINDOW_SIZE"], "stands alone"),
+        (["TTT.WINDOW", 3], "TTT.WINDOW"),
+        (["TTT.MASK_RATIO", 1.5], "TTT.MASK_RATIO is 1.5"),
+    ],
+)
+def test_values_that_cannot_work(refused, tmp_path, flags, words):
+    folder = write_frames(tmp_path / "v", 1)
+    message = refused("--video-dir", folder, *flags)
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--video-dir", "a", "--video", "b"], ["--video", "a", "--on-bad-frame", "hope"]]
+)
+def test_flags_that_argparse_refuses(tool, flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.main(flags)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_help_names_the_methods(tool, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name, _ in ADAPTER_REGISTRY)
+    assert "--config-file" in text
