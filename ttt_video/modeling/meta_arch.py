@@ -19,7 +19,7 @@ from ..config import validate_config
 from ..errors import UserError
 from . import postprocess
 from .criterion import SetCriterion
-from .heads import MaskFormerTTTHead, ReconstructionHead
+from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead
 from .masking import random_patch_mask
 from .matcher import HungarianMatcher, Target
 from .reconstruction import reconstruction_loss, to_pixel_units
@@ -107,6 +107,12 @@ class MaskFormerTTT(nn.Module):
             raise UserError(
                 "MODEL.MASK_FORMER.TEST.PANOPTIC_ON needs to know the thing classes: name a data "
                 "set with thing_dataset_id_to_contiguous_id metadata in DATASETS.TRAIN"
+            )
+        if size_divisibility < 1 or size_divisibility % PIXELS_PER_QUERY_CELL:
+            raise UserError(
+                f"images are padded to multiples of {size_divisibility} px; the reconstruction "
+                f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
+                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
             )
         if normalize_target and size_divisibility % mask_patch_size:
             raise UserError(
@@ -386,8 +392,10 @@ class MaskFormerTTT(nn.Module):
     ) -> Tensor:
         height, width = images.tensor.shape[-2:]
         masks = []
-        for x in batched_inputs:
+        for x, size in zip(batched_inputs, images.image_sizes, strict=True):
             mask = x.get("image_mask")
+            if mask is not None and mask.shape != (1, *size):
+                raise ValueError(f"image_mask is {tuple(mask.shape)}; the image needs {(1, *size)}")
             if mask is None:
                 mask = random_patch_mask(
                     height,

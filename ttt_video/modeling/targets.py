@@ -58,8 +58,8 @@ def prepare_target(
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise UserError(
-            f"input {name!r} has label {outside[0].item()}; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, "
-            "so labels are 0 to NUM_CLASSES - 1"
+            f"input {name!r} has label {outside[0].item()}; MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{num_classes}, so labels are 0 to {num_classes - 1}"
         )
     height, width = masks.shape[-2:]
     return {
