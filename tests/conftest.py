@@ -11,9 +11,14 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from hypothesis import settings
 from torch import nn
 
 from ttt_video.cli import load_config
+
+# How fast a machine is decides no test.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 Video = list[dict[str, Any]]
 

@@ -68,7 +68,7 @@ maps = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(pairs=st.lists(maps, min_size=1, max_size=3))
 def test_pooled_iou_is_detectron2s(detectron2_says, pairs):
     ours = add_counts(counts_of(predicted, labels) for predicted, labels in pairs)
