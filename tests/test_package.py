@@ -76,6 +76,13 @@ print(json.dumps({
 }))
 """
 
+DATASETS = [
+    "kitti_step_video_sem_seg_train",
+    "kitti_step_video_sem_seg_val",
+    "world_sem_seg_train",
+    "world_sem_seg_val",
+]
+
 # Registered by the original mask2former package, which has to be importable beside this one.
 MASK2FORMER_NAMES = {
     "META_ARCH": {"MaskFormer"},
@@ -119,8 +126,8 @@ def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
         "META_ARCH": ["MaskFormerTTT"],
         "BACKBONE": ["SwinTransformerTTT"],
         "SEM_SEG_HEADS": ["MaskFormerTTTHead", "ReconstructionHead"],
-        "datasets": [],
-        "metadata": [],
+        "datasets": DATASETS,
+        "metadata": DATASETS,
     }
 
 

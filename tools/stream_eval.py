@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
 from ttt_video.cli import add_config_arguments, load_config, run_tool
-from ttt_video.data.datasets import register_all
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
 from ttt_video.engine.stream_evaluation import OverlayVideos, StreamEvaluation, load_source_model
 from ttt_video.errors import UserError
@@ -84,7 +83,6 @@ def main(argv: list[str] | None = None) -> None:
         cfg.TTT.METHOD = args.method
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
-    register_all()  # also for the class names and colours of the model's training set
     sources = open_sources(args, FrameTransform.from_config(cfg))
     model = load_source_model(cfg)
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -18,7 +18,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ttt_video.cli import PRESETS, find_config, load_config, run_tool
-from ttt_video.data.datasets import register_all
 from ttt_video.engine.joint_training import JointTrainer
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import TTTCheckpointer
@@ -60,7 +59,6 @@ def build_config(args: argparse.Namespace) -> CfgNode:
 
 def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Runs in every training process."""
-    register_all()
     default_setup(cfg, args)
     if args.eval_only:
         model = JointTrainer.build_model(cfg)

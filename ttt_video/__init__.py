@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from . import shipped
 from .config import add_ttt_config, get_cfg
+from .data.datasets import register_all
 from .modeling import MaskFormerTTT
 
 __version__ = "0.1.0"
@@ -15,3 +16,4 @@ __version__ = "0.1.0"
 __all__ = ["MaskFormerTTT", "add_ttt_config", "get_cfg"]
 
 shipped.register(PathManager)
+register_all()

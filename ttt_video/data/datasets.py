@@ -14,8 +14,8 @@ def datasets_root() -> Path:
 def register_all() -> None:
     """Registers every data set of this project in detectron2's catalogs; may be called again.
 
-    Called by the tools, not on import. Registering reads no file: a data set that is not on disk
-    is reported when it is used.
+    Called when the package is imported, as detectron2 does with its own. Registering reads neither
+    files nor the environment: a data set that is not on disk is reported when it is used.
     """
     # Imported here because both modules look up datasets_root above.
     from .kitti_step import register_kitti_step

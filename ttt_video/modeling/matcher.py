@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 Target = dict[str, Tensor]
@@ -55,6 +54,8 @@ class HungarianMatcher(nn.Module):
             outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
             targets: of each image.
         """
+        from scipy.optimize import linear_sum_assignment  # half a second that only training needs
+
         matches = []
         for logits, mask_logits, target in zip(
             outputs["pred_logits"].float(), outputs["pred_masks"].float(), targets, strict=True
