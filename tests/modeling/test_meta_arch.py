@@ -139,18 +139,23 @@ def test_an_image_without_any_label_trains(tiny_cfg):
 
 
 @pytest.fixture
-def three_tasks(tiny_cfg):
-    """All three outputs; classes 11 to 18 are things."""
-    name = "_test_meta_arch_three_tasks"
+def things_cfg(tiny_cfg):
+    """Trained on a data set whose classes 11 to 18 are things."""
+    name = "_test_meta_arch_things"
     MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {i + 13: i for i in range(11, 19)}
     tiny_cfg.DATASETS.TRAIN = (name,)
-    yield build(
-        tiny_cfg,
+    yield tiny_cfg
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def three_tasks(things_cfg):
+    return build(
+        things_cfg,
         "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True,
         "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True,
         "TEST.DETECTIONS_PER_IMAGE", 30,
     ).eval()  # fmt: skip
-    MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("size", [(50, 70), (64, 96), (33, 31)], ids=str)
@@ -176,9 +181,9 @@ def test_outputs_of_three_tasks_at_the_original_size(three_tasks, size):
 
 
 @torch.no_grad()
-def test_only_the_outputs_asked_for(tiny_cfg):
+def test_only_the_outputs_asked_for(things_cfg):
     model = build(
-        tiny_cfg,
+        things_cfg,
         "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False,
         "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True,
         "TEST.DETECTIONS_PER_IMAGE", 30,
