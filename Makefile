@@ -24,7 +24,7 @@ setup: $(VENV)/bin/python
 	@$(RUN) tools/setup_env.py
 
 demo: setup
-	$(RUN) tools/demo.py $(ARGS)
+	$(RUN) -W ignore::FutureWarning tools/demo.py $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -25,7 +25,7 @@ from ttt_video.evaluation.records import Row, RunDirectory
 from ttt_video.visualization.grid import picture_grid, plot_curves
 from ttt_video.visualization.overlay import colorize, to_rgb
 
-CONFIG = "quick/joint_world.yaml"
+CONFIG = "quick/stream_world.yaml"
 GRID_ROWS = 4
 
 

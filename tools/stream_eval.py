@@ -16,7 +16,7 @@ from ttt_video.errors import UserError
 from ttt_video.evaluation.records import Row, RunDirectory
 from ttt_video.structures import FrameSource
 
-DEFAULT_CONFIG = "quick/joint_world.yaml"
+DEFAULT_CONFIG = "quick/stream_world.yaml"
 
 
 def argument_parser() -> argparse.ArgumentParser:

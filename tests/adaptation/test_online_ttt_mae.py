@@ -106,10 +106,7 @@ def test_every_sample_has_a_mask_of_its_own(tiny_model, make_video, inputs_seen)
         (2, 64, 96),
         (3, 64, 96),
         # Padded, so that samples differ in the number of masked pixels that count.
-        pytest.param(
-            *(3, 50, 70),
-            marks=pytest.mark.xfail(reason="the loss pools the pixels of all samples", strict=True),
-        ),
+        (3, 50, 70),
     ],
 )
 def test_micro_batches_take_the_step_of_the_whole_batch(

@@ -30,7 +30,7 @@ def reconstruction_loss(
     inside: Tensor,
     normalize_patch: int | None = None,
 ) -> Tensor:
-    """Mean squared error over a region of the image.
+    """Mean squared error over a region of each image, then the mean over the images.
 
     Args:
         prediction: (B, 3, H, W).
@@ -43,7 +43,7 @@ def reconstruction_loss(
             variance (He et al., 2021), or None.
 
     Returns:
-        A float32 scalar; 0 where the region is empty.
+        A float32 scalar; an image whose region is empty counts as 0.
     """
     prediction = prediction.float()
     target = pixels
@@ -54,7 +54,11 @@ def reconstruction_loss(
     if region == "all":
         return error.mean()
     weight = inside * (1 - visible if region == "masked" else visible)
-    return (error * weight).sum() / (weight.sum() * error.shape[1]).clamp(min=1.0)
+    # Per image, so that a batch's loss is the mean of its micro-batches' losses: padding and cut
+    # patches make the number of counted pixels differ between images.
+    summed = (error * weight).sum(dim=(1, 2, 3))
+    counted = weight.sum(dim=(1, 2, 3)) * error.shape[1]
+    return (summed / counted.clamp(min=1.0)).mean()
 
 
 def to_pixel_units(prediction: Tensor, pixels: Tensor, normalize_patch: int | None) -> Tensor:

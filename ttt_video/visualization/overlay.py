@@ -93,7 +93,8 @@ def colorize(sem_seg: np.ndarray, palette: np.ndarray) -> np.ndarray:
     count = len(palette)
     table = np.concatenate([palette, np.zeros((1, 3), np.uint8)])
     known = (sem_seg >= 0) & (sem_seg < count)
-    return table.take(np.where(known, sem_seg, count), axis=0)
+    # An index type of its own: 256 does not fit into labels of uint8.
+    return table.take(np.where(known, sem_seg, np.intp(count)), axis=0)
 
 
 def blend(image: np.ndarray, color: np.ndarray, alpha: float = 0.5) -> np.ndarray:
