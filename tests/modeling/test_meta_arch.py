@@ -286,7 +286,7 @@ def test_a_given_mask_is_used(tiny_model):
 
 @torch.no_grad()
 def test_loss_by_hand_from_the_reconstruction(tiny_cfg):
-    """The masked region of two images of different sizes; padding counts in neither."""
+    """The mean over two images of different sizes of their masked regions' means, padding apart."""
     model = build(tiny_cfg, "TTT.RECON.REGION", "masked").eval()
     inputs = []
     for seed, size in enumerate([(50, 70), (64, 96)]):
@@ -301,8 +301,8 @@ def test_loss_by_hand_from_the_reconstruction(tiny_cfg):
     for i, x in enumerate(inputs):
         height, width = x["image"].shape[1:]
         error = (prediction[i] - pixels[i])[:, :height, :width].square()
-        errors.append(error[:, x["image_mask"][0] == 0].flatten())
-    expected = torch.cat(errors).mean()
+        errors.append(error[:, x["image_mask"][0] == 0].mean())
+    expected = torch.stack(errors).mean()
     torch.testing.assert_close(model.reconstruction_losses(inputs)["loss_recon"], expected)
 
 
