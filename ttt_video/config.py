@@ -47,6 +47,11 @@ def _mask2former_defaults() -> CfgNode:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
 
     cfg.MODEL = CfgNode()
+    # DeepLab's keys, which nothing here reads: Mask2Former's base configs set them.
+    cfg.MODEL.RESNETS = CfgNode()
+    cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
+    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 2, 4]
+
     former = cfg.MODEL.MASK_FORMER = CfgNode()
     former.DEEP_SUPERVISION = True
     former.NO_OBJECT_WEIGHT = 0.1
