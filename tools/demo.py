@@ -35,7 +35,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=2000, help="of the world; 2000-2999 are tests")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--corruption", default="gaussian_noise")
-    parser.add_argument("--severity", type=float, default=4.0)
+    parser.add_argument("--severity", type=float, default=3.0)
     parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE")
