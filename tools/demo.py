@@ -34,7 +34,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=2000, help="of the world; 2000-2999 are tests")
     parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--corruption", default="gaussian_noise")
+    parser.add_argument("--corruption", default="colour_shift")
     parser.add_argument("--severity", type=float, default=3.0)
     parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
