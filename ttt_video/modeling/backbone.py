@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ class SwinTransformerTTT(SwinTransformer):
     ) -> None:
         """Every other keyword is detectron2's :class:`SwinTransformer`'s."""
         # detectron2 would import timm for stochastic depth alone; torchvision has the same layer.
-        super().__init__(drop_path_rate=0.0, **swin)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # not the user's to mend
+            super().__init__(drop_path_rate=0.0, **swin)
         blocks = [block for layer in self.layers for block in layer.blocks]
         rates = torch.linspace(0, drop_path_rate, len(blocks)).tolist()
         for block, rate in zip(blocks, rates, strict=True):
