@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
 
 from .cityscapes import (
     CITYSCAPES_CLASSES,
@@ -192,16 +193,6 @@ def write_video(
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write an (H, W) or (H, W, 3) uint8 array as PNG, complete or not at all."""
     write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file of its own beside ``path``, then move it there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def register_video_sem_seg(
