@@ -146,6 +146,27 @@ class AdapterContract:
         if self.adapts:
             assert [n[2] for n in runs[0]] != [n[2] for n in runs[2]]
 
+    def test_goes_on_from_a_saved_state_as_if_never_stopped(
+        self, tiny_cfg, tiny_model, make_video, tmp_path
+    ):
+        video, other = make_video(num_frames=5), make_video("b", num_frames=2)
+        whole = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+        expected = self.numbers(whole.run(video))
+        for stop in (1, 3):
+            stopped = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            before = self.numbers(stopped.run(video[:stop]))
+            torch.save(stopped.state_dict(), tmp_path / "state.pth")
+            # Saving disturbs nothing.
+            after = self.numbers(map(stopped.step, video[stop:]))
+            self.assert_equal(before + after, expected)
+            # A fresh process; and one that has run something else.
+            resumed = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            for earlier in ([], other):
+                self.numbers(resumed.run(earlier))
+                resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+                after = self.numbers(map(resumed.step, video[stop:]))
+                self.assert_equal(before + after, expected)
+
     def test_labels_are_not_seen(self, tiny_cfg, tiny_model, make_video):
         runs = []
         for labels in ({}, {"sem_seg": torch.zeros(64, 96), "sem_seg_file_name": "/nowhere"}):

@@ -331,20 +331,20 @@ def test_source_weights_are_a_copy():
     model = toy()
     adapter = ToyAdapter(model)
     pointers = {p.data_ptr() for p in model.parameters()}
-    assert pointers.isdisjoint(t.data_ptr() for t in adapter._source)
+    assert pointers.isdisjoint(t.data_ptr() for t in adapter._source.values())
 
 
 def test_nothing_is_built_per_frame(monkeypatch):
     adapter = ToyAdapter(toy())
     frames = window()
     adapter.adapt(frames, seeded())
-    optimizer, storage = adapter.optimizer, [t.data_ptr() for t in adapter._state]
+    optimizer, storage = adapter.optimizer, [t.data_ptr() for t in adapter._state.values()]
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", None)
     adapter.adapt(frames, seeded())
     adapter.reset()
     adapter.adapt(frames, seeded())
     assert adapter.optimizer is optimizer
-    assert [t.data_ptr() for t in adapter._state] == storage
+    assert [t.data_ptr() for t in adapter._state.values()] == storage
 
 
 def test_only_the_named_modules_want_gradients():
@@ -448,3 +448,39 @@ def test_fp16_overflow_skips_the_step_and_lowers_the_loss_scale():
     assert not torch.equal(model.recon_head.weight, before["recon_head.weight"])
     adapter.reset()
     assert adapter.scaler.get_scale() == scale
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "ADAMW", "lr": 0.01},
+        {"optimizer": "SGD", "lr": 0.01, "momentum": 0.9},
+        {"optimizer": "SGD", "lr": 0.01, "precision": "fp16"},
+    ],
+)
+def test_state_holds_what_moved_and_the_optimizer(settings, tmp_path):
+    def adapter_after(steps: int) -> tuple[ToyAdapter, torch.Generator]:
+        adapter, generator = ToyAdapter(toy(), **settings), seeded()
+        for _ in range(steps):
+            adapter.adapt(window(), generator)
+        return adapter, generator
+
+    fresh, _ = adapter_after(0)
+    assert fresh.state_dict()["tensors"] == {}
+    whole, generator = adapter_after(2)
+    assert whole.state_dict()["tensors"].keys() <= dict(whole.model.named_parameters()).keys()
+    torch.save(whole.state_dict(), tmp_path / "state")
+    random_state = generator.get_state()
+    expected = whole.adapt(window(), generator)
+    for steps in (0, 3):  # what it did before does not matter
+        other, generator = adapter_after(steps)
+        other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+        generator.set_state(random_state)
+        assert other.adapt(window(), generator) == expected
+        assert_same(weights(other.model), weights(whole.model))
+        left, right = (a.optimizer.state_dict()["state"] for a in (other, whole))
+        assert left.keys() == right.keys()
+        for index, state in left.items():
+            for key, value in state.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(right[index][key]))
+        assert other.scaler.state_dict() == whole.scaler.state_dict()

@@ -85,6 +85,22 @@ class Adapter(ABC):
     def reset(self) -> None:
         """Returns to the source weights, with nothing remembered."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that differs from the adapter right after :meth:`reset`.
+
+        Dicts, lists, tuples, tensors and plain numbers and strings only, so that ``torch.load``
+        reads it with ``weights_only=True``. As in PyTorch the tensors are not copies: save them
+        before going on.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Becomes the adapter that ``state`` was taken of, bit for bit, whatever came before.
+
+        The model must hold the source weights that it held there.
+        """
+        self.reset()
+
 
 class GradientAdapter(Adapter):
     """Takes gradient steps on a loss. A method of this kind defines :meth:`losses`.
@@ -156,8 +172,9 @@ class GradientAdapter(Adapter):
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.scaler = self._new_scaler()
         # Buffers too: batch norm's statistics move in train mode.
-        self._state: list[Tensor] = [*self.parameters, *model.buffers()]
-        self._source = [tensor.detach().clone() for tensor in self._state]
+        moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._state: dict[str, Tensor] = {**moving, **dict(model.named_buffers())}
+        self._source = {name: t.detach().clone() for name, t in self._state.items()}
 
     @staticmethod
     def config_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -254,11 +271,30 @@ class GradientAdapter(Adapter):
     @torch.no_grad()
     def reset(self) -> None:
         """Back to the source weights and buffers, bit for bit, with a fresh optimizer."""
-        for tensor, source in zip(self._state, self._source, strict=True):
-            tensor.copy_(source)
+        for name, tensor in self._state.items():
+            tensor.copy_(self._source[name])
         self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self._new_scaler()
+
+    def state_dict(self) -> dict[str, Any]:
+        """``tensors`` (by name, those that moved), ``optimizer`` and ``scaler``."""
+        state = self._state.items()
+        moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
+        return {
+            "tensors": moved,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Adapter.load_state_dict`."""
+        self.reset()
+        for name, tensor in state["tensors"].items():
+            self._state[name].copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)

@@ -48,6 +48,16 @@ class SlidingWindow:
         """Forgets every frame."""
         self._frames.clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The frames; their images are not copied."""
+        return {"frames": list(self._frames)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Holds the frames of ``state`` and no others; images are moved to the device."""
+        self.clear()
+        for frame in state["frames"]:
+            self.push(frame)
+
     def sample(self, batch_size: int, *, sampling: str, generator: torch.Generator) -> list[Sample]:
         """A batch of frames.
 

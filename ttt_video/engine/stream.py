@@ -61,6 +61,7 @@ class StreamRunner:
         self.seed = seed
         self.generator = torch.Generator()
         self._video_id: str | None = None
+        self._position = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> StreamRunner:
@@ -76,6 +77,7 @@ class StreamRunner:
     def start_video(self, video_id: str) -> None:
         """Begins a video as an independent unit; :meth:`step` calls it when the id changes."""
         self._video_id = video_id
+        self._position = 0
         self.generator.manual_seed(video_seed(self.seed, video_id))
         if self.reset != "never":
             self.window.clear()
@@ -92,6 +94,7 @@ class StreamRunner:
         record = self.adapter.adapt(self.window, self.generator)
         adapted = self.now()
         output = self.adapter.predict(sample)
+        self._position += 1
         return FrameResult(frame, output, record, adapted - start, self.now() - adapted)
 
     def run(self, source: Iterable[Any]) -> Iterator[FrameResult]:
@@ -102,6 +105,29 @@ class StreamRunner:
         self._video_id = None
         for frame in source:
             yield self.step(frame)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, between two frames: all that later results depend on.
+
+        Returns:
+            ``video_id`` of the current video, ``position`` (number of its frames that were run),
+            ``generator``, ``window``, ``adapter``; see :meth:`Adapter.state_dict`.
+        """
+        return {
+            "video_id": self._video_id,
+            "position": self._position,
+            "generator": self.generator.get_state(),
+            "window": self.window.state_dict(),
+            "adapter": self.adapter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken: the next :meth:`step` gives the same, bit for bit."""
+        self._video_id = state["video_id"]
+        self._position = state["position"]
+        self.generator.set_state(state["generator"].cpu())
+        self.window.load_state_dict(state["window"])
+        self.adapter.load_state_dict(state["adapter"])
 
     def now(self) -> float:
         """Seconds on a clock that waits for the device's work."""
