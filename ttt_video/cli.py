@@ -57,12 +57,29 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(f"{what} does not merge: {reason}") from error
 
 
-def load_config(
-    config_file: str | None, preset: str | None = None, opts: Sequence[str] = ()
-) -> CfgNode:
-    """Defaults, then the file, then the preset, then KEY VALUE overrides; validated, not frozen.
+def merge_method(cfg: CfgNode, name: str) -> None:
+    """Selects an adaptation method: ``TTT.METHOD``, and the keys that make it what it is.
 
-    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU.
+    Those stand in ``configs/methods/<name>.yaml`` alone; a method without such a file needs none.
+    """
+    file = config_dir() / "methods" / f"{name}.yaml"
+    if file.is_file():
+        with _merging(f"config {file}"):
+            cfg.merge_from_file(str(file), allow_unsafe=False)
+    cfg.TTT.METHOD = name
+
+
+def load_config(
+    config_file: str | None,
+    preset: str | None = None,
+    opts: Sequence[str] = (),
+    *,
+    method: str | None = None,
+) -> CfgNode:
+    """Defaults, the file, the preset, the method, KEY VALUE overrides; validated, not frozen.
+
+    ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
+    defaults to the GPU where PyTorch finds one, else to the CPU.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,6 +94,9 @@ def load_config(
         cfg.TTT.PRESET = preset
     if len(opts) % 2:
         raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+    method = dict(zip(opts[::2], opts[1::2], strict=True)).get("TTT.METHOD", method)
+    if method is not None:
+        merge_method(cfg, method)
     with _merging(f"overrides {' '.join(opts)}"):
         cfg.merge_from_list(list(opts))
     validate_config(cfg)

@@ -18,8 +18,11 @@ from .errors import UserError
 CHOICES: dict[str, tuple[Any, ...]] = {
     "TTT.JOINT": ("joint", "main_only", "probing"),
     "TTT.RECON.REGION": ("masked", "visible", "all"),
-    "TTT.SAMPLING": ("with_replacement", "shuffled_epochs"),
+    "TTT.SAMPLING": ("with_replacement", "shuffled_epochs", "without_replacement"),
     "TTT.RESET": ("video", "frame", "never"),
+    "TTT.PREDICT": ("after", "before"),
+    "TTT.FRAME_ORDER": ("time", "shuffled"),
+    "TTT.PARAMETERS": ("all", "norm"),
     "TTT.STEP_MODE": ("train", "eval"),
     "TTT.PRECISION": ("fp32", "bf16", "fp16"),
     "TTT.OPTIMIZER.NAME": ("SGD", "ADAMW"),
@@ -141,9 +144,19 @@ def _ttt_defaults() -> CfgNode:
     ttt.WINDOW_SIZE = 16  # frames of explicit memory k, the current one included; 0 = unbounded
     ttt.BATCH_SIZE = 32  # samples per gradient step
     ttt.MICRO_BATCH_SIZE = 8  # samples per forward and backward; gradients accumulate
-    ttt.STEPS_PER_FRAME = 1
-    # "with_replacement" (Section 4.2), or "shuffled_epochs": whole shuffled passes over the window.
+    ttt.STEPS_PER_FRAME = 1  # gradient steps of one update
+    ttt.UPDATE_EVERY = 1  # frames: update at the first frame of a video and every n-th after it
+    ttt.PREDICT = "after"  # predict a frame "after" the update it takes part in, or "before"
+    # "time", or "shuffled": each video's frames in an order that SEED and the video decide, so that
+    # neighbours in the stream no longer look alike (Section 6.1, "Temporal smoothness").
+    ttt.FRAME_ORDER = "time"
+    # "with_replacement" (Section 4.2); "shuffled_epochs": whole shuffled passes over the window;
+    # "without_replacement": each frame of the window at most once, for losses without randomness.
     ttt.SAMPLING = "with_replacement"
+    # Submodules of the model that move, such as ["backbone"] or ["backbone.layers.3"];
+    # [] = those of the method.
+    ttt.MODULES = []
+    ttt.PARAMETERS = "all"  # which of their parameters: "all", or "norm": normalisation layers only
     # When to return to the source weights (f0, g0) and a fresh optimizer.
     ttt.RESET = "video"
     # "train": stochastic depth and dropout on in the step; predictions are always in eval mode.
@@ -165,6 +178,28 @@ def _ttt_defaults() -> CfgNode:
     # Large-scale jitter: resize to SCALE * CROP.SIZE before the crop; [] = off. Short crops are
     # padded with 128, as detectron2's FixedSizeCrop does.
     ttt.CROP.SCALE_RANGE = []
+    # Methods that only some of these concern; each has its page in docs/methods/.
+    ttt.OFFLINE = CfgNode()
+    ttt.OFFLINE.STEPS = 1000  # gradient steps on the whole video before its first prediction
+    ttt.OFFLINE.EVAL_EVERY = 100  # offline_ttt_mae_oracle: steps between two looks at the labels
+    ttt.LN_ADAPT = CfgNode()
+    # File of tools/measure_norm_statistics.py: what the layers gave on the training images.
+    ttt.LN_ADAPT.SOURCE_STATISTICS = ""
+    ttt.LN_ADAPT.PRIOR = 16.0  # frames that the source statistics weigh as much as
+    ttt.SELF_TRAIN = CfgNode()
+    ttt.SELF_TRAIN.THRESHOLD = 0.9  # lambda: confidence above which a prediction is a label
+    ttt.CLASS_BALANCE = CfgNode()
+    # Reset when the numbers of predicted classes, of the current and the source weights, differ by
+    # more than this.
+    ttt.CLASS_BALANCE.THRESHOLD = 2
+    # Methods that combine predictions: majority_vote and temporal_smoothing.
+    ttt.ENSEMBLE = CfgNode()
+    ttt.ENSEMBLE.METHOD = "none"  # the method whose predictions are combined
+    ttt.ENSEMBLE.PREDICTIONS = 100  # votes per frame, the first of the frame as it is
+    ttt.ENSEMBLE.SCALE_RANGE = [0.5, 2.0]  # of augmented copies, relative to the network's input
+    ttt.ENSEMBLE.FLIP = True  # mirror augmented copies with probability 1/2
+    ttt.ENSEMBLE.COLOR = True  # SSD's colour jitter of augmented copies
+    ttt.ENSEMBLE.WINDOW_SIZE = 4  # frames whose predictions are averaged, the current one included
     return cfg
 
 
@@ -214,8 +249,18 @@ def validate_config(cfg: CfgNode) -> None:
         "a positive multiple of 4 px, the reconstruction's own patch",
     )
     require(ttt.WINDOW_SIZE >= 0, "TTT.WINDOW_SIZE", "a number of frames, or 0 for no limit")
-    for key in ("BATCH_SIZE", "MICRO_BATCH_SIZE", "STEPS_PER_FRAME"):
+    for key in ("BATCH_SIZE", "MICRO_BATCH_SIZE", "STEPS_PER_FRAME", "UPDATE_EVERY"):
         require(ttt[key] >= 1, f"TTT.{key}", "at least 1")
+    require(
+        ttt.PREDICT == "after" or ttt.RESET != "frame",
+        "TTT.PREDICT",
+        "'after' where TTT.RESET is 'frame': before the update every frame has the source weights",
+    )
+    require(ttt.OFFLINE.STEPS >= 1, "TTT.OFFLINE.STEPS", "at least 1")
+    require(ttt.OFFLINE.EVAL_EVERY >= 1, "TTT.OFFLINE.EVAL_EVERY", "at least 1")
+    require(ttt.LN_ADAPT.PRIOR >= 0, "TTT.LN_ADAPT.PRIOR", "a number of frames, at least 0")
+    require(0 <= ttt.SELF_TRAIN.THRESHOLD <= 1, "TTT.SELF_TRAIN.THRESHOLD", "in [0, 1]")
+    require(ttt.CLASS_BALANCE.THRESHOLD >= 0, "TTT.CLASS_BALANCE.THRESHOLD", "at least 0")
     require(ttt.OPTIMIZER.BASE_LR >= 0, "TTT.OPTIMIZER.BASE_LR", "at least 0")
     require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
     require(
@@ -228,4 +273,13 @@ def validate_config(cfg: CfgNode) -> None:
         len(scales) == 0 or (len(scales) == 2 and 0 < scales[0] <= scales[1] and ttt.CROP.SIZE),
         "TTT.CROP.SCALE_RANGE",
         "[] or [low, high] with 0 < low <= high, and needs TTT.CROP.SIZE",
+    )
+    ensemble = ttt.ENSEMBLE
+    for key in ("PREDICTIONS", "WINDOW_SIZE"):
+        require(ensemble[key] >= 1, f"TTT.ENSEMBLE.{key}", "at least 1")
+    low_high = ensemble.SCALE_RANGE
+    require(
+        len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+        "TTT.ENSEMBLE.SCALE_RANGE",
+        "[low, high] with 0 < low <= high",
     )

@@ -65,7 +65,8 @@ class SlidingWindow:
             batch_size: number of samples; frames repeat when it exceeds the window.
             sampling: "with_replacement" draws uniformly (Section 4.2); "shuffled_epochs" cuts the
                 batch from shuffled passes over the window, one after the other, as the published
-                code does: a full window of 16 and 32 samples give every frame exactly twice.
+                code does: a full window of 16 and 32 samples give every frame exactly twice;
+                "without_replacement" draws different frames, no more than the window has.
             generator: on the CPU.
         """
         count = len(self._frames)
@@ -75,6 +76,10 @@ class SlidingWindow:
             passes = -(-batch_size // count)
             order = [torch.randperm(count, generator=generator) for _ in range(passes)]
             picks = torch.cat(order)[:batch_size]
+        elif sampling == "without_replacement":
+            picks = torch.randperm(count, generator=generator)[:batch_size]
         else:
-            raise ValueError(f"no sampling {sampling!r}; with_replacement or shuffled_epochs")
+            raise ValueError(
+                f"no sampling {sampling!r}; with_replacement, without_replacement, shuffled_epochs"
+            )
         return [self._frames[i] for i in picks.tolist()]
