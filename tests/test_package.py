@@ -76,7 +76,9 @@ print(json.dumps({
 }))
 """
 
+COCO_VIDEOS = "all bangkok bar berkeley havana house irvine paris restaurant school tokyo".split()
 DATASETS = [
+    *(f"coco_videos_{task}_{video}" for task in ("instance", "panoptic") for video in COCO_VIDEOS),
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
     "world_sem_seg_train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ttt_video.data.datasets import datasets_root, register_all
@@ -27,6 +28,23 @@ def test_register_all_reads_and_writes_nothing(tmp_path, monkeypatch):
         assert metadata.ignore_label == 255
         assert len(metadata.stuff_classes) == 19
         assert metadata.evaluator_type
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "classes"),
+    [
+        ("cityscapes_fine_sem_seg_train", "stuff", 19),
+        ("cityscapes_fine_sem_seg_val", "stuff", 19),
+        ("coco_2017_train", "thing", 80),
+        ("coco_2017_val", "thing", 80),
+        ("coco_2017_train_panoptic", "stuff", 133),
+        ("coco_2017_val_panoptic", "stuff", 133),
+    ],
+)
+def test_what_the_training_configs_name_has_classes_and_colours(name, kind, classes):
+    metadata = MetadataCatalog.get(name)
+    assert len(metadata.get(f"{kind}_classes")) == len(metadata.get(f"{kind}_colors")) == classes
+    assert metadata.evaluator_type
 
 
 def test_root_follows_the_environment(tmp_path, monkeypatch):

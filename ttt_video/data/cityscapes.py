@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from detectron2.data import MetadataCatalog
+
 IGNORE_LABEL = 255
 
 CITYSCAPES_CLASSES: tuple[str, ...] = (
@@ -20,3 +23,38 @@ CITYSCAPES_COLORS: tuple[tuple[int, int, int], ...] = (
 
 CITYSCAPES_THING_IDS: tuple[int, ...] = tuple(range(11, 19))
 """Train ids of countable classes: person, rider, car, truck, bus, train, motorcycle, bicycle."""
+
+CITYSCAPES_LABEL_IDS: tuple[int, ...] = (
+    7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
+)  # fmt: skip
+"""The id of each class in the data set's own ``*_labelIds.png``."""
+
+NUM_LABEL_IDS = 34
+"""Label ids are 0-33; those of no evaluated class are ignored."""
+
+
+def train_ids(label_ids: np.ndarray) -> np.ndarray:
+    """Label ids as train ids.
+
+    Args:
+        label_ids: (H, W) uint8, a ``*_labelIds.png``.
+
+    Returns:
+        (H, W) uint8 train ids, 255 for everything that is not evaluated.
+
+    Raises:
+        ValueError: a value is no label id.
+    """
+    highest = int(label_ids.max(initial=0))
+    if highest >= NUM_LABEL_IDS:
+        raise ValueError(f"label id {highest} is not one of Cityscapes' 0-{NUM_LABEL_IDS - 1}")
+    table = np.full(NUM_LABEL_IDS, IGNORE_LABEL, np.uint8)
+    table[list(CITYSCAPES_LABEL_IDS)] = np.arange(len(CITYSCAPES_LABEL_IDS))
+    return table[label_ids]
+
+
+def complete_metadata() -> None:
+    """Give detectron2's ``cityscapes_fine_sem_seg_*`` the colours that they lack."""
+    for split in ("train", "val", "test"):
+        metadata = MetadataCatalog.get(f"cityscapes_fine_sem_seg_{split}")
+        metadata.set(stuff_colors=[list(color) for color in CITYSCAPES_COLORS])

@@ -17,9 +17,13 @@ def register_all() -> None:
     Called when the package is imported, as detectron2 does with its own. Registering reads neither
     files nor the environment: a data set that is not on disk is reported when it is used.
     """
-    # Imported here because both modules look up datasets_root above.
+    # Imported here because these modules look up datasets_root above.
+    from .cityscapes import complete_metadata
+    from .coco_videos import register_coco_videos
     from .kitti_step import register_kitti_step
     from .world.datasets import register_world_stills
 
+    complete_metadata()
+    register_coco_videos()
     register_kitti_step()
     register_world_stills()

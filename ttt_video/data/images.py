@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,6 +48,26 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     # Splitting by a group puts text at even and digits at odd places: unlike types never meet.
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files and sub-folders of a folder, each in natural order; hidden ones left out.
+
+    Raises:
+        UserError: it is missing, a file, or cannot be read.
+    """
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder of frames: use --video for a video file")
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
+    # The stem goes first, so that "frame.png" precedes "frame1.png".
+    entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
+    files = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
+    return files, [e for e in entries if e.is_dir()]
 
 
 def read_rgb(file_name: str) -> np.ndarray:

@@ -52,9 +52,10 @@ def load_kitti_step_sem_seg(
             the images may lie in one folder for all splits.
 
     Returns:
-        One dict per frame: ``file_name``, ``sem_seg_file_name``, ``sem_seg_format``, ``image_id``
-        ("<seq>/<frame>"), ``height``, ``width`` (pixels), ``video_id`` (the sequence's folder
-        name) and ``frame_index`` (position in the sequence, from 0).
+        One dict per frame: ``file_name``, ``sem_seg_file_name``, ``sem_seg_format``,
+        ``panoptic_file_name`` (the RGB file, where there is one), ``image_id`` ("<seq>/<frame>"),
+        ``height``, ``width`` (pixels), ``video_id`` (the sequence's folder name) and
+        ``frame_index`` (position in the sequence, from 0).
 
     Raises:
         UserError: a folder is missing or holds no frames, or a frame lacks its image or labels.
@@ -70,16 +71,15 @@ def load_kitti_step_sem_seg(
             problem = f"no images of sequence {sequence.name}"
             raise UserError(_expected(image_root, problem, image_root, panoptic_root))
         for frame_index, image in enumerate(images):
-            label, label_format = _find_label(sequence, image.stem)
-            if label is None:
+            labels = _find_labels(sequence, image.stem)
+            if not labels:
                 problem = f"no labels for {sequence.name}/{image.name}"
                 raise UserError(_expected(panoptic_root, problem, image_root, panoptic_root))
-            height, width = _read_size(label.parent / f"{image.stem}.json", image)
+            height, width = _read_size(sequence / f"{image.stem}.json", image)
             dicts.append(
                 {
                     "file_name": str(image),
-                    "sem_seg_file_name": str(label),
-                    SEM_SEG_FORMAT_KEY: label_format,
+                    **labels,
                     "image_id": f"{sequence.name}/{image.stem}",
                     "height": height,
                     "width": width,
@@ -92,14 +92,15 @@ def load_kitti_step_sem_seg(
     return dicts
 
 
-def _find_label(folder: Path, stem: str) -> tuple[Path | None, str]:
-    for name, label_format in (
-        (f"{stem}_sem.png", TRAIN_ID_FORMAT),
-        (f"{stem}.png", PANOPTIC_FORMAT),
-    ):
-        if (folder / name).is_file():
-            return folder / name, label_format
-    return None, ""
+def _find_labels(folder: Path, stem: str) -> dict[str, str]:
+    """The label keys of one frame; empty where it has no label file."""
+    train_ids, panoptic = folder / f"{stem}_sem.png", folder / f"{stem}.png"
+    labels = {"panoptic_file_name": str(panoptic)} if panoptic.is_file() else {}
+    if train_ids.is_file():
+        return labels | {"sem_seg_file_name": str(train_ids), SEM_SEG_FORMAT_KEY: TRAIN_ID_FORMAT}
+    if labels:
+        return labels | {"sem_seg_file_name": str(panoptic), SEM_SEG_FORMAT_KEY: PANOPTIC_FORMAT}
+    return labels
 
 
 def _read_size(size_file: Path, image: Path) -> tuple[int, int]:
@@ -211,6 +212,9 @@ def register_video_sem_seg(
 def register_kitti_step(root: str | os.PathLike[str] | None = None) -> None:
     """Register ``kitti_step_video_sem_seg_train`` and ``..._val``, once.
 
+    "train" is the official training split (12 sequences, the paper's "test"), "val" the official
+    validation split (9 sequences, the paper's "val").
+
     Args:
         root: the folder that holds ``kitti_step/``; None stands for $DETECTRON2_DATASETS, which
             is then looked up whenever a data set is loaded.
@@ -222,10 +226,18 @@ def register_kitti_step(root: str | os.PathLike[str] | None = None) -> None:
 
         def load(split: str = split) -> list[dict[str, Any]]:
             base = (datasets_root() if root is None else Path(root)) / "kitti_step"
-            return load_kitti_step_sem_seg(base / "images" / split, base / "panoptic_maps" / split)
+            return load_kitti_step_sem_seg(
+                kitti_step_images(base, split), base / "panoptic_maps" / split
+            )
 
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**video_metadata())
+
+
+def kitti_step_images(base: Path, split: str) -> Path:
+    """The folder of a split's image folders: ``images/<split>``, else as KITTI tracking unpacks."""
+    candidates = (base / "images" / split, base / "training" / "image_02", base / "image_02")
+    return next((folder for folder in candidates if folder.is_dir()), candidates[0])
 
 
 def video_metadata() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
-from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, natural_key, read_rgb
+from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, list_folder, read_rgb
 from ttt_video.data.video_sources import VideoFileSource, WebcamSource
 from ttt_video.errors import UserError
 from ttt_video.structures import FrameSource
@@ -89,7 +89,7 @@ class FolderSource(DatasetSource):
         prefetch: int = 2,
     ) -> None:
         """Lists the folder; nothing is decoded yet. Arguments as for `DatasetSource`."""
-        files, _ = _list_folder(Path(folder))
+        files, _ = list_folder(Path(folder))
         if not files:
             raise UserError(
                 f"folder {folder} holds no frames: expected files ending in "
@@ -117,8 +117,8 @@ def open_folder(
     Raises:
         UserError: no such folder; no frames; frames beside folders; folders nested deeper.
     """
-    files, folders = _list_folder(Path(path))
-    framed = [folder for folder in folders if _list_folder(folder)[0]]
+    files, folders = list_folder(Path(path))
+    framed = [folder for folder in folders if list_folder(folder)[0]]
     if files and framed:
         raise UserError(
             f"{path} holds frames and also folders of frames ({framed[0].name}): "
@@ -128,7 +128,7 @@ def open_folder(
         return [FolderSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
     for folder in folders:
         if folder not in framed:
-            below = _list_folder(folder)[1]
+            below = list_folder(folder)[1]
             raise UserError(
                 f"folder {folder} holds no frames"
                 + (f" but folders ({below[0].name}): give {folder} itself?" if below else "")
@@ -189,19 +189,3 @@ def open_dataset(
         DatasetSource(records, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
         for records in videos.values()
     ]
-
-
-def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image files and sub-folders of a folder, each in natural order; hidden ones left out."""
-    if not folder.exists():
-        raise UserError(f"no such folder: {folder}")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder of frames: use --video for a video file")
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
-    # The stem goes first, so that "frame.png" precedes "frame1.png".
-    entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
-    files = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
-    return files, [e for e in entries if e.is_dir()]

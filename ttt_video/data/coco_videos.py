@@ -1,0 +1,220 @@
+"""COCO Videos: the paper's egocentric videos with COCO panoptic labels on every tenth frame.
+
+Below ``$DETECTRON2_DATASETS/coco_videos``::
+
+    raw_images/<video>/<name>_<n>.png        every frame, n from 1
+    panoptic_images/<video>/<name>_<n>.png   labelled frames: id = R + 256 G + 65536 B, 0 = void
+    annotations/train/<video>.json           COCO panoptic, with a mask in each segment
+
+Category ids are COCO's, and 255 is "unlabelled". As in detectron2's COCO, the contiguous class ids
+are 0-79 for things and 80-132 for stuff.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.structures import BoxMode
+from pycocotools import mask as rle
+
+from ttt_video.data.datasets import datasets_root
+from ttt_video.data.images import list_folder
+from ttt_video.errors import UserError
+
+RELEASED_VIDEOS = (
+    "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",
+    "tokyo",
+)  # fmt: skip
+LABEL_PERIOD = 10
+"""Every how many frames one is labelled, from the first on."""
+UNLABELLED = 255
+"""Category of segments that are no class, in the files and in the records."""
+
+Task = Literal["instance", "panoptic"]
+TASKS: tuple[Task, ...] = ("instance", "panoptic")
+Record = dict[str, Any]
+
+CLASS_OF_CATEGORY = {
+    category["id"]: index
+    for index, category in enumerate(sorted(COCO_CATEGORIES, key=lambda c: not c["isthing"]))
+}
+"""COCO category id to contiguous class id, things first."""
+NUM_THINGS = sum(category["isthing"] for category in COCO_CATEGORIES)
+
+
+def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> list[Record]:
+    """List all frames of one video in time order, with labels where there are any.
+
+    Args:
+        root: the folder that holds ``raw_images``, ``panoptic_images`` and ``annotations``.
+        video: name of the video.
+        task: "instance" adds ``annotations``, detectron2's objects.
+
+    Returns:
+        One dict per frame: ``file_name``, ``video_id``, ``frame_index`` (position, from 0) and
+        ``image_id`` ("<video>/<file's stem>"). Labelled frames also have ``height``, ``width``,
+        ``pan_seg_file_name`` and ``segments_info``: every segment with contiguous ``category_id``
+        (255 = unlabelled) and ``isthing``; for instances also ``annotations``: the things alone.
+
+    Raises:
+        UserError: files are missing or damaged, a label belongs to no frame, a category is not
+            COCO's.
+    """
+    root = Path(root)
+    json_file = root / "annotations" / "train" / f"{video}.json"
+    labels = {}
+    content = _read(json_file)
+    try:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        for annotation in content["annotations"]:
+            height, width = sizes[annotation["image_id"]]
+            name = annotation["file_name"]
+            segments = [_segment(segment) for segment in annotation["segments_info"]]
+            labels[name] = {
+                "height": height,
+                "width": width,
+                "pan_seg_file_name": str(root / "panoptic_images" / video / name),
+                "segments_info": segments,
+            }
+            if task == "instance":
+                labels[name]["annotations"] = [_object(s) for s in segments if s["isthing"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{json_file} is not COCO Videos' format: {type(error).__name__} {error}; see "
+            "datasets/README.md"
+        ) from error
+    records = []
+    for index, image in enumerate(list_folder(root / "raw_images" / video)[0]):
+        frame = {
+            "file_name": str(image),
+            "image_id": f"{video}/{image.stem}",
+            "video_id": video,
+            "frame_index": index,
+        }
+        records.append(frame | labels.pop(image.name, {}))
+    if labels:
+        raise UserError(
+            f"{json_file} has labels of {next(iter(labels))}, which is not in "
+            f"{root / 'raw_images' / video} ({len(labels)} such frames): fetch the video again"
+        )
+    if not records:
+        raise UserError(f"{root / 'raw_images' / video} holds no frames")
+    return records
+
+
+def _read(json_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(json_file.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"COCO Videos: {json_file} cannot be read ({error.strerror}); data sets are looked for "
+            "under $DETECTRON2_DATASETS (default ./datasets), in the layout of datasets/README.md"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{json_file} is damaged ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file} is not COCO Videos' format: it holds no object")
+    return content
+
+
+def _segment(segment: Record) -> Record:
+    """A segment of the file with contiguous class id; uncompressed masks are compressed."""
+    category = segment["category_id"]
+    if category != UNLABELLED and category not in CLASS_OF_CATEGORY:
+        raise ValueError(f"category_id {category} is not one of COCO's")
+    class_id = UNLABELLED if category == UNLABELLED else CLASS_OF_CATEGORY[category]
+    converted = {
+        **segment,
+        "category_id": class_id,
+        "isthing": class_id < NUM_THINGS,
+        "iscrowd": segment.get("iscrowd", 0),
+    }
+    shape = segment.get("segmentation")
+    if isinstance(shape, dict) and isinstance(shape["counts"], list):
+        converted["segmentation"] = rle.frPyObjects(shape, *shape["size"])
+    return converted
+
+
+def _object(segment: Record) -> Record:
+    """A thing as detectron2's annotation; KeyError where it has no mask."""
+    return {**segment, "segmentation": segment["segmentation"], "bbox_mode": BoxMode.XYWH_ABS}
+
+
+def load_coco_videos(
+    root: str | os.PathLike[str], task: Task, videos: Sequence[str] | None = None
+) -> list[Record]:
+    """`load_coco_video` of several videos, one after the other.
+
+    Args:
+        root, task: see there.
+        videos: names; None for every video with annotations below ``root``, sorted by name.
+
+    Raises:
+        UserError: as there, or there are no videos.
+    """
+    annotations = Path(root) / "annotations" / "train"
+    if videos is None:
+        videos = sorted(file.stem for file in annotations.glob("*.json"))
+    if not videos:
+        raise UserError(
+            f"no COCO Videos: {annotations} holds no <video>.json; data sets are looked for under "
+            "$DETECTRON2_DATASETS (default ./datasets), in the layout of datasets/README.md"
+        )
+    return [record for video in videos for record in load_coco_video(root, video, task)]
+
+
+def register_coco_videos(root: str | os.PathLike[str] | None = None) -> None:
+    """Register ``coco_videos_{instance,panoptic}_<video>`` and ``..._all``, once.
+
+    ``<video>`` is each released one; "all" is every video that is on disk when it is loaded, so
+    that own videos in this layout count too.
+
+    Args:
+        root: the folder that holds ``coco_videos/``; None stands for $DETECTRON2_DATASETS, which
+            is then looked up whenever a data set is loaded.
+    """
+    for task in TASKS:
+        for video in (*RELEASED_VIDEOS, "all"):
+            name = f"coco_videos_{task}_{video}"
+            if name in DatasetCatalog:
+                continue
+
+            def load(task: Task = task, video: str = video) -> list[Record]:
+                base = (datasets_root() if root is None else Path(root)) / "coco_videos"
+                return load_coco_videos(base, task, None if video == "all" else [video])
+
+            DatasetCatalog.register(name, load)
+            MetadataCatalog.get(name).set(**coco_videos_metadata(task))
+
+
+def coco_videos_metadata(task: Task) -> dict[str, Any]:
+    """detectron2 metadata; the classes of COCO instance (80) or panoptic (133) segmentation.
+
+    As detectron2 does for panoptic COCO, ``thing_*`` and ``stuff_*`` both list all 133 classes.
+    """
+    ordered = sorted(COCO_CATEGORIES, key=lambda category: CLASS_OF_CATEGORY[category["id"]])
+    classes = ordered[:NUM_THINGS] if task == "instance" else ordered
+    names = [category["name"] for category in classes]
+    colors = [list(category["color"]) for category in classes]
+    ids = {category["id"]: CLASS_OF_CATEGORY[category["id"]] for category in classes}
+    metadata: dict[str, Any] = {
+        "thing_classes": names,
+        "thing_colors": colors,
+        "thing_dataset_id_to_contiguous_id": {i: c for i, c in ids.items() if c < NUM_THINGS},
+        "ignore_label": UNLABELLED,
+        "label_period": LABEL_PERIOD,
+        "evaluator_type": f"video_{task}",
+    }
+    if task == "panoptic":
+        metadata |= {
+            "stuff_classes": names,
+            "stuff_colors": colors,
+            "stuff_dataset_id_to_contiguous_id": {i: c for i, c in ids.items() if c >= NUM_THINGS},
+        }
+    return metadata
