@@ -63,8 +63,12 @@ def report(summary: Row) -> str:
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
     for who, metrics in sorted(summary["metrics"].items()):
-        score = metrics["mIoU"]
-        lines.append(f"{who}: " + ("no labelled pixel" if score is None else f"mIoU {score:.2f}"))
+        numbers = {
+            name: metrics[name] for name in ("mIoU", "AP", "PQ", "flicker") if name in metrics
+        }
+        scores = [f"{k} {v:.2f}" if v is not None else f"{k} undefined" for k, v in numbers.items()]
+        if scores:
+            lines.append(f"{who}: {', '.join(scores)}")
     return "\n".join(lines)
 
 
@@ -93,7 +97,14 @@ def main(argv: list[str] | None = None) -> None:
             fps = args.fps or getattr(sources[0], "fps", None) or 10.0
             overlay = OverlayVideos(cfg, run.path, fps=fps, single=len(sources) == 1)
             observers.append(stack.enter_context(overlay))
-        evaluation = StreamEvaluation(cfg, model, run, compare=args.compare, observers=observers)
+        evaluation = StreamEvaluation(
+            cfg,
+            model,
+            run,
+            dataset_name=args.dataset or "",
+            compare=args.compare,
+            observers=observers,
+        )
         summary = evaluation.evaluate(sources, args.max_frames)
     print(report(summary))
     print(f"written to {run.path}")

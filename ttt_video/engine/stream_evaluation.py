@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..adaptation import NoAdaptation
-from ..data.kitti_step import read_sem_seg
 from ..errors import UserError
+from ..evaluation.base import StreamingEvaluator
+from ..evaluation.evaluators import build_evaluators
+from ..evaluation.protocols import LabelInfo
 from ..evaluation.records import Row, RunDirectory, finite, summarize
-from ..evaluation.sem_seg import class_counts, confusion_matrix, mean_iou
 from ..modeling.weights import load_weights, read_checkpoint, weights_hash
 from ..structures import FrameSource
 from ..visualization.overlay import overlay_prediction, side_by_side, to_rgb
@@ -64,6 +65,7 @@ class StreamEvaluation:
         model: nn.Module,
         run: RunDirectory,
         *,
+        dataset_name: str = "",
         compare: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -72,6 +74,7 @@ class StreamEvaluation:
             cfg: resolved; its ``TTT`` keys decide the method.
             model: source model of :func:`load_source_model`.
             run: where rows go.
+            dataset_name: of the videos, which says what is scored; "" for others.
             compare: also predict every frame with the frozen model.
             observers: called with every result, also of frames whose rows are on disk already.
         """
@@ -82,6 +85,10 @@ class StreamEvaluation:
         frozen = copy.deepcopy(model) if compare else None
         self.frozen = None if frozen is None else NoAdaptation(frozen)
         self.runner = StreamRunner.from_config(cfg, model)
+        self.dataset_name = dataset_name
+        self.evaluators = {
+            who: build_evaluators(cfg, dataset_name) for who in ("adapted", "frozen")
+        }
 
     def evaluate(self, sources: Sequence[FrameSource], max_frames: int | None = None) -> Row:
         """Runs all videos and writes ``summary.json``, also when it is stopped on the way.
@@ -144,38 +151,34 @@ class StreamEvaluation:
 
     def _row(self, result: FrameResult, frozen: FrameResult | None) -> Row:
         frame = result.frame
-        labels = read_sem_seg(frame) if "sem_seg_file_name" in frame else None
-
-        def scores(part: FrameResult) -> Row:
-            row: Row = {"predict_seconds": part.predict_seconds}
-            if labels is not None and "sem_seg" in part.output:
-                sem_seg = part.output["sem_seg"]
-                predicted = sem_seg.argmax(0).cpu().numpy()
-                ignore = self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-                try:
-                    confusion = confusion_matrix(predicted, labels, len(sem_seg), ignore)
-                except ValueError as error:
-                    raise UserError(
-                        f"{frame['sem_seg_file_name']} does not fit the predictions ({error}): "
-                        "do the model's classes and the frame's size agree with its labels?"
-                    ) from error
-                row["counts"] = class_counts(confusion)
-                row["metrics"] = {"mIoU": mean_iou(row["counts"])}
-            return row
-
         row: Row = {key: frame[key] for key in ("video_id", "frame_index", "file_name")}
-        row.update(finite(result.record), adapt_seconds=result.adapt_seconds, **scores(result))
+        row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
+        row.update(self._scores(result, self.evaluators["adapted"]))
         if frozen is not None:
-            row["frozen"] = scores(frozen)
+            row["frozen"] = self._scores(frozen, self.evaluators["frozen"])
         return row
+
+    def _scores(self, result: FrameResult, evaluators: Sequence[StreamingEvaluator]) -> Row:
+        records: Row = {}
+        metrics: Row = {}
+        for evaluator in evaluators:
+            record = evaluator.record(result.frame, result.output)
+            if record is not None:
+                records[evaluator.name] = record
+                metrics.update(evaluator.frame_metrics(record))
+        row: Row = {"predict_seconds": result.predict_seconds}
+        return {**row, "records": records, "metrics": metrics} if records else row
 
     def _summary(self, sources: Sequence[FrameSource], complete: bool) -> Row:
         device = self.runner.window.device
-        summary = summarize(self.run.rows())
+        info = LabelInfo.of(self.dataset_name)
+        summary = summarize(self.run.rows(), info)
         skipped = [name for source in sources for name in getattr(source, "skipped", ())]
         summary.update(
             complete=complete,
             skipped_frames=skipped,
+            dataset=self.dataset_name,
+            classes=list(info.classes),
             method=self.cfg.TTT.METHOD,
             preset=self.cfg.TTT.PRESET,
             seed=self.runner.seed,

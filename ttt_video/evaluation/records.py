@@ -7,20 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from ..errors import UserError
-from .sem_seg import Counts, add_counts, class_iou, mean_iou
-
-Row = dict[str, Any]
-
-PROTOCOL = (
-    "mIoU: IoU of each class over the pixels of all frames pooled, in percent; mean over the "
-    "classes that occur in the labels; pixels labelled 255 do not count"
-)
+from .protocols import LabelInfo, Row, ScoredFrame, mean, rules, score
 
 
 class RunDirectory:
@@ -128,17 +120,20 @@ def finite(record: dict[str, float]) -> Row:
     return {k: v if math.isfinite(v) else None for k, v in record.items()}
 
 
-def summarize(rows: Iterable[Row]) -> Row:
-    """Metrics, counts and times of a run, from its rows alone.
+def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
+    """Metrics, counts and times of a run, from its rows alone, in whatever order they are.
+
+    Args:
+        rows: of ``frames.jsonl``.
+        info: class names of the data set, and which frames its protocols score.
 
     Returns:
         ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean),
-        ``metrics`` of "adapted" and, where rows have it, "frozen" (with ``mIoU`` by the rule in
-        ``protocol``, ``IoU`` by class id and ``mIoU`` of each video), ``seconds`` per frame (mean,
-        percentiles).
+        ``metrics`` of "adapted" and, where rows have it, "frozen" (see ``protocols.score``),
+        ``protocols`` (the rule of each metric) and ``seconds`` per frame (mean, percentiles).
     """
     videos: dict[str, int] = {}
-    counts: dict[str, dict[str, Counts]] = {}
+    scored: dict[str, list[ScoredFrame]] = {"adapted": [], "frozen": []}
     seconds: dict[str, list[float]] = {}
     losses: list[float] = []
     skipped = 0
@@ -152,38 +147,23 @@ def summarize(rows: Iterable[Row]) -> Row:
             seconds.setdefault(name.removesuffix("_seconds"), []).append(row[name])
         seconds.setdefault("frame", []).append(row["adapt_seconds"] + row["predict_seconds"])
         for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
-            if "counts" in part:
-                frame_counts = {int(k): tuple(v) for k, v in part["counts"].items()}
-                per_video = counts.setdefault(who, {})
-                per_video[video_id] = add_counts([per_video.get(video_id, {}), frame_counts])
+            if part.get("records"):
+                scored[who].append(ScoredFrame(video_id, row["frame_index"], part["records"]))
         if "frozen" in row:
             seconds.setdefault("frozen_predict", []).append(row["frozen"]["predict_seconds"])
-    summary: Row = {
-        "frames": sum(videos.values()),
-        "videos": videos,
-        "skipped_steps": skipped,
-        "loss_recon": _mean(losses),
-        "metrics": {who: _metrics(per_video) for who, per_video in counts.items()},
-        "seconds": {name: _distribution(values) for name, values in seconds.items()},
-    }
-    if counts:
-        summary["protocol"] = PROTOCOL
-    return summary
-
-
-def _metrics(per_video: dict[str, Counts]) -> Row:
-    pooled = add_counts(per_video.values())
+    info = info or LabelInfo()
+    metrics = {who: score(frames, info) for who, frames in scored.items() if frames}
     return {
-        "mIoU": mean_iou(pooled),
-        "IoU": class_iou(pooled),
-        "videos": {video: {"mIoU": mean_iou(c)} for video, c in per_video.items()},
+        "frames": sum(videos.values()),
+        "videos": dict(sorted(videos.items())),
+        "skipped_steps": skipped,
+        "loss_recon": mean(losses),
+        "metrics": metrics,
+        "protocols": rules({name for numbers in metrics.values() for name in numbers}),
+        "seconds": {name: _distribution(values) for name, values in seconds.items()},
     }
 
 
 def _distribution(values: list[float]) -> Row:
     percentiles = {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}
-    return {"mean": _mean(values), **percentiles}
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return {"mean": mean(values), **percentiles}

@@ -6,12 +6,16 @@ pixels by class, so that a frame's record serves every way of averaging.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-Counts = dict[int, tuple[int, int, int]]
-"""Class id to (true positive, false positive, false negative) pixels; all-zero classes left out."""
+Counts = Mapping[str, Sequence[int]]
+"""Class id to (true positive, false positive, false negative) pixels; all-zero classes left out.
+
+Ids are strings and counts lists, as JSON has them.
+"""
 
 
 def confusion_matrix(
@@ -44,36 +48,46 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes)
 
 
-def class_counts(confusion: np.ndarray) -> Counts:
-    """True positives, false positives and false negatives by class, of (K, K) pixel counts."""
+def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:
+    """:data:`Counts` of (K, K) pixels by (label, prediction)."""
     true_positive = np.diagonal(confusion)
     false_positive = confusion.sum(0) - true_positive
     false_negative = confusion.sum(1) - true_positive
-    table = np.stack([true_positive, false_positive, false_negative], axis=1)
-    return {k: (int(t), int(p), int(n)) for k, (t, p, n) in enumerate(table) if t or p or n}
+    table = np.stack([true_positive, false_positive, false_negative], axis=1).tolist()
+    return {str(k): counts for k, counts in enumerate(table) if any(counts)}
 
 
-def add_counts(many: Iterable[Mapping[int, tuple[int, int, int]]]) -> Counts:
-    """Counts of several frames pooled."""
-    total: dict[int, list[int]] = {}
+def add_counts(many: Iterable[Counts]) -> dict[str, list[int]]:
+    """Counts of several frames pooled, sorted by class."""
+    total: dict[str, list[int]] = {}
     for counts in many:
         for k, values in counts.items():
             sums = total.setdefault(k, [0, 0, 0])
             for i, value in enumerate(values):
                 sums[i] += value
-    return {k: (t, p, n) for k, (t, p, n) in sorted(total.items())}
+    return dict(sorted(total.items(), key=lambda item: int(item[0])))
 
 
-def class_iou(counts: Mapping[int, tuple[int, int, int]]) -> dict[int, float]:
+def class_iou(counts: Counts) -> dict[int, float]:
     """Intersection over union in percent of the classes that occur in the labels.
 
     A class that is predicted but never labelled is left out, as in today's detectron2; its pixels
     still count as false negatives of the classes they hide.
     """
-    return {k: 100.0 * t / (t + p + n) for k, (t, p, n) in counts.items() if t + n > 0}
+    return {int(k): 100.0 * t / (t + p + n) for k, (t, p, n) in counts.items() if t + n > 0}
 
 
-def mean_iou(counts: Mapping[int, tuple[int, int, int]]) -> float | None:
+def mean_iou(counts: Counts) -> float | None:
     """Mean of :func:`class_iou` in percent; None where nothing is labelled."""
     values = class_iou(counts).values()
-    return sum(values) / len(values) if values else None
+    return math.fsum(values) / len(values) if values else None
+
+
+def mean_iou_release(counts: Counts) -> float | None:
+    """Mean IoU in percent over the classes that are labelled or predicted; None without labels.
+
+    The rule of detectron2 0.6, on which the authors' release runs: a class that is predicted
+    somewhere on labelled pixels, but occurs in no label, counts as 0 in the mean.
+    """
+    values = class_iou(counts).values()
+    return math.fsum(values) / len(counts) if values else None
