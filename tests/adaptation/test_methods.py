@@ -46,6 +46,20 @@ class TestOnlineTTTMAEWithEverySourceOfRandomness(AdapterContract):
     )  # fmt: skip
 
 
+class TestMajorityVoteOverOnlineTTTMAE(AdapterContract):
+    method = "majority_vote"
+    settings = (
+        "TTT.ENSEMBLE.METHOD", "online_ttt_mae",
+        "TTT.ENSEMBLE.PREDICTIONS", 2,
+        "TTT.ENSEMBLE.SCALE_RANGE", "[0.5, 1.2]",
+    )  # fmt: skip
+
+
+class TestTemporalSmoothingOverOnlineTTTMAE(AdapterContract):
+    method = "temporal_smoothing"
+    settings = ("TTT.ENSEMBLE.METHOD", "online_ttt_mae", "TTT.ENSEMBLE.WINDOW_SIZE", 2)
+
+
 def test_every_registered_method_is_under_contract():
     tested = {cls.method for cls in AdapterContract.__subclasses__()}
     assert tested == {name for name, _ in ADAPTER_REGISTRY}

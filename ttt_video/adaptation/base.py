@@ -5,28 +5,24 @@ A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTR
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
-from torch import Tensor, nn
+from torch import nn
 
-from ..engine.optimizer import make_optimizer, parameter_groups
 from ..errors import UserError
-from .window import Sample, SlidingWindow
+from .window import SlidingWindow
 
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
 Adaptation methods by the name that ``--method`` and ``TTT.METHOD`` take: functions
 ``method(cfg, model) -> Adapter``.
 """
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_method(name: str) -> Callable[[CfgNode, nn.Module], Adapter]:
@@ -46,6 +42,20 @@ def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
     return find_method(cfg.TTT.METHOD)(cfg, model)
 
 
+def require_keys(cfg: CfgNode, **values: Any) -> None:
+    """Checks that ``TTT.*`` keys have the values that make a method what its name says.
+
+    Raises:
+        UserError: one has another value; ``--method`` sets them all.
+    """
+    for key, value in values.items():
+        if cfg.TTT[key] != value:
+            raise UserError(
+                f"TTT.METHOD {cfg.TTT.METHOD} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
+                f"select it with --method {cfg.TTT.METHOD}, which sets its keys"
+            )
+
+
 @contextmanager
 def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode for a while; afterwards every module has its own flag back."""
@@ -59,7 +69,13 @@ def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 class Adapter(ABC):
-    """Owns a model during a stream: changes its weights, predicts with them, restores them."""
+    """Owns a model during a stream: changes its weights, predicts with them, restores them.
+
+    Attributes:
+        offline: whether :meth:`watch` must have seen a whole video before its first prediction.
+    """
+
+    offline: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -76,6 +92,15 @@ class Adapter(ABC):
             Scalars for this frame's record, such as losses.
         """
 
+    def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
+        """Sees a whole video before its first frame is adapted on; only where ``offline`` is set.
+
+        Args:
+            video: its frames, labels included, to be iterated as often as needed.
+            generator: the video's random state, on the CPU.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns while the video goes on")
+
     def predict(self, frame: Any) -> dict[str, Any]:
         """detectron2's outputs for one frame, with the current weights in eval mode."""
         with module_mode(self.model, training=False), torch.no_grad():
@@ -84,6 +109,13 @@ class Adapter(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Returns to the source weights, with nothing remembered."""
+
+    def reset_weights(self) -> None:
+        """Returns to the source weights between two frames of a video (``TTT.RESET frame``).
+
+        As :meth:`reset`, but for what a method remembers of the video besides weights.
+        """
+        self.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """All that differs from the adapter right after :meth:`reset`.
@@ -100,201 +132,3 @@ class Adapter(ABC):
         The model must hold the source weights that it held there.
         """
         self.reset()
-
-
-class GradientAdapter(Adapter):
-    """Takes gradient steps on a loss. A method of this kind defines :meth:`losses`.
-
-    Nothing is built per frame: the optimizer and the copy of the source weights are made once.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        modules: list[str],
-        optimizer: str = "SGD",
-        lr: float,
-        momentum: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        backbone_multiplier: float = 1.0,
-        clip_norm: float = 0.0,
-        restart_optimizer: bool = False,
-        steps_per_frame: int = 1,
-        batch_size: int = 32,
-        micro_batch_size: int = 8,
-        sampling: str = "with_replacement",
-        step_mode: str = "eval",
-        precision: str = "fp32",
-    ) -> None:
-        """Freezes all of ``model`` but the named parts.
-
-        Args:
-            model: with its source weights; it must have a ``device``.
-            modules: names of the submodules that move.
-            optimizer: "SGD" or "ADAMW".
-            lr: learning rate; that of ``backbone`` is multiplied by ``backbone_multiplier``.
-            momentum: of SGD.
-            betas: of AdamW.
-            weight_decay: not applied to norms, embeddings and position tables.
-            backbone_multiplier: see ``lr``.
-            clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
-            restart_optimizer: forget the optimizer's state after every frame.
-            steps_per_frame: gradient steps per frame.
-            batch_size: samples per step.
-            micro_batch_size: samples per forward and backward; the gradient is that of the batch.
-            sampling: see :meth:`SlidingWindow.sample`.
-            step_mode: "train" or "eval" mode of the model in the step.
-            precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
-        """
-        super().__init__(model)
-        if step_mode not in ("train", "eval"):
-            raise ValueError(f"no step mode {step_mode!r}; train or eval")
-        model.requires_grad_(False)
-        for name in modules:
-            model.get_submodule(name).requires_grad_(True)
-        groups = parameter_groups(
-            model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
-        )
-        if not groups:
-            raise UserError(f"nothing to adapt: the model has no parameters under {modules}")
-        self.parameters = [p for group in groups for p in group["params"]]
-        self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
-        self.clip_norm = clip_norm
-        self.restart_optimizer = restart_optimizer
-        self.steps_per_frame = steps_per_frame
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.sampling = sampling
-        self.training_step = step_mode == "train"
-        self.dtype = PRECISIONS[precision]
-        self.device: torch.device = model.device  # type: ignore[assignment]
-        self.scaler = self._new_scaler()
-        # Buffers too: batch norm's statistics move in train mode.
-        moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._state: dict[str, Tensor] = {**moving, **dict(model.named_buffers())}
-        self._source = {name: t.detach().clone() for name, t in self._state.items()}
-
-    @staticmethod
-    def config_arguments(cfg: CfgNode) -> dict[str, Any]:
-        """The keyword arguments that ``TTT.*`` decides for every gradient method."""
-        ttt = cfg.TTT
-        return {
-            "optimizer": ttt.OPTIMIZER.NAME,
-            "lr": ttt.OPTIMIZER.BASE_LR,
-            "momentum": ttt.OPTIMIZER.MOMENTUM,
-            "betas": tuple(ttt.OPTIMIZER.BETAS),
-            "weight_decay": ttt.OPTIMIZER.WEIGHT_DECAY,
-            "backbone_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
-            "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
-            "restart_optimizer": ttt.OPTIMIZER.RESTART,
-            "steps_per_frame": ttt.STEPS_PER_FRAME,
-            "batch_size": ttt.BATCH_SIZE,
-            "micro_batch_size": ttt.MICRO_BATCH_SIZE,
-            "sampling": ttt.SAMPLING,
-            "step_mode": ttt.STEP_MODE,
-            "precision": ttt.PRECISION,
-        }
-
-    @abstractmethod
-    def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """Scalar losses of a micro-batch, each the mean over its samples; their sum is minimised.
-
-        Args:
-            batch: samples of the window.
-            generator: the video's random state, on the CPU.
-        """
-
-    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """``steps_per_frame`` gradient steps, each on a fresh batch from the window.
-
-        Returns:
-            The mean of each loss over the steps, ``grad_norm`` (before clipping, of the last step)
-            and ``skipped_steps``: steps whose loss or gradient was not finite, which left weights,
-            buffers and optimizer untouched.
-        """
-        record: dict[str, float] = {}
-        skipped = 0
-        for _ in range(self.steps_per_frame):
-            batch = window.sample(self.batch_size, sampling=self.sampling, generator=generator)
-            losses, grad_norm, moved = self._step(batch, generator)
-            skipped += not moved
-            for name, value in losses.items():
-                record[name] = record.get(name, 0.0) + value / self.steps_per_frame
-            record["grad_norm"] = grad_norm
-        if self.restart_optimizer:
-            self.optimizer.state.clear()
-        record["skipped_steps"] = skipped
-        return record
-
-    def _step(
-        self, batch: list[Sample], generator: torch.Generator
-    ) -> tuple[dict[str, float], float, bool]:
-        sums: dict[str, Tensor] = {}
-        buffers = [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
-        with module_mode(self.model, self.training_step), self._random_layers(generator):
-            for start in range(0, len(batch), self.micro_batch_size):
-                micro_batch = batch[start : start + self.micro_batch_size]
-                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
-                    losses = self.losses(micro_batch, generator)
-                share = len(micro_batch) / len(batch)
-                self.scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
-                for name, loss in losses.items():
-                    value = loss.detach().float() * share
-                    sums[name] = sums[name] + value if name in sums else value
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
-        # One transfer per step: every read of a GPU scalar waits for all work before it.
-        *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
-        moved = all(map(math.isfinite, [*values, norm]))
-        if moved:
-            self.scaler.step(self.optimizer)
-        else:
-            for buffer, before in buffers:  # batch norm has seen what was not finite
-                buffer.copy_(before)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return dict(zip(sums, values, strict=True)), norm, moved
-
-    @contextmanager
-    def _random_layers(self, generator: torch.Generator) -> Iterator[None]:
-        """Stochastic depth and dropout follow the video's random state, not the process's."""
-        if not self.training_step:
-            yield
-            return
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            yield
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Back to the source weights and buffers, bit for bit, with a fresh optimizer."""
-        for name, tensor in self._state.items():
-            tensor.copy_(self._source[name])
-        self.optimizer.state.clear()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler = self._new_scaler()
-
-    def state_dict(self) -> dict[str, Any]:
-        """``tensors`` (by name, those that moved), ``optimizer`` and ``scaler``."""
-        state = self._state.items()
-        moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
-        return {
-            "tensors": moved,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :meth:`Adapter.load_state_dict`."""
-        self.reset()
-        for name, tensor in state["tensors"].items():
-            self._state[name].copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def _new_scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)

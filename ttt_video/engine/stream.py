@@ -90,7 +90,7 @@ class StreamRunner:
         start = self.now()
         sample = self.window.push(frame)
         if self.reset == "frame":
-            self.adapter.reset()
+            self.adapter.reset_weights()
         record = self.adapter.adapt(self.window, self.generator)
         adapted = self.now()
         output = self.adapter.predict(sample)
