@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,17 +10,33 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY, GradientAdapter
+from .base import ADAPTER_REGISTRY
+from .gradient import GradientAdapter
 from .window import Sample
 
 
 class ReconstructionAdapter(GradientAdapter):
     """Minimises l_s(g(f(masked x)), x) over encoder f and decoder g; the head h stays h0."""
 
-    def __init__(self, model: nn.Module, *, augment: RandomCrop, **settings: Any) -> None:
+    parts = ("backbone", "recon_head")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        augment: RandomCrop,
+        modules: Sequence[str] = parts,
+        **settings: Any,
+    ) -> None:
         """``settings`` are :class:`GradientAdapter`'s; ``augment`` prepares each sample."""
-        super().__init__(model, modules=["backbone", "recon_head"], **settings)
+        super().__init__(model, modules=modules, **settings)
         self.augment = augment
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module, **more: Any) -> ReconstructionAdapter:
+        """With the settings of ``TTT.*``; ``more`` are a subclass's own arguments."""
+        settings = GradientAdapter.config_arguments(cfg)
+        return cls(model, augment=RandomCrop.from_config(cfg), **settings, **more)
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """``loss_recon`` with an independent mask for each sample."""
@@ -30,8 +47,4 @@ class ReconstructionAdapter(GradientAdapter):
 @ADAPTER_REGISTRY.register()
 def online_ttt_mae(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
     """``--method online_ttt_mae``: implicit memory by the weights, explicit by the window."""
-    return ReconstructionAdapter(
-        model,
-        augment=RandomCrop.from_config(cfg),
-        **GradientAdapter.config_arguments(cfg),
-    )
+    return ReconstructionAdapter.from_config(cfg, model)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ttt_video.errors import UserError
 
-_NORMS = (
+NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,  # batch norms, synchronised and instance norms
     nn.GroupNorm,
     nn.LayerNorm,
@@ -58,7 +58,7 @@ def parameter_groups(
             decay = weight_decay
             if name in _POSITION_PARAMETERS:
                 decay = 0.0
-            elif isinstance(module, _NORMS):
+            elif isinstance(module, NORM_LAYERS):
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed

@@ -1,0 +1,284 @@
+"""Adapters that take gradient steps: optimizer, micro-batches, precision, once for all methods."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..engine.optimizer import NORM_LAYERS, make_optimizer, parameter_groups
+from ..errors import UserError
+from .base import Adapter, module_mode
+from .window import Sample, SlidingWindow
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class GradientAdapter(Adapter):
+    """Takes gradient steps on a loss. A method of this kind defines :meth:`losses`.
+
+    Nothing is built per frame: the optimizer and the copy of the source weights are made once.
+
+    Attributes:
+        parts: submodules of the model that the loss depends on; only they can move. Empty: any.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        modules: Sequence[str],
+        parameters: str = "all",
+        optimizer: str = "SGD",
+        lr: float,
+        momentum: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        backbone_multiplier: float = 1.0,
+        clip_norm: float = 0.0,
+        restart_optimizer: bool = False,
+        steps_per_frame: int = 1,
+        batch_size: int = 32,
+        micro_batch_size: int = 8,
+        sampling: str = "with_replacement",
+        step_mode: str = "eval",
+        precision: str = "fp32",
+    ) -> None:
+        """Freezes all of ``model`` but the named parts.
+
+        Args:
+            model: with its source weights; it must have a ``device``.
+            modules: names of the submodules that move, those within others included.
+            parameters: which of their parameters: "all", or "norm", those of normalisation layers.
+            optimizer: "SGD" or "ADAMW".
+            lr: learning rate; that of ``backbone`` is multiplied by ``backbone_multiplier``.
+            momentum: of SGD.
+            betas: of AdamW.
+            weight_decay: not applied to norms, embeddings and position tables.
+            backbone_multiplier: see ``lr``.
+            clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
+            restart_optimizer: forget the optimizer's state after every frame.
+            steps_per_frame: gradient steps per frame.
+            batch_size: samples per step.
+            micro_batch_size: samples per forward and backward; the gradient is that of the batch.
+            sampling: see :meth:`SlidingWindow.sample`.
+            step_mode: "train" or "eval" mode of the model in the step.
+            precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
+        """
+        super().__init__(model)
+        if step_mode not in ("train", "eval"):
+            raise ValueError(f"no step mode {step_mode!r}; train or eval")
+        model.requires_grad_(False)
+        for name in modules:
+            self._unfreeze(model, name, parameters)
+        groups = parameter_groups(
+            model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
+        )
+        if not groups:
+            kind = "normalisation layers" if parameters == "norm" else "parameters"
+            raise UserError(f"nothing to adapt: the model has no {kind} under {list(modules)}")
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
+        self.clip_norm = clip_norm
+        self.restart_optimizer = restart_optimizer
+        self.steps_per_frame = steps_per_frame
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.sampling = sampling
+        self.training_step = step_mode == "train"
+        self.dtype = PRECISIONS[precision]
+        self.device: torch.device = model.device  # type: ignore[assignment]
+        self.scaler = self._new_scaler()
+        # Buffers too: batch norm's statistics move in train mode.
+        moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._state: dict[str, Tensor] = {**moving, **dict(model.named_buffers())}
+        self._source = {name: t.detach().clone() for name, t in self._state.items()}
+
+    def _unfreeze(self, model: nn.Module, name: str, parameters: str) -> None:
+        part = name.split(".")[0]
+        if self.parts and part not in self.parts:
+            raise UserError(
+                f"TTT.MODULES names {name!r}, which the loss of this method does not depend on; "
+                f"choose within {', '.join(self.parts)}"
+            )
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            if part == "recon_head" and getattr(model, part, None) is None:
+                raise UserError(
+                    "the weights have no decoder g (recon_head), which this method trains: give "
+                    "jointly trained ones, or choose a method without reconstruction"
+                ) from error
+            raise UserError(
+                f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
+                + ", ".join(child for child, _ in model.named_children())
+            ) from error
+        if parameters == "all":
+            module.requires_grad_(True)
+            return
+        for layer in module.modules():
+            if isinstance(layer, NORM_LAYERS):
+                layer.requires_grad_(True)
+
+    @staticmethod
+    def config_arguments(cfg: CfgNode) -> dict[str, Any]:
+        """The keyword arguments that ``TTT.*`` decides for every gradient method.
+
+        ``modules`` is among them only where ``TTT.MODULES`` overrides the method's own.
+        """
+        ttt = cfg.TTT
+        return {
+            **({"modules": tuple(ttt.MODULES)} if ttt.MODULES else {}),
+            "parameters": ttt.PARAMETERS,
+            "optimizer": ttt.OPTIMIZER.NAME,
+            "lr": ttt.OPTIMIZER.BASE_LR,
+            "momentum": ttt.OPTIMIZER.MOMENTUM,
+            "betas": tuple(ttt.OPTIMIZER.BETAS),
+            "weight_decay": ttt.OPTIMIZER.WEIGHT_DECAY,
+            "backbone_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
+            "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
+            "restart_optimizer": ttt.OPTIMIZER.RESTART,
+            "steps_per_frame": ttt.STEPS_PER_FRAME,
+            "batch_size": ttt.BATCH_SIZE,
+            "micro_batch_size": ttt.MICRO_BATCH_SIZE,
+            "sampling": ttt.SAMPLING,
+            "step_mode": ttt.STEP_MODE,
+            "precision": ttt.PRECISION,
+        }
+
+    @abstractmethod
+    def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars of a micro-batch, each the mean over its samples.
+
+        The sum of those whose names begin with ``loss_`` is minimised; a sum without a gradient
+        says that there is nothing to learn here. The others are only recorded.
+
+        Args:
+            batch: samples of the window.
+            generator: the video's random state, on the CPU.
+        """
+
+    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
+        """``steps_per_frame`` gradient steps, each on a fresh batch from the window.
+
+        Returns:
+            The mean of each scalar over the steps, ``grad_norm`` (before clipping, of the last
+            step; 0 where there was nothing to learn, and so no step) and ``skipped_steps``: steps
+            whose loss or gradient was not finite, which left weights, buffers and optimizer
+            untouched.
+        """
+        record = self.take_steps(self.steps_per_frame, window, generator)
+        if self.restart_optimizer:
+            self.optimizer.state.clear()
+        return record
+
+    def take_steps(
+        self, count: int, window: SlidingWindow, generator: torch.Generator
+    ) -> dict[str, float]:
+        """``count`` gradient steps on the window; the record of :meth:`adapt`."""
+        record: dict[str, float] = {}
+        skipped = 0
+        for _ in range(count):
+            batch = window.sample(self.batch_size, sampling=self.sampling, generator=generator)
+            losses, grad_norm, moved = self._step(batch, generator)
+            skipped += not moved
+            for name, value in losses.items():
+                record[name] = record.get(name, 0.0) + value / count
+            record["grad_norm"] = grad_norm
+        record["skipped_steps"] = skipped
+        return record
+
+    def _step(
+        self, batch: list[Sample], generator: torch.Generator
+    ) -> tuple[dict[str, float], float, bool]:
+        sums: dict[str, Tensor] = {}
+        buffers = [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
+        with module_mode(self.model, self.training_step), self._random_layers(generator):
+            for start in range(0, len(batch), self.micro_batch_size):
+                micro_batch = batch[start : start + self.micro_batch_size]
+                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+                    losses = self.losses(micro_batch, generator)
+                share = len(micro_batch) / len(batch)
+                total = torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum()
+                if total.requires_grad:
+                    self.scaler.scale(total * share).backward()
+                for name, loss in losses.items():
+                    value = loss.detach().float() * share
+                    sums[name] = sums[name] + value if name in sums else value
+        if all(parameter.grad is None for parameter in self.parameters):
+            self._restore(buffers)
+            return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        # One transfer per step: every read of a GPU scalar waits for all work before it.
+        *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
+        moved = all(map(math.isfinite, [*values, norm]))
+        if moved:
+            self.scaler.step(self.optimizer)
+        else:
+            self._restore(buffers)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(zip(sums, values, strict=True)), norm, moved
+
+    @staticmethod
+    def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+        """What batch norm saw in a step that was not taken is forgotten."""
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    @contextmanager
+    def _random_layers(self, generator: torch.Generator) -> Iterator[None]:
+        """Stochastic depth and dropout follow the video's random state, not the process's."""
+        if not self.training_step:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            yield
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the source weights and buffers, bit for bit, with a fresh optimizer."""
+        for name, tensor in self._state.items():
+            tensor.copy_(self._source[name])
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler = self._new_scaler()
+
+    def predict_source(self, frame: Any) -> dict[str, Any]:
+        """:meth:`predict` with the source weights: no second model, and nothing moves."""
+        with module_mode(self.model, training=False), torch.no_grad():
+            return functional_call(self.model, self._source, ([frame],))[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """``tensors`` (by name, those that moved), ``optimizer`` and ``scaler``."""
+        state = self._state.items()
+        moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
+        return {
+            "tensors": moved,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Adapter.load_state_dict`."""
+        self.reset()
+        for name, tensor in state["tensors"].items():
+            self._state[name].copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
