@@ -1,65 +1,106 @@
 #!/usr/bin/env python3
-"""Make labelled videos of the procedural street world, in KITTI-STEP's layout.
+"""Make labelled videos or stills of the procedural street world, in the layouts of real data sets.
 
 python tools/make_world.py --seed 2000 --videos 2 --frames 100 --corruption fog --severity 4 \
     --ramp --output datasets/world_fog
+python tools/make_world.py --layout coco_videos --frames 200 --output datasets/coco_videos
+python tools/make_world.py --layout cityscapes --train 200 --val 20 --output datasets/cityscapes
 
-writes ``images/val/<seq>/%06d.png``, ``panoptic_maps/val/<seq>/%06d_sem.png`` (Cityscapes train
-ids) and ``%06d.json``; sequence k shows world seed + k. A run that was cut off continues where it
-stopped when the same command is given again.
+Video k shows world seed + k. Stills for training are of the worlds 0-999, for validation of the
+worlds 1000-1999. What files there are is told in docs/world.md. A run that was cut off continues
+where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from ttt_video.cli import run_tool
-from ttt_video.data.kitti_step import write_atomically, write_video
-from ttt_video.data.world import WORLD_VERSION, WorldVideo
+from ttt_video.data.world import WORLD_VERSION, WorldFrame, WorldStills, WorldVideo, layouts
 from ttt_video.data.world.corruptions import CORRUPTIONS, check_corruption, corrupt, severity_at
 from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
+
+VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
+STILL_LAYOUTS = ("cityscapes", "coco")
+VIDEO_DEFAULTS = {"seed": 2000, "videos": 1, "frames": 100}
+STILL_DEFAULTS = {"train": 200, "val": 20}
+LEAST = {"seed": 0, "videos": 1, "frames": 1, "train": 1, "val": 1, "height": 16, "width": 16}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line; UserError where a value makes no sense."""
     parser = argparse.ArgumentParser(
-        description="Make labelled videos of the procedural street world in KITTI-STEP's layout."
+        description="Make labelled videos or stills of the procedural street world."
     )
-    parser.add_argument("--seed", type=int, default=2000, help="world of the first video")
-    parser.add_argument("--videos", type=int, default=1, help="how many videos, seeds in a row")
-    parser.add_argument("--frames", type=int, default=100, help="frames per video, 10 a second")
-    parser.add_argument("--corruption", default="none", help=", ".join(CORRUPTIONS))
-    parser.add_argument("--severity", type=float, default=3.0, help="from 0 to 5")
-    parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
+    choices = (*VIDEO_LAYOUTS, *STILL_LAYOUTS)
+    parser.add_argument("--layout", choices=choices, default=choices[0], help="of the files")
     parser.add_argument("--height", type=int, default=128, help="pixels")
     parser.add_argument("--width", type=int, default=256, help="pixels")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--output", type=Path, required=True, help="the data set's folder")
+    videos = parser.add_argument_group(f"videos ({', '.join(VIDEO_LAYOUTS)})")
+    videos.add_argument("--seed", type=int, help="world of the first video (2000)")
+    videos.add_argument("--videos", type=int, help="how many videos, seeds in a row (1)")
+    videos.add_argument("--frames", type=int, help="frames per video, 10 a second (100)")
+    videos.add_argument("--names", nargs="+", help="folders of the videos (0000 or world2000 on)")
+    videos.add_argument("--corruption", default="none", help=", ".join(CORRUPTIONS))
+    videos.add_argument("--severity", type=float, default=3.0, help="from 0 to 5")
+    videos.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
+    videos.add_argument(
+        "--rgb-labels", action="store_true", help="kitti_step: the official RGB label maps too"
+    )
+    stills = parser.add_argument_group(f"stills ({', '.join(STILL_LAYOUTS)})")
+    stills.add_argument("--train", type=int, help="how many for training (200)")
+    stills.add_argument("--val", type=int, help="how many for validation (20)")
     args = parser.parse_args(argv)
-    for option, least in {"seed": 0, "videos": 1, "frames": 1, "height": 16, "width": 16}.items():
-        if getattr(args, option) < least:
-            raise UserError(f"--{option} is {getattr(args, option)}; it must be at least {least}")
-    check_corruption(args.corruption, args.severity)
+    check_arguments(args)
     return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Fill in what was left out; UserError where a value makes no sense for the layout."""
+    is_video = args.layout in VIDEO_LAYOUTS
+    ours, others = VIDEO_DEFAULTS, STILL_DEFAULTS
+    if not is_video:
+        ours, others = others, ours
+    strange = [name for name in others if getattr(args, name) is not None]
+    if not is_video and args.corruption != "none":
+        strange.append("corruption")
+    if not is_video and args.names:
+        strange.append("names")
+    if args.rgb_labels and args.layout != "kitti_step":
+        strange.append("rgb-labels")
+    if strange:
+        raise UserError(f"--{strange[0]} does not go with --layout {args.layout}")
+    for name, value in ours.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    check_corruption(args.corruption, args.severity)
+    if args.names and len(set(args.names)) != args.videos:
+        raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
+    if any(Path(name).name != name for name in args.names or ()):
+        raise UserError(f"--names {' '.join(args.names)}: a name is that of a folder, not a path")
 
 
 def claim(output: Path, settings: dict[str, object]) -> None:
     """Note the settings in the output folder, or make sure they are the ones noted there.
 
     Raises:
-        UserError: the folder cannot be used, or holds videos of other settings.
+        UserError: the folder cannot be used, or holds files of other settings.
     """
     note = output / "world.json"
     try:
         if note.exists():
             if json.loads(note.read_text()) != settings:
                 raise UserError(
-                    f"{output} holds videos with other settings (see {note}); "
+                    f"{output} was made with other settings (see {note}); "
                     "choose another --output or remove it"
                 )
             return
@@ -74,32 +115,56 @@ def claim(output: Path, settings: dict[str, object]) -> None:
         raise UserError(f"{note} is damaged; remove {output} and run again") from error
 
 
+class ShiftedVideo:
+    """A world video whose pictures are corrupted as the command line says."""
+
+    def __init__(self, video: WorldVideo, args: argparse.Namespace) -> None:
+        self.video, self.args = video, args
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def __getitem__(self, index: int) -> WorldFrame:
+        frame, args = self.video[index], self.args
+        severity = severity_at(args.severity, index, len(self), args.ramp)
+        image = corrupt(
+            frame.image, args.corruption, severity, self.video.seed, index, depth=frame.depth
+        )
+        return dataclasses.replace(frame, image=image)
+
+
+def write_videos(args: argparse.Namespace) -> None:
+    """The videos, one after another."""
+    for k in range(args.videos):
+        seed = args.seed + k
+        video = ShiftedVideo(WorldVideo(seed, args.frames, args.height, args.width), args)
+        if args.layout == "kitti_step":
+            name = args.names[k] if args.names else f"{k:04d}"
+            layouts.write_kitti_step(args.output, "val", name, video, args.rgb_labels)
+        else:
+            name = args.names[k] if args.names else f"world{seed}"
+            layouts.write_coco_videos(args.output, name, video)
+
+
+def write_stills(args: argparse.Namespace) -> None:
+    """Stills of both splits."""
+    for split in ("train", "val"):
+        stills = WorldStills(split, getattr(args, split), args.height, args.width)
+        if args.layout == "coco":
+            layouts.write_coco(args.output, split, stills)
+        else:
+            layouts.write_cityscapes(args.output, split, f"world{split}", stills)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
     args = parse_arguments(argv)
     settings = {k: v for k, v in vars(args).items() if k != "output"}
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
-
-    def render(video: WorldVideo, index: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = video[index]
-        severity = severity_at(args.severity, index, args.frames, args.ramp)
-        image = corrupt(
-            frame.image, args.corruption, severity, video.seed, index, depth=frame.depth
-        )
-        return image, frame.sem_seg
-
-    for k in range(args.videos):
-        video = WorldVideo(args.seed + k, args.frames, args.height, args.width)
-        write_video(
-            args.output / "images" / "val",
-            args.output / "panoptic_maps" / "val",
-            f"{k:04d}",
-            tqdm(
-                [functools.partial(render, video, t) for t in range(args.frames)],
-                desc=f"world {video.seed}",
-                unit="frame",
-            ),
-        )
+    try:
+        (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)
+    except OSError as error:
+        raise UserError(f"cannot write to {args.output}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -69,6 +69,41 @@ def test_videos_and_restart(tmp_path, make_world):
     assert json.loads((output / "world.json").read_text())["seed"] == 2000
 
 
+def test_names_and_rgb_labels(tmp_path, make_world):
+    flags = ["--videos", 2, "--frames", 1, *SIZE, "--names", "0002", "0006", "--rgb-labels"]
+    assert make_world(*flags, "--output", tmp_path / "out")[0] == 0
+    maps = tmp_path / "out" / "panoptic_maps" / "val"
+    assert sorted(str(p.relative_to(maps)) for p in maps.glob("*/*.png")) == [
+        "0002/000000.png", "0002/000000_sem.png", "0006/000000.png", "0006/000000_sem.png"
+    ]  # fmt: skip
+
+
+def test_coco_videos(tmp_path, make_world):
+    flags = ["--layout", "coco_videos", "--seed", 2007, "--frames", 2, "--corruption", "darkness"]
+    assert make_world(*flags, *SIZE, "--output", tmp_path / "out")[0] == 0
+    picture = read_rgb(tmp_path / "out" / "raw_images" / "world2007" / "world2007_2.png")
+    frame = WorldVideo(2007, 2, 16, 32)[1]
+    np.testing.assert_array_equal(picture, corrupt(frame.image, "darkness", 3, 2007, 1))
+    assert (tmp_path / "out" / "annotations" / "train" / "world2007.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "val"),
+    [
+        ("cityscapes", "leftImg8bit/train/worldtrain", "leftImg8bit/val/worldval"),
+        ("coco", "train2017", "val2017"),
+    ],
+)
+def test_stills(tmp_path, make_world, layout, train, val):
+    command = ["--layout", layout, "--train", 3, "--val", 2, *SIZE, "--output", tmp_path / "out"]
+    assert make_world(*command)[0] == 0
+    assert [len(list((tmp_path / "out" / f).iterdir())) for f in (train, val)] == [3, 2]
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    next((tmp_path / "out" / val).iterdir()).unlink()
+    assert make_world(*command)[0] == 0
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,6 +113,13 @@ def test_videos_and_restart(tmp_path, make_world):
         (["--videos", "-1"], "--videos is -1"),
         (["--height", "8"], "--height is 8; it must be at least 16"),
         (["--seed", "-3"], "--seed is -3"),
+        (["--train", "3"], "--train does not go with --layout kitti_step"),
+        (["--layout", "coco", "--videos", "3"], "--videos does not go with --layout coco"),
+        (["--layout", "coco", "--corruption", "fog"], "--corruption does not go with"),
+        (["--layout", "coco_videos", "--rgb-labels"], "--rgb-labels does not go with"),
+        (["--layout", "cityscapes", "--val", "0"], "--val is 0; it must be at least 1"),
+        (["--videos", "2", "--names", "a", "a"], "--names gives 1 names, --videos is 2"),
+        (["--names", "../a"], "a name is that of a folder, not a path"),
     ],
 )
 def test_bad_arguments(tmp_path, make_world, arguments, message):

@@ -21,6 +21,9 @@ WORLD_CLASS_IDS = (0, 1, 2, 5, 7, 8, 10, 11, 13)
 """The Cityscapes train ids that occur: road, sidewalk, building, pole, traffic sign, vegetation,
 sky, person, car."""
 
+SPLIT_SEEDS = {"train": range(1000), "val": range(1000, 2000), "test": range(2000, 3000)}
+"""Worlds by what they are for; no one has looked at those from 9000 on."""
+
 _SKYLINE_DEPTH = 400.0  # metres; the ground ends there
 _STILL_SPAN = 600  # stills are taken from the first minute of a video
 
@@ -82,6 +85,30 @@ def render_still(seed: int, height: int, width: int, index: int = 0) -> WorldFra
         raise ValueError(f"index must not be negative, got {index}")
     frame = Draw(seed, 30, index).integer(_STILL_SPAN)
     return WorldVideo(seed, _STILL_SPAN, height, width)[frame]
+
+
+class WorldStills:
+    """Stills of a split; a sequence. All its worlds once, then again at another time.
+
+    Args:
+        split: "train" (worlds 0-999), "val" (1000-1999) or "test" (2000-2999).
+        num_stills: how many; a still does not depend on it.
+        height, width: in pixels, at least 16.
+    """
+
+    def __init__(self, split: str, num_stills: int, height: int = 128, width: int = 256) -> None:
+        self.seeds = SPLIT_SEEDS[split]
+        self.num_stills, self.height, self.width = num_stills, height, width
+
+    def __len__(self) -> int:
+        return self.num_stills
+
+    def __getitem__(self, index: int) -> WorldFrame:
+        """Render still ``index``; raises IndexError outside [0, len)."""
+        if not 0 <= index < self.num_stills:
+            raise IndexError(f"still {index} of {self.num_stills}")
+        number, world = divmod(index, len(self.seeds))
+        return render_still(self.seeds[world], self.height, self.width, number)
 
 
 def _camera(style: Style, time: float, width: int) -> Camera:
