@@ -76,7 +76,19 @@ print(json.dumps({
 }))
 """
 
-COCO_VIDEOS = "all bangkok bar berkeley havana house irvine paris restaurant school tokyo".split()
+COCO_VIDEOS = [
+    "all",
+    "bangkok",
+    "bar",
+    "berkeley",
+    "havana",
+    "house",
+    "irvine",
+    "paris",
+    "restaurant",
+    "school",
+    "tokyo",
+]
 DATASETS = [
     *(f"coco_videos_{task}_{video}" for task in ("instance", "panoptic") for video in COCO_VIDEOS),
     "kitti_step_video_sem_seg_train",
