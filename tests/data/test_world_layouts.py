@@ -224,9 +224,8 @@ def draw(content, values):
     picture = Image.new("L", (content["imgWidth"], content["imgHeight"]))
     pencil = ImageDraw.Draw(picture)
     for item in content["objects"]:
-        points = [tuple(point) for point in item["polygon"]]
-        shape = pencil.point if len(points) == 1 else pencil.polygon
-        shape(points, fill=values[item["label"]])
+        assert len(item["polygon"]) >= 3
+        pencil.polygon([tuple(p) for p in item["polygon"]], fill=values[item["label"]])
     return np.array(picture)
 
 

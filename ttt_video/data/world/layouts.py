@@ -274,7 +274,9 @@ def _polygons(ids: np.ndarray) -> dict[str, Any]:
         for piece in range(1, pieces):
             mask = (numbers == piece).astype(np.uint8)
             (points,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            outlines.append((name, points.reshape(-1, 2)))
+            corners = points.reshape(-1, 2)
+            missing = max(0, 3 - len(corners))  # readers want three, also of a single pixel
+            outlines.append((name, np.pad(corners, ((0, missing), (0, 0)), mode="edge")))
     # What lies in a hole of something has the smaller box, and is drawn over it.
     outlines.sort(key=lambda item: -int(np.prod(np.ptp(item[1], axis=0) + 1)))
     objects = [{"label": name, "polygon": points.tolist()} for name, points in outlines]
