@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ttt_video.data.decoded_source import frames_after
 from ttt_video.data.sources import FrameTransform
 from ttt_video.structures import FrameSource
 
@@ -92,3 +93,13 @@ class FrameSourceContract:
         list(source)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+
+    def test_starts_after_any_frame(self, source):
+        frames = list(source)
+        for index in (0, 2, NUM_FRAMES - 1):
+            rest = list(frames_after(source, index))
+            assert [f["frame_index"] for f in rest] == [*range(index + 1, NUM_FRAMES)]
+            expected = frames[index + 1 :]
+            for a, b in zip(rest, expected, strict=True):
+                assert torch.equal(a["image"], b["image"])
+                assert a["file_name"] == b["file_name"]

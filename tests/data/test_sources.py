@@ -25,6 +25,7 @@ from PIL import Image
 
 from ttt_video.data.decoded_source import run_ahead
 from ttt_video.data.images import BadFrame, FrameTransform, natural_key, read_rgb
+from ttt_video.data.decoded_source import frames_after
 from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,
@@ -395,6 +396,38 @@ def test_bad_frames_are_skipped_counted_and_named(tmp_path, caplog):
         assert source.skipped == [str(tmp_path / f"frame{index}.png") for index in (0, 3)]
     assert "frame3.png" in caplog.messages[1]
     assert "2 so far" in caplog.messages[1]
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_only_frames_that_were_passed_count_as_skipped(tmp_path, prefetch):
+    write_folder(tmp_path, 6)
+    bad = [tmp_path / f"frame{index}.png" for index in (1, 3, 5)]
+    for file in bad:
+        file.write_bytes(b"no image")
+    source = FolderSource(tmp_path, KEEP, on_bad_frame="skip", prefetch=prefetch)
+    frames = iter(source)
+    seen = []
+    for _ in range(3):
+        next(frames)
+        seen.append(list(source.skipped))
+    assert seen == [[], [str(bad[0])], [str(bad[0]), str(bad[1])]]
+    assert list(frames) == []
+    assert source.skipped == [str(file) for file in bad]
+    assert [f["frame_index"] for f in source.frames_after(2)] == [4]
+    assert source.skipped == [str(file) for file in bad[1:]]
+    assert list(source.frames_after(4)) == []  # nothing readable is left, which is no error
+
+
+def test_sources_that_cannot_start_in_the_middle_are_run_and_dropped(make_video):
+    class Plain(list):
+        video_id = "a"
+
+    video = Plain(make_video(num_frames=4))
+    video.reverse()  # "after" means the order of the source
+    assert [f["frame_index"] for f in frames_after(video, 2)] == [1, 0]
+    assert list(frames_after(video, 0)) == []
+    with pytest.raises(UserError, match="video a has no frame 7 any more"):
+        frames_after(video, 7)
 
 
 def test_a_video_of_bad_frames_is_an_error(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.errors import UserError
-from ttt_video.structures import Frame
+from ttt_video.structures import Frame, FrameSource
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,32 @@ def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item,
         items.close()
 
 
+def frames_after(source: FrameSource, frame_index: int) -> Iterator[Frame]:
+    """The frames of a source that follow the one with this index, in the source's own order.
+
+    A source that can start in the middle has a method of this name; others are run and dropped.
+
+    Raises:
+        UserError: there is no such frame.
+    """
+    start_in_the_middle = getattr(source, "frames_after", None)
+    if start_in_the_middle is not None:
+        return start_in_the_middle(frame_index)
+    frames = iter(source)
+    if not any(frame["frame_index"] == frame_index for frame in frames):
+        raise UserError(
+            f"video {source.video_id} has no frame {frame_index} any more, after which the run "
+            "would go on: restore it, or choose another --output"
+        )
+    return frames
+
+
 class DecodedSource(ABC):
     """What all sources share: one frame size per video, bad frames, decoding ahead.
 
     Attributes:
-        skipped: files of the frames that the current or last iteration skipped; as decoding runs
-            ahead, up to ``prefetch`` of them may lie after the frame last seen.
+        skipped: files of the frames that the current or last iteration skipped before the frame it
+            gave last (at its end: all).
     """
 
     def __init__(
@@ -69,17 +89,34 @@ class DecodedSource(ABC):
         self.skipped: list[str] = []
 
     @abstractmethod
-    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
-        """Per frame: its record, and its (H, W, 3) uint8 RGB pixels or why there are none."""
+    def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+        """Per frame whose index is beyond ``after``: its record, and its (H, W, 3) uint8 RGB pixels
+        or why there are none."""
 
     def __iter__(self) -> Iterator[Frame]:
-        self.skipped = []
-        frames = self._frames(self.skipped)
-        return run_ahead(frames, self.prefetch) if self.prefetch else frames
+        return self.frames_after(-1)
 
-    def _frames(self, skipped: list[str]) -> Generator[Frame, None, None]:
+    def frames_after(self, frame_index: int) -> Iterator[Frame]:
+        """The frames beyond this index; those before are not decoded where the format allows it."""
+        self.skipped = []
+        return self._hand_over(self.skipped, frame_index)
+
+    def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:
+        items = self._frames(after)
+        if self.prefetch:
+            items = run_ahead(items, self.prefetch)
+        with closing(items):
+            for passed, frame in items:
+                skipped += passed
+                if frame is not None:
+                    yield frame
+
+    def _frames(self, after: int) -> Generator[tuple[list[str], Frame | None], None, None]:
+        """Each frame with the files that were skipped since the one before; at last those alone."""
         first: tuple[str, int, int] | None = None
-        with closing(self._decode()) as decoded:
+        passed: list[str] = []
+        num_skipped = 0
+        with closing(self._decode(after)) as decoded:
             for record, pixels in decoded:
                 name = record["file_name"]
                 if isinstance(pixels, BadFrame):
@@ -88,9 +125,10 @@ class DecodedSource(ABC):
                             f"{pixels}: replace it, or go on without it with "
                             'on_bad_frame="skip" (--on-bad-frame skip)'
                         ) from pixels
-                    skipped.append(name)
+                    passed.append(name)
+                    num_skipped += 1
                     logger.warning(
-                        "skipped: %s (%d so far in video %s)", pixels, len(skipped), self.video_id
+                        "skipped: %s (%d so far in video %s)", pixels, num_skipped, self.video_id
                     )
                     continue
                 height, width = pixels.shape[:2]
@@ -114,7 +152,10 @@ class DecodedSource(ABC):
                     "width": width,
                     "video_id": self.video_id,
                 }
-                yield cast(Frame, frame)
-        if first is None:
-            why = f"all {len(skipped)} were skipped" if skipped else "it is empty"
+                yield passed, cast(Frame, frame)
+                passed = []
+        if passed:
+            yield passed, None
+        if first is None and after < 0:
+            why = f"all {num_skipped} were skipped" if num_skipped else "it is empty"
             raise UserError(f"video {self.video_id} has no readable frame: {why}")

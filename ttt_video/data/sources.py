@@ -64,8 +64,10 @@ class DatasetSource(DecodedSource):
         super().__init__(videos[0], len(indices), transform, on_bad_frame, prefetch)
         self._records = sorted(dicts, key=lambda record: record["frame_index"])
 
-    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+    def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         for record in self._records:
+            if record["frame_index"] <= after:
+                continue
             pixels: np.ndarray | BadFrame
             try:
                 pixels = read_rgb(record["file_name"])

@@ -67,7 +67,7 @@ class VideoFileSource(DecodedSource):
             raise UserError(f"{self.path} has no video in it")
         return container
 
-    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+    def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         index = 0
         try:
             with self._open() as container:
@@ -78,13 +78,15 @@ class VideoFileSource(DecodedSource):
                     except av.error.InvalidDataError as error:
                         # About: the decoder may hold back some frames of earlier packets.
                         reason = f"video {self.path} is damaged at about frame {index} ({error})"
-                        yield self._record(index), BadFrame(reason)
+                        if index > after:
+                            yield self._record(index), BadFrame(reason)
                         index += 1
                         continue
                     for picture in pictures:
-                        rgb = picture.to_ndarray(format="rgb24")
-                        quarter_turns = round(picture.rotation / 90)  # counter-clockwise
-                        yield self._record(index), np.rot90(rgb, quarter_turns)
+                        if index > after:
+                            rgb = picture.to_ndarray(format="rgb24")
+                            quarter_turns = round(picture.rotation / 90)  # counter-clockwise
+                            yield self._record(index), np.rot90(rgb, quarter_turns)
                         index += 1
         except av.error.FFmpegError as error:
             raise UserError(
@@ -120,7 +122,7 @@ class WebcamSource(DecodedSource):
         self.device: int | str = int(number) if number.isdecimal() else number
         super().__init__(f"webcam {number}", None, transform, "stop", prefetch=0)
 
-    def _decode(self) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
+    def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         try:
             import cv2
         except ImportError as error:
