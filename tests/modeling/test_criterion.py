@@ -148,17 +148,37 @@ def test_images_without_masks(at_every_pixel, labels):
     assert outputs["pred_logits"].grad.abs().sum() > 0
 
 
-def test_masks_are_averaged_over_processes(at_every_pixel, monkeypatch):
-    """Three masks here and seven in the other process: five per process."""
+def test_losses_are_normalised_over_all_processes(at_every_pixel, monkeypatch):
+    """Three masks in six queries here, seven in twelve there: five masks per process, and five
+    matched queries and four that are not."""
     outputs, truth = predictions(), targets([1, 0], [1])
     criterion = make(FixedMatches(*MATCHES))
     alone = criterion([outputs], truth)
     monkeypatch.setattr(module.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(7))
+    other = torch.tensor([7.0, 7.0, 5.0])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda totals: totals.add_(other))
     together = criterion([outputs], truth)
     for name in ("loss_mask", "loss_dice"):
         assert together[name].item() == pytest.approx(alone[name].item() * 3 / 5, rel=1e-5)
-    assert together["loss_ce"] == alone["loss_ce"]
+    ratio = (3 + 3 * 0.1) / (5 + 4 * 0.1)
+    assert together["loss_ce"].item() == pytest.approx(alone["loss_ce"].item() * ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [([1, 0], [1]), ([], [1]), ([], []), ([0, 1, 1, 0, 1], [])])
+def test_parts_of_a_batch_have_its_losses(at_every_pixel, labels):
+    """Images with few masks and with many, and more masks than queries."""
+    outputs, truth = predictions(), targets(*labels)
+    matches = [tuple(list(range(min(len(x), 3))) for _ in range(2)) for x in labels]
+    whole = make(FixedMatches(*matches))([outputs], truth)
+    parts = []
+    for i in range(2):
+        part = make(FixedMatches(matches[i]))
+        normalizers = part.normalizers([len(x) for x in labels], num_queries=3, parts=2)
+        inputs = {name: value[i : i + 1] for name, value in outputs.items()}
+        parts.append(part([inputs], truth[i : i + 1], normalizers))
+    for name, loss in whole.items():
+        mean = (parts[0][name].item() + parts[1][name].item()) / 2
+        assert mean == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_gradients_reach_matched_masks_only(at_every_pixel):
@@ -181,18 +201,18 @@ def test_gradcheck_of_the_classification():
     torch.manual_seed(0)
     criterion = make(FixedMatches(*MATCHES))
     truth = targets([1, 0], [1])
+
+    def loss(logits: Tensor) -> Tensor:
+        return criterion.loss_labels({"pred_logits": logits}, truth, criterion.matcher.matches, 3.3)
+
     logits = torch.randn(2, 3, 3, requires_grad=True)
-    (analytic,) = torch.autograd.grad(
-        criterion.loss_labels({"pred_logits": logits}, truth, criterion.matcher.matches), logits
-    )
+    (analytic,) = torch.autograd.grad(loss(logits), logits)
     for position in [(0, 0, 1), (0, 1, 2), (1, 1, 0)]:
         ends = []
         for step in (1e-2, -1e-2):
             moved = logits.detach().clone()
             moved[position] += step
-            ends.append(
-                criterion.loss_labels({"pred_logits": moved}, truth, criterion.matcher.matches)
-            )
+            ends.append(loss(moved))
         difference = (ends[0] - ends[1]).item() / 2e-2
         assert analytic[position].item() == pytest.approx(difference, abs=1e-4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import (
@@ -26,6 +28,18 @@ def dice(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
     overlap = 2 * (probs * masks).sum(-1)
     total = probs.sum(-1) + masks.sum(-1)
     return (1 - (overlap + 1) / (total + 1)).sum() / num_masks
+
+
+class LossNormalizers(NamedTuple):
+    """What a batch's losses are divided by, averaged over the parts it is computed in.
+
+    Attributes:
+        num_masks: masks of the whole batch, at least 1, per part.
+        class_weight: weights of all queries' classes, summed over the whole batch, per part.
+    """
+
+    num_masks: float
+    class_weight: float
 
 
 class SetCriterion(nn.Module):
@@ -65,50 +79,82 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(
-        self, predictions: list[dict[str, Tensor]], targets: list[Target]
+        self,
+        predictions: list[dict[str, Tensor]],
+        targets: list[Target],
+        normalizers: LossNormalizers | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses.
 
         Args:
             predictions: of the head, the last layer's last.
             targets: of each image.
+            normalizers: of the batch that these images are a part of; by default the images are
+                this process's whole share of it.
 
         Returns:
             ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, and the same with the
             suffix ``_0``, ``_1``, ... for the earlier ones.
         """
-        num_masks = self._num_masks(targets, predictions[-1]["pred_masks"].device)
+        if normalizers is None:
+            counts = [len(t["labels"]) for t in targets]
+            normalizers = self.normalizers(counts, predictions[-1]["pred_logits"].shape[1])
         # The last prediction first, as Mask2Former draws its random points in that order.
         named = {"": predictions[-1]} | {f"_{i}": p for i, p in enumerate(predictions[:-1])}
         losses = {}
         for suffix, outputs in named.items():
             matches = self.matcher(outputs, targets)
             values = {
-                "loss_ce": self.loss_labels(outputs, targets, matches),
-                **self.loss_masks(outputs, targets, matches, num_masks),
+                "loss_ce": self.loss_labels(outputs, targets, matches, normalizers.class_weight),
+                **self.loss_masks(outputs, targets, matches, normalizers.num_masks),
             }
             losses.update({k + suffix: self.weights[k] * v for k, v in values.items()})
         return losses
 
-    @staticmethod
-    def _num_masks(targets: list[Target], device: torch.device) -> float:
-        """Masks per process, averaged over all processes, at least 1."""
-        count = torch.tensor(float(sum(len(t["labels"]) for t in targets)), device=device)
+    def normalizers(self, counts: list[int], num_queries: int, parts: int = 1) -> LossNormalizers:
+        """Of a batch that all processes share, each computing its images in ``parts`` parts.
+
+        The mean of the losses over all parts of all processes is then the loss of the batch in one
+        piece. Mask2Former does this for the mask losses over processes; its classification loss is
+        a weighted mean within each process, so that a query of a process with few masks counts
+        for more.
+
+        Args:
+            counts: masks in each of this process's images.
+            num_queries: queries per image, each of which is matched to at most one mask.
+            parts: forward passes that this process makes of its images.
+        """
+        matched = sum(min(count, num_queries) for count in counts)
+        unmatched = len(counts) * num_queries - matched
+        totals = self.empty_weight.new_tensor([sum(counts), matched, unmatched])
         if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(count)
-        return max(count.item() / comm.get_world_size(), 1.0)
+            torch.distributed.all_reduce(totals)
+        masks, matched, unmatched = (totals / (parts * comm.get_world_size())).tolist()
+        least = 1.0 / (parts * comm.get_world_size())
+        weight = matched + unmatched * self.empty_weight[-1].item()
+        return LossNormalizers(max(masks, least), weight)
 
     def loss_labels(
-        self, outputs: dict[str, Tensor], targets: list[Target], matches: list[Match]
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[Target],
+        matches: list[Match],
+        class_weight: float,
     ) -> Tensor:
-        """Cross-entropy over all queries; those without a mask belong to "no object"."""
+        """Weighted cross-entropy of all queries, divided by ``class_weight``.
+
+        Queries without a mask belong to "no object".
+        """
         logits = outputs["pred_logits"].float()
         classes = torch.full(
             logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device
         )
         for row, target, (queries, indices) in zip(classes, targets, matches, strict=True):
             row[queries] = target["labels"][indices]
-        return F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)
+        summed = F.cross_entropy(
+            logits.transpose(1, 2), classes, self.empty_weight, reduction="sum"
+        )
+        return summed / class_weight
 
     def loss_masks(
         self,

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from ..config import validate_config
 from ..errors import UserError
 from . import postprocess
-from .criterion import SetCriterion
+from .criterion import LossNormalizers, SetCriterion
 from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead
 from .masking import random_patch_mask
 from .matcher import HungarianMatcher, Target
 from .reconstruction import reconstruction_loss, to_pixel_units
-from .targets import prepare_target
+from .targets import count_masks, prepare_target
 
 INPUT_CHANNELS = 4
 """RGB and visibility."""
@@ -226,17 +226,34 @@ class MaskFormerTTT(nn.Module):
         """Where the model lives; inputs are moved there."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training mode, predictions in eval mode (see the class)."""
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
+    ) -> Any:
+        """Losses in training mode, predictions in eval mode (see the class).
+
+        ``normalizers`` are those of the batch that the inputs are a part of, see
+        :meth:`loss_normalizers`; by default the inputs are the batch.
+        """
         if not self.training:
             return self.predict(batched_inputs)
-        losses = self.main_losses(batched_inputs)
+        losses = self.main_losses(batched_inputs, normalizers)
         if self.joint == "joint":
             for name, loss in self.reconstruction_losses(batched_inputs).items():
                 losses[name] = self.recon_weight * loss
         return losses
 
-    def main_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
+        """Of this process's share of a batch that is to go through ``parts`` forward passes.
+
+        With them, the mean of the passes' losses is the loss of the batch in one piece.
+        """
+        counts = [count_masks(x, self.sem_seg_head.ignore_value) for x in batched_inputs]
+        num_queries = self.sem_seg_head.predictor.query_feat.num_embeddings
+        return self.criterion.normalizers(counts, num_queries, parts)
+
+    def main_losses(
+        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
+    ) -> dict[str, Tensor]:
         """l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
 
         Labels are ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an
@@ -256,7 +273,7 @@ class MaskFormerTTT(nn.Module):
         predictions = self.sem_seg_head(
             self.encode(images.tensor), every_layer=self.deep_supervision
         )
-        return self.criterion(predictions, targets)
+        return self.criterion(predictions, targets, normalizers)
 
     def reconstruction_losses(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None

@@ -68,6 +68,14 @@ def prepare_target(
     }
 
 
+def count_masks(x: dict[str, Any], ignore_label: int) -> int:
+    """Masks that :func:`prepare_target` makes of an input, without making them."""
+    if "instances" in x:
+        return len(x["instances"])
+    labels = x["sem_seg"].unique() if "sem_seg" in x else torch.empty(0)
+    return int((labels != ignore_label).sum())
+
+
 def _mask_tensor(instances: Any, device: torch.device) -> Tensor:
     if not instances.has("gt_masks"):  # an image without annotations
         return torch.zeros(0, *instances.image_size, dtype=torch.bool, device=device)
