@@ -1,0 +1,127 @@
+"""The class distribution of each pixel that mask classification implies, and its entropy.
+
+Query q of Mask2Former has class probabilities p_q(k), of which the last is "no object", and at
+pixel x a mask probability m_q(x). With o_q = 1 - p_q(no object):
+
+    s_k(x)       = sum_q p_q(k) m_q(x)              (the score that semantic inference compares)
+    P(nothing|x) = prod_q (1 - o_q m_q(x))          (no query is an object and covers x)
+    P(k|x)       = (1 - P(nothing|x)) s_k(x) / sum_j s_j(x)
+
+"No object" is a statement about a query, so it has no part in s_k; a pixel is nothing only where
+every query lets go of it. All is computed at the stride of the mask logits (4 px).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..modeling.masking import random_patch_mask
+
+EPSILON = 1e-12
+"""Below the smallest score that matters; keeps logarithms finite."""
+
+
+class PixelClasses(NamedTuple):
+    """Log probabilities at each pixel.
+
+    classes: (B, K, H, W), log P(k | x, something), which sums to 1 over k.
+    something: (B, H, W), log(1 - P(nothing|x)).
+    nothing: (B, H, W), log P(nothing|x).
+    """
+
+    classes: Tensor
+    something: Tensor
+    nothing: Tensor
+
+
+def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
+    """The distribution above, in float32.
+
+    Args:
+        class_logits: (B, Q, K + 1), "no object" last.
+        mask_logits: (B, Q, H, W).
+    """
+    with torch.autocast(class_logits.device.type, enabled=False):
+        probs = class_logits.float().softmax(-1)[..., :-1]
+        masks = mask_logits.float().sigmoid()
+        scores = torch.einsum("bqk,bqhw->bkhw", probs, masks).clamp(min=EPSILON)
+        classes = (scores / scores.sum(1, keepdim=True)).log()
+        covers = probs.sum(-1)[..., None, None] * masks
+        nothing = torch.log1p(-covers.clamp(max=1 - 1e-6)).sum(1)
+        something = torch.log((-torch.expm1(nothing)).clamp(min=EPSILON))
+    return PixelClasses(classes, something, nothing)
+
+
+def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
+    """Entropy of each pixel's distribution, in nats: (B, H, W).
+
+    Args:
+        pixels: of :func:`pixel_classes`.
+        background: whether a pixel may be nothing. Not so in semantic segmentation, where every
+            pixel gets a class: the entropy of P(k | x, something), at most log K. In instance and
+            panoptic segmentation it may: the entropy of P(.|x) over K + 1 outcomes.
+    """
+    entropy = -(pixels.classes.exp() * pixels.classes).sum(1)
+    if not background:
+        return entropy
+    # The chain rule: something or nothing, and if something, which class.
+    something, nothing = pixels.something.exp(), pixels.nothing.exp()
+    return something * (entropy - pixels.something) - nothing * pixels.nothing
+
+
+class MainTask(NamedTuple):
+    """What head h says of a batch: pixel distributions, and which pixels are image.
+
+    pixels: :class:`PixelClasses`. inside: (B, H, W) float, 0 at cells that are padding alone.
+    """
+
+    pixels: PixelClasses
+    inside: Tensor
+
+    def mean(self, values: Tensor, where: Tensor | None = None) -> Tensor:
+        """Mean of (B, H, W) values over each image (or its pixels ``where``), then over images.
+
+        An image without such pixels counts as 0.
+        """
+        weight = self.inside if where is None else self.inside * where
+        counted = weight.sum((1, 2)).clamp(min=1.0)
+        return ((values * weight).sum((1, 2)) / counted).mean()
+
+
+def main_task(
+    model: Any, inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
+) -> MainTask:
+    """h(f(x)) of a batch, up to where post-processing would begin.
+
+    Args:
+        model: a :class:`~ttt_video.modeling.MaskFormerTTT`.
+        inputs: dicts with ``image``.
+        mask_with: hide patches of each image as the self-supervised task does, by draws from this
+            CPU generator; None hides nothing.
+    """
+    images = model.normalize(inputs)
+    visible = None
+    if mask_with is not None:
+        masks = [
+            random_patch_mask(
+                *images.tensor.shape[-2:],
+                patch_size=model.mask_patch_size,
+                mask_ratio=model.mask_ratio,
+                generator=mask_with,
+                device=images.tensor.device,
+            )
+            for _ in inputs
+        ]
+        visible = torch.stack(masks)
+    output = model.sem_seg_head(model.encode(images.tensor, visible))[-1]
+    mask_logits = output["pred_masks"]
+    rows, columns = mask_logits.shape[-2:]
+    inside = torch.zeros(len(inputs), rows, columns, device=mask_logits.device)
+    stride = images.tensor.shape[-1] / columns
+    for cells, (height, width) in zip(inside, images.image_sizes, strict=True):
+        cells[: math.ceil(height / stride), : math.ceil(width / stride)] = 1
+    return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)

@@ -1,0 +1,80 @@
+"""Self-training: confident predictions of whole frames label masked ones (paper, Appendix A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .augmentation import RandomCrop
+from .base import ADAPTER_REGISTRY, module_mode
+from .gradient import GradientAdapter
+from .pixel_classes import main_task
+from .window import Sample
+
+
+class SelfTrainAdapter(GradientAdapter):
+    """Minimises -log P(label|x) of masked frames at confident pixels; the head h stays h0."""
+
+    parts = ("backbone", "sem_seg_head")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        threshold: float,
+        augment: RandomCrop,
+        modules: Sequence[str] = ("backbone",),
+        **settings: Any,
+    ) -> None:
+        """``settings`` are :class:`GradientAdapter`'s.
+
+        Args:
+            model: of semantic segmentation.
+            threshold: lambda, in [0, 1]; pixels with P(k|x) above it are labels.
+            augment: prepares each sample.
+            modules: that move.
+
+        Raises:
+            UserError: the model is not of semantic segmentation alone.
+        """
+        if not model.semantic_on or model.instance_on or model.panoptic_on:
+            raise UserError(
+                "self-training needs a confidence for each pixel, which instance and panoptic "
+                "segmentation do not give (paper, Table 1): choose another --method, or a model "
+                "with MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone"
+            )
+        super().__init__(model, modules=modules, **settings)
+        self.threshold = threshold
+        self.augment = augment
+
+    def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
+        """``loss_self_train`` in nats, and ``confident``: the share of pixels that have a label."""
+        inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
+        with module_mode(self.model, training=False), torch.no_grad():
+            teacher = main_task(self.model, inputs)
+            confidence, labels = teacher.pixels.classes.max(1)
+            confident = (confidence + teacher.pixels.something).exp() > self.threshold
+            confident &= teacher.inside > 0
+        record = {"confident": teacher.mean(confident.float())}
+        if not confident.any():
+            return {"loss_self_train": torch.zeros((), device=labels.device), **record}
+        student = main_task(self.model, inputs, mask_with=generator).pixels
+        classes = student.classes.gather(1, labels[:, None])[:, 0]
+        error = -(classes + student.something)
+        return {"loss_self_train": teacher.mean(error, where=confident), **record}
+
+
+@ADAPTER_REGISTRY.register()
+def self_train(cfg: CfgNode, model: nn.Module) -> SelfTrainAdapter:
+    """``--method self_train``: in the same loop as online TTT-MAE, with both memories."""
+    return SelfTrainAdapter(
+        model,
+        threshold=cfg.TTT.SELF_TRAIN.THRESHOLD,
+        augment=RandomCrop.from_config(cfg),
+        **GradientAdapter.config_arguments(cfg),
+    )

@@ -1,0 +1,16 @@
+"""Tent with class balance (paper, Section 5.1, Table 1)."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from .base import ADAPTER_REGISTRY
+from .class_balance import ClassBalance
+from .tent import tent
+
+
+@ADAPTER_REGISTRY.register()
+def tent_class_balance(cfg: CfgNode, model: nn.Module) -> ClassBalance:
+    """``--method tent_class_balance``: ``tent`` with the heuristic of Volpi et al. on top."""
+    return ClassBalance(tent(cfg, model), threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)
