@@ -1,0 +1,213 @@
+"""Tables of made-up runs: every number by hand, every format read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+from summaries import RULES, TEST_SET, summary, write
+
+from ttt_video.errors import UserError
+from ttt_video.evaluation.comparable import read_runs
+from ttt_video.evaluation.published import TABLE_1, TEST, VAL
+from ttt_video.evaluation.table_formats import to_csv, to_latex, to_markdown
+from ttt_video.evaluation.tables import Cell, build_table
+
+
+@pytest.fixture
+def table_of(tmp_path):
+    def build(*summaries, **arguments):
+        return build_table(read_runs(write(tmp_path, *summaries)), **arguments)
+
+    return build
+
+
+def test_ours_beside_the_published(table_of):
+    table = table_of(summary(mean=56.0, frozen=53.0), summary("tent", mean=52.0, frozen=53.0))
+    assert [column.title for column in table.columns] == [VAL]
+    assert list(table.rows) == [row.name for row in TABLE_1.values()]  # all of them, in order
+    online = table.rows["Online TTT-MAE"][VAL]
+    assert (online.value, online.published, online.seeds) == (56.0, 55.4, (0,))
+    # Every one of the nine videos gains 3: the interval is a point, p = 2 / 2^9.
+    assert online.gain.difference == (9, 3.0, (3.0, 3.0))
+    assert online.gain.p_permutation == online.gain.p_wilcoxon == 2 / 512
+    assert table.rows["Tent"][VAL].gain.difference.mean == -1.0
+    frozen = table.rows["MAE Joint Training"][VAL]
+    assert (frozen.value, frozen.published, frozen.gain) == (53.0, 53.5, None)
+    assert table.rows["Self-Train"][VAL] == Cell(published=54.7)
+    assert table.seconds["Online TTT-MAE"] == (0.5, 4.1)
+    assert table.seconds["MAE Joint Training"] == (0.2, 1.8)
+    assert table.seconds["Self-Train"] == (None, 6.6)
+    assert table.rules == {VAL: RULES["mIoU"]}
+
+
+def test_memory_ablation(table_of):
+    runs = [summary(m) for m in ("online_ttt_mae", "explicit_only", "ttt_mae_no_memory", "tent")]
+    table = table_of(*runs, layout="table4")
+    assert list(table.rows) == [
+        "TTT-MAE No Memory",
+        "Tent",  # not of this table, but run; in the paper's order
+        "Online TTT-MAE",
+        "Implicit Memory Only",
+        "Explicit Memory Only",
+    ]
+    assert table.rows["Implicit Memory Only"][VAL] == Cell(published=54.3)
+    assert table.rows["Tent"][VAL].published is None
+
+
+def test_frozen_reference_of_another_run(table_of):
+    table = table_of(
+        summary(mean=56.0), summary("joint_training", mean=50.0, seconds={"frame": {"mean": 0.1}})
+    )
+    assert table.rows["Online TTT-MAE"][VAL].gain.difference.mean == 6.0
+    assert table.seconds["MAE Joint Training"] == (0.1, 1.8)
+
+
+def test_no_gain_over_other_weights(table_of):
+    main_only = summary("none", mean=50.0, jointly_trained=False, weights_sha256="b" * 64)
+    table = table_of(summary(mean=56.0), main_only)
+    assert table.rows["Online TTT-MAE"][VAL].gain is None
+    assert table.rows["Main Task Only"][VAL].value == 50.0
+
+
+def test_seeds_are_averaged(table_of):
+    table = table_of(*(summary(mean=m, frozen=53.0, seed=s) for s, m in ((4, 55.0), (2, 57.0))))
+    cell = table.rows["Online TTT-MAE"][VAL]
+    assert (cell.value, cell.seeds) == (56.0, (2, 4))
+    assert cell.deviation == pytest.approx(2**0.5)
+    assert cell.gain.difference == (9, 3.0, (3.0, 3.0))  # 9 videos, not 18
+    assert "56.00 ± 1.41 (55.4, +0.60)" in to_markdown(table)
+    assert any("Seeds: 2, 4" in note for note in table.notes)
+
+
+def test_release_protocol(table_of):
+    table = table_of(summary(mean=56.0), protocol="release")
+    assert table.rows["Online TTT-MAE"][VAL].value == 55.0
+    assert table.rules == {VAL: RULES["mIoU_frame_release"]}
+    assert any("Protocol: release" in note for note in table.notes)
+
+
+def test_protocol_that_was_not_computed(table_of):
+    run = summary(dataset="world")
+    del run["metrics"]["adapted"]["mIoU_frame_release"]
+    with pytest.raises(UserError, match="has mIoU, but not mIoU_frame_release"):
+        table_of(run, protocol="release")
+
+
+def test_both_splits_and_own_data_sets(table_of):
+    table = table_of(
+        summary(dataset="world_panoptic", metric="PQ"), summary(dataset=TEST_SET), summary()
+    )
+    assert [c.title for c in table.columns] == [VAL, TEST, "world_panoptic PQ"]
+    assert table.rows["Online TTT-MAE"]["world_panoptic PQ"].published is None
+    assert any("official train split" in note for note in table.notes)
+
+
+def test_own_data_under_a_published_name_gets_no_published_number(table_of):
+    table = table_of(summary(videos={"0002": 20}))
+    assert [c.title for c in table.columns] == ["kitti_step_video_sem_seg_val mIoU"]
+    assert list(table.rows) == ["Online TTT-MAE"]
+    assert table.rows["Online TTT-MAE"]["kitti_step_video_sem_seg_val mIoU"].published is None
+    assert table.seconds["Online TTT-MAE"] == (0.5, None)
+
+
+def test_what_section_5_1_adds(table_of):
+    vote = {"settings": {"ENSEMBLE": {"METHOD": "main_task_only"}}}
+    table = table_of(summary("majority_vote", **vote), summary("none", architecture="SegFormer"))
+    names = list(table.rows)
+    assert names.index("Main Task Only + Majority Vote") == names.index("Main Task Only") + 1
+    assert names[-1] == "SegFormer-B4"
+    assert table.rows["Main Task Only + Majority Vote"][VAL].published == pytest.approx(55.0)
+    assert table.rows["SegFormer-B4"][VAL].published == 42.0
+
+
+def test_another_metric(table_of):
+    run = summary(dataset="world")
+    run["metrics"]["adapted"]["flicker"] = 3.5
+    run["protocols"]["flicker"] = "share of pixels"
+    table = table_of(run, metrics=("flicker",))
+    assert [c.title for c in table.columns] == ["world mIoU", "world flicker"]
+    assert table.rows["Online TTT-MAE"]["world flicker"].value == 3.5
+
+
+def test_a_metric_that_no_run_has(table_of):
+    with pytest.raises(UserError, match="metric 'flicker'; there are mIoU, mIoU_frame_release"):
+        table_of(summary(), metrics=("flicker",))
+
+
+def test_videos_without_labels_have_times(table_of):
+    run = summary(dataset="", metrics={}, protocols={}, videos={"clip": 100})
+    table = table_of(run)
+    assert table.rows == {"Online TTT-MAE": {}}
+    assert table.seconds == {"Online TTT-MAE": (0.5, None)}
+    assert "| Online TTT-MAE | 0.500 |" in to_markdown(table)
+    assert "Online TTT-MAE" in to_csv(table)
+
+
+def test_undefined_metrics_and_videos(table_of):
+    run = summary(dataset="world", frozen=40.0)
+    run["metrics"]["adapted"]["videos"]["b"]["mIoU"] = None
+    cell = table_of(run).rows["Online TTT-MAE"]["world mIoU"]
+    assert cell.over_videos.videos == 1
+    assert cell.over_videos.interval is None
+    assert (cell.gain.difference.videos, cell.gain.p_permutation) == (1, 1.0)
+
+
+def test_plain_layout_has_variants_and_nothing_published(table_of):
+    table = table_of(summary(), summary(settings={"WINDOW_SIZE": 4}), layout="plain")
+    assert list(table.rows) == ["Online TTT-MAE (WINDOW_SIZE 16)", "Online TTT-MAE (WINDOW_SIZE 4)"]
+    assert not any("JMLR" in note for note in table.notes)
+
+
+def test_notes_say_what_must_be_said(table_of):
+    table = table_of(
+        summary(complete=True, device="H100"),
+        summary("tent", device="A100"),
+    )
+    text = "\n".join(table.notes)
+    assert "Preset: paper" in text
+    assert "9 videos, 2981 frames; weights aaaaaaaaaaaa." in text
+    assert "A100; H100" in text
+    assert "do not compare" in text
+    assert "JMLR 26 (2025)" in text
+    assert "INCOMPLETE" not in text
+
+
+def test_incomplete_runs_are_marked(tmp_path):
+    parts = read_runs(write(tmp_path, summary(complete=False)), allow_incomplete=True)
+    assert any("INCOMPLETE" in note and "run0" in note for note in build_table(parts).notes)
+
+
+def test_markdown_has_as_many_cells_in_every_line(table_of):
+    text = to_markdown(table_of(summary(frozen=49.0), summary(dataset=TEST_SET)))
+    first, second = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len({line.count("|") for line in first.splitlines()}) == 1
+    assert len({line.count("|") for line in second.splitlines()}) == 1
+    assert "| Tent | – (53.8) | – (52.2) | – (2.8) |" in first
+    assert "| Online TTT-MAE | KITTI-STEP val | 9 | 50.00 | [" in second
+    assert f"- KITTI-STEP val: {RULES['mIoU']}." in text
+
+
+def test_csv_reads_back(table_of):
+    text = to_csv(table_of(summary(mean=56.0, frozen=53.0)))
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(text))}
+    online = lines["Online TTT-MAE"]
+    assert float(online["ours"]) == 56.0
+    assert float(online["difference"]) == pytest.approx(0.6)
+    assert (online["gain"], online["gain_low"], online["gain_high"]) == ("3.0", "3.0", "3.0")
+    assert float(online["p_wilcoxon"]) == 2 / 512
+    assert online["rule"] == RULES["mIoU"]
+    assert (lines["Tent"]["ours"], lines["Tent"]["published"]) == ("", "53.8")
+
+
+def test_latex_is_escaped_and_balanced(table_of):
+    run = summary(dataset="my_set", protocols={"mIoU": "100 % of {pixels} & no_more", "x": ""})
+    text = to_latex(table_of(run))
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"my\_set mIoU" in text
+    assert r"100 \% of \{pixels\} \& no\_more" in text
+    assert not re.search(r"(?<!\\)[%#_]", text)
+    rows = re.findall(r"\\midrule\n(.*?)\\bottomrule", text, re.S)
+    assert all(line.endswith(r" \\") for row in rows for line in row.splitlines())

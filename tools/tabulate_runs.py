@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Puts runs into one table, in the layout of the paper's Table 1 or 4 or plainly.
+
+Reads only the summary.json files of the runs. Runs that cannot be compared are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ttt_video.cli import run_tool
+from ttt_video.errors import UserError
+from ttt_video.evaluation.comparable import read_runs
+from ttt_video.evaluation.table_formats import FORMATS
+from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS, build_table
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of stream_eval.py's runs")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="table1")
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="standard",
+        help="the field's rules (pooled over all frames), or those of the authors' release",
+    )
+    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column for another metric of the summaries, such as flicker; may be repeated",
+    )
+    parser.add_argument("--allow-incomplete", action="store_true", help="also runs cut off")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads, compares, writes."""
+    args = argument_parser().parse_args(argv)
+    parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
+    table = build_table(
+        parts, layout=args.layout, protocol=args.protocol, metrics=tuple(args.metric)
+    )
+    text = FORMATS[args.format](table)
+    if args.output is None:
+        print(text, end="")
+        return
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error.strerror}") from error
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

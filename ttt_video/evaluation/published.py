@@ -1,0 +1,171 @@
+"""Numbers that were published, as data: what a run of ours is set beside.
+
+Wang, Sun, Tandon, Gandelsman, Chen, Efros, Wang: Test-Time Training on Video Streams, JMLR 26
+(2025) 1-29. Metrics in percent. The paper says "mean IoU, AP, PQ" and no more about the rule; the
+authors' release averages the metric of single frames (protocol "release" here). Its KITTI-STEP
+"test" set is the official train split (footnote 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+SOURCE = "Wang et al., Test-Time Training on Video Streams, JMLR 26 (2025)"
+
+AP = "COCO Videos AP"
+PQ = "COCO Videos PQ"
+VAL = "KITTI-STEP val"
+TEST = "KITTI-STEP test"
+
+
+class Column(NamedTuple):
+    """A column of Tables 1 and 4: one metric on one data set."""
+
+    title: str
+    dataset: str  # our name of the data set
+    metric: str
+
+
+COLUMNS = (
+    Column(AP, "coco_videos_instance_all", "AP"),
+    Column(PQ, "coco_videos_panoptic_all", "PQ"),
+    Column(VAL, "kitti_step_video_sem_seg_val", "mIoU"),
+    Column(TEST, "kitti_step_video_sem_seg_train", "mIoU"),
+)
+
+_THREE_VIDEOS = (
+    "The paper's COCO Videos are 3 videos with 10,475 frames (Table 2), which it does not name; "
+    "ten are published."
+)
+CAVEATS: Mapping[str, str] = {
+    AP: _THREE_VIDEOS,
+    PQ: _THREE_VIDEOS,
+    TEST: "KITTI-STEP test is the official train split, as in the paper (footnote 1).",
+}
+
+# The videos of each column with their numbers of frames. COCO Videos are "about 4,000" each.
+_KITTI_VAL = {
+    "0002": 233, "0006": 270, "0007": 800, "0008": 390, "0010": 294, "0013": 340, "0014": 106,
+    "0016": 209, "0018": 339,
+}  # fmt: skip
+_KITTI_TRAIN = {
+    "0000": 154, "0001": 447, "0003": 144, "0004": 314, "0005": 297, "0009": 803, "0011": 373,
+    "0012": 78, "0015": 376, "0017": 145, "0019": 1059, "0020": 837,
+}  # fmt: skip
+_COCO_VIDEOS = (
+    "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",
+    "tokyo",
+)  # fmt: skip
+_COCO_VIDEOS_AT_LEAST = 2_000  # frames of each; fewer have been cut short
+
+
+def is_video_set(title: str, videos: Mapping[str, int] | None) -> bool:
+    """Whether videos (with their numbers of frames) are those of a column, whole and all of them.
+
+    Names alone do not tell: a data set of the same name can hold other videos, or be cut short.
+    """
+    if videos is None:
+        return False
+    if title == VAL:
+        return dict(videos) == _KITTI_VAL
+    if title == TEST:
+        return dict(videos) == _KITTI_TRAIN
+    return sorted(videos) == sorted(_COCO_VIDEOS) and (
+        min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
+    )
+
+
+class Method(NamedTuple):
+    """A row: the paper's name, its metric by column title (none: not reported), and its time."""
+
+    name: str
+    metrics: Mapping[str, float]
+    seconds: float | None = None  # per frame on one A100, averaged over the KITTI-STEP test set
+
+
+def _row(name: str, *values: float | None, seconds: float | None = None) -> Method:
+    pairs = zip((AP, PQ, VAL, TEST), values, strict=True)
+    return Method(name, {title: value for title, value in pairs if value is not None}, seconds)
+
+
+# By the name under which --method finds it, in the paper's order.
+TABLE_1: Mapping[str, Method] = {
+    "main_task_only": _row("Main Task Only", 16.7, 13.9, 53.8, 52.5, seconds=1.8),
+    "joint_training": _row("MAE Joint Training", 16.5, 13.5, 53.5, 52.5, seconds=1.8),
+    "ttt_mae_no_memory": _row("TTT-MAE No Memory", 35.4, 20.1, 53.6, 52.5, seconds=3.8),
+    # The best iteration of each video by its labels (Section 6.1).
+    "offline_ttt_mae_oracle": _row(
+        "Offline TTT-MAE All Frames", 33.6, 19.6, 53.2, 51.2, seconds=1.8
+    ),
+    "ln_adapt": _row("LN Adapt", 16.5, 14.7, 53.8, 52.5, seconds=2.0),
+    "tent": _row("Tent", 16.6, 14.6, 53.8, 52.2, seconds=2.8),
+    "tent_class_balance": _row("Tent with Class Balance", 16.7, 14.8, 53.8, 52.5, seconds=3.7),
+    "self_train": _row("Self-Train", None, None, 54.7, 54.0, seconds=6.6),
+    "self_train_class_balance": _row(
+        "Self-Train with Class Balance", None, None, 54.1, 53.6, seconds=6.9
+    ),
+    "online_ttt_mae": _row("Online TTT-MAE", 37.6, 21.7, 55.4, 54.3, seconds=4.1),
+}
+
+# Ablations of the two forms of memory. The first and the last row are those of Table 1.
+TABLE_4: Mapping[str, Method] = {
+    "ttt_mae_no_memory": _row("TTT-MAE No Memory", 35.4, 20.1, 53.6, 52.5),
+    "implicit_only": _row("Implicit Memory Only", 36.1, 20.7, 54.3, 54.4),
+    "explicit_only": _row("Explicit Memory Only", 35.7, 20.2, 53.6, 52.5),
+    "online_ttt_mae": _row("Online TTT-MAE", 37.6, 21.7, 55.4, 54.3),
+}
+
+# Section 5.1, "Alternative architectures": frozen, by MODEL.META_ARCHITECTURE.
+ARCHITECTURES: Mapping[str, Method] = {
+    "SegFormer": Method("SegFormer-B4", {VAL: 42.0}),
+    "DeepLabV3Plus": Method("DeepLabV3+/RN101", {VAL: 53.1}),
+}
+
+# Section 5.1 gives points of mean IoU that an ensemble adds: vote 1.2, smoothing 0.4 and 0.3. (The
+# vote adds "roughly the same" to Online TTT-MAE, without a number.)
+ENSEMBLES = (
+    Method("Main Task Only + Majority Vote", {VAL: 53.8 + 1.2}),
+    Method("Main Task Only + Temporal Smoothing", {VAL: 53.8 + 0.4}),
+    Method("Online TTT-MAE + Temporal Smoothing", {VAL: 55.4 + 0.3}),
+)
+
+# Section 5.3: Mask2Former on COCO's validation images, for scale.
+COCO_VALIDATION: Mapping[str, float] = {"AP": 44.9, "PQ": 53.6}
+
+
+class VideoSet(NamedTuple):
+    """A data set of Table 2."""
+
+    seconds: float  # average length of a video
+    frames: int
+    fps: float
+    classes: int
+
+
+TABLE_2: Mapping[str, VideoSet] = {
+    "KITTI-STEP": VideoSet(40, 8_008, 10, 19),
+    "COCO Videos": VideoSet(350, 10_475, 10, 134),
+}
+
+
+class Colorization(NamedTuple):
+    """A row of Table 3: colorization of COCO Videos; ``is_std`` follows the inception score."""
+
+    fid: float
+    inception_score: float
+    is_std: float
+    lpips: float
+    psnr: float
+    ssim: float
+
+
+TABLE_3: Mapping[str, Colorization] = {
+    "Zhang et al.": Colorization(62.39, 5.00, 0.19, 0.180, 22.27, 0.924),
+    "Main Task Only": Colorization(59.96, 5.23, 0.12, 0.216, 20.42, 0.881),
+    "Online TTT-MAE": Colorization(56.47, 5.31, 0.18, 0.237, 22.97, 0.901),
+}
+
+# Figure 4: the window sizes tried; 16 was chosen on the KITTI-STEP validation set.
+WINDOW_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BEST_WINDOW_SIZE = 16
