@@ -16,6 +16,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from .errors import UserError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "SOLVER.AMP.PRECISION": ("auto", "bf16", "fp16"),
     "TTT.JOINT": ("joint", "main_only", "probing"),
     "TTT.RECON.REGION": ("masked", "visible", "all"),
     "TTT.SAMPLING": ("with_replacement", "shuffled_epochs", "without_replacement"),
@@ -116,6 +117,17 @@ def _mask2former_defaults() -> CfgNode:
 def _ttt_defaults() -> CfgNode:
     """The keys this project adds."""
     cfg = CfgNode()
+    cfg.SOLVER = CfgNode()
+    # Images per forward and backward of joint training; the gradients of a batch accumulate. 0 =
+    # each process's share of IMS_PER_BATCH at once.
+    cfg.SOLVER.MICRO_BATCH_SIZE = 0
+    cfg.SOLVER.AMP = CfgNode()
+    # Of mixed precision, where SOLVER.AMP.ENABLED: "bf16", "fp16" (which scales the loss), or
+    # "auto": bf16, but fp16 on GPUs before Ampere.
+    cfg.SOLVER.AMP.PRECISION = "auto"
+    # WarmupPolyLR's exponent and least factor on the learning rate; names and values of DeepLab's.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     cfg.MODEL = CfgNode()
     cfg.MODEL.SWIN = CfgNode()
     cfg.MODEL.SWIN.IN_CHANS = 4  # RGB and the visibility channel (1 = visible, 0 = masked)
@@ -129,6 +141,9 @@ def _ttt_defaults() -> CfgNode:
     # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
     # "probing" (f and g frozen, only the head h learns, Section 3).
     ttt.JOINT = "joint"
+    # Training may start from MODEL.WEIGHTS with other classes than MODEL.SEM_SEG_HEAD.NUM_CLASSES;
+    # the class layer is then new. False: such weights are a mistake.
+    ttt.NEW_CLASSES = False
 
     # --- masking and reconstruction (training and test time) ---
     ttt.MASK_RATIO = 0.8  # share of patches hidden, in [0, 1)
@@ -138,6 +153,10 @@ def _ttt_defaults() -> CfgNode:
     ttt.RECON.REGION = "masked"  # pixels that count: "masked", "visible", "all" (padding too)
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     ttt.RECON.NORMALIZE_TARGET = False
+    # Where MODEL.WEIGHTS has no g, training starts g from h's weights. False: from random ones.
+    ttt.RECON.INIT_FROM_MAIN = False
+    # Training steps between reconstruction pictures; 0 = none, -1 = with every evaluation.
+    ttt.RECON.PICTURE_PERIOD = -1
 
     # --- test-time training ---
     ttt.METHOD = "online_ttt_mae"  # a name in ttt_video.adaptation.ADAPTER_REGISTRY
@@ -242,6 +261,9 @@ def validate_config(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {_lookup(cfg, key)!r}; it must be {rule}")
 
     ttt = cfg.TTT
+    require(cfg.SOLVER.MICRO_BATCH_SIZE >= 0, "SOLVER.MICRO_BATCH_SIZE", "a number of images, or 0")
+    require(cfg.SOLVER.POLY_LR_POWER >= 0, "SOLVER.POLY_LR_POWER", "at least 0")
+    require(ttt.RECON.PICTURE_PERIOD >= -1, "TTT.RECON.PICTURE_PERIOD", "a number of steps, 0, -1")
     require(0.0 <= ttt.MASK_RATIO < 1.0, "TTT.MASK_RATIO", "in [0, 1), the share of hidden patches")
     require(
         ttt.MASK_PATCH_SIZE >= 1 and ttt.MASK_PATCH_SIZE % 4 == 0,

@@ -163,15 +163,17 @@ def poly_multiplier(
     warmup_factor: float = 1.0,
     warmup_method: str = "linear",
     power: float = 0.9,
+    constant_ending: float = 0.0,
 ) -> float:
     """Factor on the base learning rate at ``step``: DeepLab's warm-up times polynomial decay.
 
     ``(1 - step / max_iter) ** power``, times a factor that during the first ``warmup_iters``
-    steps rises linearly from ``warmup_factor`` to 1 (or, with ``constant``, stays there).
+    steps rises linearly from ``warmup_factor`` to 1 (or, with ``constant``, stays there). After
+    them it never falls below ``constant_ending``.
     """
     decay = (1.0 - min(step, max_iter) / max_iter) ** power
     if step >= warmup_iters:
-        return decay
+        return max(decay, constant_ending)
     progress = step / warmup_iters if warmup_method == "linear" else 0.0
     return decay * (warmup_factor * (1.0 - progress) + progress)
 
@@ -195,5 +197,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_method=solver.WARMUP_METHOD,
+        power=solver.POLY_LR_POWER,
+        constant_ending=solver.POLY_LR_CONSTANT_ENDING,
     )
     return LambdaLR(optimizer, lambda step: multiplier(step))
