@@ -22,7 +22,7 @@ from .. import __version__
 from ..adaptation import NoAdaptation
 from ..errors import UserError
 from ..evaluation.base import StreamingEvaluator
-from ..evaluation.evaluators import build_evaluators
+from ..evaluation.evaluators import build_evaluators, score_frame
 from ..evaluation.protocols import LabelInfo
 from ..evaluation.records import Row, RunDirectory, finite, summarize
 from ..modeling.weights import load_weights, read_checkpoint, weights_hash
@@ -159,15 +159,8 @@ class StreamEvaluation:
         return row
 
     def _scores(self, result: FrameResult, evaluators: Sequence[StreamingEvaluator]) -> Row:
-        records: Row = {}
-        metrics: Row = {}
-        for evaluator in evaluators:
-            record = evaluator.record(result.frame, result.output)
-            if record is not None:
-                records[evaluator.name] = record
-                metrics.update(evaluator.frame_metrics(record))
-        row: Row = {"predict_seconds": result.predict_seconds}
-        return {**row, "records": records, "metrics": metrics} if records else row
+        scores = score_frame(evaluators, result.frame, result.output)
+        return {"predict_seconds": result.predict_seconds, **scores}
 
     def _summary(self, sources: Sequence[FrameSource], complete: bool) -> Row:
         device = self.runner.window.device

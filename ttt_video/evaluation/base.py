@@ -25,7 +25,7 @@ class StreamingEvaluator(DatasetEvaluator):
         name: key of this evaluator's records in a row, one of ``protocols.TASKS``.
         label_key: key of the labels in a frame; frames without it have no record. None: no labels
             are needed.
-        output_keys: keys of a model's output that can be scored, the first that is there is.
+        output_keys: any of these outputs of a model can be scored.
     """
 
     name: ClassVar[str]
@@ -58,10 +58,9 @@ class StreamingEvaluator(DatasetEvaluator):
         """
         if self.label_key is not None and self.label_key not in frame:
             return None
-        key = next((key for key in self.output_keys if key in output), None)
-        if key is not None:
-            return self._record(frame, output[key])
-        if self.required and self.label_key is not None:
+        if any(key in output for key in self.output_keys):
+            return self._record(frame, output)
+        if self.required:
             raise UserError(
                 f"{frame.get('file_name')} is labelled for {self.name}, but the model's outputs "
                 f"are {', '.join(output) or 'none'}: switch the output on "
@@ -70,8 +69,8 @@ class StreamingEvaluator(DatasetEvaluator):
         return None
 
     @abstractmethod
-    def _record(self, frame: Mapping[str, Any], output: Any) -> Record:
-        """:meth:`record` of a labelled frame and the output that is scored."""
+    def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """:meth:`record` of a labelled frame, and an output that can be scored."""
 
     @abstractmethod
     def frame_metrics(self, record: Record) -> dict[str, float | None]:

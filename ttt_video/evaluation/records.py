@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import yaml
 
 from ..errors import UserError
-from .protocols import LabelInfo, Row, ScoredFrame, mean, rules, score
+from .protocols import LabelInfo, Row, ScoredFrame, Scores, mean, rules
 
 
 class RunDirectory:
@@ -133,9 +135,9 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         ``protocols`` (the rule of each metric) and ``seconds`` per frame (mean, percentiles).
     """
     videos: dict[str, int] = {}
-    scored: dict[str, list[ScoredFrame]] = {"adapted": [], "frozen": []}
-    seconds: dict[str, list[float]] = {}
-    losses: list[float] = []
+    scores = {who: Scores(info or LabelInfo()) for who in ("adapted", "frozen")}
+    seconds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+    losses = array("d")
     skipped = 0
     for row in rows:
         video_id = row["video_id"]
@@ -144,15 +146,14 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         if row.get("loss_recon") is not None:
             losses.append(row["loss_recon"])
         for name in ("adapt_seconds", "predict_seconds"):
-            seconds.setdefault(name.removesuffix("_seconds"), []).append(row[name])
-        seconds.setdefault("frame", []).append(row["adapt_seconds"] + row["predict_seconds"])
+            seconds[name.removesuffix("_seconds")].append(row[name])
+        seconds["frame"].append(row["adapt_seconds"] + row["predict_seconds"])
+        if "frozen" in row:
+            seconds["frozen_predict"].append(row["frozen"]["predict_seconds"])
         for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
             if part.get("records"):
-                scored[who].append(ScoredFrame(video_id, row["frame_index"], part["records"]))
-        if "frozen" in row:
-            seconds.setdefault("frozen_predict", []).append(row["frozen"]["predict_seconds"])
-    info = info or LabelInfo()
-    metrics = {who: score(frames, info) for who, frames in scored.items() if frames}
+                scores[who].add(ScoredFrame(video_id, row["frame_index"], part["records"]))
+    metrics = {who: result for who, own in scores.items() if (result := own.result())}
     return {
         "frames": sum(videos.values()),
         "videos": dict(sorted(videos.items())),
@@ -164,6 +165,6 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
     }
 
 
-def _distribution(values: list[float]) -> Row:
+def _distribution(values: array[float]) -> Row:
     percentiles = {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}
     return {"mean": mean(values), **percentiles}

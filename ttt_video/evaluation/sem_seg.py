@@ -38,14 +38,15 @@ def confusion_matrix(
     if predicted.shape != labels.shape:
         raise ValueError(f"prediction {predicted.shape} and labels {labels.shape} differ in shape")
     counted = labels != ignore_label
-    rows = labels[counted].astype(np.int64)
-    columns = predicted[counted].astype(np.int64)
-    for name, values in (("label", rows), ("prediction", columns)):
+    for name, values in (("label", labels[counted]), ("prediction", predicted[counted])):
         if values.size and not (values.min() >= 0 and values.max() < num_classes):
             worst = values.max() if values.max() >= num_classes else values.min()
             raise ValueError(f"{name} {worst} is not a class of 0..{num_classes - 1}")
-    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    # Pixels that do not count fill a row of their own.
+    rows = np.where(counted, labels, num_classes).astype(np.intp)
+    pairs = rows * num_classes + np.where(counted, predicted, 0)
+    counts = np.bincount(pairs.ravel(), minlength=(num_classes + 1) * num_classes)
+    return counts.reshape(-1, num_classes)[:-1]
 
 
 def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:

@@ -1,0 +1,210 @@
+"""Panoptic quality (Kirillov et al. 2019): pure functions of segment maps.
+
+PQ of a class is the sum of the IoUs of matched segments over TP + FP/2 + FN/2; a predicted and a
+labelled segment of one class match when their IoU is above 1/2, which at most one pair can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+Segments = Sequence[Mapping[str, Any]]
+"""detectron2's ``segments_info``: ``id``, ``category_id``, of labels also ``iscrowd``."""
+
+PanopticCounts = Mapping[str, Sequence[Any]]
+"""Class id to (true positives, false positives, false negatives, sum of IoUs), as JSON has it."""
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How many pixels the segments of a prediction and of the labels share.
+
+    predicted, labelled: the P and G segments.
+    shared: (G, P) pixels in labelled segment g and predicted segment p.
+    void: (P,) pixels of p that are not labelled.
+    predicted_area, labelled_area: (P,), (G,) pixels.
+    """
+
+    predicted: Segments
+    labelled: Segments
+    shared: np.ndarray
+    void: np.ndarray
+    predicted_area: np.ndarray
+    labelled_area: np.ndarray
+
+    def with_void(self, category_id: int) -> Overlaps:
+        """The same labels, but segments of one category are void."""
+        keep = np.array([s["category_id"] != category_id for s in self.labelled], dtype=bool)
+        return replace(
+            self,
+            labelled=[s for s, kept in zip(self.labelled, keep, strict=True) if kept],
+            shared=self.shared[keep],
+            void=self.void + self.shared[~keep].sum(0),
+            labelled_area=self.labelled_area[keep],
+        )
+
+
+def measure_overlaps(
+    predicted_map: np.ndarray,
+    predicted: Segments,
+    labelled_map: np.ndarray,
+    labelled: Segments,
+) -> Overlaps:
+    """Overlaps of two segment maps.
+
+    Args:
+        predicted_map, labelled_map: (H, W) integer ids from 0 (none) to 256^3 - 1.
+        predicted, labelled: their segments. Pixels of a labelled segment that is not listed belong
+            to no segment and are not void.
+
+    Raises:
+        ValueError: sizes differ, or the predicted segments are not those of their map.
+    """
+    if predicted_map.shape != labelled_map.shape:
+        raise ValueError(
+            f"prediction {predicted_map.shape} and labels {labelled_map.shape} differ in shape"
+        )
+    predicted = list({s["id"]: s for s in predicted}.values())
+    labelled = list({s["id"]: s for s in labelled}.values())
+    rows, columns = len(labelled) + 2, len(predicted) + 2
+    pairs = _positions(labelled_map, labelled) * columns + _positions(predicted_map, predicted)
+    table = np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
+    predicted_area = table[:, 2:].sum(0)
+    if table[:, 0].any():
+        raise ValueError("the prediction has pixels of segments that its segments_info lacks")
+    if (predicted_area == 0).any():
+        raise ValueError("the prediction's segments_info has segments without a pixel")
+    return Overlaps(
+        predicted, labelled, table[2:, 2:], table[1, 2:], predicted_area, table[2:].sum(1)
+    )
+
+
+def _positions(ids: np.ndarray, segments: Segments) -> np.ndarray:
+    """Each pixel's position: 0 not listed, 1 id 0, 2... the segments."""
+    listed = [s["id"] for s in segments]
+    # Pages that are never touched cost nothing, so a table of all ids is cheaper than sorting.
+    table = np.zeros(max(int(ids.max(initial=0)), *listed, 0) + 1, dtype=np.intp)
+    table[0] = 1
+    table[listed] = np.arange(2, len(listed) + 2)
+    return table[ids]
+
+
+def panoptic_counts(overlaps: Overlaps) -> dict[str, list[float]]:
+    """TP, FP, FN and IoU sums by the standard rules (panopticapi's).
+
+    Void pixels count for no union. Crowd segments are never matched and never missed; unmatched
+    predictions of which more than half is void, or the (last listed) crowd of their class, are
+    not counted as false.
+    """
+    crowd = np.array([bool(s.get("iscrowd", 0)) for s in overlaps.labelled], dtype=bool)
+    matches = _matches(overlaps, overlaps.labelled_area) * ~crowd[:, None]
+    excused = overlaps.void.copy()
+    for g in np.flatnonzero(crowd):
+        own = [p["category_id"] == overlaps.labelled[g]["category_id"] for p in overlaps.predicted]
+        excused[own] = (overlaps.void + overlaps.shared[g])[own]
+    return _count(overlaps, matches, missed=~crowd, excused=excused)
+
+
+def panoptic_counts_release(overlaps: Overlaps, ignore_label: int = 255) -> dict[str, list[float]]:
+    """The same by the rules of the authors' release.
+
+    Crowd segments are ordinary ones. Segments of the unlabelled category are no void: they excuse
+    no prediction and stay in the unions. A segment's area is what the label file states, where it
+    does, and IoUs above 1 match nothing. (The unlabelled category itself has no place in the mean.)
+    """
+    counted = overlaps.labelled_area
+    areas = [s.get("area", n) for s, n in zip(overlaps.labelled, counted, strict=True)]
+    matches = _matches(overlaps, np.array(areas, dtype=float))
+    matches[matches > 1] = 0
+    everything = np.ones(len(overlaps.labelled), dtype=bool)
+    counts = _count(overlaps, matches, missed=everything, excused=overlaps.void)
+    counts.pop(str(ignore_label), None)
+    return counts
+
+
+def _matches(overlaps: Overlaps, labelled_area: np.ndarray) -> np.ndarray:
+    """(G, P) IoUs of pairs of one class that are above 1/2, else 0."""
+    own_area = overlaps.predicted_area - overlaps.void
+    union = own_area[None] + labelled_area[:, None] - overlaps.shared
+    classes = [
+        np.array([s["category_id"] for s in segments], dtype=np.int64)
+        for segments in (overlaps.labelled, overlaps.predicted)
+    ]
+    same = classes[0][:, None] == classes[1][None]
+    ious = np.divide(overlaps.shared, union, out=np.zeros(union.shape), where=union > 0)
+    return np.where(same & (ious > 0.5), ious, 0.0)
+
+
+def _count(
+    overlaps: Overlaps, matches: np.ndarray, *, missed: np.ndarray, excused: np.ndarray
+) -> dict[str, list[float]]:
+    counts: dict[str, list[float]] = {}
+
+    def add(segment: Mapping[str, Any], column: int, value: float = 1) -> None:
+        counts.setdefault(str(segment["category_id"]), [0, 0, 0, 0.0])[column] += value
+
+    for g, segment in enumerate(overlaps.labelled):
+        ious = matches[g][matches[g] > 0].tolist()
+        for iou in ious:
+            add(segment, 0)
+            add(segment, 3, iou)
+        if not ious and missed[g]:
+            add(segment, 2)
+    false = ~(matches > 0).any(0) & (excused / overlaps.predicted_area <= 0.5)
+    for p in np.flatnonzero(false):
+        add(overlaps.predicted[p], 1)
+    return dict(sorted(counts.items(), key=lambda item: int(item[0])))
+
+
+def add_panoptic_counts(many: Iterable[PanopticCounts]) -> dict[str, list[Any]]:
+    """Counts of several frames pooled, sorted by class.
+
+    Sums of IoUs are exact fractions, so that the result is the same in whatever order and groups
+    frames are added; it may be added again.
+    """
+    total: dict[str, list[Any]] = {}
+    for counts in many:
+        for k, (tp, fp, fn, iou) in counts.items():
+            sums = total.setdefault(k, [0, 0, 0, Fraction(0)])
+            for i, value in enumerate((tp, fp, fn, Fraction(iou))):
+                sums[i] += value
+    return dict(sorted(total.items(), key=lambda item: int(item[0])))
+
+
+def class_quality(counts: PanopticCounts) -> dict[int, tuple[float, float, float]]:
+    """(PQ, SQ, RQ) in percent of the classes that are labelled or predicted."""
+    quality = {}
+    for k, (tp, fp, fn, iou) in counts.items():
+        total = tp + fp / 2 + fn / 2
+        if total > 0:
+            sq = 100 * float(iou) / tp if tp else 0.0
+            quality[int(k)] = (100 * float(iou) / total, sq, 100 * tp / total)
+    return quality
+
+
+def panoptic_quality(
+    counts: PanopticCounts, keep: Callable[[int], bool] = lambda _: True
+) -> tuple[float, float, float] | None:
+    """Means over classes of (PQ, SQ, RQ) in percent; None where there is nothing of them.
+
+    Args:
+        counts: of any number of frames.
+        keep: which classes.
+    """
+    values = [value for k, value in class_quality(counts).items() if keep(k)]
+    if not values:
+        return None
+    pq, sq, rq = (math.fsum(column) / len(values) for column in zip(*values, strict=True))
+    return pq, sq, rq
+
+
+def panoptic_quality_release(counts: PanopticCounts) -> float:
+    """PQ of one frame in percent; a frame where there is nothing to count is 0, not left out."""
+    quality = panoptic_quality(counts)
+    return quality[0] if quality else 0.0
