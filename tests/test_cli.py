@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import add_config_arguments, config_dir, find_config, load_config, run_tool
 from ttt_video.errors import UserError
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
-RUNNABLE = [name for name in SHIPPED if "presets" not in name]
+FRAGMENTS = ("presets", "methods", "sweeps")  # merged on top of a config, or no config
+RUNNABLE = [name for name in SHIPPED if name.split("/")[0] not in FRAGMENTS]
+METHODS = [Path(name).stem for name in SHIPPED if name.startswith("methods/")]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -19,6 +24,36 @@ def test_every_shipped_config_merges_and_is_valid(name):
     cfg = load_config(name)
     assert cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT"
     assert cfg.TTT.PRESET == ""
+
+
+@pytest.mark.parametrize("preset", [None, "paper", "release"])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_merge_on_top_of_configs_and_presets(method, preset):
+    cfg = load_config("quick/stream_world.yaml", preset, method=method)
+    assert cfg.TTT.METHOD == method
+    assert cfg == load_config("quick/stream_world.yaml", preset, ["TTT.METHOD", method])
+    plain = load_config("quick/stream_world.yaml", preset)
+    assert {key for key in cfg if cfg[key] != plain[key]} <= {"TTT"}
+
+
+def test_every_method_has_its_fragment():
+    assert set(METHODS) == {name for name, _ in ADAPTER_REGISTRY}
+
+
+def test_a_methods_keys_give_way_to_overrides():
+    cfg = load_config(None, method="implicit_only", opts=["TTT.WINDOW_SIZE", "3"])
+    assert (cfg.TTT.METHOD, cfg.TTT.WINDOW_SIZE) == ("implicit_only", 3)
+    assert load_config(None, method="implicit_only").TTT.WINDOW_SIZE == 1
+
+
+def test_an_ensemble_takes_the_keys_of_the_method_under_it():
+    opts = ["TTT.ENSEMBLE.METHOD", "ttt_mae_no_memory"]
+    cfg = load_config(None, method="temporal_smoothing", opts=opts)
+    assert (cfg.TTT.METHOD, cfg.TTT.WINDOW_SIZE, cfg.TTT.RESET) == (
+        "temporal_smoothing",
+        1,
+        "frame",
+    )
 
 
 @pytest.mark.parametrize("preset", ["paper", "release"])
@@ -120,6 +155,22 @@ def test_a_broken_config_is_one_line(tmp_path, kind):
     assert names.get(kind, "") in str(error.value)
 
 
+UNSAFE = "SEED: !!python/object/apply:eval ['3 + 4']\n"  # as in Mask2Former's own configs
+
+
+def test_yaml_that_runs_code_is_refused_unless_asked_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(UNSAFE)
+    with pytest.raises(UserError, match=r"!!python/object/apply:eval.*--allow-unsafe-yaml"):
+        load_config(str(file))
+    assert load_config(str(file), allow_unsafe_yaml=True).SEED == 7
+    derived = tmp_path / "derived.yaml"
+    derived.write_text("_BASE_: mine.yaml\nTTT:\n  WINDOW_SIZE: 3\n")
+    with pytest.raises(UserError, match="--allow-unsafe-yaml"):
+        load_config(str(derived))
+    assert load_config(str(derived), allow_unsafe_yaml=True).SEED == 7
+
+
 def test_a_file_that_is_no_text(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
@@ -156,6 +207,8 @@ def test_arguments():
     assert (args.config_file, args.preset, args.opts) == ("a.yaml", "paper", ["SEED", "3"])
     assert parser.parse_args(["--config-file", "b.yaml"]).config_file == "b.yaml"
     assert parser.parse_args([]).opts == []
+    assert not args.allow_unsafe_yaml
+    assert parser.parse_args(["--allow-unsafe-yaml"]).allow_unsafe_yaml
     with pytest.raises(SystemExit) as error:
         parser.parse_args(["--preset", "mine"])
     assert error.value.code == 2

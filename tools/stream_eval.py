@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.config_file is None:
         args.config_file = DEFAULT_CONFIG
         print(f"config: {DEFAULT_CONFIG} (no --config given)")
-    cfg = load_config(args.config_file, args.preset, args.opts)
+    cfg = load_config(
+        args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
+    )
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     if args.method is not None:

@@ -16,8 +16,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
-from ttt_video.cli import PRESETS, find_config, load_config, run_tool
+from ttt_video.cli import add_merge_arguments, find_config, load_config, run_tool
 from ttt_video.engine.joint_training import JointTrainer
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import TTTCheckpointer
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="same as --config-file; a bare name is looked up under configs/",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    add_merge_arguments(parser)
     return parser.parse_args()
 
 
@@ -42,7 +43,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise UserError("no config; give --config FILE, such as --config quick/joint_world.yaml")
     args.config_file = str(find_config(args.config_file))
-    cfg = load_config(args.config_file, args.preset, args.opts)
+    cfg = load_config(
+        args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
+    )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU; use cpu")
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
@@ -60,6 +63,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
 def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Runs in every training process."""
     default_setup(cfg, args)
+    # The report of what became of every weight, among other things.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ttt_video")
     if args.eval_only:
         model = JointTrainer.build_model(cfg)
         # Predictions need no decoder g, and must not see random weights of a widened input.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,14 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(
             f"{what} does not merge: a section of keys and values is missing"
         ) from error
+    except yaml.constructor.ConstructorError as error:
+        tag = re.search(r"'tag:yaml.org,2002:(python/\S+)'", str(error))
+        if tag is None:
+            raise UserError(f"{what} does not merge: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{what} has a tag that runs code when it is read, !!{tag[1]}; write its value out, or "
+            "add --allow-unsafe-yaml if you trust the file"
+        ) from error
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} does not merge: {reason}") from error
@@ -75,18 +84,20 @@ def load_config(
     opts: Sequence[str] = (),
     *,
     method: str | None = None,
+    allow_unsafe_yaml: bool = False,
 ) -> CfgNode:
     """Defaults, the file, the preset, the method, KEY VALUE overrides; validated, not frozen.
 
     ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
-    defaults to the GPU where PyTorch finds one, else to the CPU.
+    defaults to the GPU where PyTorch finds one, else to the CPU. A file with ``!!python/`` tags,
+    which run code (some of Mask2Former's have them), is read only if ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
-            cfg.merge_from_file(str(file), allow_unsafe=False)
+            cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
     if preset is not None:
         file = find_config(f"presets/{preset}.yaml")
         with _merging(f"preset {file}"):
@@ -94,9 +105,13 @@ def load_config(
         cfg.TTT.PRESET = preset
     if len(opts) % 2:
         raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
-    method = dict(zip(opts[::2], opts[1::2], strict=True)).get("TTT.METHOD", method)
-    if method is not None:
-        merge_method(cfg, method)
+    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    method = overrides.get("TTT.METHOD", method)
+    selected = method or cfg.TTT.METHOD
+    for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method):  # the one under an ensemble first
+        if name is not None:
+            merge_method(cfg, name)
+    cfg.TTT.METHOD = selected
     with _merging(f"overrides {' '.join(opts)}"):
         cfg.merge_from_list(list(opts))
     validate_config(cfg)
@@ -112,9 +127,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="config file, or the name of one under configs/",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    add_merge_arguments(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last"
+    )
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--preset`` and ``--allow-unsafe-yaml``."""
+    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    parser.add_argument(
+        "--allow-unsafe-yaml",
+        action="store_true",
+        help="let !!python/ tags in the config file run code, as in some of Mask2Former's configs",
     )
 
 

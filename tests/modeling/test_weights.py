@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,16 +205,16 @@ def test_config_buffers_may_be_absent():
     ]
 
 
-def test_another_number_of_classes_is_a_table_and_no_change():
+def test_another_number_of_classes_is_one_line_and_no_change():
     model = Toy(classes=3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
         W.load_weights(model, randomised(Toy(classes=7)), source="coco.pkl")
-    first, *table = str(caught.value).splitlines()
-    assert "coco.pkl do not fit: 3 have another shape" in first
-    assert "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in first
+    assert str(caught.value) == (
+        "the weights in coco.pkl are of 7 classes, the model of 3: set "
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES 7, or TTT.NEW_CLASSES True to train a new class layer"
+    )
     name = "sem_seg_head.predictor.class_embed.weight"
-    assert f"mismatched  {name}: (8, 8) in the file, (4, 8) in the model" in table
     assert same(model.state_dict(), before)
 
     names = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
@@ -342,9 +344,44 @@ def test_checkpointer_errors_are_ours(tmp_path):
         checkpointer.load(str(tmp_path / "gone.pth"))
     path = tmp_path / "w.pth"
     W.write_checkpoint(randomised(Toy(classes=9)), path)
-    with pytest.raises(UserError, match="have another shape"):
+    with pytest.raises(UserError, match="are of 9 classes, the model of 3"):
         checkpointer.resume_or_load(str(path), resume=False)
     assert checkpointer.load("") == {}  # no path: from scratch, as in detectron2
+
+
+def test_checkpointer_starts_new_classes_where_asked(tmp_path):
+    path = tmp_path / "w.pth"
+    given = randomised(Toy(classes=9))
+    W.write_checkpoint(given, path)
+    model = Toy()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    checkpointer = W.TTTCheckpointer(model, str(tmp_path), new_classes=True)
+    checkpointer.resume_or_load(str(path), resume=False)
+    for name, value in model.state_dict().items():
+        is_new = name.startswith(W.CLASS_LAYER)
+        assert torch.equal(value, (before if is_new else given)[name]), name
+    with pytest.raises(UserError, match="are of 9 classes"):  # to evaluate, they must fit
+        checkpointer.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["model_0000001.pth", "last_checkpoint"])
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch, name):
+    """Killed while writing either file: a resume finds the old one, whole."""
+    model = Toy()
+    checkpointer = W.TTTCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000000", iteration=0)
+    real = os.replace
+
+    def killed(part, path):
+        if Path(path).name == name:
+            raise KeyboardInterrupt
+        real(part, path)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model_0000001", iteration=1)
+    again = W.TTTCheckpointer(Toy(), str(tmp_path))
+    assert again.resume_or_load("", resume=True)["iteration"] == 0
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])

@@ -136,7 +136,7 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
     evaluate = [*args, "--eval-only", *opts, "DATASETS.TEST", "('train_net_test_val',)"]
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
     run_here(*evaluate, *weights)
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="are of 19 classes, the model of 20"):
         run_here(*evaluate, *weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 20)
 
 

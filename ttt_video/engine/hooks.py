@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from torch import nn
 
+from ttt_video.files import write_atomically
 from ttt_video.modeling import MaskFormerTTT
 
 logger = logging.getLogger(__name__)
 
 
-class BeforeStep(HookBase):
-    """Makes every step a function of the seed and its number alone, and keeps frozen parts still.
+class FrozenParts(HookBase):
+    """Keeps frozen parts in eval mode: no stochastic depth on features that nothing learns.
 
-    Reseeding replaces saving the generators of all processes: after a resume, masks, stochastic
-    depth and loss points are those of the uninterrupted run. Frozen modules are put into eval
-    mode here because evaluation hooks return the whole model to train mode.
+    Before every step, because evaluation hooks return the whole model to train mode.
     """
 
-    def __init__(self, model: nn.Module, seed: int):
-        self.seed = seed
+    def __init__(self, model: nn.Module):
         self.frozen = [
-            part
-            for part in model.children()
-            if not any(p.requires_grad for p in part.parameters(recurse=True))
+            part for part in model.children() if not any(p.requires_grad for p in part.parameters())
         ]
 
     def before_step(self) -> None:
         """Called by the trainer."""
-        entropy = [self.seed, self.trainer.iter, comm.get_rank()]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         for module in self.frozen:
             module.eval()
 
@@ -77,12 +68,10 @@ class KeepBest(HookBase):
         if not value > self.best:
             return
         self.best = float(value)
-        # Renamed into place, so that a killed run leaves the old file or the new one.
-        partial = self.weights.with_suffix(".partial")
-        torch.save({"model": self.model.state_dict()}, partial)
-        os.replace(partial, self.weights)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        self.record.write_text(json.dumps(record) + "\n")
+        content = {"model": self.model.state_dict()}
+        write_atomically(self.weights, lambda part: torch.save(content, part))
+        write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
         logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
 
     after_train = after_step  # the last evaluation runs after the last step

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -31,10 +32,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ttt_video.data.loader import TrainingLoader, TrainingStream
 from ttt_video.data.mapper import JointDatasetMapper
-from ttt_video.engine.hooks import BeforeStep, KeepBest, ReconstructionPictures
+from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
 from ttt_video.errors import UserError
-from ttt_video.modeling import MaskFormerTTT
 from ttt_video.modeling.weights import TTTCheckpointer
 
 # Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
@@ -43,26 +43,36 @@ _HEADLINE = {
     "cityscapes_sem_seg": "sem_seg/mIoU",
     "video_sem_seg": "sem_seg/mIoU",
     "coco": "segm/AP",
+    "video_instance": "segm/AP",
     "coco_panoptic_seg": "panoptic_seg/PQ",
 }
 
 
-def amp_dtype(device: torch.device) -> torch.dtype:
-    """Mixed precision of a device: bfloat16 where it is native, else float16."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return torch.float16
-    return torch.bfloat16
+def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The type that ``SOLVER.AMP.PRECISION`` means on a device: "auto" is bfloat16 where native."""
+    if precision == "auto":
+        old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+        precision = "fp16" if old else "bf16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 class TrainStep(SimpleTrainer):
-    """One optimizer step on one batch, on any device, with optional mixed precision.
+    """One optimizer step on one batch, on any device, in micro-batches, with mixed precision.
+
+    The gradient is that of the loss of the whole batch, whatever number of micro-batches and
+    processes compute it, for images of one size (others are padded to the largest beside them).
+    Random numbers are a function of the seed, the step and the place of the micro-batch in the
+    batch. So processes change nothing but the order of summation: two that share a batch compute
+    what one does in micro-batches of the same size. A resumed run needs no generator's state.
 
     detectron2's ``AMPTrainer`` is not used because it refuses to run without CUDA.
 
     Args:
-        model: returns a dict of losses.
+        model: returns a dict of losses; if it has ``loss_normalizers``, they are passed to it.
         data_loader: batches.
         optimizer: over the model's parameters.
+        micro_batch_size: images per forward and backward, which divides a batch; 0 = all.
+        seed: of everything drawn in a step.
         dtype: autocast precision, or None for full precision; float16 scales the loss.
     """
 
@@ -72,9 +82,13 @@ class TrainStep(SimpleTrainer):
         data_loader: TrainingLoader,
         optimizer: torch.optim.Optimizer,
         *,
+        micro_batch_size: int = 0,
+        seed: int = 0,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
         self.device_type = next(model.parameters()).device.type
         self.dtype = dtype
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
@@ -86,16 +100,41 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()
-        with torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext():
-            losses = self.model(batch)
-        self.scaler.scale(sum(losses.values())).backward()
+        losses = self.accumulate_gradients(batch)
         self.after_backward()
         # One transfer for all losses: waiting for thirty scalars one by one costs as many syncs.
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
+        values = torch.stack(list(losses.values())).cpu()
         self._write_metrics(dict(zip(losses, values, strict=True)), data_time)
         self.scaler.unscale_(self.optimizer)  # before the optimizer clips
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def accumulate_gradients(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Adds the (scaled) gradient of a batch's loss to the parameters; returns the losses."""
+        size = self.micro_batch_size or len(batch)
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        bare = bare_model(self.model)
+        extra = {}
+        if hasattr(bare, "loss_normalizers"):
+            extra["normalizers"] = bare.loss_normalizers(batch, len(parts))
+        sums: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(parts):
+            place = comm.get_rank() * len(parts) + i
+            entropy = np.random.SeedSequence([self.seed, self.iter, place])
+            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            with self._gradients_shared(after=i == len(parts) - 1):
+                with torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext():
+                    losses = self.model(part, **extra)
+                self.scaler.scale(sum(losses.values()) / len(parts)).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(parts)
+        return sums
+
+    def _gradients_shared(self, after: bool) -> AbstractContextManager[None]:
+        """Among processes, after this backward or a later one."""
+        if after or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer and the loss scale."""
@@ -105,6 +144,11 @@ class TrainStep(SimpleTrainer):
         """Restores :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.scaler.load_state_dict(state_dict["scaler"])
+
+
+def bare_model(model: nn.Module) -> Any:
+    """The model without its wrapper for data parallelism."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class JointTrainer(DefaultTrainer):
@@ -132,19 +176,21 @@ class JointTrainer(DefaultTrainer):
             create_ddp_model(model, broadcast_buffers=False, **ids),
             data_loader,
             optimizer,
-            dtype=amp_dtype(device) if cfg.SOLVER.AMP.ENABLED else None,
+            micro_batch_size=cfg.SOLVER.MICRO_BATCH_SIZE,
+            seed=self.seed,
+            dtype=amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = TTTCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = TTTCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            new_classes=cfg.TTT.NEW_CLASSES,
+            init_recon_from_main=cfg.TTT.RECON.INIT_FROM_MAIN,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.register_hooks([BeforeStep(model, self.seed), *self.build_hooks()])
-
-    @property
-    def bare_model(self) -> MaskFormerTTT:
-        """The model without its wrapper for data parallelism."""
-        model = self.model
-        return model.module if isinstance(model, DistributedDataParallel) else model
+        self.register_hooks([FrozenParts(model), *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As detectron2's, and the data go on where the checkpoint left them."""
@@ -154,20 +200,19 @@ class JointTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, the best checkpoint, and the reconstruction pictures."""
         built = super().build_hooks()
-        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
-        if comm.is_main_process() and period > 0:
-            writer = built.pop()  # stays last, so that it writes what the others record
-            if cfg.DATASETS.TEST:
-                metric = headline_metric(cfg.DATASETS.TEST)
-                built.append(KeepBest(self.bare_model, cfg.OUTPUT_DIR, metric))
-            if cfg.TTT.JOINT == "joint":
-                stream = self.data_loader.stream
-                images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
-                built.append(
-                    ReconstructionPictures(self.bare_model, images, period, cfg.INPUT.FORMAT)
-                )
-            built.append(writer)
-        return built
+        if not comm.is_main_process():
+            return built
+        cfg, model = self.cfg, bare_model(self.model)
+        writer = built.pop()  # stays last, so that it writes what the others record
+        if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
+            built.append(KeepBest(model, cfg.OUTPUT_DIR, headline_metric(cfg.DATASETS.TEST)))
+        period = cfg.TTT.RECON.PICTURE_PERIOD
+        period = cfg.TEST.EVAL_PERIOD if period < 0 else period
+        if period > 0 and cfg.TTT.JOINT == "joint":
+            stream = self.data_loader.stream
+            images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
+            built.append(ReconstructionPictures(model, images, period, cfg.INPUT.FORMAT))
+        return [*built, writer]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -187,13 +232,19 @@ class JointTrainer(DefaultTrainer):
 
         Raises:
             UserError: a data set is unknown, missing or empty, or the batch does not divide
-                among the processes.
+                among the processes and into their micro-batches.
         """
         world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if total < 1 or total % world_size:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH is {total}; it must be a multiple of the {world_size} "
                 "training process(es)"
+            )
+        micro = cfg.SOLVER.MICRO_BATCH_SIZE
+        if micro and total // world_size % micro:
+            raise UserError(
+                f"SOLVER.MICRO_BATCH_SIZE is {micro}; it must divide the {total // world_size} "
+                "image(s) of each process in SOLVER.IMS_PER_BATCH"
             )
         records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         return TrainingLoader(
@@ -223,7 +274,7 @@ class JointTrainer(DefaultTrainer):
             output_dir=output_dir,
             use_fast_impl=False,  # the fast one needs detectron2's compiled part
         )
-        if kind == "coco":
+        if _HEADLINE[kind] == "segm/AP":
             return segm
         evaluators = [COCOPanopticEvaluator(dataset_name, output_dir)]
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file"):
@@ -232,7 +283,7 @@ class JointTrainer(DefaultTrainer):
 
 
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """The records of all named data sets.
+    """The records of all named data sets, in the same order on every machine.
 
     Raises:
         UserError: no name is given, or a data set is unknown, missing on disk or empty.
@@ -246,13 +297,17 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
                 + ", ".join(sorted(DatasetCatalog.list()))
             )
     try:
-        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+        records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
     except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"data set {', '.join(names)} cannot be loaded ({reason}); put it under "
             "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
         ) from error
+    # detectron2's loader of Cityscapes lists folders in the order of the file system.
+    if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
+        records.sort(key=lambda record: record["file_name"])
+    return records
 
 
 def evaluator_type(dataset_name: str) -> str:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import write_atomically
 from ._unpickle import RefusedContent, safe_unpickle
 
 CheckpointFormat = Literal["safetensors", "torch", "pickle"]
@@ -147,21 +148,23 @@ def write_checkpoint(
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
         raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            if path.suffix == ".safetensors":
-                file.write(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
-            elif path.suffix == ".pth":
-                torch.save({"model": tensors}, file)
-            else:
-                content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
-                pickle.dump(content, file, protocol=4)
-        os.replace(temporary, path)
+        write_atomically(path, lambda part: _write(tensors, part, path.suffix, metadata))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _write(
+    tensors: dict[str, Tensor], path: Path, suffix: str, metadata: Mapping[str, str] | None
+) -> None:
+    with open(path, "wb") as file:
+        if suffix == ".safetensors":
+            file.write(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
+        elif suffix == ".pth":
+            torch.save({"model": tensors}, file)
+        else:
+            content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
+            pickle.dump(content, file, protocol=4)
 
 
 def save_safetensors(

@@ -248,8 +248,8 @@ class MaskFormerTTT(nn.Module):
         With them, the mean of the passes' losses is the loss of the batch in one piece.
         """
         counts = [count_masks(x, self.sem_seg_head.ignore_value) for x in batched_inputs]
-        num_queries = self.sem_seg_head.predictor.query_feat.num_embeddings
-        return self.criterion.normalizers(counts, num_queries, parts)
+        predictor: Any = self.sem_seg_head.predictor
+        return self.criterion.normalizers(counts, predictor.query_feat.num_embeddings, parts)
 
     def main_losses(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import write_atomically
 from ._weight_files import (
     checkpoint_format,
     input_convolution,
@@ -31,6 +33,7 @@ from ._weight_files import (
 )
 
 __all__ = [
+    "CLASS_LAYER",
     "EVERYTHING",
     "LoadReport",
     "ShapeDifference",
@@ -49,6 +52,11 @@ logger = logging.getLogger(__name__)
 
 EVERYTHING = ("",)
 """As prefixes of allowed names: every name."""
+
+_CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
+
+CLASS_LAYER = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
+"""Prefixes of the weights whose shape follows from the number of classes."""
 
 # Entries that follow from the configuration: neither missing nor left over when only one side has
 # them. Older Swin checkpoints keep attention masks, older detectron2 models the pixel statistics.
@@ -141,8 +149,8 @@ class LoadReport:
             allow_mismatched: prefixes of names whose shape may differ (kept at initialisation).
 
         Raises:
-            UserError: what does not fit in the first line, then the table. Also when nothing at
-                all was loaded, whatever is allowed.
+            UserError: what does not fit, in one line; the table is logged before. Also when
+                nothing at all was loaded, whatever is allowed.
         """
         problems = []
         mismatched = _beyond([m.name for m in self.mismatched], allow_mismatched)
@@ -159,12 +167,18 @@ class LoadReport:
                 problems.append(f"{len(unexpected)} {text}")
         if not problems:
             return
-        hint = "use the config the weights were trained with"
-        if any(".class_embed." in name for name in mismatched):
-            hint = "another number of classes? set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the file's"
+        classes = next((m for m in self.mismatched if m.name.endswith(_CLASS_WEIGHT)), None)
+        if mismatched and classes is not None and not _beyond(mismatched, CLASS_LAYER):
+            theirs, ours = classes.file_shape[0] - 1, classes.model_shape[0] - 1
+            raise UserError(
+                f"the weights in {self.source} are of {theirs} classes, the model of {ours}: set "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {theirs}, or TTT.NEW_CLASSES True to train a new "
+                "class layer"
+            )
+        logger.warning("%s", self.table())
         raise UserError(
-            f"the weights in {self.source} do not fit: {', '.join(problems)}; {hint}\n"
-            + self.table()
+            f"the weights in {self.source} do not fit: {', '.join(problems)}; use the config the "
+            "weights were trained with"
         )
 
 
@@ -312,11 +326,13 @@ class TTTCheckpointer(DetectionCheckpointer):
     :meth:`load` takes what it saved itself or a checkpoint to evaluate: the weights have to cover
     the model and nothing more, but for what the arguments allow. :meth:`resume_or_load` loads a
     run's own checkpoint under the same rules, and else a *starting point*, which may lack parts
-    of the model and may have others. Shapes that differ are an error in both.
+    of the model and may have others. Shapes that differ are an error in both. A killed process
+    leaves whole files: the checkpoint before, or the new one.
 
     Args:
         model: the model to load into and to save.
         save_dir: where checkpoints are written.
+        new_classes: whether a starting point may be of another number of classes.
         allow_new, allow_unused, allow_mismatched, extra_channels, init_recon_from_main: as in
             :func:`load_weights`.
         checkpointables: further objects to save and load, as in detectron2.
@@ -327,6 +343,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
+        new_classes: bool = False,
         allow_new: Sequence[str] = (),
         allow_unused: Sequence[str] = (),
         allow_mismatched: Sequence[str] = (),
@@ -335,6 +352,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
+        self._new_classes = new_classes
         self._options: dict[str, Any] = {
             "allow_new": allow_new,
             "allow_unused": allow_unused,
@@ -365,10 +383,28 @@ class TTTCheckpointer(DetectionCheckpointer):
             return self.load(self.get_checkpoint_file())
         strict = self._options
         self._options = {**strict, "allow_new": EVERYTHING, "allow_unused": EVERYTHING}
+        if self._new_classes:
+            self._options["allow_mismatched"] = (*strict["allow_mismatched"], *CLASS_LAYER)
         try:
             return self.load(path, checkpointables=[])
         finally:
             self._options = strict
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model, the checkpointables and ``kwargs`` in ``<name>.pth``, as detectron2."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict(), **kwargs}
+        content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        write_atomically(path, lambda part: torch.save(content, part))
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which checkpoint a resume starts from."""
+        note = Path(self.save_dir) / "last_checkpoint"
+        write_atomically(note, lambda part: part.write_text(last_filename_basename))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_file(filename)
