@@ -1,0 +1,270 @@
+"""Sweeps: a grid of methods, settings, videos and seeds as runs of ``tools/stream_eval.py``.
+
+A cell of the grid is one such run in a folder of its own. It is finished when its ``summary.json``
+says so, so a sweep that is started again runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+SWEEP_KEYS = (
+    "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
+    "baseline", "figures",
+)  # fmt: skip
+ROW_KEYS = ("method", "config", "preset", "weights", "settings")
+SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
+SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
+FIGURES = ("curve", "bars", "gain_against_time")
+WORLD_DATASETS = {
+    "kitti_step": "kitti_step_video_sem_seg_val",
+    "coco_videos": "coco_videos_panoptic_all",
+}
+"""Layouts of ``tools/make_world.py`` and the data set that their videos are, unless one is named"""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run.
+
+    Attributes:
+        row: its line of the table: the row's name and those of its settings that vary.
+        name: the row's name alone.
+        method: ``--method``.
+        settings: all settings of the grid, by key.
+        source: name of the videos.
+        seed: ``SEED``.
+        arguments: flags of ``tools/stream_eval.py``, all but ``--output`` and ``--resume``.
+        environment: variables to set.
+        folder: of the run.
+    """
+
+    row: str
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    source: str
+    seed: int
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.row} / {self.source} / seed {self.seed}"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run found; None unless it is finished."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return summary if summary.get("complete") else None
+
+
+@dataclass(frozen=True)
+class WorldVideos:
+    """Videos to render before the cells that need them: ``tools/make_world.py``'s flags."""
+
+    arguments: tuple[str, ...]
+    folder: Path
+
+
+@dataclass
+class Sweep:
+    """A sweep file, read: what to render, what to run, what to draw.
+
+    Attributes:
+        cells: in the order of the table.
+        worlds: rendered first.
+        baseline: name of the row that gains are counted from; None without a frozen row.
+        figures: kind of figure to its setting's key (``curve``) or True.
+    """
+
+    cells: list[Cell]
+    worlds: list[WorldVideos] = field(default_factory=list)
+    baseline: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def read_sweep(
+    path: Path,
+    output: Path,
+    *,
+    overrides: Iterable[str] = (),
+    replace: Mapping[str, Any] | None = None,
+) -> Sweep:
+    """Reads a sweep file (docs/sweep.md) into cells below ``output``.
+
+    Args:
+        path: YAML.
+        output: folder of the sweep.
+        overrides: KEY VALUE pairs for every cell, after the grid's.
+        replace: top-level entries that stand for those of the file.
+
+    Raises:
+        UserError: a mistake in the file, with its place.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"sweep {path} is no YAML: {' '.join(str(error).split())}") from error
+    spec = _section(content, f"sweep {path}", SWEEP_KEYS)
+    spec = {**spec, **(replace or {})}
+    rows = _named_sections(spec, "rows", ROW_KEYS)
+    sources = _named_sections(spec, "sources", SOURCE_KEYS)
+    sweep = Sweep([], figures=_figures(spec.get("figures") or {}))
+    opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
+    shared = _grid(spec.get("settings"), "settings")
+    seeds = spec.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
+        raise UserError(f"seeds is {seeds!r}; give a list of integers")
+    for name, row in rows.items():
+        axes = {**shared, **_grid(row.get("settings"), f"rows.{name}.settings")}
+        for settings in _combinations(axes):
+            varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
+            label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
+            for (source, (flags, environment)), seed in itertools.product(opened.items(), seeds):
+                arguments = _arguments(spec, row, sources[source], flags, name, settings, seed)
+                sweep.cells.append(
+                    Cell(
+                        row=label,
+                        name=name,
+                        method=row.get("method", name),
+                        settings=settings,
+                        source=source,
+                        seed=seed,
+                        arguments=(*arguments, *overrides),
+                        environment=environment,
+                        folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
+                    )
+                )
+    if len({cell.folder for cell in sweep.cells}) < len(sweep.cells):
+        raise UserError(f"sweep {path}: two rows, sources or seeds have the same name")
+    sweep.baseline = _baseline(spec.get("baseline"), sweep.cells)
+    return sweep
+
+
+def _section(value: Any, where: str, keys: Iterable[str]) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {value!r}; it must be a mapping of {', '.join(keys)}")
+    for key in value:
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), list(keys), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}"
+            raise UserError(f"{where}: no entry {key!r}; {hint}")
+    return value
+
+
+def _named_sections(
+    spec: Mapping[str, Any], name: str, keys: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    sections = spec.get(name)
+    if not isinstance(sections, dict) or not sections:
+        raise UserError(f"{name} is {sections!r}; it must map at least one name to its entries")
+    return {str(k): _section(v, f"{name}.{k}", keys) for k, v in sections.items()}
+
+
+def _grid(settings: Any, where: str) -> dict[str, list[Any]]:
+    """Values to try by key; a list is an axis, anything else is one value."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{where} is {settings!r}; it must map config keys to values")
+    axes = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
+    for key, values in axes.items():
+        if not values:
+            raise UserError(f"{where}.{key} is an empty list; give at least one value")
+    return axes
+
+
+def _combinations(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _source(
+    name: str, source: Mapping[str, Any], output: Path, sweep: Sweep
+) -> tuple[list[str], dict[str, str]]:
+    """Flags and environment for a source; a world's videos are noted to be rendered."""
+    where = f"sources.{name}"
+    kinds = [kind for kind in SOURCE_KINDS if kind in source]
+    if "world" not in source:
+        if len(kinds) != 1:
+            raise UserError(f"{where} needs exactly one of {', '.join(SOURCE_KINDS)}")
+        return [f"--{kinds[0]}", str(source[kinds[0]])], {}
+    world = source["world"]
+    if not isinstance(world, dict) or set(kinds) - {"world", "dataset"}:
+        raise UserError(f"{where} is a world: give flags of tools/make_world.py, and no video")
+    layout = world.get("layout", "kitti_step")
+    if layout not in WORLD_DATASETS:
+        raise UserError(f"{where}: layout {layout!r}; choose from {', '.join(WORLD_DATASETS)}")
+    root = output / "videos" / _safe(name)
+    flags: list[str] = []
+    for key, value in world.items():
+        if value is True:
+            flags.append(f"--{key}")
+        elif value is not False:
+            flags += [f"--{key}", str(value)]
+    sweep.worlds.append(WorldVideos(tuple(flags), root / layout))
+    dataset = source.get("dataset", WORLD_DATASETS[layout])
+    return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}
+
+
+def _arguments(
+    spec: Mapping[str, Any],
+    row: Mapping[str, Any],
+    source: Mapping[str, Any],
+    source_flags: list[str],
+    name: str,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> list[str]:
+    """The tool's flags; what a row says goes before its source, and that before the sweep."""
+    arguments = list(source_flags)
+    for flag in ("config", "preset", "weights"):
+        value = row.get(flag, source.get(flag, spec.get(flag)))
+        if value is not None:
+            arguments += [f"--{flag}", str(value)]
+    arguments += ["--method", row.get("method", name), "--no-video"]
+    if spec.get("frames") is not None:
+        arguments += ["--max-frames", str(spec["frames"])]
+    if spec.get("compare"):
+        arguments.append("--compare")
+    own = _grid(source.get("settings"), "settings of a source")
+    if any(len(values) > 1 for values in own.values()):
+        raise UserError("settings of a source are single values, not axes of the grid")
+    for key, value in {**{k: v[0] for k, v in own.items()}, **settings, "SEED": seed}.items():
+        arguments += [key, str(value)]
+    return arguments
+
+
+def _figures(figures: Any) -> dict[str, Any]:
+    figures = _section(figures, "figures", FIGURES)
+    if not isinstance(figures.get("curve", ""), str):
+        raise UserError(f"figures.curve is {figures['curve']!r}; name the setting on its x axis")
+    return {kind: value for kind, value in figures.items() if value}
+
+
+def _baseline(name: str | None, cells: list[Cell]) -> str | None:
+    names = dict.fromkeys(cell.name for cell in cells)
+    if name is not None and name not in names:
+        raise UserError(f"baseline {name!r} is no row; choose from {', '.join(names)}")
+    frozen = (cell.name for cell in cells if cell.method == "none")
+    return name or next(frozen, None)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)

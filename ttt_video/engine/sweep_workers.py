@@ -1,0 +1,195 @@
+"""Running the cells of a sweep: in processes of this machine, or as jobs of a Slurm cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..files import write_atomically
+from .sweep import Cell, WorldVideos
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def default_workers() -> int:
+    """One process per GPU where there are any, else one per core that this process may use."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def threads_per_worker(workers: int) -> int:
+    """The cores shared out evenly, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def run_cell(cell: Cell, tools: Path, environment: Mapping[str, str]) -> str | None:
+    """Runs one cell, or goes on with it; its output goes to ``log.txt`` in its folder.
+
+    Args:
+        cell: not finished yet.
+        tools: the folder of ``stream_eval.py``.
+        environment: variables to set besides the cell's own.
+
+    Returns:
+        None, or why it failed, in one line.
+    """
+    if _read_note(cell) is None and cell.summary() is None:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_note(cell), indent=1) + "\n"
+        write_atomically(cell.folder / "cell.json", lambda part: part.write_text(text, "utf-8"))
+    if _read_note(cell) != _note(cell):
+        return f"{cell.folder} holds a run of other settings; choose another --output"
+    flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
+    command = [sys.executable, str(tools / "stream_eval.py"), *flags]
+    reason = _run(command, cell.folder / "log.txt", {**environment, **cell.environment})
+    if reason is None and cell.summary() is None:
+        return f"no complete summary.json in {cell.folder}"
+    return reason
+
+
+def finished(cell: Cell) -> bool:
+    """Whether the cell's run is on disk, complete and made with the same settings."""
+    return cell.summary() is not None and _read_note(cell) == _note(cell)
+
+
+def _note(cell: Cell) -> dict[str, Any]:
+    """What ``cell.json`` says of a folder: two cells with the same note give the same rows."""
+    return {"arguments": list(cell.arguments), "environment": dict(cell.environment)}
+
+
+def _read_note(cell: Cell) -> Any:
+    try:
+        return json.loads((cell.folder / "cell.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> str | None:
+    with log.open("a", encoding="utf-8") as file:
+        start = file.tell()
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )
+    if done.returncode == 0:
+        return None
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file.read().splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["no output"])[-1].removeprefix("error: ")
+    return f"{last} (exit code {done.returncode}, see {log})"
+
+
+def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> None:
+    """Renders the videos that are missing.
+
+    Raises:
+        UserError: a world cannot be rendered; the cells that need it could not run either.
+    """
+
+    def render(world: WorldVideos) -> str | None:
+        world.folder.parent.mkdir(parents=True, exist_ok=True)
+        flags = [*world.arguments, "--output", str(world.folder)]
+        command = [sys.executable, str(tools / "make_world.py"), *flags]
+        log = world.folder.parent / "log.txt"
+        return _run(command, log, dict.fromkeys(_THREAD_VARIABLES, "1"))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for reason in pool.map(render, worlds):
+            if reason is not None:
+                raise UserError(f"world videos: {reason}")
+
+
+def run_local(
+    cells: Sequence[Cell], tools: Path, *, workers: int, threads: int
+) -> Iterator[tuple[Cell, str | None]]:
+    """Runs cells in processes of their own, ``workers`` at a time.
+
+    Args:
+        cells: not finished yet.
+        tools: the folder of ``stream_eval.py``.
+        workers: processes at a time.
+        threads: of each process. The GPUs that there are, are dealt out to the processes.
+
+    Yields:
+        Cells as they end, with the reason if they failed.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(workers):
+        slots.put(slot)
+
+    def run(cell: Cell) -> str | None:
+        slot = slots.get()
+        environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        if len(gpus) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        try:
+            return run_cell(cell, tools, environment)
+        finally:
+            slots.put(slot)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(run, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:  # after Ctrl-C, which the running processes got too, no further ones start
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_cluster(
+    cells: Sequence[Cell],
+    tools: Path,
+    logs: Path,
+    *,
+    workers: int,
+    parameters: Mapping[str, Any],
+    cluster: str = "slurm",
+) -> Iterator[tuple[Cell, str | None]]:
+    """Runs cells as one array of jobs through submitit; see :func:`run_local`.
+
+    Args:
+        cells, tools: as there.
+        logs: folder for the jobs' own output, seen by all machines, as every path must be.
+        workers: jobs at a time.
+        parameters: of submitit's ``AutoExecutor.update_parameters``, such as ``timeout_min``.
+        cluster: "slurm", or "local" to try it out: all jobs at once on this machine.
+
+    Raises:
+        UserError: submitit or Slurm is missing, or a parameter is unknown.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--slurm needs submitit: pip install submitit") from error
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("--slurm: no sbatch here; run this on a machine of the cluster")
+    threads = str(parameters.get("cpus_per_task", 1))
+    executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    try:
+        executor.update_parameters(name="ttt_video", slurm_array_parallelism=workers, **parameters)
+    except (NameError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
+    environment = dict.fromkeys(_THREAD_VARIABLES, threads)
+    with executor.batch():
+        jobs = [executor.submit(run_cell, cell, tools, environment) for cell in cells]
+    cell_of = dict(zip((job.job_id for job in jobs), cells, strict=True))
+    for job in submitit.helpers.as_completed(jobs, poll_frequency=1 if cluster == "local" else 10):
+        reason: str | None = None
+        try:
+            reason = job.result()
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as e:
+            reason = f"job {job.job_id}: {str(e).strip().splitlines()[-1]}"
+        yield cell_of[job.job_id], reason
