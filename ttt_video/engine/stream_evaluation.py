@@ -134,8 +134,9 @@ class StreamEvaluation:
             for frame in islice(source, max_frames):
                 result = self.runner.step(frame)
                 frozen = None if self.frozen is None else self._predict_frozen(frame)
+                row = self._row(result, frozen)  # evaluators see every frame that is run
                 if not self.run.has(video_id, frame["frame_index"]):
-                    self.run.append(self._row(result, frozen))
+                    self.run.append(row)
                 for observer in self.observers:
                     observer(result, frozen)
                 if "loss_recon" in result.record:
