@@ -1,14 +1,12 @@
-"""Picture grids and curves, read back with Pillow."""
+"""Picture grids, read back with Pillow."""
 
 from __future__ import annotations
-
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ttt_video.visualization.grid import picture_grid, plot_curves
+from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import BACKGROUND, caption
 
 
@@ -46,37 +44,3 @@ def test_grid_of_nothing_is_an_error(tmp_path):
 def test_grid_into_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         picture_grid([{"a": flat(0, 4, 4)}], tmp_path / "nowhere" / "grid.png")
-
-
-def test_curves_are_drawn(tmp_path):
-    plot_curves({"frozen": [1.0] * 40}, tmp_path / "one.png", "Loss", "loss")
-    plot_curves(
-        {"frozen": [1.0] * 40, "adapted": [1.0 - i / 80 for i in range(40)]},
-        tmp_path / "two.png",
-        "Loss",
-        "loss",
-    )
-    one, two = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png"))
-    assert one.shape == two.shape
-
-    def colored(image: np.ndarray) -> int:
-        return int((np.ptp(image[:, :, :3].astype(int), axis=2) > 60).sum())
-
-    assert colored(one) > 500
-    assert colored(two) > 1.5 * colored(one)
-
-
-@pytest.mark.parametrize(
-    "series",
-    [{}, {"empty": []}, {"one": [0.5]}, {"gaps": [1.0, float("nan"), float("inf"), 2.0]}],
-)
-def test_curves_of_hardly_anything(tmp_path, series):
-    plot_curves(series, tmp_path / "curve.svg", "title", "loss")
-    assert "</svg>" in (tmp_path / "curve.svg").read_text()
-
-
-def test_curves_do_not_go_through_pyplot(tmp_path, monkeypatch):
-    # pyplot would pick a display's backend and keep every figure alive.
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    plot_curves({"a": [1.0, 2.0]}, tmp_path / "a.png", "title", "loss")
-    assert (tmp_path / "a.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Still pictures of a run: a grid of images with titles, and curves."""
+"""Still pictures of a run: a grid of images with titles."""
 
 from __future__ import annotations
 
@@ -59,35 +59,3 @@ def _pad(picture: np.ndarray | None, height: int, width: int) -> np.ndarray:
     if picture is not None:
         cell[: len(picture)] = picture
     return cell
-
-
-def plot_curves(
-    series: Mapping[str, Sequence[float]],
-    path: str | os.PathLike[str],
-    title: str,
-    ylabel: str,
-    *,
-    xlabel: str = "frame",
-) -> None:
-    """Writes a line plot: one line per name over 0, 1, 2, ...; NaN leaves a gap.
-
-    Args:
-        series: values by line name.
-        path: where to write; the suffix (``.png``, ``.svg``, ``.pdf``) gives the file type.
-        title: heading of the plot.
-        ylabel: what the values are, with their unit.
-        xlabel: what the positions are.
-    """
-    from matplotlib.figure import Figure  # no pyplot: no display, no global state
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, values in series.items():
-        # A line of one point would be invisible.
-        axes.plot(values, label=name, linewidth=1.5, marker="o" if len(values) == 1 else None)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)

@@ -1,0 +1,75 @@
+"""Curves over frames, readable without colour vision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Okabe and Ito (2008), "Color Universal Design", without yellow, which is hard to see on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FROZEN_COLOR = "#7F7F7F"  # of the line called "frozen", in every picture
+
+
+def rolling_mean(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean over the ``width`` positions around each, fewer at both ends; NaN does not count.
+
+    An even width takes one position more before than after. All NaN gives NaN.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(array)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, array, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    positions = np.arange(len(array))
+    first = np.maximum(positions - width // 2, 0)
+    last = np.minimum(positions + (width + 1) // 2, len(array))
+    number = counts[last] - counts[first]
+    return np.divide(
+        sums[last] - sums[first], number, out=np.full(len(array), np.nan), where=number > 0
+    )
+
+
+def plot_curves(
+    series: Mapping[str, Sequence[float]],
+    path: str | os.PathLike[str],
+    title: str,
+    ylabel: str,
+    *,
+    xlabel: str = "frame",
+    x: Sequence[float] | None = None,
+    rolling: int = 1,
+) -> None:
+    """Writes a line plot: one line per name; NaN leaves a gap.
+
+    Args:
+        series: values by line name.
+        path: where to write; the suffix (``.png``, ``.svg``, ``.pdf``) gives the file type.
+        title: heading of the plot.
+        ylabel: what the values are, with their unit.
+        xlabel: what the positions are.
+        x: the positions of all lines; None is 0, 1, 2, ...
+        rolling: above 1, the values are drawn thin and pale, and their :func:`rolling_mean` of this
+            width on top.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    colors = iter(PALETTE * (1 + len(series) // len(PALETTE)))
+    for name, values in series.items():
+        positions = range(len(values)) if x is None else x
+        color = FROZEN_COLOR if name == "frozen" else next(colors)
+        # A line of one point would be invisible.
+        marker = "o" if len(values) == 1 else None
+        if rolling > 1 and len(values) > 1:
+            axes.plot(positions, values, color=color, linewidth=0.6, alpha=0.35)
+            values = rolling_mean(values, rolling).tolist()
+        axes.plot(positions, values, color=color, label=name, linewidth=1.6, marker=marker)
+    mean_of = f", mean of {rolling} frames" if rolling > 1 else ""
+    axes.set(title=title, xlabel=f"{xlabel}{mean_of}", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
