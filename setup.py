@@ -54,6 +54,9 @@ setup(
         # installed torch: pip install --no-build-isolation 'torch-ms-deform-attn==0.1.1'
         # (with FORCE_CPU=1 where there is no CUDA toolkit).
         "fast": ["torch-ms-deform-attn==0.1.1"],
+        # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
+        # a second OpenCV: pip install --no-deps 'imagecorruptions-imaug==1.1.5'
+        "corruptions": ["numba>=0.57", "scikit-image>=0.20"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hypothesis>=6.100",

@@ -22,7 +22,8 @@ from ttt_video.data.sources import FrameTransform, open_dataset
 from ttt_video.engine.stream import FrameResult
 from ttt_video.engine.stream_evaluation import OverlayVideos, StreamEvaluation, load_source_model
 from ttt_video.evaluation.records import Row, RunDirectory
-from ttt_video.visualization.grid import picture_grid, plot_curves
+from ttt_video.visualization.curves import plot_curves
+from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
 
 CONFIG = "quick/stream_world.yaml"
@@ -45,7 +46,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def make_video(args: argparse.Namespace, folder: Path) -> str:
     """Writes the shifted video where it is missing; returns the name of its data set."""
     flags = [f"--{k}={getattr(args, k)}" for k in ("seed", "frames", "corruption", "severity")]
-    flags += ["--ramp"] if args.ramp else []
+    flags += ["--schedule=ramp"] if args.ramp else []
     make_world.main([*flags, "--output", str(folder)])
     name = "demo_world"
     register_video_sem_seg(name, folder / "images" / "val", folder / "panoptic_maps" / "val")

@@ -2,7 +2,7 @@
 """Make labelled videos or stills of the procedural street world, in the layouts of real data sets.
 
 python tools/make_world.py --seed 2000 --videos 2 --frames 100 --corruption fog --severity 4 \
-    --ramp --output datasets/world_fog
+    --schedule ramp --output datasets/world_fog
 python tools/make_world.py --layout coco_videos --frames 200 --output datasets/coco_videos
 python tools/make_world.py --layout cityscapes --train 200 --val 20 --output datasets/cityscapes
 
@@ -14,13 +14,13 @@ where it stopped when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
 from ttt_video.cli import run_tool
-from ttt_video.data.world import WORLD_VERSION, WorldFrame, WorldStills, WorldVideo, layouts
-from ttt_video.data.world.corruptions import CORRUPTIONS, check_corruption, corrupt, severity_at
+from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
+from ttt_video.data.world.corruptions import CORRUPTIONS
+from ttt_video.data.world.shifts import SCHEDULES, Shift, ShiftedVideo
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
 
@@ -46,9 +46,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     videos.add_argument("--videos", type=int, help="how many videos, seeds in a row (1)")
     videos.add_argument("--frames", type=int, help="frames per video, 10 a second (100)")
     videos.add_argument("--names", nargs="+", help="folders of the videos (0000 or world2000 on)")
-    videos.add_argument("--corruption", default="none", help=", ".join(CORRUPTIONS))
+    videos.add_argument(
+        "--corruption", nargs="+", default=["none"], metavar="NAME", help=", ".join(CORRUPTIONS)
+    )
     videos.add_argument("--severity", type=float, default=3.0, help="from 0 to 5")
-    videos.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
+    videos.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default=SCHEDULES[0],
+        help="let the severity grow from 0 (ramp) or corruptions take turns (switch)",
+    )
     videos.add_argument(
         "--rgb-labels", action="store_true", help="kitti_step: the official RGB label maps too"
     )
@@ -67,7 +74,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not is_video:
         ours, others = others, ours
     strange = [name for name in others if getattr(args, name) is not None]
-    if not is_video and args.corruption != "none":
+    if not is_video and args.corruption != ["none"]:
         strange.append("corruption")
     if not is_video and args.names:
         strange.append("names")
@@ -82,7 +89,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
-    check_corruption(args.corruption, args.severity)
+    args.shift = Shift(tuple(args.corruption), args.severity, args.schedule)
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
     if any(Path(name).name != name for name in args.names or ()):
@@ -115,29 +122,12 @@ def claim(output: Path, settings: dict[str, object]) -> None:
         raise UserError(f"{note} is damaged; remove {output} and run again") from error
 
 
-class ShiftedVideo:
-    """A world video whose pictures are corrupted as the command line says."""
-
-    def __init__(self, video: WorldVideo, args: argparse.Namespace) -> None:
-        self.video, self.args = video, args
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-    def __getitem__(self, index: int) -> WorldFrame:
-        frame, args = self.video[index], self.args
-        severity = severity_at(args.severity, index, len(self), args.ramp)
-        image = corrupt(
-            frame.image, args.corruption, severity, self.video.seed, index, depth=frame.depth
-        )
-        return dataclasses.replace(frame, image=image)
-
-
 def write_videos(args: argparse.Namespace) -> None:
     """The videos, one after another."""
     for k in range(args.videos):
         seed = args.seed + k
-        video = ShiftedVideo(WorldVideo(seed, args.frames, args.height, args.width), args)
+        world = WorldVideo(seed, args.frames, args.height, args.width)
+        video = ShiftedVideo(world, args.shift)
         if args.layout == "kitti_step":
             name = args.names[k] if args.names else f"{k:04d}"
             layouts.write_kitti_step(args.output, "val", name, video, args.rgb_labels)
@@ -159,7 +149,7 @@ def write_stills(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
     args = parse_arguments(argv)
-    settings = {k: v for k, v in vars(args).items() if k != "output"}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shift")}
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
     try:
         (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)

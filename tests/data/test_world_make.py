@@ -43,7 +43,7 @@ def test_in_a_process_of_its_own(tmp_path):
 def test_videos_and_restart(tmp_path, make_world):
     output = tmp_path / "a" / "world"
     command = ["--seed", 2000, "--videos", 2, "--frames", 3, "--corruption", "fog"]
-    command += ["--severity", 4, "--ramp", *SIZE, "--output", output]
+    command += ["--severity", 4, "--schedule", "ramp", *SIZE, "--output", output]
     assert make_world(*command)[0] == 0
     roots = output / "images" / "val", output / "panoptic_maps" / "val"
     dicts = load_kitti_step_sem_seg(*roots)
@@ -67,6 +67,15 @@ def test_videos_and_restart(tmp_path, make_world):
     assert code == 2
     assert "other settings" in error
     assert json.loads((output / "world.json").read_text())["seed"] == 2000
+
+
+def test_two_corruptions_in_one_video(tmp_path, make_world):
+    flags = ["--frames", 4, *SIZE, "--corruption", "colour_shift", "darkness"]
+    assert make_world(*flags, "--schedule", "switch", "--output", tmp_path / "out")[0] == 0
+    for t, name in enumerate(["colour_shift", "colour_shift", "darkness", "darkness"]):
+        picture = read_rgb(tmp_path / "out" / "images" / "val" / "0000" / f"{t:06d}.png")
+        clean = WorldVideo(2000, 4, 16, 32)[t].image
+        np.testing.assert_array_equal(picture, corrupt(clean, name, 3.0, 2000, t))
 
 
 def test_names_and_rgb_labels(tmp_path, make_world):
@@ -107,8 +116,10 @@ def test_stills(tmp_path, make_world, layout, train, val):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--corruption", "snow"], "unknown corruption 'snow'"),
+        (["--corruption", "sleet"], "unknown corruption 'sleet'"),
         (["--corruption", "fog", "--severity", "6"], "severity is 6.0"),
+        (["--corruption", "fog", "night"], "the schedule constant takes one corruption, not 2"),
+        (["--schedule", "switch"], "the schedule switch needs at least two corruptions"),
         (["--frames", "0"], "--frames is 0; it must be at least 1"),
         (["--videos", "-1"], "--videos is -1"),
         (["--height", "8"], "--height is 8; it must be at least 16"),
