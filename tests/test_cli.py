@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_every_shipped_config_merges_and_is_valid(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_merge_on_top_of_configs_and_presets(method, preset):
     cfg = load_config("quick/stream_world.yaml", preset, method=method)
-    assert cfg.TTT.METHOD == method
+    assert method == cfg.TTT.METHOD
     assert cfg == load_config("quick/stream_world.yaml", preset, ["TTT.METHOD", method])
     plain = load_config("quick/stream_world.yaml", preset)
     assert {key for key in cfg if cfg[key] != plain[key]} <= {"TTT"}

@@ -66,6 +66,12 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(f"{what} does not merge: {reason}") from error
 
 
+def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
+    """Merges a file that is no config by itself; detectron2 would warn that it has no VERSION."""
+    with _merging(what):
+        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
+
+
 def merge_method(cfg: CfgNode, name: str) -> None:
     """Selects an adaptation method: ``TTT.METHOD``, and the keys that make it what it is.
 
@@ -73,8 +79,7 @@ def merge_method(cfg: CfgNode, name: str) -> None:
     """
     file = config_dir() / "methods" / f"{name}.yaml"
     if file.is_file():
-        with _merging(f"config {file}"):
-            cfg.merge_from_file(str(file), allow_unsafe=False)
+        _merge_fragment(cfg, file, f"method {file}")
     cfg.TTT.METHOD = name
 
 
@@ -100,8 +105,7 @@ def load_config(
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
     if preset is not None:
         file = find_config(f"presets/{preset}.yaml")
-        with _merging(f"preset {file}"):
-            cfg.merge_from_file(str(file), allow_unsafe=False)
+        _merge_fragment(cfg, file, f"preset {file}")
         cfg.TTT.PRESET = preset
     if len(opts) % 2:
         raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")

@@ -42,7 +42,7 @@ def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
     return find_method(cfg.TTT.METHOD)(cfg, model)
 
 
-def require_keys(cfg: CfgNode, **values: Any) -> None:
+def require_keys(cfg: CfgNode, method: str, **values: Any) -> None:
     """Checks that ``TTT.*`` keys have the values that make a method what its name says.
 
     Raises:
@@ -51,8 +51,8 @@ def require_keys(cfg: CfgNode, **values: Any) -> None:
     for key, value in values.items():
         if cfg.TTT[key] != value:
             raise UserError(
-                f"TTT.METHOD {cfg.TTT.METHOD} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
-                f"select it with --method {cfg.TTT.METHOD}, which sets its keys"
+                f"{method} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
+                f"select it with --method {method}, which sets its keys"
             )
 
 

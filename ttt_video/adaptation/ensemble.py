@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,10 +23,15 @@ class EnsembleAdapter(Adapter):
         """``inner`` owns the model and all that moves."""
         super().__init__(inner.model)
         self.inner = inner
+        self.offline = inner.offline
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """The wrapped method's update and its record."""
         return self.inner.adapt(window, generator)
+
+    def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
+        """Shows the wrapped method the whole video."""
+        self.inner.watch(video, generator)
 
     def reset(self) -> None:
         """The wrapped method's reset."""

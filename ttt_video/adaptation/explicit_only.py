@@ -12,5 +12,5 @@ from .online_ttt_mae import ReconstructionAdapter
 @ADAPTER_REGISTRY.register()
 def explicit_only(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
     """``--method explicit_only``: online TTT-MAE that is reset before every update."""
-    require_keys(cfg, RESET="frame")
+    require_keys(cfg, "explicit_only", RESET="frame")
     return ReconstructionAdapter.from_config(cfg, model)

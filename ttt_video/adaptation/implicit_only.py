@@ -12,5 +12,5 @@ from .online_ttt_mae import ReconstructionAdapter
 @ADAPTER_REGISTRY.register()
 def implicit_only(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
     """``--method implicit_only``: online TTT-MAE with k = 1."""
-    require_keys(cfg, WINDOW_SIZE=1, RESET="video")
+    require_keys(cfg, "implicit_only", WINDOW_SIZE=1, RESET="video")
     return ReconstructionAdapter.from_config(cfg, model)

@@ -12,5 +12,5 @@ from .self_train import self_train
 
 @ADAPTER_REGISTRY.register()
 def self_train_class_balance(cfg: CfgNode, model: nn.Module) -> ClassBalance:
-    """``--method self_train_class_balance``: ``self_train`` with the heuristic of Volpi et al. on top."""
+    """``--method self_train_class_balance``: with Volpi et al.'s heuristic on top."""
     return ClassBalance(self_train(cfg, model), threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)

@@ -12,5 +12,5 @@ from .tent import tent
 
 @ADAPTER_REGISTRY.register()
 def tent_class_balance(cfg: CfgNode, model: nn.Module) -> ClassBalance:
-    """``--method tent_class_balance``: ``tent`` with the heuristic of Volpi et al. on top."""
+    """``--method tent_class_balance``: with Volpi et al.'s heuristic on top."""
     return ClassBalance(tent(cfg, model), threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)

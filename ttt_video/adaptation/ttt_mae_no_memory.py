@@ -12,5 +12,5 @@ from .online_ttt_mae import ReconstructionAdapter
 @ADAPTER_REGISTRY.register()
 def ttt_mae_no_memory(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
     """``--method ttt_mae_no_memory``: ``TTT.STEPS_PER_FRAME`` steps, then all is forgotten."""
-    require_keys(cfg, WINDOW_SIZE=1, RESET="frame")
+    require_keys(cfg, "ttt_mae_no_memory", WINDOW_SIZE=1, RESET="frame")
     return ReconstructionAdapter.from_config(cfg, model)

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Measures what a model's normalisation layers give on its training images, for ln_adapt."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from detectron2.data import DatasetCatalog
+from tqdm import tqdm
+
+from ttt_video.adaptation.ln_adapt import measure_statistics
+from ttt_video.cli import add_config_arguments, load_config, run_tool
+from ttt_video.data.images import FrameTransform, read_rgb
+from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
+    add_config_arguments(parser)
+    return parser
+
+
+def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[torch.Tensor]:
+    """The first images of a data set, sized as a stream's frames are."""
+    if name not in DatasetCatalog.list():
+        raise UserError(f"unknown data set {name!r}; name a registered one with --dataset")
+    for record in tqdm(DatasetCatalog.get(name)[:count], desc=name, unit="image"):
+        yield transform(read_rgb(record["file_name"]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, measures, writes."""
+    args = argument_parser().parse_args(argv)
+    if args.max_images < 1:
+        raise UserError(f"--max-images is {args.max_images}; give at least 1")
+    cfg = load_config(args.config_file, args.preset, args.opts, method="none")
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
+    images = training_images(name, FrameTransform.from_config(cfg), args.max_images)
+    statistics = measure_statistics(load_source_model(cfg), images)
+    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "images": str(args.max_images)}
+    save_safetensors(statistics, args.output, metadata)
+    print(f"{len(statistics) // 2} layers, written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,106 @@
+"""Offline TTT-MAE stopped at its best step by the video's labels (paper, Section 6.1, Table 1).
+
+The only method that sees labels, and only to choose among weights that were trained without them:
+the advantage that the paper grants its offline row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..evaluation.evaluators import build_evaluators
+from .base import ADAPTER_REGISTRY, Adapter, require_keys
+from .offline_ttt_mae import OfflineReconstructionAdapter
+
+Score = Callable[[list[Any], Callable[[Any], dict[str, Any]]], float]
+"""Of frames with labels and a function that predicts them: higher is better, NaN undefined."""
+
+
+class OfflineOracleAdapter(OfflineReconstructionAdapter):
+    """Offline TTT-MAE with the weights, among those of every so many steps, that score best."""
+
+    def __init__(self, model: nn.Module, *, score: Score, eval_every: int, **settings: Any) -> None:
+        """
+        Args:
+            model: with its source weights, which are the first candidate (step 0).
+            score: of predictions, by labels.
+            eval_every: steps between two candidates; the last step is one too.
+            settings: :class:`OfflineReconstructionAdapter`'s.
+        """
+        super().__init__(model, **settings)
+        self.score = score
+        self.eval_every = eval_every
+        self._labelled: list[Any] = []
+        self._best: tuple[float, int, dict[str, Tensor]] = (-math.inf, 0, {})
+
+    @torch.no_grad()
+    def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
+        """Trains on the images of the video, then returns to the step that scored best."""
+        self._labelled = list(video)
+        self._best = (-math.inf, 0, {})
+        self._consider(0)
+        with torch.enable_grad():
+            super().watch(self._labelled, generator)
+        value, step, weights = self._best
+        for name, tensor in weights.items():
+            self._state[name].copy_(tensor)
+        assert self._record is not None
+        self._record.update(offline_steps=step, offline_score=value)
+        self._labelled, self._best = [], (-math.inf, 0, {})
+
+    def after_step(self, step: int) -> None:
+        """Looks at the labels every so many steps."""
+        if step % self.eval_every == 0 or step == self.num_steps:
+            self._consider(step)
+
+    @torch.no_grad()
+    def _consider(self, step: int) -> None:
+        value = self.score(self._labelled, lambda frame: Adapter.predict(self, frame))
+        if math.isnan(value):
+            raise UserError(
+                f"video {self._labelled[0]['video_id']} has no labels that the model's predictions "
+                "can be scored on, which offline_ttt_mae_oracle chooses its step by; "
+                "offline_ttt_mae needs none"
+            )
+        if value > self._best[0]:
+            weights = {name: tensor.detach().clone() for name, tensor in self._state.items()}
+            self._best = (value, step, weights)
+
+
+def scorer(cfg: CfgNode, model: nn.Module) -> Score:
+    """The metric of the paper's Table 1 for the model's task, in percent, over a whole video."""
+    metric = "PQ" if model.panoptic_on else "AP" if model.instance_on else "mIoU"
+
+    def score(frames: list[Any], predict: Callable[[Any], dict[str, Any]]) -> float:
+        evaluators = build_evaluators(cfg, None)
+        for frame in frames:
+            output = predict(frame)
+            for evaluator in evaluators:
+                evaluator.process([frame], [output])
+        for evaluator in evaluators:
+            numbers = evaluator.evaluate().get(evaluator.name, {})
+            if metric in numbers:
+                return numbers[metric]
+        return math.nan
+
+    return score
+
+
+@ADAPTER_REGISTRY.register()
+def offline_ttt_mae_oracle(cfg: CfgNode, model: nn.Module) -> OfflineOracleAdapter:
+    """``--method offline_ttt_mae_oracle``: a look every ``TTT.OFFLINE.EVAL_EVERY`` steps."""
+    require_keys(cfg, "offline_ttt_mae_oracle", RESET="video")
+    return OfflineOracleAdapter.from_config(
+        cfg,
+        model,
+        num_steps=cfg.TTT.OFFLINE.STEPS,
+        eval_every=cfg.TTT.OFFLINE.EVAL_EVERY,
+        score=scorer(cfg, model),
+    )
