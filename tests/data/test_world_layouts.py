@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from panopticapi.utils import rgb2id
 from PIL import Image, ImageDraw
 
+from ttt_video.data.coco_videos import load_coco_video
 from ttt_video.data.kitti_step import load_kitti_step_sem_seg, read_sem_seg
 from ttt_video.data.world import (
     WorldFrame,
@@ -83,11 +84,11 @@ def test_kitti_step_has_both_kinds_of_labels(kitti, video):
     for frame, record in zip(video, dicts, strict=True):
         np.testing.assert_array_equal(read(record["file_name"]), frame.image)
         np.testing.assert_array_equal(read_sem_seg(record), frame.sem_seg)
-        label = kitti / "panoptic_maps/val/0002" / os.path.basename(record["file_name"])
+        label = record["panoptic_file_name"]
         colors = read(label).astype(int)
         np.testing.assert_array_equal(colors[..., 0], frame.sem_seg)
         np.testing.assert_array_equal(256 * colors[..., 1] + colors[..., 2], frame.instances)
-        record = {"sem_seg_file_name": str(label), "sem_seg_format": "kitti_step_panoptic"}
+        record = {"sem_seg_file_name": label, "sem_seg_format": "kitti_step_panoptic"}
         np.testing.assert_array_equal(read_sem_seg(record), frame.sem_seg)
 
 
@@ -140,6 +141,26 @@ def test_coco_video_things_keep_their_ids(coco_videos, video):
     for t in (0, 10):
         ids = rgb2id(read(coco_videos / f"panoptic_images/bangkok/bangkok_{t + 1}.png"))
         np.testing.assert_array_equal(ids % 65536, video[t].instances)
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_coco_videos_load(coco_videos, video, task):
+    records = load_coco_video(coco_videos, "bangkok", task)
+    assert [r["frame_index"] for r in records] == list(range(12))
+    for frame, record in zip(video, records, strict=True):
+        np.testing.assert_array_equal(read(record["file_name"]), frame.image)
+    assert [r["frame_index"] for r in records if "segments_info" in r] == [0, 10]
+    for index in (0, 10):
+        segments_info = records[index]["segments_info"]
+        ids = rgb2id(read(records[index]["pan_seg_file_name"]))
+        assert sorted(s["id"] for s in segments_info) == np.unique(ids).tolist()
+        objects = records[index].get("annotations", [])
+        assert len(objects) == (sum(s["isthing"] for s in segments_info) if objects else 0)
+        for item in objects:
+            mask = mask_util.decode(item["segmentation"]).astype(bool)
+            label = {0: PERSON, 2: CAR}[item["category_id"]]
+            assert (video[index].sem_seg[mask] == label).all()
+        assert bool(objects) == (task == "instance")
 
 
 def test_coco_instances_load(coco, video):
