@@ -23,9 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttt_video.data.decoded_source import run_ahead
+from ttt_video.data.decoded_source import frames_after, run_ahead
 from ttt_video.data.images import BadFrame, FrameTransform, natural_key, read_rgb
-from ttt_video.data.decoded_source import frames_after
 from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,

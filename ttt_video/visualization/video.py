@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ import av
 import numpy as np
 
 from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
 from ttt_video.visualization.overlay import BACKGROUND, resize
 
 _QUEUE = 4  # frames that may wait for the encoder
@@ -29,13 +31,20 @@ class VideoWriter:
     fragment (two seconds) when the process is killed. A clean `close`, also by way of an exception
     inside ``with``, copies the packets into an ordinary MP4 with its index in front, which every
     browser can seek in. (Writing that at once would leave nothing playable behind after a kill.)
+    A part of a longer video, for :func:`join_videos`, stays as it is.
 
     >>> with VideoWriter("overlay.mp4", fps=10) as video:
     ...     video.write(image)
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], fps: float, *, crf: int = 23, max_side: int = 3840
+        self,
+        path: str | os.PathLike[str],
+        fps: float,
+        *,
+        crf: int = 23,
+        max_side: int = 3840,
+        part: bool = False,
     ) -> None:
         """Writes no file before the first frame.
 
@@ -44,6 +53,7 @@ class VideoWriter:
             fps: frames per second.
             crf: x264's constant quality, 0 (lossless) to 51.
             max_side: longer frames are scaled down to this many pixels, as decoders have limits.
+            part: leave the fragmented file, for :func:`join_videos`.
         """
         if not 0 < fps < float("inf"):
             raise UserError(f"a video's frame rate must be positive, not {fps} frames per second")
@@ -51,7 +61,8 @@ class VideoWriter:
         if not self.path.parent.is_dir():
             raise UserError(f"no such folder for the video: {self.path.parent}")
         self.num_frames = 0
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._rate = _rate(fps)
+        self._part = part
         self._crf = crf
         self._max_side = max_side
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video")
@@ -88,8 +99,8 @@ class VideoWriter:
                     self._mux(None)
                 finally:
                     self._container.close()
-        if self._container is not None:
-            self._add_index()
+        if self._container is not None and not self._part:
+            join_videos([self.path], self.path, self._rate)
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -145,20 +156,42 @@ class VideoWriter:
         context.color_range = _LIMITED_RANGE
         self._container, self._stream = container, stream
 
-    def _add_index(self) -> None:
-        """Copies the fragmented file into an ordinary one, without encoding again."""
-        indexed = self.path.with_name(self.path.name + ".part")
-        with (
-            av.open(str(self.path)) as source,
-            av.open(str(indexed), "w", format="mp4", options={"movflags": "faststart"}) as target,
-        ):
-            stream = source.streams.video[0]
-            copy = target.add_stream_from_template(stream)
-            for packet in source.demux(stream):
-                if packet.dts is not None:  # None: demux()'s closing packet, which is empty
+
+def join_videos(parts: Sequence[Path], path: Path, fps: float | Fraction) -> None:
+    """Copies files of :class:`VideoWriter`, one after the other, into one with its index in front.
+
+    Nothing is encoded again: the result has the same packets as the parts.
+
+    Args:
+        parts: of one size and frame rate, at least one; ``path`` may be among them.
+        path: the file, replaced whole.
+        fps: frames per second of them all.
+    """
+    write_atomically(path, lambda file: _copy_packets(parts, file, _rate(fps)))
+
+
+def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
+    index = 0
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as target:
+        copy = None
+        for part in parts:
+            with av.open(str(part)) as source:
+                stream = source.streams.video[0]
+                copy = copy or target.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.dts is None:  # demux()'s closing packet, which is empty
+                        continue
+                    # Without B-frames, packets are in the order of their frames.
                     packet.stream = copy
+                    packet.time_base = 1 / rate
+                    packet.pts = packet.dts = index
+                    packet.duration = 1
                     target.mux(packet)
-        os.replace(indexed, self.path)
+                    index += 1
+
+
+def _rate(fps: float | Fraction) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
 
 
 def _even(length: float) -> int:

@@ -1,0 +1,78 @@
+"""Predictions over their frames as a video, which grows in parts that survive a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from .overlay import overlay_prediction, side_by_side, to_rgb
+from .video import VideoWriter, join_videos
+
+if TYPE_CHECKING:
+    from ..engine.stream import FrameResult
+
+
+class OverlayVideos:
+    """Writes a video file for each video: the frame, the frozen model if there, the adapted one.
+
+    Parts are finished one after the other by :meth:`cut` and joined at last without encoding
+    again, so a video that was interrupted and went on at a cut is the same file as any other.
+    """
+
+    def __init__(self, cfg: CfgNode, *, fps: float) -> None:
+        """``cfg`` gives the channel order and the colours (metadata of the first test set)."""
+        self.format = cfg.INPUT.FORMAT
+        self.method = cfg.TTT.METHOD
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        self.fps = fps
+        self._writer: VideoWriter | None = None
+
+    def start(self, path: Path, folder: Path, *, frames: int = 0, parts: list[str] | None = None):
+        """Begins a video file.
+
+        Args:
+            path: of the video file.
+            folder: where its parts are kept until it is removed by the caller.
+            frames: number of frames in the parts that are finished.
+            parts: names of those, from :meth:`cut`.
+        """
+        self.path = path
+        self.folder = folder
+        self.frames = frames
+        self.parts = list(parts or ())
+
+    def write(self, result: FrameResult, frozen: FrameResult | None) -> None:
+        """Adds one frame."""
+        if self._writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"overlay-{self.frames:08d}.mp4"
+            self._writer = VideoWriter(self.folder / name, self.fps, part=True)
+        panels = self.panels(result, frozen)
+        self._writer.write(side_by_side(list(panels.values()), list(panels)))
+        self.frames += 1
+
+    def cut(self) -> list[str]:
+        """Finishes the current part; gives the names of all."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+            self.parts.append(writer.path.name)
+        return list(self.parts)
+
+    def finish(self) -> None:
+        """Writes the video file of what there is."""
+        if self.cut():
+            join_videos([self.folder / name for name in self.parts], self.path, self.fps)
+
+    def panels(self, result: FrameResult, frozen: FrameResult | None) -> dict[str, Any]:
+        """Titled (height, width, 3) uint8 pictures of one frame."""
+        frame = result.frame
+        image = to_rgb(frame["image"], self.format, (frame["height"], frame["width"]))
+        panels = {"original": image}
+        if frozen is not None:
+            panels["frozen"] = overlay_prediction(image, frozen.output, self.metadata)
+        panels[self.method] = overlay_prediction(image, result.output, self.metadata)
+        return panels
