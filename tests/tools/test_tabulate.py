@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,12 @@ from summaries import summary, write
 
 from ttt_video.cli import run_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "tabulate_runs.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "tabulate.py"
 
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("tabulate_runs", TOOL)
+    spec = importlib.util.spec_from_file_location("tabulate_tool", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
@@ -43,10 +45,24 @@ def test_mistakes_are_one_line(main, tmp_path, capsys):
         assert message.count("\n") == 1
 
 
-def test_no_tool_hides_a_library():
-    # A script's own folder comes first on Python's path: a tools/tabulate.py would be imported by
-    # fvcore, and so by every tool, in place of the library of that name.
+@pytest.mark.parametrize("tool", ["tabulate.py", "convert_weights.py"])
+def test_makes_way_for_the_library_of_its_name(tool, tmp_path):
+    # A script's own folder comes first on Python's path, and fvcore imports the library.
+    command = [sys.executable, str(TOOL.parent / tool), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {tool}")
+
+
+def test_is_no_module_where_there_is_no_library(tmp_path):
+    # -S: no installed packages.
+    code = f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); import tabulate"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "ModuleNotFoundError: No module named 'tabulate'" in done.stderr
+
+
+def test_no_other_tool_hides_a_library():
     elsewhere = [path for path in sys.path if Path(path).resolve() != TOOL.parent]
-    finder = importlib.machinery.PathFinder
-    for tool in TOOL.parent.glob("*.py"):
-        assert finder.find_spec(tool.stem, elsewhere) is None, tool.name
+    for tool in set(TOOL.parent.glob("*.py")) - {TOOL}:
+        assert PathFinder.find_spec(tool.stem, elsewhere) is None, tool.name

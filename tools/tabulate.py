@@ -7,17 +7,29 @@ Reads only the summary.json files of the runs. Runs that cannot be compared are 
 from __future__ import annotations
 
 import argparse
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 
-from ttt_video.cli import run_tool
-from ttt_video.errors import UserError
-from ttt_video.evaluation.comparable import read_runs
-from ttt_video.evaluation.table_formats import FORMATS
-from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS, build_table
+if __name__ == "tabulate":
+    # fvcore imports a library of this name, and Python looks into the folder of the running script
+    # first, which is this one for every tool: make way for the library.
+    others = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+    spec = PathFinder.find_spec(__name__, others)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
+    sys.modules[__name__] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[__name__])
+
+# For the same reason the project is imported below only.
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
+    from ttt_video.evaluation.table_formats import FORMATS
+    from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of stream_eval.py's runs")
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="table1")
@@ -42,6 +54,11 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Reads, compares, writes."""
+    from ttt_video.errors import UserError
+    from ttt_video.evaluation.comparable import read_runs
+    from ttt_video.evaluation.table_formats import FORMATS
+    from ttt_video.evaluation.tables import build_table
+
     args = argument_parser().parse_args(argv)
     parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
     table = build_table(
@@ -60,4 +77,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    from ttt_video.cli import run_tool
+
     run_tool(main)
