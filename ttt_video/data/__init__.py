@@ -1,1 +1,5 @@
 """Data sets, training loaders, and the frame sources of a stream."""
+
+from .custom import register_custom_coco_video, register_custom_video
+
+__all__ = ["register_custom_coco_video", "register_custom_video"]

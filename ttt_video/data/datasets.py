@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from ttt_video.errors import UserError
 
 
 def datasets_root() -> Path:
     """``$DETECTRON2_DATASETS``, by default ``./datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def check_registered(name: str) -> None:
+    """Raises UserError, with the names that are closest, where a data set is not registered."""
+    known = DatasetCatalog.list()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
+        raise UserError(f"unknown data set {name!r}; registered are: {', '.join(close)}")
 
 
 def register_all() -> None:

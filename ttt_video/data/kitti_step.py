@@ -31,6 +31,7 @@ from .cityscapes import (
     IGNORE_LABEL,
 )
 from .datasets import datasets_root
+from .images import read_label_image
 
 TRAIN_ID_FORMAT = "train_id"
 PANOPTIC_FORMAT = "kitti_step_panoptic"
@@ -142,11 +143,7 @@ def read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray:
     label_format = dataset_dict.get(SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT)
     if label_format not in (TRAIN_ID_FORMAT, PANOPTIC_FORMAT):
         raise UserError(f"unknown {SEM_SEG_FORMAT_KEY} {label_format!r} of {file_name}")
-    try:
-        with Image.open(file_name) as opened:
-            labels = np.array(opened)
-    except (OSError, SyntaxError) as error:  # Pillow calls some broken PNGs a SyntaxError
-        raise UserError(f"{file_name} is not a readable label image") from error
+    labels = read_label_image(file_name)
     if label_format == PANOPTIC_FORMAT and labels.ndim == 3:
         labels = np.ascontiguousarray(labels[..., 0])
     if labels.ndim != 2 or labels.dtype != np.uint8:

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Make Cityscapes' train-id label maps, which the download lacks.
+
+python datasets/prepare_cityscapes.py
+
+writes ``*_gtFine_labelTrainIds.png`` beside every ``*_gtFine_labelIds.png``: classes 0-18, 255 for
+all else. The same as cityscapesScripts' createTrainIdLabelImgs.py, without that package. What is
+there already is left alone, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ttt_video.cli import run_tool
+from ttt_video.data.cityscapes import train_ids
+from ttt_video.data.datasets import datasets_root
+from ttt_video.data.images import read_label_image
+from ttt_video.data.kitti_step import write_png
+from ttt_video.data.preparation import convert_files
+from ttt_video.errors import UserError
+
+
+def train_id_file(label_file: Path) -> Path:
+    """Where the train ids of a ``*_labelIds.png`` belong."""
+    return label_file.with_name(label_file.name.replace("_labelIds", "_labelTrainIds"))
+
+
+def convert(label_file: Path) -> None:
+    """Write the train ids of one label map."""
+    labels = read_label_image(label_file)
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise UserError(f"{label_file} is no labelIds file: these have one channel of 8 bits")
+    try:
+        converted = train_ids(labels)
+    except ValueError as error:
+        raise UserError(f"{label_file}: {error}") from error
+    write_png(train_id_file(label_file), converted)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The tool; ``argv`` defaults to the command line."""
+    parser = argparse.ArgumentParser(description="Make Cityscapes' train-id label maps.")
+    parser.add_argument(
+        "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
+    )
+    root = parser.parse_args(argv).root or datasets_root() / "cityscapes"
+    found = sorted((root / "gtFine").glob("*/*/*_gtFine_labelIds.png"))
+    if not found:
+        raise UserError(
+            f"{root}/gtFine holds no <split>/<city>/*_gtFine_labelIds.png: unpack "
+            "gtFine_trainvaltest.zip there, or name the folder with --root"
+        )
+    todo = [file for file in found if not train_id_file(file).exists()]
+    convert_files(todo, convert, "train ids")
+    print(f"{len(found)} label maps have train ids, {len(todo)} of them new")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Bring KITTI-STEP's official labels into the authors' layout, which is faster to read.
+
+python datasets/prepare_kitti_step.py
+
+writes, beside every RGB panoptic map ``panoptic_maps/<split>/<seq>/%06d.png``, its train ids as
+``%06d_sem.png`` (8 bit, 255 = ignore) and its size as ``%06d.json``. Not required: the official
+files load as they are. They are kept, because the 8 bit ones have no instances. What is there
+already is left alone, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ttt_video.cli import run_tool
+from ttt_video.data.cityscapes import CITYSCAPES_CLASSES, IGNORE_LABEL
+from ttt_video.data.datasets import datasets_root
+from ttt_video.data.images import read_label_image
+from ttt_video.data.kitti_step import write_png
+from ttt_video.data.preparation import convert_files
+from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
+
+
+def outputs(panoptic_file: Path) -> tuple[Path, Path]:
+    """Where the size and the train ids of an RGB map belong."""
+    stem = panoptic_file.stem
+    return panoptic_file.with_name(f"{stem}.json"), panoptic_file.with_name(f"{stem}_sem.png")
+
+
+def convert(panoptic_file: Path) -> None:
+    """Write size and train ids of one RGB map."""
+    pixels = read_label_image(panoptic_file)
+    if pixels.ndim != 3 or pixels.dtype != np.uint8:
+        raise UserError(f"{panoptic_file} is not an RGB panoptic map")
+    sem_seg = np.ascontiguousarray(pixels[..., 0])
+    wrong = np.unique(sem_seg[(sem_seg >= len(CITYSCAPES_CLASSES)) & (sem_seg != IGNORE_LABEL)])
+    if wrong.size:
+        raise UserError(f"{panoptic_file}: red value {wrong[0]} is not a class of 0-18, nor 255")
+    size_file, sem_seg_file = outputs(panoptic_file)
+    size = json.dumps({"imgHeight": pixels.shape[0], "imgWidth": pixels.shape[1]})
+    write_atomically(size_file, lambda part: part.write_text(size))
+    write_png(sem_seg_file, sem_seg)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The tool; ``argv`` defaults to the command line."""
+    parser = argparse.ArgumentParser(description="KITTI-STEP's labels in the authors' layout.")
+    parser.add_argument(
+        "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
+    )
+    root = parser.parse_args(argv).root or datasets_root() / "kitti_step"
+    maps = (root / "panoptic_maps").glob("*/*/[0-9]*.png")
+    found = sorted(file for file in maps if not file.stem.endswith("_sem"))
+    if not found:
+        raise UserError(
+            f"{root}/panoptic_maps holds no RGB map <split>/<seq>/%06d.png: unpack "
+            "kitti-step.tar.gz there, or name the folder with --root"
+        )
+    todo = [file for file in found if not all(output.exists() for output in outputs(file))]
+    convert_files(todo, convert, "train ids")
+    print(f"{len(found)} maps have train ids and sizes, {len(todo)} of them new")
+
+
+if __name__ == "__main__":
+    run_tool(main)

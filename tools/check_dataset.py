@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Say what is there of a data set, what is missing, and whether its labels make sense.
+
+python tools/check_dataset.py kitti_step_video_sem_seg_val --pictures output/check
+
+Lists images, videos, labels and classes of a registered data set in seconds; label maps are decoded
+for 32 frames, or for every frame with --all. Exit code 2 when something is missing or wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import ttt_video  # noqa: F401  registers the data sets
+from ttt_video.cli import run_tool
+from ttt_video.data.checking import DatasetCheck, draw_labels
+from ttt_video.errors import UserError
+
+MAX_LISTED = 20
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The tool; ``argv`` defaults to the command line."""
+    parser = argparse.ArgumentParser(
+        description="Say what is there of a data set, what is missing, and whether labels are right"
+    )
+    parser.add_argument("name", help="registered name, for example coco_videos_instance_bar")
+    parser.add_argument("--all", action="store_true", help="decode all label maps, not 32")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="write a few labelled pictures to this folder"
+    )
+    parser.add_argument("--count", type=int, default=4, help="how many pictures (default 4)")
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        raise UserError(f"--count is {args.count}; it must be at least 1")
+    check = DatasetCheck(args.name, samples=None if args.all else 32)
+    print(args.name, *check.lines, sep="\n")
+    for problem in check.problems[:MAX_LISTED]:
+        print(f"PROBLEM {problem}")
+    if len(check.problems) > MAX_LISTED:
+        print(f"... and {len(check.problems) - MAX_LISTED} more")
+    if args.pictures and check.labelled:
+        for path in draw_labels(check, args.count, args.pictures):
+            print(f"wrote {path}")
+    if check.problems:
+        raise UserError(
+            f"{args.name}: {len(check.problems)} problem(s), listed above; "
+            "what belongs where is in datasets/README.md"
+        )
+    print("no problems")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,322 @@
+"""What is on disk of a registered data set, and whether it is right: ``tools/check_dataset.py``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ttt_video.data.coco_videos import RELEASED_VIDEOS
+from ttt_video.data.datasets import check_registered
+from ttt_video.data.images import BadFrame, read_label_image, read_rgb
+from ttt_video.data.kitti_step import read_sem_seg
+from ttt_video.errors import UserError
+
+Record = dict[str, Any]
+MAX_NAMES = 20  # in one line
+_PATHS = ("image_root", "image_dir", "gt_dir", "panoptic_root", "panoptic_json", "json_file")
+_FILES = {
+    "file_name": "images",
+    "sem_seg_file_name": "semantic labels",
+    "pan_seg_file_name": "panoptic labels",
+    "panoptic_file_name": "panoptic labels with instance ids",
+}
+_HINTS = {"cityscapes_": "; datasets/prepare_cityscapes.py makes the labelTrainIds files"}
+
+
+class DatasetCheck:
+    """Everything that is known about one data set.
+
+    Attributes:
+        lines: what there is, for a reader.
+        problems: what is missing or wrong, one line each; empty for a data set that is fine.
+        labelled: the records with labels.
+        kind: "semantic", "instance", "panoptic", or "" where nothing is labelled.
+    """
+
+    def __init__(self, name: str, samples: int | None = 32) -> None:
+        """Checks all records and whether their files are there, and decodes some of them.
+
+        Args:
+            name: a registered data set.
+            samples: how many labelled frames to decode, evenly spread; None for all.
+
+        Raises:
+            UserError: no such data set.
+        """
+        check_registered(name)
+        self.name = name
+        self.metadata = MetadataCatalog.get(name)
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+        self.labelled: list[Record] = []
+        self.kind = ""
+        records = self._load()
+        if not records:
+            return
+        self.kind = label_kind(records, self.metadata)
+        key = {"semantic": "sem_seg_file_name", "instance": "annotations"}
+        self.labelled = [r for r in records if key.get(self.kind, "segments_info") in r]
+        self._count(records)
+        self._check_videos(records)
+        missing = self._check_files(records)
+        there = [r for r in self.labelled if not any(r.get(k) in missing for k in _FILES)]
+        self._check_labels(_spread(there, samples))
+
+    def _load(self) -> list[Record]:
+        missing = [path for path in self._paths() if not os.path.exists(path)]
+        self.problems += [f"missing: {path}" for path in missing]
+        try:
+            return list(DatasetCatalog.get(self.name))
+        except UserError as error:
+            self.problems.append(str(error))
+        except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            hint = next((h for start, h in _HINTS.items() if self.name.startswith(start)), "")
+            if not any(path in reason for path in missing):
+                self.problems.append(f"cannot be loaded: {reason}{hint}")
+        return []
+
+    def _paths(self) -> list[str]:
+        """Where detectron2's own data sets say that they lie."""
+        return list(
+            dict.fromkeys(p for k in _PATHS if (p := self.metadata.get(k)) and "://" not in p)
+        )
+
+    def _count(self, records: list[Record]) -> None:
+        videos = Counter(r["video_id"] for r in records if "video_id" in r)
+        size = f"{len(records)} {'frames' if videos else 'images'}"
+        if videos:
+            lengths = sorted({min(videos.values()), max(videos.values())})
+            size += f" in {len(videos)} video(s) of {' to '.join(map(str, lengths))}"
+        self.lines.append(f"{size}, {len(self.labelled)} with {self.kind or 'no'} labels")
+        twice = [f for f, n in Counter(r["file_name"] for r in records).items() if n > 1]
+        if twice:
+            self.problems.append(f"{len(twice)} images are listed more than once, as {twice[0]}")
+        if not self.labelled:
+            self.problems.append("nothing is labelled")
+
+    def _check_videos(self, records: list[Record]) -> None:
+        """Frames that seem to be missing, by their numbers and by which are labelled."""
+        videos = defaultdict(list)
+        for record in records:
+            number = re.search(r"[0-9]+$", Path(record["file_name"]).stem)
+            if number and "video_id" in record:
+                videos[record["video_id"]].append((int(number[0]), record["file_name"]))
+        for frames in videos.values():
+            steps = [b[0] - a[0] for a, b in pairwise(frames)]
+            gaps = [i for i, step in enumerate(steps) if step != 1]
+            if gaps and len(gaps) < len(steps) / 2:  # else they are numbered in another way
+                self.problems.append(f"frames are missing after {frames[gaps[0]][1]}")
+        if self.name.startswith("coco_videos_") and self.name.endswith("_all"):
+            absent = [video for video in RELEASED_VIDEOS if video not in videos]
+            self.lines.append("released videos that are not here: " + (", ".join(absent) or "none"))
+        period = self.metadata.get("label_period", 1)
+        odd = [r["file_name"] for r in self.labelled if r.get("frame_index", 0) % period]
+        if odd:
+            self.problems.append(
+                f"labels are expected at every {period}th frame from the first on, but there are "
+                f"{len(odd)} others, as {odd[0]}"
+            )
+
+    def _check_files(self, records: list[Record]) -> set[str]:
+        listing = lru_cache(maxsize=None)(_names)  # a folder at a time: a hundred times faster
+        missing: set[str] = set()
+        for key, what in _FILES.items():
+            files = {str(record[key]) for record in records if key in record}
+            if not files:
+                continue
+            gone = sorted(
+                f for f in files if os.path.basename(f) not in listing(os.path.dirname(f))
+            )
+            self.lines.append(f"{what}: {len(files) - len(gone)} of {len(files)} files")
+            if gone:
+                self.problems.append(f"{what}: {len(gone)} files are missing, as {gone[0]}")
+            missing.update(gone)
+        return missing
+
+    def _check_labels(self, sample: list[Record]) -> None:
+        """Sizes and values of the sampled frames; classes of these or, where listed, of all."""
+        classes = class_names(self.kind, self.metadata)
+        sizes: Counter[tuple[int, ...]] = Counter()
+        seen: Counter[int] = Counter()
+        for record in sample:
+            try:
+                image = read_rgb(record["file_name"]).shape[:2]
+                labels = _decode(record, self.kind)
+            except (BadFrame, UserError) as error:
+                self.problems.append(str(error))
+                continue
+            sizes[image] += 1
+            said = tuple(record.get(k, n) for k, n in zip(("height", "width"), image, strict=True))
+            if said != image or (labels is not None and labels.shape != image):
+                shape = image if labels is None else labels.shape
+                self.problems.append(
+                    f"sizes differ (height, width): image {image}, labels {shape}, data set {said}:"
+                    f" {record['file_name']}"
+                )
+            if labels is None:
+                continue
+            values, counts = np.unique(labels, return_counts=True)
+            if self.kind == "semantic":
+                seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            else:
+                self._check_segments(record, set(values.tolist()) - {0})
+        self.lines.append(
+            f"{len(sample)} of {len(self.labelled)} labelled ones decoded; height x width: "
+            + ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
+        )
+        unit = "pixels decoded" if self.kind == "semantic" else "segments"
+        if self.kind != "semantic":
+            seen = Counter(
+                part["category_id"]
+                for record in self.labelled
+                for part in record["annotations" if self.kind == "instance" else "segments_info"]
+            )
+        self._report_classes(seen, classes, unit)
+
+    def _check_segments(self, record: Record, drawn: set[int]) -> None:
+        listed = {segment["id"] for segment in record["segments_info"]}
+        for what, ids in (
+            ("are in the picture only", drawn - listed),
+            ("are in the json only", listed - drawn),
+        ):
+            if ids:
+                self.problems.append(
+                    f"{record['pan_seg_file_name']}: {len(ids)} segments {what}, as id {min(ids)}"
+                )
+
+    def _report_classes(self, seen: Counter[int], classes: list[str], unit: str) -> None:
+        unlabelled = seen.pop(self.metadata.get("ignore_label", 255), 0)
+        total = sum(seen.values())
+        wrong = sorted(value for value in seen if not 0 <= value < len(classes))
+        if wrong:
+            self.problems.append(
+                f"label values {wrong[:8]} are out of range: classes are 0-{len(classes) - 1}, "
+                f"{self.metadata.get('ignore_label', 255)} is unlabelled"
+            )
+        known = [(c, n) for c, n in seen.most_common() if 0 <= c < len(classes)]
+        self.lines.append(f"{len(known)} of {len(classes)} classes occur, share of {unit}:")
+        self.lines += _columns(f"{classes[c]} {100 * n / total:.2f} %" for c, n in known)
+        never = [name for i, name in enumerate(classes) if i not in seen]
+        if never:
+            more = f" and {len(never) - MAX_NAMES} more" if len(never) > MAX_NAMES else ""
+            self.lines.append(f"never seen: {', '.join(never[:MAX_NAMES])}{more}")
+        if unlabelled:
+            share = 100 * unlabelled / (total + unlabelled)
+            self.lines.append(f"unlabelled: {share:.2f} % of {unit}")
+
+
+def label_kind(records: Iterable[Record], metadata: Any) -> str:
+    """What a data set is labelled with: "semantic", "instance", "panoptic", or "" for nothing."""
+    keys = set().union(*records)
+    if "segments_info" in keys and "panoptic" in str(metadata.get("evaluator_type")):
+        return "panoptic"
+    if "annotations" in keys:
+        return "instance"
+    return "semantic" if "sem_seg_file_name" in keys else ""
+
+
+def class_names(kind: str, metadata: Any) -> list[str]:
+    """Names of the contiguous classes of one kind of labels."""
+    return list(metadata.get("thing_classes" if kind == "instance" else "stuff_classes") or [])
+
+
+def read_panoptic(file_name: str) -> np.ndarray:
+    """(H, W) int64 segment ids of a COCO panoptic PNG, 0 = void.
+
+    Raises:
+        UserError: it is missing, unreadable, or not an RGB image.
+    """
+    colors = read_label_image(file_name)
+    if colors.ndim != 3 or colors.shape[2] != 3 or colors.dtype != np.uint8:
+        raise UserError(f"{file_name} ({colors.dtype}, {colors.shape}) is no RGB panoptic map")
+    return colors.astype(np.int64) @ np.array([1, 256, 256**2])
+
+
+def _decode(record: Record, kind: str) -> np.ndarray | None:
+    """The label map of a record; None for objects that are listed as outlines."""
+    if kind == "semantic":
+        return read_sem_seg(record)
+    return read_panoptic(record["pan_seg_file_name"]) if kind == "panoptic" else None
+
+
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except OSError:  # the folder is missing, and so are its files
+        return set()
+
+
+def _spread(records: list[Record], count: int | None) -> list[Record]:
+    if count is None or count >= len(records):
+        return records
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def _columns(items: Iterable[str], width: int = 26, count: int = 3) -> list[str]:
+    cells = list(items)
+    rows = [cells[i : i + count] for i in range(0, len(cells), count)]
+    return ["  " + "".join(cell.ljust(width) for cell in row).rstrip() for row in rows]
+
+
+def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
+    """Write the labels of a few frames, evenly spread, over their images, with class names.
+
+    Args:
+        check: of the data set.
+        count: how many.
+        folder: made where it is missing.
+
+    Returns:
+        The files, PNG.
+
+    Raises:
+        UserError: a file is missing or damaged, or the folder cannot be written.
+    """
+    # Imported here because it brings matplotlib.
+    from detectron2.utils.visualizer import Visualizer
+
+    written = []
+    for number, record in enumerate(_spread(check.labelled, count)):
+        canvas = Visualizer(read_rgb(record["file_name"]), check.metadata)
+        labels = _decode(record, check.kind)
+        if check.kind == "instance":
+            picture = canvas.draw_dataset_dict({"annotations": record["annotations"]})
+        elif check.kind == "semantic":
+            picture = canvas.draw_sem_seg(labels, area_threshold=0)
+        else:
+            picture = canvas.draw_panoptic_seg(*_renumbered(labels, record, check))
+        path = folder / f"{number:02d}_{Path(record['file_name']).stem}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.get_image()).save(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        written.append(path)
+    return written
+
+
+def _renumbered(labels: Any, record: Record, check: DatasetCheck) -> tuple[Any, list[Record]]:
+    """Segments that have a class, numbered from 1, as the drawing wants them."""
+    import torch
+
+    classes = len(class_names("panoptic", check.metadata))
+    things = set(check.metadata.thing_dataset_id_to_contiguous_id.values())
+    segments = [s for s in record["segments_info"] if s["category_id"] < classes]
+    ids = torch.zeros(labels.shape, dtype=torch.int32)
+    for number, segment in enumerate(segments, start=1):
+        ids[torch.from_numpy(labels == segment["id"])] = number
+    return ids, [
+        {"id": number, "category_id": s["category_id"], "isthing": s["category_id"] in things}
+        for number, s in enumerate(segments, start=1)
+    ]

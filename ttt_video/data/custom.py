@@ -1,0 +1,254 @@
+"""Your own data set in one call: folders of frames and label maps, or COCO json with frames."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from ttt_video.data.images import list_folder, natural_key
+from ttt_video.errors import UserError
+
+Record = dict[str, Any]
+_FRAME_KEYS = ("video_id", "frame_index")
+
+
+def register_custom_video(
+    name: str,
+    frames_dir: str | os.PathLike[str],
+    labels_dir: str | os.PathLike[str] | None,
+    classes: Sequence[str],
+    *,
+    label_suffix: str = ".png",
+    ignore_label: int = 255,
+    colors: Sequence[Sequence[int]] | None = None,
+    labelled_only: bool = False,
+) -> None:
+    """Register videos, or stills, with one class per pixel; nothing is read yet.
+
+    Args:
+        name: the data set's new name, for ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``--dataset``.
+        frames_dir: a folder of frames, which is one video, or a folder of such folders. Frames
+            are taken in the natural order of their names ("2.png" before "10.png").
+        labels_dir: label maps in the same arrangement; None where there are no labels. A label map
+            is an 8 bit image of class ids (gray or palette), as large as its frame. Frames
+            without a label map are streamed, and not scored.
+        classes: name of class 0, 1, ...
+        label_suffix: what follows a frame's stem in the name of its label map.
+        ignore_label: value of pixels that are of no class; not a class id.
+        colors: one RGB triple, 0-255, per class; None lets colours be chosen when drawing.
+        labelled_only: leave out frames without a label map, as training needs.
+
+    Raises:
+        UserError: the name is taken, or the arguments contradict each other.
+    """
+    if not classes or len(set(classes)) != len(classes):
+        raise UserError(f"classes of data set {name} must be different names, not {list(classes)}")
+    if not len(classes) <= ignore_label <= 255:
+        raise UserError(
+            f"ignore_label of data set {name} is {ignore_label}; it must lie between the number of "
+            f"classes, {len(classes)}, and 255"
+        )
+    metadata: dict[str, Any] = {
+        "stuff_classes": list(classes),
+        "ignore_label": ignore_label,
+        "evaluator_type": "video_sem_seg",
+    }
+    if colors is not None:
+        if len(colors) != len(classes):
+            raise UserError(f"data set {name} has {len(classes)} classes, but {len(colors)} colors")
+        metadata["stuff_colors"] = [list(color) for color in colors]
+    _check_new(name)
+    DatasetCatalog.register(
+        name,
+        lambda: load_custom_video(
+            frames_dir, labels_dir, label_suffix=label_suffix, labelled_only=labelled_only
+        ),
+    )
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def load_custom_video(
+    frames_dir: str | os.PathLike[str],
+    labels_dir: str | os.PathLike[str] | None,
+    *,
+    label_suffix: str = ".png",
+    labelled_only: bool = False,
+) -> list[Record]:
+    """List the frames of `register_custom_video`, which explains the arguments.
+
+    Returns:
+        One dict per frame, video by video in time order: ``file_name``, ``video_id`` (the folder's
+        name), ``frame_index`` (position in the folder, from 0), ``image_id`` ("<video>/<stem>")
+        and, where there is a label map, ``sem_seg_file_name``.
+
+    Raises:
+        UserError: a folder is missing or empty, a label map has no frame, or no frame a label map.
+    """
+    frames_dir = Path(frames_dir)
+    labels_dir = None if labels_dir is None else Path(labels_dir)
+    files, folders = list_folder(frames_dir)
+    if files and any(list_folder(folder)[0] for folder in folders):
+        raise UserError(f"{frames_dir} holds frames and also folders of frames: separate them")
+    records = []
+    for folder in [frames_dir] if files else folders:
+        labels = labels_dir if labels_dir is None or files else labels_dir / folder.name
+        records += _video(folder, labels, label_suffix)
+    labelled = [record for record in records if "sem_seg_file_name" in record]
+    if not records:
+        raise UserError(f"{frames_dir} holds no frames")
+    if not labelled and (labels_dir is not None or labelled_only):
+        raise UserError(
+            f"{labels_dir} holds no label map of any frame in {frames_dir}; a frame's is named by "
+            f"the frame's stem and {label_suffix!r}"
+        )
+    return labelled if labelled_only else records
+
+
+def _video(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
+    """The records of one folder of frames; a missing folder of labels has none."""
+    maps: dict[str, Path] = {}
+    if labels is not None and labels.exists():
+        maps = {
+            file.name.removesuffix(label_suffix): file
+            for file in list_folder(labels)[0]
+            if file.name.endswith(label_suffix)
+        }
+    video_id = os.path.basename(os.path.abspath(frames))
+    records = []
+    for index, file in enumerate(list_folder(frames)[0]):
+        record = {
+            "file_name": str(file),
+            "image_id": f"{video_id}/{file.stem}",
+            "video_id": video_id,
+            "frame_index": index,
+        }
+        if file.stem in maps:
+            record["sem_seg_file_name"] = str(maps.pop(file.stem))
+        records.append(record)
+    if maps:
+        stray = next(iter(maps.values()))
+        raise UserError(f"label map {stray} has no frame in {frames} ({len(maps)} such label maps)")
+    return records
+
+
+def register_custom_coco_video(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    *,
+    labelled_only: bool = False,
+) -> None:
+    """Register videos, or stills, with instances in COCO's json format; nothing is read yet.
+
+    A frame's video and place in it are the ``video_id`` and ``frame_index`` of its entry in the
+    json's ``images`` (``videos``, with ``id`` and ``name``, may name the videos). Without these, a
+    video is a folder below ``image_root``, its frames are in the natural order of their names,
+    and images that the json does not list are frames without labels.
+
+    Args:
+        name: the data set's new name, for ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``--dataset``.
+        json_file: ``images``, ``annotations``, ``categories``. A listed image without annotations
+            is labelled: there is nothing in it.
+        image_root: what the json's ``file_name`` is relative to.
+        labelled_only: leave out the frames that the json does not list, as training needs.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    _check_new(name)
+    DatasetCatalog.register(
+        name, lambda: load_custom_coco_video(json_file, image_root, name, labelled_only)
+    )
+    # detectron2 fills in the classes when the json is read.
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file),
+        image_root=str(image_root),
+        ignore_label=255,
+        evaluator_type="video_instance",
+    )
+
+
+def load_custom_coco_video(
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    name: str,
+    labelled_only: bool = False,
+) -> list[Record]:
+    """List the frames of `register_custom_coco_video`, which explains the arguments.
+
+    Returns:
+        detectron2's dicts of instance segmentation with ``video_id`` and ``frame_index``, video by
+        video in time order; frames that the json does not list have no ``annotations``.
+
+    Raises:
+        UserError: the json is missing or not COCO's; only some images have a video and an index.
+    """
+    content = _read_json(json_file)
+    try:
+        images = {image["id"]: image for image in content["images"]}
+        content["annotations"]  # without which detectron2 would take all images for empty ones
+        titles = {video["id"]: video["name"] for video in content.get("videos", [])}
+        records = load_coco_json(os.fspath(json_file), os.fspath(image_root), name)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{json_file} is not COCO's format: {type(error).__name__} {error}"
+        ) from error
+    if not records:
+        raise UserError(f"{json_file} lists no images")
+    told = Counter(all(key in image for key in _FRAME_KEYS) for image in images.values())
+    if len(told) > 1:
+        raise UserError(
+            f"{json_file}: {told[False]} of {told.total()} images have no video_id and "
+            "frame_index; give them to all, or to none"
+        )
+    if told[True]:
+        for record in records:
+            image = images[record["image_id"]]
+            record["video_id"] = str(titles.get(image["video_id"], image["video_id"]))
+            record["frame_index"] = int(image["frame_index"])
+        return sorted(records, key=lambda r: (natural_key(r["video_id"]), r["frame_index"]))
+    return _by_folder(records, Path(image_root), labelled_only)
+
+
+def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool) -> list[Record]:
+    """Videos from folders: each folder that a record lies in, with all its images."""
+    listed = {Path(record["file_name"]): record for record in records}
+    ordered = []
+    for folder in sorted({file.parent for file in listed}, key=lambda f: natural_key(str(f))):
+        inside = os.path.relpath(folder, image_root)
+        video_id = os.path.basename(os.path.abspath(image_root)) if inside == "." else inside
+        for index, file in enumerate(list_folder(folder)[0]):
+            record = listed.pop(file, None)
+            if record is None and labelled_only:
+                continue
+            record = record or {"file_name": str(file), "image_id": f"{video_id}/{file.stem}"}
+            ordered.append({**record, "video_id": video_id, "frame_index": index})
+    if listed:
+        raise UserError(
+            f"{next(iter(listed))} is listed, but not there ({len(listed)} such images)"
+        )
+    return ordered
+
+
+def _read_json(json_file: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(json_file).read_bytes())
+    except OSError as error:
+        raise UserError(f"{json_file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{json_file} is no json file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file} is not COCO's format: it holds no object")
+    return content
+
+
+def _check_new(name: str) -> None:
+    if name in DatasetCatalog:
+        raise UserError(f"data set {name} is registered already; choose another name")
