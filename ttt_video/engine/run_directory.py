@@ -110,7 +110,7 @@ class RunDirectory:
 
     def rows(self) -> Iterator[Row]:
         """The rows so far, in the order in which they were written."""
-        return (row for row in _read_lines(self.frames_file) if row is not None)
+        return read_rows(self.frames_file)
 
     def _note(self, row: Row) -> None:
         seen, index = self._recorded.setdefault(row["video_id"], bytearray()), row["frame_index"]
@@ -232,6 +232,11 @@ def _parse(line: bytes) -> Row | None:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Whole rows of a ``.jsonl`` file, also while another process appends to it."""
+    return (row for row in _read_lines(file) if row is not None)
 
 
 def _read_lines(file: Path) -> Iterator[Row | None]:
