@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.kitti_step import read_sem_seg
 from ..errors import UserError
 from .base import StreamingEvaluator
-from .instances import average_precision_release, mask_ious, mask_overlaps, match_class
+from .instances import frame_average_precision, mask_ious, mask_overlaps, match_class
 from .panoptic import (
     add_panoptic_counts,
     measure_overlaps,
@@ -27,7 +27,7 @@ from .panoptic import (
     panoptic_quality_release,
 )
 from .prediction import class_map, mean_entropy, predicted_classes
-from .protocols import InstanceTally, LabelInfo, Record, Row
+from .protocols import LabelInfo, Record, Row
 from .sem_seg import class_counts, confusion_matrix, mean_iou, mean_iou_release
 from .temporal import change_counts, change_shares
 
@@ -108,8 +108,11 @@ class InstanceStreamEvaluator(StreamingEvaluator):
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         instances: Instances = output["instances"]
         labels = [a for a in frame["annotations"] if a["category_id"] != self.info.ignore_label]
-        masks = self._masks(frame, labels, instances.image_size)
-        labelled_areas = masks.sum((1, 2), dtype=np.int64)
+        rles = self._rles(frame, labels, instances.image_size)
+        labelled_areas = np.array([int(mask_util.area(rle)) for rle in rles])
+        masks = np.zeros((0, *instances.image_size), dtype=np.uint8)
+        if rles:
+            masks = np.ascontiguousarray(mask_util.decode(rles).transpose(2, 0, 1))
         predicted = instances.pred_masks
         areas, shared = mask_overlaps(predicted, torch.from_numpy(masks).to(predicted.device))
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in labels], dtype=bool)
@@ -128,10 +131,9 @@ class InstanceStreamEvaluator(StreamingEvaluator):
         return {"things": things, "stuff": self._stuff(frame)}
 
     @staticmethod
-    def _masks(
+    def _rles(
         frame: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], size: tuple[int, int]
-    ) -> np.ndarray:
-        """(G, H, W) uint8."""
+    ) -> list[dict[str, Any]]:
         rles = [_rle(label["segmentation"], *size) for label in labels]
         for rle in rles:
             if tuple(rle["size"]) != tuple(size):
@@ -140,9 +142,7 @@ class InstanceStreamEvaluator(StreamingEvaluator):
                     f"{rle['size'][1]} (height x width), the predictions of {size[0]}x{size[1]}: "
                     + _DO_THEY_AGREE
                 )
-        if not rles:
-            return np.zeros((0, *size), dtype=np.uint8)
-        return np.ascontiguousarray(mask_util.decode(rles).transpose(2, 0, 1))
+        return rles
 
     def _stuff(self, frame: Mapping[str, Any]) -> int:
         if self.info.things is None:
@@ -158,10 +158,7 @@ class InstanceStreamEvaluator(StreamingEvaluator):
         )
 
     def frame_metrics(self, record: Record) -> dict[str, float | None]:
-        tally = InstanceTally()
-        tally.add(0, record)
-        pooled = InstanceTally.pooled([tally], self.info)
-        return {"AP": pooled["AP"], "AP_frame_release": average_precision_release(record)}
+        return dict(zip(("AP", "AP_frame_release"), frame_average_precision(record), strict=True))
 
 
 class TemporalStreamEvaluator(StreamingEvaluator):

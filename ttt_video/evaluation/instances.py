@@ -6,7 +6,6 @@ thresholds and 4 ranges of object size; precision and recall over any set of fra
 
 from __future__ import annotations
 
-import itertools
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,12 +114,12 @@ def match_class(
         taken[a, t, best[a, t]] = True
         right[d] = hit
         ignored[d] = np.where(matched, ~hit, ignored[d])
-    bits = 1 << np.arange(right[0].size if len(right) else 0, dtype=np.int64)
+    bits = 1 << np.arange(math.prod(_SHAPE), dtype=np.int64).reshape(_SHAPE)
     return {
         "labelled": (~passed_over).sum((1, 2)).tolist(),
         "scores": [_shortest(scores[i]) for i in order],
-        "right": (right.reshape(len(order), -1) * bits).sum(1).tolist(),
-        "ignored": (ignored.reshape(len(order), -1) * bits).sum(1).tolist(),
+        "right": (right * bits).sum((1, 2)).tolist(),
+        "ignored": (ignored * bits).sum((1, 2)).tolist(),
     }
 
 
@@ -173,19 +172,20 @@ def average_precision(
     scores = joined("scores")
     order = np.argsort(-scores, kind="stable")
     right, ignored = joined("right")[order], joined("ignored")[order]
-    for a, t in itertools.product(ranges, range(_SHAPE[1])):
+    for a in ranges:
         if objects[a] == 0:
             continue
-        bit = a * _SHAPE[1] + t
-        is_right = right >> bit & 1
-        counts = is_right | ~ignored >> bit & 1
-        true, false = np.cumsum(is_right), np.cumsum(counts - is_right)
-        precision = true / (true + false + np.spacing(1))
+        bits = (a * _SHAPE[1] + np.arange(_SHAPE[1]))[:, None]  # (T, 1)
+        is_right = right >> bits & 1
+        counts = is_right | ~ignored >> bits & 1
+        true, both = np.cumsum(is_right, axis=1), np.cumsum(counts, axis=1)
+        precision = true / (both + np.spacing(1))
         # The highest precision from here on.
-        precision = np.maximum.accumulate(precision[::-1])[::-1]
-        first = np.searchsorted(true / objects[a], RECALL_THRESHOLDS, side="left")
-        reached = precision[first[first < len(scores)]]
-        result[a, t] = math.fsum(reached) / len(RECALL_THRESHOLDS)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for t, recall in enumerate(true / objects[a]):
+            first = np.searchsorted(recall, RECALL_THRESHOLDS, side="left")
+            reached = precision[t][first[first < len(scores)]]
+            result[a, t] = math.fsum(reached) / len(RECALL_THRESHOLDS)
     return result
 
 
@@ -223,11 +223,12 @@ def summarize_precision(
     }
 
 
-def average_precision_release(record: Mapping[str, Any]) -> float | None:
-    """AP of one frame by the release's rule, in percent; None where the frame has no object.
+def frame_average_precision(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """AP of one frame alone, in percent: by the field's rule and by the release's.
 
-    Its ground truth are all segments, so that a labelled stuff class, which an instance model
-    never predicts, counts as 0 in the mean over classes.
+    In the release the ground truth are all segments, so that a labelled stuff class, which an
+    instance model never predicts, counts as 0 in the mean over classes. None where there is
+    nothing to average.
 
     Args:
         record: ``things``: class id to its record. ``stuff``: number of labelled stuff classes.
@@ -237,6 +238,9 @@ def average_precision_release(record: Mapping[str, Any]) -> float | None:
         if own["labelled"][0]:
             detections = Detections()
             detections.add(0, own)
-            values.append(float(np.mean(average_precision([detections], ranges=[0])[0])))
-    total = len(values) + record["stuff"]
-    return 100 * math.fsum(values) / total if total else None
+            values.append(100 * float(np.mean(average_precision([detections], ranges=[0])[0])))
+    total, everything = math.fsum(values), len(values) + record["stuff"]
+    return (
+        total / len(values) if values else None,
+        total / everything if everything else None,
+    )

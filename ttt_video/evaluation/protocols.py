@@ -17,8 +17,8 @@ from detectron2.data import MetadataCatalog
 
 from .instances import (
     Detections,
-    average_precision_release,
     class_average_precision,
+    frame_average_precision,
     summarize_precision,
 )
 from .panoptic import (
@@ -222,7 +222,7 @@ class InstanceTally(Tally):
 
     @staticmethod
     def release(record: Record) -> float | None:
-        return average_precision_release(record)
+        return frame_average_precision(record)[1]
 
     @classmethod
     def pooled(cls, videos: Sequence[InstanceTally], info: LabelInfo) -> Row:

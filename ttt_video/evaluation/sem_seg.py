@@ -37,16 +37,24 @@ def confusion_matrix(
     """
     if predicted.shape != labels.shape:
         raise ValueError(f"prediction {predicted.shape} and labels {labels.shape} differ in shape")
-    counted = labels != ignore_label
-    for name, values in (("label", labels[counted]), ("prediction", predicted[counted])):
-        if values.size and not (values.min() >= 0 and values.max() < num_classes):
-            worst = values.max() if values.max() >= num_classes else values.min()
-            raise ValueError(f"{name} {worst} is not a class of 0..{num_classes - 1}")
-    # Pixels that do not count fill a row of their own.
-    rows = np.where(counted, labels, num_classes).astype(np.intp)
-    pairs = rows * num_classes + np.where(counted, predicted, 0)
-    counts = np.bincount(pairs.ravel(), minlength=(num_classes + 1) * num_classes)
-    return counts.reshape(-1, num_classes)[:-1]
+    largest = max(num_classes - 1, ignore_label)
+    for name, values, last in (
+        ("label", labels, largest),
+        ("prediction", predicted, num_classes - 1),
+    ):
+        for value in (values.min(initial=0), values.max(initial=0)):
+            if not 0 <= value <= last:
+                raise ValueError(f"{name} {value} is not a class of 0..{num_classes - 1}")
+    pairs = labels.astype(np.intp)
+    pairs *= num_classes
+    pairs += predicted
+    counts = np.bincount(pairs.ravel(), minlength=(largest + 1) * num_classes)
+    counts = counts.reshape(-1, num_classes)
+    counts[ignore_label] = 0
+    wrong = np.flatnonzero(counts[num_classes:].any(1))
+    if len(wrong):
+        raise ValueError(f"label {wrong[0] + num_classes} is not a class of 0..{num_classes - 1}")
+    return counts[:num_classes]
 
 
 def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:
