@@ -1,0 +1,326 @@
+"""Figures of runs on disk: the metric of every frame, the best and worst frames, reconstructions.
+
+Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos and, of a
+training, from its TensorBoard files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ..data.kitti_step import read_sem_seg
+from ..engine.run_directory import file_stem, read_rows
+from ..errors import UserError
+from .curves import plot_curves
+from .grid import picture_grid
+from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
+
+# Per-frame numbers that are drawn, with their axes.
+AXES: Mapping[str, str] = {
+    "mIoU": "mIoU of the frame (%)",
+    "PQ": "PQ of the frame (%)",
+    "AP": "AP of the frame (%)",
+    "flicker": "flicker (% of pixels)",
+    "predicted_classes": "predicted classes",
+    "prediction_entropy": "entropy of the prediction (nats)",
+    "loss_recon": "reconstruction loss before the step",
+}
+_PANEL_WIDTH = 420  # pixels of each picture of a frame
+HEADLINES = ("mIoU", "PQ", "AP")  # best and worst by the first that there is
+
+
+class FrameNumbers(NamedTuple):
+    """Numbers of one frame, by name; those without a value are left out."""
+
+    file_name: str
+    adapted: dict[str, float]
+    frozen: dict[str, float]
+
+
+@dataclass
+class RunCurves:
+    """A run's per-frame numbers: by video, then by ``frame_index`` in ascending order."""
+
+    path: Path
+    label: str
+    dataset: str
+    videos: dict[str, dict[int, FrameNumbers]] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str | None:
+        """The metric by which frames are best and worst; None without labels."""
+        frames = [frame for video in self.videos.values() for frame in video.values()]
+        return next((m for m in HEADLINES if any(m in frame.adapted for frame in frames)), None)
+
+
+def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
+    """What figures need of each run, labelled by its method, or by its folder where two share one.
+
+    Raises:
+        UserError: a folder holds no rows.
+    """
+    runs = []
+    for path in paths:
+        run = RunCurves(path, *_method_and_dataset(path))
+        for row in read_rows(path / "frames.jsonl"):
+            frozen = row.get("frozen", {})
+            numbers = FrameNumbers(
+                row["file_name"],
+                _known({**row.get("metrics", {}), "loss_recon": row.get("loss_recon")}),
+                _known(frozen.get("metrics", {})),
+            )
+            run.videos.setdefault(row["video_id"], {})[row["frame_index"]] = numbers
+        if not run.videos:
+            raise UserError(f"{path} has no rows of frames; give the folder of a run")
+        run.videos = {
+            video: dict(sorted(frames.items())) for video, frames in sorted(run.videos.items())
+        }
+        runs.append(run)
+    labels = [run.label for run in runs]
+    for run in runs:
+        if labels.count(run.label) > 1:
+            run.label = f"{run.label}, {run.path.name}"
+    return runs
+
+
+def _method_and_dataset(path: Path) -> tuple[str, str]:
+    try:  # a run that is still going has no summary yet
+        summary = json.loads((path / "summary.json").read_text("utf-8"))
+    except OSError:
+        return path.name, ""
+    return summary["method"], summary.get("dataset", "")
+
+
+def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def draw_curves(
+    runs: Sequence[RunCurves], folder: Path, *, rolling: int | None = None, suffix: str = "svg"
+) -> list[Path]:
+    """A figure for each video and each of ``AXES`` that some run has, all runs in it.
+
+    Args:
+        runs: of the same videos, or of others.
+        folder: where ``NAME-VIDEO.SUFFIX`` go.
+        rolling: width of the rolling mean in frames; None: a 25th of the video; 1: none.
+        suffix: file type.
+
+    Returns:
+        The files.
+    """
+    files = []
+    for video_id in sorted({video for run in runs for video in run.videos}):
+        for name, label in AXES.items():
+            series, frames = _series(runs, video_id, name)
+            if not series:
+                continue
+            file = folder / f"{name}-{file_stem(video_id)}.{suffix}"
+            width = rolling if rolling is not None else max(1, len(frames) // 25)
+            plot_curves(series, file, f"Video {video_id}", label, x=frames, rolling=width)
+            files.append(file)
+    return files
+
+
+def _series(
+    runs: Sequence[RunCurves], video_id: str, name: str
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Lines of one figure, and their frames: those that have a value in some line."""
+    lines: dict[str, dict[int, float]] = {}
+    for run in runs:
+        video = run.videos.get(video_id, {})
+        frozen = {i: frame.frozen[name] for i, frame in video.items() if name in frame.frozen}
+        adapted = {i: frame.adapted[name] for i, frame in video.items() if name in frame.adapted}
+        # The frozen model is the same in every run.
+        if frozen and "frozen" not in lines:
+            lines["frozen"] = frozen
+        if adapted:
+            lines[run.label] = adapted
+    frames = sorted({i for line in lines.values() for i in line})
+    return {
+        label: [line.get(i, float("nan")) for i in frames] for label, line in lines.items()
+    }, frames
+
+
+# --- best and worst frames ------------------------------------------------------------------------
+
+
+class Extreme(NamedTuple):
+    """A frame with an extreme gain of the adapted over the frozen model."""
+
+    rank: str  # "best 1", "worst 2"
+    video_id: str
+    frame_index: int
+    metric: str
+    frozen: float
+    adapted: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rank}: video {self.video_id}, frame {self.frame_index}, {self.metric} "
+            f"{self.frozen:.1f} frozen, {self.adapted:.1f} adapted "
+            f"({self.adapted - self.frozen:+.1f})"
+        )
+
+
+def extreme_frames(run: RunCurves, count: int = 3, apart: int = 10) -> list[Extreme]:
+    """The frames that gained most and least, the most extreme first in each half.
+
+    Args:
+        run: streamed with ``--compare``.
+        count: of each kind, at most.
+        apart: frames of the same video that are chosen lie at least so far apart, as neighbours
+            look alike.
+    """
+    metric = run.headline
+    candidates = [
+        Extreme("", video_id, index, metric, frame.frozen[metric], frame.adapted[metric])
+        for video_id, video in run.videos.items()
+        for index, frame in video.items()
+        if metric is not None and metric in frame.frozen and metric in frame.adapted
+    ]
+    chosen: list[Extreme] = []
+    for kind, sign in (("best", -1), ("worst", 1)):
+        number = 0
+        for one in sorted(candidates, key=lambda c: sign * (c.adapted - c.frozen)):
+            near = (
+                c.video_id == one.video_id and abs(c.frame_index - one.frame_index) < apart
+                for c in chosen
+            )
+            if number < count and not any(near):
+                number += 1
+                chosen.append(one._replace(rank=f"{kind} {number}"))
+    return chosen
+
+
+def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bool:
+    """The frames as the overlay videos show them, with their labels where these are found.
+
+    Returns:
+        False without a file where no overlay video of the run has these frames.
+    """
+    strips = []
+    for one in extremes:
+        shown = _overlay_frame(run, one.video_id, one.frame_index)
+        if shown is None:
+            continue
+        panels = _split_panels(shown)
+        labels = label_picture(run.dataset, run.videos[one.video_id][one.frame_index].file_name)
+        if labels is not None:
+            panels.insert(1, resize(side_by_side([labels], ["labels"]), panels[0].shape))
+        height = round(panels[0].shape[0] * _PANEL_WIDTH / panels[0].shape[1])
+        row = np.concatenate([resize(panel, (height, _PANEL_WIDTH)) for panel in panels], axis=1)
+        strips += [caption(str(one), row.shape[1]), row]
+    if strips:
+        Image.fromarray(np.concatenate(strips)).save(file)
+    return bool(strips)
+
+
+def _split_panels(shown: np.ndarray) -> list[np.ndarray]:
+    """Original, frozen and adapted, which `side_by_side` stacks if they are wider than 16:9.
+
+    So three stacked ones are at least 0.6 times as wide as high; three in a row are at least 1.5
+    times, if no frame is higher than twice its width.
+    """
+    stacked = shown.shape[1] < 1.5 * shown.shape[0]
+    return np.array_split(shown, 3, axis=0 if stacked else 1)
+
+
+def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarray | None:
+    names = [f"overlay-{file_stem(video_id)}.mp4"]
+    if len(run.videos) == 1:
+        names.append("overlay.mp4")
+    file = next((run.path / name for name in names if (run.path / name).is_file()), None)
+    if file is None:
+        return None
+    position = list(run.videos[video_id]).index(frame_index)  # skipped frames are in no video
+    with av.open(str(file)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number == position:
+                return frame.to_ndarray(format="rgb24")
+    return None
+
+
+def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
+    """The labels of a frame over its image, (H, W, 3) uint8; None where there are none.
+
+    Args:
+        dataset: name of a registered data set.
+        file_name: of the frame, as its record has it.
+    """
+    if dataset not in DatasetCatalog.list():
+        return None
+    records = (r for r in DatasetCatalog.get(dataset) if r["file_name"] == file_name)
+    record = next(records, None)
+    if record is None or not record.keys() & {"sem_seg_file_name", "pan_seg_file_name"}:
+        return None
+    metadata = MetadataCatalog.get(dataset)
+    image = np.asarray(Image.open(file_name).convert("RGB"))
+    if "sem_seg_file_name" in record:
+        classes = read_sem_seg(record)
+    else:
+        rgb = np.asarray(Image.open(record["pan_seg_file_name"]).convert("RGB"), np.uint32)
+        ids = rgb @ np.array([1, 256, 65536], np.uint32)
+        classes = np.full(ids.shape, 255, np.uint8)
+        for segment in record["segments_info"]:
+            classes[ids == segment["id"]] = segment["category_id"]
+    names = metadata.get("stuff_classes") or metadata.get("thing_classes")
+    return blend(image, colorize(classes, class_palette(metadata, len(names))))
+
+
+# --- reconstruction as training goes on -----------------------------------------------------------
+
+
+def draw_training(folder: Path, file: Path, *, columns: int = 6) -> bool:
+    """Figure 3: an image, its masked input, and reconstructions by iteration, a row per image.
+
+    Args:
+        folder: output of ``tools/train_net.py``, with TensorBoard files.
+        file: where to write.
+        columns: reconstructions shown, evenly over the training, the last among them.
+
+    Returns:
+        False without a file where the training drew no reconstruction.
+    """
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    rows: list[dict[str, np.ndarray]] = []
+    for tag in sorted(tag for tag in events.Tags()["images"] if tag.startswith("reconstruction/")):
+        found = {event.step: event.encoded_image_string for event in events.Images(tag)}
+        steps = sorted(found)
+        chosen = {steps[round(i)] for i in np.linspace(0, len(steps) - 1, columns)}
+        row: dict[str, np.ndarray] = {}
+        for step in sorted(chosen):
+            # engine/hooks.py: image, masked input and reconstruction, side by side.
+            image, masked, reconstruction = np.split(_decode(found[step]), 3, axis=1)
+            row.setdefault("image", image)
+            row.setdefault("masked", masked)
+            row[f"step {step}"] = reconstruction
+        rows.append(row)
+    if rows:
+        picture_grid(rows, file, column_width=240)
+    return bool(rows)
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder holds a training's TensorBoard files."""
+    return any(folder.glob("events.out.tfevents.*"))
