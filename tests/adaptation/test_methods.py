@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from contract import AdapterContract
+from PIL import Image
 from torch import nn
 
-from ttt_video.adaptation import ADAPTER_REGISTRY, NoAdaptation, ReconstructionAdapter
+from ttt_video.adaptation import (
+    ADAPTER_REGISTRY,
+    NoAdaptation,
+    ReconstructionAdapter,
+    offline_ttt_mae_oracle,
+)
 from ttt_video.adaptation.base import build_adapter
+from ttt_video.adaptation.ln_adapt import measure_statistics
 from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
 
 
 class TestNoAdaptation(AdapterContract):
@@ -46,6 +57,188 @@ class TestOnlineTTTMAEWithEverySourceOfRandomness(AdapterContract):
     )  # fmt: skip
 
 
+class TestMainTaskOnly(AdapterContract):
+    method = "main_task_only"
+    adapts = False
+
+
+class TestJointTraining(AdapterContract):
+    method = "joint_training"
+    adapts = False
+
+
+class TestImplicitOnly(AdapterContract):
+    method = "implicit_only"
+
+
+class TestExplicitOnly(AdapterContract):
+    method = "explicit_only"
+
+
+class TestTTTMAENoMemory(AdapterContract):
+    method = "ttt_mae_no_memory"
+    settings = ("TTT.STEPS_PER_FRAME", 2)
+
+    def test_order_of_frames_does_not_matter(self, tiny_cfg, tiny_model, make_video):
+        video = make_video(num_frames=4)
+        runs = []
+        for order in (video, video[::-1], [video[i] for i in (2, 0, 3, 1)]):
+            runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+            numbers = self.numbers(runner.run(order))
+            runs.append(sorted(numbers, key=lambda frame: frame[1]))
+        self.assert_equal(runs[0], runs[1])
+        self.assert_equal(runs[0], runs[2])
+
+
+class TestTent(AdapterContract):
+    method = "tent"
+    settings = ("TTT.BATCH_SIZE", 2)  # fewer than the window: which frames, is drawn
+    frozen = ("sem_seg_head", "recon_head")
+
+    def test_norms_alone_move(self, runner, tiny_model, make_video):
+        before = self.state(tiny_model)
+        for _ in runner.run(make_video()):
+            pass
+        after = self.state(tiny_model)
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        norms = {name for name, m in tiny_model.named_modules() if isinstance(m, nn.LayerNorm)}
+        assert moved
+        assert {name.rpartition(".")[0] for name in moved} <= norms
+
+
+class TestTentClassBalance(AdapterContract):
+    method = "tent_class_balance"
+    settings = ("TTT.BATCH_SIZE", 2, "TTT.CLASS_BALANCE.THRESHOLD", 19)
+    frozen = ("sem_seg_head", "recon_head")
+
+
+class TestSelfTrain(AdapterContract):
+    method = "self_train"
+    settings = ("TTT.SELF_TRAIN.THRESHOLD", 0.0)  # random weights are sure of nothing
+    frozen = ("sem_seg_head", "recon_head")
+
+    def test_threshold_1_does_nothing(self, tiny_cfg, tiny_model, make_video):
+        optimizer = ("TTT.OPTIMIZER.NAME", "ADAMW", "TTT.OPTIMIZER.WEIGHT_DECAY", 0.5)
+        runner = self.build(tiny_cfg, tiny_model, "TTT.SELF_TRAIN.THRESHOLD", 1.0, *optimizer)
+        before = self.state(tiny_model)
+        for result in runner.run(make_video()):
+            assert result.record["confident"] == 0
+            assert result.record["grad_norm"] == 0
+        after = self.state(tiny_model)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class TestSelfTrainClassBalance(AdapterContract):
+    method = "self_train_class_balance"
+    settings = ("TTT.SELF_TRAIN.THRESHOLD", 0.0, "TTT.CLASS_BALANCE.THRESHOLD", 19)
+    frozen = ("sem_seg_head", "recon_head")
+
+
+class TestLNAdapt(AdapterContract):
+    method = "ln_adapt"
+    frozen = ("sem_seg_head", "recon_head")
+    random = False
+    still = ("TTT.LN_ADAPT.PRIOR", 1e30)
+
+    @pytest.fixture(autouse=True)
+    def _source_statistics(self, tiny_cfg, tiny_model, make_video, tmp_path):
+        images = [frame["image"] for frame in make_video("source")]
+        file = tmp_path / "norms.safetensors"
+        save_safetensors(measure_statistics(tiny_model, images), file)
+        tiny_cfg.TTT.LN_ADAPT.SOURCE_STATISTICS = str(file)
+
+
+class OfflineContract(AdapterContract):
+    settings = ("TTT.OFFLINE.STEPS", 3, "TTT.OFFLINE.EVAL_EVERY", 1)
+
+    def test_goes_on_from_a_saved_state_as_if_never_stopped(
+        self, tiny_cfg, tiny_model, make_video, tmp_path
+    ):
+        """The whole video is seen at the start, however soon the run stops."""
+        video = make_video(num_frames=5)
+        expected = self.numbers(self.build(tiny_cfg, copy.deepcopy(tiny_model)).run(video))
+        stopped = self.build(tiny_cfg, copy.deepcopy(tiny_model))
+        stopped.start_video("a", video)
+        before = self.numbers(map(stopped.step, video[:2]))
+        torch.save(stopped.state_dict(), tmp_path / "state.pth")
+        resumed = self.build(tiny_cfg, tiny_model)
+        resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+        self.assert_equal(before + self.numbers(map(resumed.step, video[2:])), expected)
+
+    def test_does_not_predict_before_it_has_trained(self, runner, make_video):
+        (frame,) = make_video(num_frames=1)
+        with pytest.raises(RuntimeError, match="must watch the video before it predicts"):
+            runner.adapter.predict(frame)
+        list(runner.run(make_video()))
+        runner.adapter.predict(frame)
+        runner.adapter.reset()
+        with pytest.raises(RuntimeError, match="must watch the video before it predicts"):
+            runner.adapter.predict(frame)
+
+    def test_first_prediction_is_by_the_last_weights(self, runner, tiny_model, make_video):
+        seen = []
+        for _ in runner.run(make_video()):
+            seen.append(self.state(tiny_model))
+        for name in seen[0]:
+            assert torch.equal(seen[0][name], seen[-1][name])
+
+    def test_a_live_stream_is_refused(self, runner, make_video):
+        with pytest.raises(UserError, match="whole video before its first prediction"):
+            list(runner.run(iter(make_video())))
+        with pytest.raises(UserError, match="whole video before its first prediction"):
+            runner.step(make_video("b")[0])
+
+
+class TestOfflineTTTMAE(OfflineContract):
+    method = "offline_ttt_mae"
+
+
+class TestOfflineTTTMAEOracle(OfflineContract):
+    method = "offline_ttt_mae_oracle"
+
+    @pytest.fixture
+    def make_video(self, make_video, tmp_path):
+        """With random labels."""
+
+        def make(video_id="a", num_frames=3, height=64, width=96):
+            video = make_video(video_id, num_frames, height, width)
+            rng = np.random.default_rng(0)
+            for frame in video:
+                file = tmp_path / f"{video_id}_{frame['frame_index']}_{height}.png"
+                Image.fromarray(rng.integers(0, 19, (height, width), np.uint8)).save(file)
+                frame["sem_seg_file_name"] = str(file)
+            return video
+
+        return make
+
+    @pytest.fixture(autouse=True)
+    def _prefers_what_has_moved(self, monkeypatch):
+        """Random labels choose a random step, which may be the source; here they barely count."""
+        real = offline_ttt_mae_oracle.scorer
+
+        def scorer(cfg, model):
+            score = real(cfg, model)
+            source = [p.detach().clone() for p in model.parameters()]
+
+            def biased(frames, predict):
+                moved = zip(model.parameters(), source, strict=True)
+                distance = sum(float((p - s).square().sum()) for p, s in moved)
+                return 1e-12 * score(frames, predict) + distance
+
+            return biased
+
+        monkeypatch.setattr(offline_ttt_mae_oracle, "scorer", scorer)
+
+    def test_one_result_per_frame_in_order_of_the_original_size(self, runner, make_video):
+        results = list(runner.run(make_video(num_frames=4)))
+        assert [r.frame["frame_index"] for r in results] == [0, 1, 2, 3]
+
+    def test_labels_are_not_seen(self, runner, make_video):
+        """They are: that is what it is for."""
+        with pytest.raises(UserError, match="has no labels"):
+            list(runner.run([{k: v for k, v in f.items() if "sem" not in k} for f in make_video()]))
+
+
 class TestMajorityVoteOverOnlineTTTMAE(AdapterContract):
     method = "majority_vote"
     settings = (
@@ -53,15 +246,18 @@ class TestMajorityVoteOverOnlineTTTMAE(AdapterContract):
         "TTT.ENSEMBLE.PREDICTIONS", 2,
         "TTT.ENSEMBLE.SCALE_RANGE", "[0.5, 1.2]",
     )  # fmt: skip
+    counterpart = ("TTT.ENSEMBLE.METHOD", "none")
 
 
 class TestTemporalSmoothingOverOnlineTTTMAE(AdapterContract):
     method = "temporal_smoothing"
     settings = ("TTT.ENSEMBLE.METHOD", "online_ttt_mae", "TTT.ENSEMBLE.WINDOW_SIZE", 2)
+    counterpart = ("TTT.ENSEMBLE.METHOD", "none")
 
 
 def test_every_registered_method_is_under_contract():
-    tested = {cls.method for cls in AdapterContract.__subclasses__()}
+    classes = [*AdapterContract.__subclasses__(), *OfflineContract.__subclasses__()]
+    tested = {cls.method for cls in classes if cls is not OfflineContract}
     assert tested == {name for name, _ in ADAPTER_REGISTRY}
 
 
@@ -73,5 +269,5 @@ def test_methods_by_name(tiny_cfg, tiny_model):
 
 def test_an_unknown_method_is_named_with_those_there_are(tiny_cfg):
     tiny_cfg.TTT.METHOD = "online_ttt"
-    with pytest.raises(UserError, match=r"'online_ttt'.*none, online_ttt_mae"):
+    with pytest.raises(UserError, match=r"'online_ttt'.*none, offline_ttt_mae.*online_ttt_mae"):
         build_adapter(tiny_cfg, nn.Identity())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +13,8 @@ from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY
 from .gradient import GradientAdapter
 from .window import Sample
+
+Own = TypeVar("Own", bound="ReconstructionAdapter")
 
 
 class ReconstructionAdapter(GradientAdapter):
@@ -33,7 +35,7 @@ class ReconstructionAdapter(GradientAdapter):
         self.augment = augment
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module, **more: Any) -> ReconstructionAdapter:
+    def from_config(cls: type[Own], cfg: CfgNode, model: nn.Module, **more: Any) -> Own:
         """With the settings of ``TTT.*``; ``more`` are a subclass's own arguments."""
         settings = GradientAdapter.config_arguments(cfg)
         return cls(model, augment=RandomCrop.from_config(cfg), **settings, **more)

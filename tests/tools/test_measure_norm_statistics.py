@@ -1,0 +1,60 @@
+"""tools/measure_norm_statistics.py on a data set of three pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import measure_norm_statistics
+
+    yield measure_norm_statistics
+    sys.modules.pop("measure_norm_statistics")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    records = [{"file_name": str(tmp_path / f"{index}.png")} for index in range(3)]
+    DatasetCatalog.register("three_pictures", lambda: records)
+    yield "three_pictures"
+    DatasetCatalog.remove("three_pictures")
+
+
+def test_writes_what_ln_adapt_reads(tool, pictures, tmp_path, capsys):
+    file = tmp_path / "norms.safetensors"
+    argv = ["--config", "quick/stream_world.yaml", "--dataset", pictures, "--output", str(file)]
+    tool.main([*argv, "--max-images", "2"])
+    assert "layers, written to" in capsys.readouterr().out
+    two = read_checkpoint(str(file))
+    assert {name.rpartition(".")[2] for name in two} == {"mean", "variance"}
+    tool.main(argv)
+    three = read_checkpoint(str(file))
+    assert two.keys() == three.keys()
+    assert any(not np.array_equal(two[name], three[name]) for name in two)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(["--max-images", "0"], "at least 1"), (["--dataset", "nowhere"], "unknown data set")],
+)
+def test_mistakes_are_told_in_a_line(tool, tmp_path, flags, reason):
+    argv = ["--config", "quick/stream_world.yaml", "--output", str(tmp_path / "x.safetensors")]
+    with pytest.raises(UserError, match=reason):
+        tool.main([*argv, *flags])
