@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ttt_video.errors import UserError
+from ttt_video.evaluation.protocols import LabelInfo
 from ttt_video.evaluation.records import RunDirectory, finite, summarize
 
 
@@ -176,26 +177,35 @@ def test_whole_files_appear_at_once(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["frames.jsonl", "summary.json"]
 
 
+def sem_seg(counts: dict) -> dict:
+    return {"sem_seg": counts}
+
+
 def test_summary_by_hand():
     rows = [
         row(0, "a", adapt_seconds=1.0, predict_seconds=0.5, loss_recon=0.8, skipped_steps=0,
-            counts={"0": [8, 0, 2], "1": [1, 1, 0]}),
+            records=sem_seg({"0": [8, 0, 2], "1": [1, 1, 0]})),
         row(1, "a", adapt_seconds=3.0, predict_seconds=0.7, loss_recon=None, skipped_steps=2,
-            counts={"0": [0, 4, 6]}),
+            records=sem_seg({"0": [0, 4, 6]})),
         row(0, "b", adapt_seconds=2.0, predict_seconds=0.6, loss_recon=0.4, skipped_steps=1,
-            counts={"2": [5, 0, 0], "3": [0, 7, 0]}),
+            records=sem_seg({"2": [5, 0, 0], "3": [0, 7, 0]})),
     ]  # fmt: skip
-    summary = summarize(rows)
+    summary = summarize(rows, LabelInfo(classes=("road", "car", "tree", "sky")))
     assert summary["frames"] == 3
     assert summary["videos"] == {"a": 2, "b": 1}
     assert summary["skipped_steps"] == 3
     assert summary["loss_recon"] == pytest.approx(0.6)
     adapted = summary["metrics"]["adapted"]
     assert "frozen" not in summary["metrics"]
-    assert adapted["IoU"] == pytest.approx({0: 100 * 8 / 20, 1: 50.0, 2: 100.0})
+    assert adapted["per_class"] == {"IoU": pytest.approx({"road": 40, "car": 50, "tree": 100})}
     assert adapted["mIoU"] == pytest.approx((40 + 50 + 100) / 3)
-    assert adapted["videos"]["a"]["mIoU"] == pytest.approx((40 + 50) / 2)
-    assert adapted["videos"]["b"]["mIoU"] == pytest.approx(100.0)
+    # Frames: (80 + 50) / 2, 0 / 1, (100 + 0) / 2: sky is predicted, but not there.
+    assert adapted["mIoU_frame_release"] == pytest.approx((65 + 0 + 50) / 3)
+    assert adapted["mIoU_video_mean"] == pytest.approx((45 + 100) / 2)
+    assert adapted["videos"] == {
+        "a": pytest.approx({"frames": 2, "mIoU": 45, "mIoU_frame_release": 32.5}),
+        "b": pytest.approx({"frames": 1, "mIoU": 100, "mIoU_frame_release": 50}),
+    }
     assert summary["seconds"]["adapt"]["mean"] == pytest.approx(2.0)
     assert summary["seconds"]["predict"]["mean"] == pytest.approx(0.6)
     assert summary["seconds"]["frame"]["mean"] == pytest.approx(2.6)
@@ -204,14 +214,14 @@ def test_summary_by_hand():
         expected = float(np.percentile(frame_seconds, q))
         assert summary["seconds"]["frame"][f"p{q}"] == pytest.approx(expected)
     assert summary["seconds"]["frame"]["p50"] == pytest.approx(2.6)
-    assert "255" in summary["protocol"]
+    assert summary["protocols"].keys() == {"mIoU", "mIoU_frame_release", "mIoU_video_mean"}
     json.dumps(summary, allow_nan=False)
 
 
 def test_summary_of_the_frozen_model_beside_it():
     rows = [
-        row(i, predict_seconds=1.0, counts={"0": [i, 0, 4 - i]},
-            frozen={"predict_seconds": 0.5 + i, "counts": {"0": [1, 0, 3]}})
+        row(i, predict_seconds=1.0, records=sem_seg({"0": [i, 0, 4 - i]}),
+            frozen={"predict_seconds": 0.5 + i, "records": sem_seg({"0": [1, 0, 3]})})
         for i in (2, 4)
     ]  # fmt: skip
     summary = summarize(rows)
@@ -222,18 +232,20 @@ def test_summary_of_the_frozen_model_beside_it():
     assert summary["seconds"]["frame"]["mean"] == pytest.approx(1.0)
 
 
-def test_summary_without_labels_has_no_metrics_and_no_protocol():
+def test_summary_without_records_has_no_metrics_and_no_protocols():
     summary = summarize([row(0, loss_recon=0.5)])
     assert summary["metrics"] == {}
-    assert "protocol" not in summary
+    assert summary["protocols"] == {}
 
 
 def test_summary_of_labelled_frames_without_a_labelled_pixel():
-    summary = summarize([row(0, counts={})])
+    summary = summarize([row(0, records=sem_seg({}))])
+    undefined = {"mIoU": None, "mIoU_frame_release": None}
     assert summary["metrics"]["adapted"] == {
-        "mIoU": None,
-        "IoU": {},
-        "videos": {"a": {"mIoU": None}},
+        **undefined,
+        "mIoU_video_mean": None,
+        "per_class": {"IoU": {}},
+        "videos": {"a": {"frames": 1, **undefined}},
     }
 
 
@@ -244,15 +256,29 @@ def test_summary_of_nothing():
     json.dumps(summary, allow_nan=False)
 
 
-def test_summary_from_rows_on_disk_is_the_same(tmp_path):
-    run = RunDirectory(tmp_path)
-    rows = [row(i, loss_recon=0.1 * i, counts={0: (1, i, 2)}) for i in range(5)]
-    for each in rows:
-        run.append(each)
-    assert summarize(run.rows()) == summarize(rows)
+def test_summary_does_not_depend_on_the_order_of_rows_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(60):
+        quality = [1, 0, 2, float(rng.uniform(0.5, 1))]
+        records = {
+            "sem_seg": {"0": [int(n) for n in rng.integers(1, 99, 3)]},
+            "panoptic_seg": {"standard": {"0": quality}, "release": {"0": quality}},
+            "temporal": {"changed": int(rng.integers(0, 100)), "pixels": 100},
+            "prediction": {"classes": i % 7, "entropy": float(rng.random())},
+        }
+        times = {f"{name}_seconds": float(rng.random()) for name in ("adapt", "predict")}
+        frozen = {"predict_seconds": float(rng.random()), "records": records}
+        loss = float(rng.random())
+        more = {"loss_recon": loss, "records": records, "frozen": frozen, **times}
+        rows.append(row(i // 3, "abc"[i % 3], **more))
+    expected = json.dumps(summarize(rows))
+    for seed in range(5):
+        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(60)]
+        assert json.dumps(summarize(shuffled)) == expected
 
 
 def test_unlabelled_frames_between_labelled_ones_count_for_nothing():
-    labelled = row(0, counts={"0": [3, 0, 1]})
+    labelled = row(0, records=sem_seg({"0": [3, 0, 1]}))
     assert summarize([labelled, row(1)])["metrics"] == summarize([labelled])["metrics"]
     assert summarize([labelled, row(1)])["frames"] == 2
