@@ -89,6 +89,23 @@ def test_official_layout(roots):
         assert (d["height"], d["width"]) == (H, W)
         np.testing.assert_array_equal(read_sem_seg(d), label)
         assert read_sem_seg(d).dtype == np.uint8
+        assert d["panoptic_file_name"] == d["sem_seg_file_name"]
+
+
+def test_instances_stay_within_reach_of_the_8_bit_labels(roots):
+    images, labels = make_frames(2)
+    write_official(roots, "0006", images, labels)
+    Image.fromarray(labels[1]).save(roots[1] / "0006" / "000001_sem.png")
+    without, both = load_kitti_step_sem_seg(*roots)
+    assert (without["sem_seg_format"], both["sem_seg_format"]) == (
+        "kitti_step_panoptic",
+        "train_id",
+    )
+    assert both["sem_seg_file_name"].endswith("000001_sem.png")
+    assert both["panoptic_file_name"].endswith("000001.png")
+    np.testing.assert_array_equal(read_sem_seg(both), labels[1])
+    write_video(*roots, "0009", as_functions(images, labels))
+    assert "panoptic_file_name" not in load_kitti_step_sem_seg(*roots)[-1]
 
 
 def test_images_of_all_splits_may_lie_in_one_folder(roots):
@@ -196,6 +213,19 @@ def test_registration_reads_the_variable_when_loading(tmp_path, monkeypatch):
     metadata = MetadataCatalog.get("kitti_step_video_sem_seg_val")
     assert metadata.stuff_classes == list(CITYSCAPES_CLASSES)
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "video_sem_seg")
+
+
+@pytest.mark.usefixtures("catalog")
+@pytest.mark.parametrize("unpacked", ["training/image_02", "image_02"])
+def test_images_where_kitti_tracking_unpacks_them(tmp_path, unpacked):
+    base = tmp_path / "kitti_step"
+    for split, sequence in (("train", "0000"), ("val", "0002")):
+        maps = base / "panoptic_maps" / split
+        write_official((base / unpacked, maps), sequence, *make_frames(2))
+    register_kitti_step(tmp_path)
+    for split, sequence in (("train", "0000"), ("val", "0002")):
+        dicts = DatasetCatalog.get(f"kitti_step_video_sem_seg_{split}")
+        assert [d["image_id"] for d in dicts] == [f"{sequence}/{t:06d}" for t in range(2)]
 
 
 @pytest.mark.usefixtures("catalog")

@@ -30,7 +30,6 @@ _FILES = {
     "pan_seg_file_name": "panoptic labels",
     "panoptic_file_name": "panoptic labels with instance ids",
 }
-_HINTS = {"cityscapes_": "; datasets/prepare_cityscapes.py makes the labelTrainIds files"}
 
 
 class DatasetCheck:
@@ -81,9 +80,10 @@ class DatasetCheck:
             self.problems.append(str(error))
         except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            hint = next((h for start, h in _HINTS.items() if self.name.startswith(start)), "")
-            if not any(path in reason for path in missing):
-                self.problems.append(f"cannot be loaded: {reason}{hint}")
+            if "labelTrainIds" in reason:
+                reason = "no labelTrainIds.png: run datasets/prepare_cityscapes.py"
+            if not missing:  # else that is the reason
+                self.problems.append(f"cannot be loaded: {reason}")
         return []
 
     def _paths(self) -> list[str]:

@@ -1,0 +1,249 @@
+"""Own data sets by one call: what is found, in which order, and what a wrong folder says."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ttt_video.data import register_custom_coco_video, register_custom_video
+from ttt_video.data.images import FrameTransform
+from ttt_video.data.kitti_step import read_sem_seg
+from ttt_video.data.mapper import JointDatasetMapper
+from ttt_video.data.sources import open_dataset
+from ttt_video.errors import UserError
+
+H, W = 6, 8
+CLASSES = ["road", "sky", "hedgehog"]
+
+
+@pytest.fixture
+def name():
+    """A name of its own, forgotten afterwards."""
+    name = f"own_{uuid.uuid4().hex}"
+    yield name
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def frames(folder, numbers, suffix=".png"):
+    for n in numbers:
+        save(folder / f"f{n}{suffix}", np.full((H, W, 3), n, np.uint8))
+
+
+def labels(folder, numbers, suffix=".png"):
+    for n in numbers:
+        save(folder / f"f{n}{suffix}", np.full((H, W), n % 3, np.uint8))
+
+
+# ---- label maps
+
+
+def test_one_folder_is_one_video(tmp_path, name):
+    frames(tmp_path / "walk", range(1, 12), ".jpg")
+    labels(tmp_path / "maps", (1, 11))
+    register_custom_video(name, tmp_path / "walk", tmp_path / "maps", CLASSES)
+    (video,) = open_dataset(name, FrameTransform())
+    streamed = list(video)
+    assert video.video_id == "walk"
+    assert [f["frame_index"] for f in streamed] == list(range(11))
+    assert [f["file_name"].rsplit("/", 1)[1] for f in streamed] == [
+        f"f{n}.jpg" for n in range(1, 12)
+    ]
+    labelled = [f for f in streamed if "sem_seg_file_name" in f]
+    assert [f["frame_index"] for f in labelled] == [0, 10]
+    assert [read_sem_seg(dict(f)).max() for f in labelled] == [1, 2]
+    metadata = MetadataCatalog.get(name)
+    assert metadata.stuff_classes == CLASSES
+    assert (metadata.ignore_label, metadata.evaluator_type) == (255, "video_sem_seg")
+    assert metadata.get("stuff_colors") is None
+
+
+def test_folders_are_videos_and_labels_may_have_a_suffix(tmp_path, name):
+    for video in ("v10", "v9"):
+        frames(tmp_path / "in" / video, (1, 2))
+    labels(tmp_path / "gt" / "v9", (2,), "_ids.png")
+    register_custom_video(
+        name,
+        tmp_path / "in",
+        tmp_path / "gt",
+        CLASSES,
+        label_suffix="_ids.png",
+        colors=[(1, 2, 3)] * 3,
+        ignore_label=3,
+    )
+    records = DatasetCatalog.get(name)
+    assert [(r["video_id"], r["frame_index"]) for r in records] == [
+        ("v9", 0), ("v9", 1), ("v10", 0), ("v10", 1),
+    ]  # fmt: skip
+    assert ["sem_seg_file_name" in r for r in records] == [False, True, False, False]
+    assert len({r["image_id"] for r in records}) == 4
+    assert MetadataCatalog.get(name).stuff_colors == [[1, 2, 3]] * 3
+
+
+def test_labelled_frames_train(tmp_path, name):
+    frames(tmp_path / "in", range(4))
+    labels(tmp_path / "gt", (1, 3))
+    register_custom_video(name, tmp_path / "in", tmp_path / "gt", CLASSES, labelled_only=True)
+    records = DatasetCatalog.get(name)
+    assert [r["frame_index"] for r in records] == [1, 3]  # places in the video, not in the list
+    mapper = JointDatasetMapper(True, task="semantic", augmentations=[])
+    assert [mapper(r)["instances"].gt_classes.tolist() for r in records] == [[1], [0]]
+
+
+def test_videos_without_labels_stream(tmp_path, name):
+    frames(tmp_path / "in", range(2))
+    register_custom_video(name, tmp_path / "in", None, CLASSES)
+    assert [sorted(r) for r in DatasetCatalog.get(name)] == [
+        ["file_name", "frame_index", "image_id", "video_id"]
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"classes": []}, "different names"),
+        ({"classes": ["a", "a"]}, "different names"),
+        ({"ignore_label": 2}, "between the number of classes, 3, and 255"),
+        ({"ignore_label": 256}, "between"),
+        ({"colors": [(0, 0, 0)]}, "3 classes, but 1 colors"),
+    ],
+)
+def test_arguments_that_contradict_each_other(tmp_path, name, arguments, said):
+    with pytest.raises(UserError, match=said):
+        register_custom_video(name, tmp_path, None, **{"classes": CLASSES, **arguments})
+    assert name not in DatasetCatalog
+
+
+def test_folders_that_do_not_fit(tmp_path, name):
+    register_custom_video(name, tmp_path / "in", tmp_path / "gt", CLASSES)
+    with pytest.raises(UserError, match="registered already"):
+        register_custom_video(name, tmp_path / "in", tmp_path / "gt", CLASSES)
+    with pytest.raises(UserError, match=r"no such folder: .*in"):
+        DatasetCatalog.get(name)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="holds no frames"):
+        DatasetCatalog.get(name)
+    frames(tmp_path / "in", (1,))
+    with pytest.raises(UserError, match=r"gt holds no label map of any frame in .*'\.png'"):
+        DatasetCatalog.get(name)
+    labels(tmp_path / "gt", (1, 2))
+    with pytest.raises(UserError, match=r"f2\.png has no frame in .*\(1 such"):
+        DatasetCatalog.get(name)
+    frames(tmp_path / "in" / "more", (1,))
+    with pytest.raises(UserError, match="separate them"):
+        DatasetCatalog.get(name)
+
+
+# ---- COCO json
+
+
+def write_json(path, images, annotated, **more):
+    content = {
+        "images": [{"height": H, "width": W, **image} for image in images],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": 9,
+                "iscrowd": 0,
+                "area": 9,
+                "bbox": [1, 1, 3, 3],
+                "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]],
+            }
+            for number, image_id in enumerate(annotated, start=1)
+        ],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
+        **more,
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_json_says_videos_and_indices(tmp_path, name):
+    numbers = [(1, 7, 1), (2, 7, 0), (3, 2, 0)]  # image, video, index
+    frames(tmp_path / "in", (1, 2, 3))
+    write_json(
+        tmp_path / "a.json",
+        [
+            {"id": i, "file_name": f"f{i}.png", "video_id": v, "frame_index": t}
+            for i, v, t in numbers
+        ],
+        [1],
+        videos=[{"id": 7, "name": "park"}],
+    )
+    register_custom_coco_video(name, tmp_path / "a.json", tmp_path / "in")
+    records = DatasetCatalog.get(name)
+    assert [(r["image_id"], r["video_id"], r["frame_index"]) for r in records] == [
+        (3, "2", 0), (2, "park", 0), (1, "park", 1),
+    ]  # fmt: skip
+    (dog,) = records[2]["annotations"]
+    assert dog["category_id"] == 1
+    metadata = MetadataCatalog.get(name)
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 9: 1}
+    assert metadata.evaluator_type == "video_instance"
+
+
+@pytest.mark.parametrize("labelled_only", [False, True])
+def test_folders_say_videos_and_indices(tmp_path, name, labelled_only):
+    frames(tmp_path / "in" / "b", (2, 10, 9))
+    frames(tmp_path / "in" / "a", (1,))
+    listed = [{"id": 5, "file_name": "b/f10.png"}, {"id": 6, "file_name": "a/f1.png"}]
+    write_json(tmp_path / "a.json", listed, [5])
+    register_custom_coco_video(
+        name, tmp_path / "a.json", tmp_path / "in", labelled_only=labelled_only
+    )
+    found = [
+        (r["video_id"], r["frame_index"], len(r["annotations"]) if "annotations" in r else None)
+        for r in DatasetCatalog.get(name)
+    ]
+    everything = [("a", 0, 0), ("b", 0, None), ("b", 1, None), ("b", 2, 1)]
+    assert found == ([f for f in everything if f[2] is not None] if labelled_only else everything)
+    if labelled_only:
+        record = DatasetCatalog.get(name)[1]
+        mapped = JointDatasetMapper(True, task="instance", augmentations=[])(record)
+        assert mapped["instances"].gt_masks.tensor.sum() == 9
+    else:
+        assert [len(list(s)) for s in open_dataset(name, FrameTransform())] == [1, 3]
+
+
+def test_images_beside_the_root_are_one_video(tmp_path, name):
+    frames(tmp_path / "walk", (1, 2))
+    write_json(tmp_path / "a.json", [{"id": 1, "file_name": "f1.png"}], [])
+    register_custom_coco_video(name, tmp_path / "a.json", tmp_path / "walk")
+    assert [r["video_id"] for r in DatasetCatalog.get(name)] == ["walk", "walk"]
+
+
+def test_json_that_does_not_fit(tmp_path, name):
+    path = tmp_path / "a.json"
+    register_custom_coco_video(name, path, tmp_path)
+    with pytest.raises(UserError, match=r"a\.json cannot be read: No such file"):
+        DatasetCatalog.get(name)
+    path.write_text("nonsense")
+    with pytest.raises(UserError, match="no json file"):
+        DatasetCatalog.get(name)
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="no object"):
+        DatasetCatalog.get(name)
+    path.write_text('{"images": [], "categories": []}')
+    with pytest.raises(UserError, match="'annotations'"):
+        DatasetCatalog.get(name)
+    write_json(path, [], [])
+    with pytest.raises(UserError, match="lists no images"):
+        DatasetCatalog.get(name)
+    image = {"id": 1, "file_name": "f1.png"}
+    write_json(path, [image, {**image, "id": 2, "video_id": 1, "frame_index": 0}], [])
+    with pytest.raises(UserError, match="1 of 2 images have no video_id"):
+        DatasetCatalog.get(name)
+    write_json(path, [image], [])
+    with pytest.raises(UserError, match=r"f1\.png is listed, but not there"):
+        DatasetCatalog.get(name)

@@ -1,0 +1,249 @@
+"""The check of data sets, on the world in the layouts of the real ones and on damaged copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from PIL import Image
+
+from ttt_video.data import register_custom_video
+from ttt_video.data.checking import DatasetCheck
+from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
+from ttt_video.data.world import WorldVideo, layouts
+from ttt_video.errors import UserError
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
+sys.path.insert(0, str(TOOL.parent))
+
+import check_dataset  # noqa: E402
+
+H, W = 32, 64
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Eleven frames of one world in every layout."""
+    root = tmp_path_factory.mktemp("sets")
+    video = WorldVideo(2000, 11, H, W)
+    frames = [video[t] for t in range(11)]
+    layouts.write_kitti_step(root / "kitti_step", "val", "0002", frames, rgb_labels=True)
+    layouts.write_coco_videos(root / "coco_videos", "bar", frames)
+    layouts.write_coco(root / "coco", "val", frames[:3])
+    layouts.write_cityscapes(root / "cityscapes", "val", "ulm", frames[:3])
+    return root
+
+
+@pytest.fixture
+def root(whole, tmp_path, monkeypatch):
+    """A copy to damage, as the data sets' root."""
+    root = tmp_path / "sets"
+    shutil.copytree(whole, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return root
+
+
+@pytest.fixture
+def own():
+    """A name for a data set, forgotten afterwards."""
+    name = f"own_{uuid.uuid4().hex}"
+    yield name
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+
+
+def problems(name):
+    return DatasetCheck(name).problems
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "some"),
+    [
+        (
+            "kitti_step_video_sem_seg_val",
+            "11 frames in 1 video(s) of 11, 11 with semantic labels",
+            "panoptic labels with instance ids: 11 of 11 files",
+        ),
+        (
+            "coco_videos_panoptic_bar",
+            "11 frames in 1 video(s) of 11, 2 with panoptic labels",
+            "panoptic labels: 2 of 2 files",
+        ),
+        (
+            "coco_videos_instance_all",
+            "11 frames in 1 video(s) of 11, 2 with instance labels",
+            "released videos that are not here: bangkok, berkeley, havana, house, irvine, paris, "
+            "restaurant, school, tokyo",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("root")
+def test_a_whole_data_set_has_no_problems(tmp_path, capsys, name, first, some):
+    check_dataset.main([name, "--pictures", str(tmp_path / "drawn"), "--count", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [name, first]
+    assert some in lines
+    assert lines[-1] == "no problems"
+    pictures = sorted((tmp_path / "drawn").iterdir())
+    assert len(pictures) == 2
+    images = {Path(r["file_name"]).stem: r["file_name"] for r in DatasetCatalog.get(name)}
+    for picture in pictures:
+        drawn = np.array(Image.open(picture).convert("RGB").resize((W, H))).astype(int)
+        image = np.array(Image.open(images[picture.stem.split("_", 1)[1]]))
+        assert np.abs(drawn - image).mean() > 2  # not the bare image
+
+
+def test_detectron2s_own_sets(root):
+    """In a process of its own, because detectron2 looks at the variable when it is imported."""
+    script = """
+from ttt_video.data.checking import DatasetCheck
+import json, ttt_video
+names = ["cityscapes_fine_sem_seg_val", "coco_2017_val", "coco_2017_val_panoptic",
+         "coco_2017_train", "cityscapes_fine_sem_seg_train"]
+print(json.dumps({n: [c.kind, len(c.labelled), c.problems] for n in names
+                  if (c := DatasetCheck(n))}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env={**os.environ, "DETECTRON2_DATASETS": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cityscapes_fine_sem_seg_val"] == ["semantic", 3, []]
+    assert found["coco_2017_val"] == ["instance", 3, []]
+    assert found["coco_2017_val_panoptic"] == ["panoptic", 3, []]
+    coco = root / "coco"
+    assert found["coco_2017_train"][2] == [
+        f"missing: {coco}/train2017",
+        f"missing: {coco}/annotations/instances_train2017.json",
+    ]
+    gone = [f"missing: {root}/cityscapes/{d}/train/" for d in ("leftImg8bit", "gtFine")]
+    assert found["cityscapes_fine_sem_seg_train"][2] == gone
+
+
+def test_classes_and_shares_are_those_of_the_files(root):
+    check = DatasetCheck("kitti_step_video_sem_seg_val", samples=None)
+    files = (root / "kitti_step" / "panoptic_maps").rglob("*_sem.png")
+    labels = np.stack([np.array(Image.open(file)) for file in files])
+    text = "\n".join(check.lines)
+    for index, name in enumerate(CITYSCAPES_CLASSES):
+        share = 100 * (labels == index).mean()
+        assert (f" {name} {share:.2f} %" in text) == (share > 0), name
+    assert f"{len(np.unique(labels))} of 19 classes occur" in text
+
+
+# ---- what is wrong is said
+
+
+def test_cityscapes_without_train_ids_names_the_script(root, own):
+    for file in (root / "cityscapes").rglob("*_labelTrainIds.png"):
+        file.unlink()
+    folders = [str(root / "cityscapes" / part / "val") for part in ("leftImg8bit", "gtFine")]
+    DatasetCatalog.register(own, lambda: load_cityscapes_semantic(*folders))
+    assert problems(own) == [
+        "cannot be loaded: no labelTrainIds.png: run datasets/prepare_cityscapes.py"
+    ]
+
+
+def test_labels_out_of_range(root):
+    file = next((root / "kitti_step").rglob("000003_sem.png"))
+    labels = np.array(Image.open(file))
+    labels[0, :2] = 19, 33
+    Image.fromarray(labels).save(file)
+    (problem,) = problems("kitti_step_video_sem_seg_val")
+    assert problem.startswith("label values [19, 33] are out of range: classes are 0-18, 255 is")
+
+
+def test_sizes_that_differ(root):
+    file = next((root / "kitti_step").rglob("000003_sem.png"))
+    Image.fromarray(np.zeros((H, W + 1), np.uint8)).save(file)
+    (problem,) = problems("kitti_step_video_sem_seg_val")
+    assert "image (32, 64), labels (32, 65), data set (32, 64)" in problem
+
+
+def test_missing_frames_and_damaged_files(root):
+    kitti = root / "kitti_step"
+    (kitti / "images" / "val" / "0002" / "000004.png").unlink()
+    image = kitti / "images" / "val" / "0002" / "000008.png"
+    image.write_bytes(image.read_bytes()[:60])
+    said = problems("kitti_step_video_sem_seg_val")
+    assert len(said) == 2
+    assert said[0].endswith("images/val/0002/000003.png")
+    assert said[0].startswith("frames are missing after ")
+    assert f"frame {image} cannot be read" in said[1]
+
+
+def test_labels_at_other_frames_than_expected(root):
+    (root / "coco_videos" / "raw_images" / "bar" / "bar_3.png").unlink()
+    said = problems("coco_videos_panoptic_bar")
+    assert said[0].startswith("frames are missing after ")
+    assert said[1].startswith("labels are expected at every 10th frame from the first on, but")
+    assert said[1].endswith("1 others, as " + str(root / "coco_videos/raw_images/bar/bar_11.png"))
+
+
+def test_missing_label_files_and_segments(root):
+    labels = root / "coco_videos" / "panoptic_images" / "bar"
+    (labels / "bar_11.png").unlink()
+    ids = np.array(Image.open(labels / "bar_1.png"))
+    ids[0, 0] = 1, 2, 3
+    Image.fromarray(ids).save(labels / "bar_1.png")
+    said = problems("coco_videos_panoptic_bar")
+    assert said == [
+        f"panoptic labels: 1 files are missing, as {labels / 'bar_11.png'}",
+        f"{labels / 'bar_1.png'}: 1 segments are in the picture only, as id {1 + 512 + 3 * 65536}",
+    ]
+
+
+@pytest.mark.usefixtures("root")
+def test_what_is_not_there_at_all_is_exit_code_2(capsys):
+    for name in ("kitti_step_video_sem_seg_train", "coco_videos_instance_tokyo"):
+        with pytest.raises(UserError, match=rf"{name}: 1 problem.*datasets/README\.md"):
+            check_dataset.main([name])
+        assert "PROBLEM " in capsys.readouterr().out
+    with pytest.raises(UserError, match="registered are: kitti_step_video_sem_seg_val"):
+        check_dataset.main(["kitti_step_val"])
+    with pytest.raises(UserError, match="--count is 0"):
+        check_dataset.main(["kitti_step_video_sem_seg_val", "--count", "0"])
+
+
+def test_many_problems_are_not_all_listed(root, own, tmp_path, capsys):
+    for t in range(30):
+        for folder, pixels in (("in", (4, 6, 3)), ("gt", (5, 6))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.zeros(pixels, np.uint8)).save(tmp_path / folder / f"{t}.png")
+    register_custom_video(own, tmp_path / "in", tmp_path / "gt", ["a"])
+    with pytest.raises(UserError, match="30 problem"):
+        check_dataset.main([own])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("PROBLEM") for line in lines) == check_dataset.MAX_LISTED
+    assert "... and 10 more" in lines
+
+
+def test_unlabelled_frames_are_a_problem(own, tmp_path):
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "0.png")
+    register_custom_video(own, tmp_path, None, ["a"])
+    check = DatasetCheck(own)
+    assert check.lines[0] == "1 frames in 1 video(s) of 1, 0 with no labels"
+    assert check.problems == ["nothing is labelled"]
+
+
+@pytest.mark.usefixtures("root")
+def test_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "kitti_step_video_sem_seg_train"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: kitti_step_video_sem_seg_train: 1 problem")
