@@ -1,0 +1,259 @@
+"""Figures of made-up runs, whose every frame can be told from its colour."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ttt_video.cli import run_tool
+from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.errors import UserError
+from ttt_video.visualization.overlay import side_by_side
+from ttt_video.visualization.run_figures import (
+    draw_curves,
+    draw_extremes,
+    draw_training,
+    extreme_frames,
+    is_training,
+    label_picture,
+    read_curves,
+)
+from ttt_video.visualization.video import VideoWriter
+
+HEIGHT, WIDTH, NUM_FRAMES = 48, 64, 30
+# Frame 21 gains most, frame 0 loses most; every frame between 1 and 29 is near a chosen one.
+GAINS = {21: 9.0, 0: -8.0, 10: 3.0, 20: 8.0}
+
+
+def make_run(folder, method="online_ttt_mae", *, videos=("a",), every=1, dataset="", compare=True):
+    folder.mkdir(parents=True)
+    rows = []
+    for video in videos:
+        for index in range(NUM_FRAMES):
+            row = {"video_id": video, "frame_index": index, "file_name": f"{video}/{index}.png"}
+            row |= {"loss_recon": 1.0 / (index + 1), "metrics": {"prediction_entropy": 0.5}}
+            if index % every == 0:
+                row["metrics"]["mIoU"] = 40.0 + GAINS.get(index, 0.0)
+                if compare:
+                    row["frozen"] = {"metrics": {"mIoU": 40.0, "flicker": None}}
+            rows.append(row)
+    np.random.default_rng(0).shuffle(rows)  # several processes wrote them
+    lines = [json.dumps(row) for row in rows] + ['{"video_id": "a", "frame_in']
+    (folder / "frames.jsonl").write_text("\n".join(lines))
+    (folder / "summary.json").write_text(json.dumps({"method": method, "dataset": dataset}))
+    return folder
+
+
+def write_overlay(file, height=HEIGHT, width=WIDTH, frames=range(NUM_FRAMES)):
+    with VideoWriter(file, fps=10) as video:
+        for index in frames:
+            panels = [np.full((height, width, 3), 8 * index + k, np.uint8) for k in range(3)]
+            video.write(side_by_side(panels, ["original", "frozen", "method"]))
+
+
+def test_rows_are_read_in_order_and_labelled(tmp_path):
+    (run,) = read_curves([make_run(tmp_path / "run", videos=("b", "a"))])
+    assert run.label == "online_ttt_mae"
+    assert run.headline == "mIoU"
+    assert list(run.videos) == ["a", "b"]
+    assert list(run.videos["a"]) == list(range(NUM_FRAMES))
+    frame = run.videos["a"][21]
+    assert frame.adapted == {"prediction_entropy": 0.5, "mIoU": 49.0, "loss_recon": 1 / 22}
+    assert frame.frozen == {"mIoU": 40.0}
+
+
+def test_runs_of_one_method_are_told_apart(tmp_path):
+    folders = [make_run(tmp_path / x, m) for x, m in (("a", "tent"), ("b", "tent"), ("c", "none"))]
+    assert [run.label for run in read_curves(folders)] == ["tent, a", "tent, b", "none"]
+
+
+def test_folder_without_rows(tmp_path):
+    with pytest.raises(UserError, match="has no rows of frames"):
+        read_curves([tmp_path])
+
+
+def test_every_number_that_is_there_is_drawn(tmp_path):
+    runs = read_curves(
+        [
+            make_run(tmp_path / "one", videos=("a", "b/c"), every=10),
+            make_run(tmp_path / "two", "tent"),
+        ]
+    )
+    files = draw_curves(runs, tmp_path, rolling=1)
+    names = {file.name.split("-")[0] for file in files}
+    assert names == {"mIoU", "loss_recon", "prediction_entropy"}
+    assert len(files) == 6  # of each video
+    text = (tmp_path / "mIoU-a.svg").read_text()
+    for label in ("frozen", "online_ttt_mae", "tent"):
+        assert f"<!-- {label} -->" in text
+
+
+def test_extremes_are_the_extremes_and_apart(tmp_path):
+    (run,) = read_curves([make_run(tmp_path / "run")])
+    extremes = extreme_frames(run, count=2)
+    # 20 gains more than 10, but lies beside 21.
+    assert [(e.rank, e.frame_index) for e in extremes] == [
+        ("best 1", 21),
+        ("best 2", 10),
+        ("worst 1", 0),
+    ]
+    assert str(extremes[0]) == ("best 1: video a, frame 21, mIoU 40.0 frozen, 49.0 adapted (+9.0)")
+
+
+def test_no_extremes_without_the_frozen_model(tmp_path):
+    (run,) = read_curves([make_run(tmp_path / "run", compare=False)])
+    assert extreme_frames(run) == []
+
+
+@pytest.mark.parametrize("name", ["overlay.mp4", "overlay-a.mp4"])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 128), (64, 40)])
+def test_pictures_of_extremes_are_the_right_frames(tmp_path, name, height, width):
+    folder = make_run(tmp_path / "run")
+    write_overlay(folder / name, height, width)
+    (run,) = read_curves([folder])
+    extremes = extreme_frames(run, count=1)
+    assert draw_extremes(run, extremes, tmp_path / "out.png")
+    picture = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    assert picture.shape[1] == 3 * 420  # three panels in a row, however the video has them
+    half = len(picture) // 2
+    for number, extreme in enumerate(extremes):
+        bottom = picture[half * number + half - 20]  # below the captions
+        for panel in range(3):
+            center = bottom[420 * panel + 210].mean()
+            assert center == pytest.approx(8 * extreme.frame_index + panel, abs=4)
+
+
+def test_no_picture_without_an_overlay(tmp_path):
+    (run,) = read_curves([make_run(tmp_path / "run")])
+    assert not draw_extremes(run, extreme_frames(run), tmp_path / "out.png")
+    write_overlay(tmp_path / "run" / "overlay.mp4", frames=range(2))  # the run was cut off
+    assert not draw_extremes(run, extreme_frames(run)[:1], tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A registered video of one frame, whose upper half is road (0) and lower half void."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[HEIGHT // 2 :] = 255
+    image = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+    write_video(tmp_path / "images", tmp_path / "labels", "a", [lambda: (image, labels)])
+    register_video_sem_seg("figures_test", tmp_path / "images", tmp_path / "labels")
+    yield DatasetCatalog.get("figures_test")[0]["file_name"]
+    DatasetCatalog.remove("figures_test")
+    MetadataCatalog.remove("figures_test")
+
+
+def test_labels_over_their_image(labelled):
+    picture = label_picture("figures_test", labelled)
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(picture[0, 0], (114, 82, 114))  # half road's 128, 64, 128
+    np.testing.assert_array_equal(picture[-1, 0], (50, 50, 50))
+    assert label_picture("figures_test", "elsewhere.png") is None
+    assert label_picture("not_registered", labelled) is None
+
+
+def test_panoptic_labels(tmp_path):
+    ids = np.zeros((8, 8, 3), np.uint8)
+    ids[:4] = (1, 2, 3)  # id 1 + 2 * 256 + 3 * 65536
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    record = {
+        "file_name": str(tmp_path / "image.png"),
+        "pan_seg_file_name": str(tmp_path / "ids.png"),
+        "segments_info": [{"id": 1 + 2 * 256 + 3 * 65536, "category_id": 1}],
+    }
+    DatasetCatalog.register("figures_panoptic", lambda: [record])
+    MetadataCatalog.get("figures_panoptic").set(
+        stuff_classes=["a", "b"], stuff_colors=[(2, 2, 2), (200, 100, 50)]
+    )
+    try:
+        picture = label_picture("figures_panoptic", record["file_name"])
+    finally:
+        DatasetCatalog.remove("figures_panoptic")
+        MetadataCatalog.remove("figures_panoptic")
+    assert tuple(picture[0, 0]) == (100, 50, 25)
+    assert tuple(picture[7, 0]) == (0, 0, 0)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """TensorBoard files as detectron2 writes them."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = tmp_path / "training"
+    writer = SummaryWriter(str(folder))
+    for step in range(0, 100, 10):
+        parts = [np.full((16, 24, 3), value, np.uint8) for value in (10, 20, 100 + step)]
+        writer.add_image("reconstruction/0", np.concatenate(parts, 1), step, dataformats="HWC")
+    writer.close()
+    return folder
+
+
+def test_reconstruction_by_iteration(training, tmp_path):
+    assert is_training(training)
+    assert draw_training(training, tmp_path / "strip.png", columns=4)
+    picture = np.asarray(Image.open(tmp_path / "strip.png"))
+    # Columns of 240 pixels, 4 between: image, masked, and the steps 0, 30, 60, 90.
+    row = picture[-30, 4 + 120 :: 244, 0]
+    np.testing.assert_array_equal(row, [10, 20, 100, 130, 160, 190])
+
+
+def test_training_without_reconstructions(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    SummaryWriter(str(tmp_path)).close()
+    assert not draw_training(tmp_path, tmp_path / "strip.png")
+    assert not is_training(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def main():
+    tool = Path(__file__).resolve().parents[2] / "tools" / "plot_run.py"
+    spec = importlib.util.spec_from_file_location("plot_run", tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_tool_draws_what_there_is_and_says_what_is_not(main, tmp_path, training, capsys):
+    run = make_run(tmp_path / "run")
+    bare = make_run(tmp_path / "bare", "tent", compare=False)
+    write_overlay(run / "overlay.mp4")
+    output = tmp_path / "new" / "figures"
+    main([str(run), str(bare), str(training), "--output", str(output), "--format", "png"])
+    assert sorted(file.name for file in output.iterdir()) == [
+        "extremes-run.png",
+        "loss_recon-a.png",
+        "mIoU-a.png",
+        "prediction_entropy-a.png",
+        "reconstruction-training.png",
+    ]
+    shown = capsys.readouterr().out
+    assert "online_ttt_mae: best 1: video a, frame 21" in shown
+    assert "tent: no best and worst frames without labels and --compare" in shown
+    (run / "overlay.mp4").unlink()
+    main([str(run), "--output", str(output)])
+    assert "no pictures of frames; stream without --no-video" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(main, tmp_path, capsys):
+    run = str(make_run(tmp_path / "run"))
+    (tmp_path / "file").touch()
+    for arguments in (
+        [str(tmp_path), "--output", str(tmp_path / "out")],
+        [run, "--output", str(tmp_path / "file")],
+        [run, "--output", str(tmp_path / "out"), "--rolling", "0"],
+    ):
+        with pytest.raises(SystemExit) as raised:
+            run_tool(lambda arguments=arguments: main(arguments))
+        assert raised.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
