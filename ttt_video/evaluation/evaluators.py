@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
-from PIL import Image
 from torch import Tensor
 
+from ..data.images import read_label_image
 from ..data.kitti_step import read_sem_seg
 from ..errors import UserError
 from .base import StreamingEvaluator
@@ -252,11 +252,7 @@ def read_panoptic(file_name: str) -> np.ndarray:
     Raises:
         UserError: the file is missing, unreadable, or no RGB image.
     """
-    try:
-        with Image.open(file_name) as opened:
-            pixels = np.asarray(opened)
-    except (OSError, SyntaxError) as error:  # Pillow calls some broken PNGs a SyntaxError
-        raise UserError(f"{file_name} is not a readable label image") from error
+    pixels = read_label_image(file_name)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         shape = "x".join(str(n) for n in pixels.shape)
         raise UserError(f"{file_name} ({pixels.dtype}, {shape}) is not an RGB panoptic label image")
