@@ -85,7 +85,7 @@ def assert_equal_up_to_rounding(actual, expected) -> None:
     assert actual.keys() == expected.keys()
     assert len(actual) > 100
     for name, value in expected.items():
-        scale = value.abs().max().item() + 1e-3  # gradients that are zero are pure rounding
+        scale = value.abs().max().item() + 0.02  # some gradients are zero but for rounding
         torch.testing.assert_close(actual[name], value, rtol=0, atol=2e-5 * scale, msg=name)
 
 
