@@ -59,6 +59,7 @@ setup(
         "corruptions": ["numba>=0.57", "scikit-image>=0.20"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
+            "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
             "hypothesis>=6.100",
             "mypy==2.4.1",
             "pytest>=8.2,<10",
