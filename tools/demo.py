@@ -19,12 +19,13 @@ from ttt_video.cli import load_config, run_tool
 from ttt_video.data.cityscapes import CITYSCAPES_COLORS
 from ttt_video.data.kitti_step import read_sem_seg, register_video_sem_seg
 from ttt_video.data.sources import FrameTransform, open_dataset
+from ttt_video.engine.run_directory import Row, RunDirectory
 from ttt_video.engine.stream import FrameResult
-from ttt_video.engine.stream_evaluation import OverlayVideos, StreamEvaluation, load_source_model
-from ttt_video.evaluation.records import Row, RunDirectory
+from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.visualization.curves import plot_curves
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
+from ttt_video.visualization.overlay_video import OverlayVideos
 
 CONFIG = "quick/stream_world.yaml"
 GRID_ROWS = 4
@@ -110,10 +111,12 @@ def main(argv: list[str] | None = None) -> None:
     sources = open_dataset(dataset, FrameTransform.from_config(cfg))
     model = load_source_model(cfg)
     run = RunDirectory(folder / "run", resume=True)
-    with OverlayVideos(cfg, run.path, fps=10.0, single=True) as overlay:
-        grid = GridRows(overlay, model, args.frames)
-        evaluation = StreamEvaluation(cfg, model, run, compare=True, observers=[overlay, grid])
-        summary = evaluation.evaluate(sources)
+    overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True)
+    grid = GridRows(overlay, model, args.frames)
+    evaluation = StreamEvaluation(
+        cfg, model, run, dataset_name=dataset, compare=True, overlay=overlay, observers=[grid]
+    )
+    summary = evaluation.evaluate(sources)
     rows: list[Any] = list(run.rows())
     if grid.rows:
         picture_grid(grid.rows, run.path / "grid.png")

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
-from ttt_video.cli import add_config_arguments, load_config, run_tool
+from ttt_video.cli import add_config_arguments, load_config, run_files, run_tool
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
-from ttt_video.engine.stream_evaluation import OverlayVideos, StreamEvaluation, load_source_model
+from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
+from ttt_video.engine.run_directory import Row, RunDirectory
+from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.errors import UserError
-from ttt_video.evaluation.records import Row, RunDirectory
 from ttt_video.structures import FrameSource
+from ttt_video.visualization.overlay_video import OverlayVideos
 
 DEFAULT_CONFIG = "quick/stream_world.yaml"
 
@@ -36,6 +37,16 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
     parser.add_argument("--output", metavar="DIR", help="default: output/stream_eval/<date-time>")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        default=50,
+        metavar="N",
+        help="frames from one saved state to the next, from which --resume goes on; 0: none",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="videos to run at once, on all GPUs"
+    )
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
@@ -75,8 +86,13 @@ def report(summary: Row) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Parses, builds, runs."""
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames is {args.max_frames}; give at least 1")
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}; give at least 1")
+    if args.save_every < 0:
+        raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
     if args.config_file is None:
         args.config_file = DEFAULT_CONFIG
         print(f"config: {DEFAULT_CONFIG} (no --config given)")
@@ -90,24 +106,24 @@ def main(argv: list[str] | None = None) -> None:
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
     sources = open_sources(args, FrameTransform.from_config(cfg))
-    model = load_source_model(cfg)
+    model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     run = RunDirectory(output, resume=args.resume)
-    with ExitStack() as stack:
-        observers = []
-        if not args.no_video:
-            fps = args.fps or getattr(sources[0], "fps", None) or 10.0
-            overlay = OverlayVideos(cfg, run.path, fps=fps, single=len(sources) == 1)
-            observers.append(stack.enter_context(overlay))
-        evaluation = StreamEvaluation(
-            cfg,
-            model,
-            run,
-            dataset_name=args.dataset or "",
-            compare=args.compare,
-            observers=observers,
-        )
-        summary = evaluation.evaluate(sources, args.max_frames)
+    overlay = None
+    if not args.no_video:
+        fps = args.fps or getattr(sources[0], "fps", None) or 10.0
+        overlay = OverlayVideos(cfg, run.path, fps=fps, single=len(sources) == 1)
+    settings = {
+        "dataset_name": args.dataset or "",
+        "compare": args.compare,
+        "overlay": overlay,
+        "save_every": args.save_every,
+    }
+    if model is None:
+        parallel = Settings(cfg, run, max_frames=args.max_frames, **settings)
+        summary = evaluate_in_parallel(parallel, sources, args.workers)
+    else:
+        summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)
     print(report(summary))
     print(f"written to {run.path}")
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_video.engine.run_directory import RunDirectory, file_stem
+from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.errors import UserError
 from ttt_video.evaluation.records import finite
+from ttt_video.files import file_stem
 
 
 def row(index: int, video: str = "a", **more) -> dict:

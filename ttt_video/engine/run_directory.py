@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,20 +14,9 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import file_stem, write_atomically
 
 Row = dict[str, Any]
-
-
-def file_stem(video_id: str) -> str:
-    """A name for a video's files: its id, or where that is no file name, a part and a hash of it.
-
-    Different ids have different names.
-    """
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in video_id)[:60]
-    if plain == video_id and plain.strip("."):
-        return plain
-    return f"{plain}-{hashlib.sha256(video_id.encode()).hexdigest()[:8]}"
 
 
 class RunDirectory:
@@ -174,11 +162,14 @@ class RunDirectory:
         """The folder of what an unfinished video goes on from; it may not exist."""
         return self.path / "unfinished" / file_stem(video_id)
 
-    def remove_unfinished(self, video_id: str) -> None:
-        """Removes that folder: the video is complete."""
-        shutil.rmtree(self.unfinished(video_id), ignore_errors=True)
+    def remove_unfinished(self, *video_ids: str) -> None:
+        """Removes that folder of videos that are complete."""
+        videos = self.videos()
+        for video_id in video_ids:
+            if videos.get(video_id, {}).get("complete"):
+                shutil.rmtree(self.unfinished(video_id), ignore_errors=True)
         with suppress(OSError):  # other videos are unfinished
-            self.unfinished(video_id).parent.rmdir()
+            (self.path / "unfinished").rmdir()
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a whole file at once: readers see the old one or the new one."""

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import copy
-import platform
-import resource
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 from tqdm import tqdm
 
-from .. import __version__
 from ..adaptation import NoAdaptation
+from ..data.decoded_source import frames_after
+from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError
-from ..evaluation.base import StreamingEvaluator
 from ..evaluation.evaluators import build_evaluators, score_frame
-from ..evaluation.protocols import LabelInfo
-from ..evaluation.records import Row, RunDirectory, finite, summarize
-from ..modeling.weights import load_weights, read_checkpoint, weights_hash
-from ..structures import FrameSource
-from ..visualization.overlay import overlay_prediction, side_by_side, to_rgb
-from ..visualization.video import VideoWriter
+from ..evaluation.records import finite
+from ..files import write_atomically
+from ..modeling.weights import load_weights, read_checkpoint
+from ..structures import Frame, FrameSource
+from ..visualization.overlay_video import OverlayVideos
+from .run_directory import Row, RunDirectory
 from .stream import FrameResult, StreamRunner
+from .summary import process_facts, source_facts, write_summary
+
+logger = logging.getLogger(__name__)
 
 Observer = Callable[[FrameResult, FrameResult | None], None]
 """Sees each frame's result, and the frozen model's where that runs beside it."""
+
+Progress = Callable[[int, Row], None]
+"""Told the number of a video's frames that are done, and the newest row: when a video starts
+(empty), and after every frame."""
 
 
 def load_source_model(cfg: CfgNode) -> nn.Module:
@@ -43,16 +49,18 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
-    # A frozen model needs no decoder g, so a plain Mask2Former checkpoint will do.
-    allow_new = ("recon_head.",) if cfg.TTT.METHOD == "none" else ()
     model = build_model(cfg)
-    load_weights(
+    read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
+    report = load_weights(
         model,
-        read_checkpoint(cfg.MODEL.WEIGHTS),
+        read(cfg.MODEL.WEIGHTS),
         source=cfg.MODEL.WEIGHTS,
         extra_channels="zero",
-        allow_new=allow_new,
+        allow_new=("recon_head.",),
     )
+    # Not every method needs the decoder g; those that do refuse a model without.
+    if any(name.startswith("recon_head.") for name in report.new):
+        model.recon_head = None
     return model.eval()
 
 
@@ -67,7 +75,9 @@ class StreamEvaluation:
         *,
         dataset_name: str = "",
         compare: bool = False,
+        overlay: OverlayVideos | None = None,
         observers: Sequence[Observer] = (),
+        save_every: int = 0,
     ) -> None:
         """
         Args:
@@ -76,18 +86,24 @@ class StreamEvaluation:
             run: where rows go.
             dataset_name: of the videos, which says what is scored; "" for others.
             compare: also predict every frame with the frozen model.
+            overlay: writes the predictions of each video as a video.
             observers: called with every result, also of frames whose rows are on disk already.
+            save_every: frames from one saved state of a video to the next, from which an
+                interrupted run goes on; 0 saves none, and interrupted videos start anew.
         """
         self.cfg = cfg
         self.run = run
-        self.observers = observers
-        self.hash = weights_hash(model)
-        frozen = copy.deepcopy(model) if compare else None
-        self.frozen = None if frozen is None else NoAdaptation(frozen)
-        self.runner = StreamRunner.from_config(cfg, model)
         self.dataset_name = dataset_name
+        self.overlay = overlay
+        self.observers = observers
+        self.save_every = save_every
+        self._before: str | None = None  # the video that was run before
+        self.source_facts = source_facts(model)
+        self.frozen = NoAdaptation(copy.deepcopy(model)) if compare else None
+        self.runner = StreamRunner.from_config(cfg, model)
         self.evaluators = {
-            who: build_evaluators(cfg, dataset_name) for who in ("adapted", "frozen")
+            who: build_evaluators(cfg, dataset_name)
+            for who in (("adapted", "frozen") if compare else ("adapted",))
         }
 
     def evaluate(self, sources: Sequence[FrameSource], max_frames: int | None = None) -> Row:
@@ -101,47 +117,131 @@ class StreamEvaluation:
             The summary.
 
         Raises:
-            UserError: the folder holds rows of another config, or with and without ``compare``.
+            UserError: the folder holds rows of another config, other weights or other flags.
         """
-        compare = self.frozen is not None
-        if any(("frozen" in row) != compare for row in islice(self.run.rows(), 1)):
-            raise UserError(
-                f"the run in {self.run.path} was made {'without' if compare else 'with'} "
-                "--compare; resume it like that, or choose another --output"
+        with closing(self.run):
+            claim(
+                self.run,
+                self.cfg,
+                self.source_facts,
+                dataset_name=self.dataset_name,
+                compare=self.frozen is not None,
+                video=self.overlay is not None,
             )
-        self.run.write_config(self.cfg.dump())
-        complete = False
-        try:
-            for source in sources:
-                self._stream(source, max_frames)
-            complete = True
-        finally:
-            summary = self._summary(sources, complete)
-            self.run.close()
+            complete = False
+            try:
+                for source in self._remaining(sources, max_frames):
+                    total = expected_frames(source, max_frames)
+                    with tqdm(total=total, desc=source.video_id, unit="frame") as bar:
+                        self.stream(source, max_frames, functools.partial(advance, bar))
+                self.run.remove_unfinished(*(source.video_id for source in sources))
+                complete = True
+            finally:
+                summary = write_summary(
+                    self.run,
+                    self.cfg,
+                    [source.video_id for source in sources],
+                    dataset_name=self.dataset_name,
+                    complete=complete,
+                    **self.source_facts,
+                    **process_facts(self.runner.window.device),
+                )
         return summary
 
-    def _stream(self, source: FrameSource, max_frames: int | None) -> None:
-        expected = [n for n in (source.num_frames, max_frames) if n is not None]
-        total = min(expected, default=None)
+    def _remaining(
+        self, sources: Sequence[FrameSource], max_frames: int | None
+    ) -> Sequence[FrameSource]:
+        """The videos to run: those that are not complete."""
+        remaining = [
+            source
+            for source in sources
+            if not self.run.is_complete(source.video_id, expected_frames(source, max_frames))
+        ]
+        if not remaining or self.runner.reset != "never":
+            return remaining
+        # Later videos build on the earlier ones: from the last one that has a state.
+        saved = [i for i, s in enumerate(sources) if self._state_file(s.video_id).exists()]
+        return sources[max(saved, default=0) :]
+
+    def stream(self, source: FrameSource, max_frames: int | None, progress: Progress) -> None:
+        """Runs one video from its saved state, or else its start, to its end.
+
+        Args:
+            source: the video.
+            max_frames: of the video; None for all.
+            progress: told of every frame; what it raises stops the video.
+        """
         video_id = source.video_id
-        finished = total is not None and all(self.run.has(video_id, i) for i in range(total))
-        if finished and self.runner.reset != "never":  # else later videos build on this one
-            return
-        with tqdm(total=total, desc=video_id, unit="frame") as bar:
-            # A video that was cut off runs again from its start, because its weights depend on
-            # every frame before; the rows it already has are not written twice.
-            self.runner.start_video(video_id)
-            for frame in islice(source, max_frames):
-                result = self.runner.step(frame)
-                frozen = None if self.frozen is None else self._predict_frozen(frame)
-                row = self._row(result, frozen)  # evaluators see every frame that is run
-                if not self.run.has(video_id, frame["frame_index"]):
-                    self.run.append(row)
-                for observer in self.observers:
-                    observer(result, frozen)
-                if "loss_recon" in result.record:
-                    bar.set_postfix(loss_recon=f"{result.record['loss_recon']:.4f}", refresh=False)
-                bar.update()
+        state, frames = self._begin(source, max_frames)
+        done, skipped = state.get("frames", 0), state.get("skipped", [])
+        if max_frames is not None and done > max_frames:
+            return  # an earlier run was to go further, and came further
+        progress(done, {})
+        limit = None if max_frames is None else max_frames - done
+        complete = False
+        try:
+            for frame in islice(frames, limit):
+                row = self._frame(frame)
+                done += 1
+                progress(done, row)
+                if self.save_every and done % self.save_every == 0:
+                    self._save(video_id, done, frame["frame_index"], _skipped(skipped, source))
+            complete = True
+        finally:
+            if self.overlay is not None:
+                self.overlay.finish()
+            self.run.end_video(
+                video_id,
+                frames=done,
+                total=expected_frames(source, max_frames),
+                skipped=_skipped(skipped, source),
+                complete=complete,
+            )
+        if self.runner.reset != "never":  # else the next video may have to go on from this one
+            self.run.remove_unfinished(video_id)
+
+    def _begin(self, source: FrameSource, max_frames: int | None) -> tuple[Row, Iterator[Frame]]:
+        """The state that a video goes on from ({} at its start), and the frames that follow it."""
+        video_id = source.video_id
+        first = FirstFrames(source, max_frames)
+        if self.cfg.TTT.FRAME_ORDER == "shuffled":
+            source = first = ShuffledFrames(source, max_frames, seed=self.runner.seed)
+        state = self._load(video_id)
+        if self.overlay is not None:
+            self.overlay.start(
+                video_id,
+                self.run.unfinished(video_id),
+                frames=state.get("frames", 0),
+                parts=state.get("overlay", ()),
+            )
+        if state:
+            self.runner.load_state_dict(state["runner"])
+            for who, evaluators in self.evaluators.items():
+                for evaluator in evaluators:
+                    evaluator.load_state_dict(state["evaluators"][who][evaluator.name])
+        else:
+            self.runner.start_video(video_id, first)
+            if self.save_every and self.runner.reset == "never":
+                self._save(video_id, 0, -1, [])
+                if self._before is not None:
+                    self.run.remove_unfinished(self._before)
+            self._before = video_id
+        if not state.get("frames"):
+            return state, iter(source)
+        return state, frames_after(source, state["frame_index"])
+
+    def _frame(self, frame: Frame) -> Row:
+        """Runs one frame; its row is on disk before anything else can fail."""
+        result = self.runner.step(frame)
+        frozen = None if self.frozen is None else self._predict_frozen(frame)
+        row = self._row(result, frozen)  # evaluators see every frame that is run
+        if not self.run.has(frame["video_id"], frame["frame_index"]):
+            self.run.append(row)
+        if self.overlay is not None:
+            self.overlay.write(result, frozen)
+        for observer in self.observers:
+            observer(result, frozen)
+        return row
 
     def _predict_frozen(self, frame: Any) -> FrameResult:
         assert self.frozen is not None
@@ -154,100 +254,84 @@ class StreamEvaluation:
         frame = result.frame
         row: Row = {key: frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
-        row.update(self._scores(result, self.evaluators["adapted"]))
+        row.update(self._scores(result, "adapted"))
         if frozen is not None:
-            row["frozen"] = self._scores(frozen, self.evaluators["frozen"])
+            row["frozen"] = self._scores(frozen, "frozen")
         return row
 
-    def _scores(self, result: FrameResult, evaluators: Sequence[StreamingEvaluator]) -> Row:
-        scores = score_frame(evaluators, result.frame, result.output)
+    def _scores(self, result: FrameResult, who: str) -> Row:
+        scores = score_frame(self.evaluators[who], result.frame, result.output)
         return {"predict_seconds": result.predict_seconds, **scores}
 
-    def _summary(self, sources: Sequence[FrameSource], complete: bool) -> Row:
-        device = self.runner.window.device
-        info = LabelInfo.of(self.dataset_name)
-        summary = summarize(self.run.rows(), info)
-        skipped = [name for source in sources for name in getattr(source, "skipped", ())]
-        summary.update(
-            complete=complete,
-            skipped_frames=skipped,
-            dataset=self.dataset_name,
-            classes=list(info.classes),
-            method=self.cfg.TTT.METHOD,
-            preset=self.cfg.TTT.PRESET,
-            seed=self.runner.seed,
-            weights=self.cfg.MODEL.WEIGHTS,
-            weights_sha256=self.hash,
-            peak_memory_mib=peak_memory_mib(device),
-            device=torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads",
-            versions={
-                "ttt_video": __version__,
-                "detectron2": detectron2.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
+    def _state_file(self, video_id: str) -> Path:
+        return self.run.unfinished(video_id) / "state.pth"
+
+    def _save(self, video_id: str, done: int, frame_index: int, skipped: list[str]) -> None:
+        """Keeps all that the frames to come depend on, in one file that is whole or the old one."""
+        state = {
+            "frames": done,
+            "frame_index": frame_index,
+            "skipped": skipped,
+            "rows": torch.tensor(self.run.recorded(video_id)),
+            "overlay": self.overlay.cut() if self.overlay is not None else [],
+            "runner": self.runner.state_dict(),
+            "evaluators": {
+                who: {evaluator.name: evaluator.state_dict() for evaluator in evaluators}
+                for who, evaluators in self.evaluators.items()
             },
+        }
+        file = self._state_file(video_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, functools.partial(torch.save, state))
+
+    def _load(self, video_id: str) -> Row:
+        """The saved state of a video, {} where there is none."""
+        file = self._state_file(video_id)
+        if not file.exists():
+            return {}
+        state: Row = torch.load(file, map_location="cpu", weights_only=True)
+        if all(self.run.has(video_id, index) for index in state["rows"].tolist()):
+            return state
+        logger.warning(
+            "%s lacks rows of video %s that were there: it starts anew",
+            self.run.frames_file,
+            video_id,
         )
-        self.run.write_json("summary.json", summary)
-        return summary
+        return {}
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, MiB: PyTorch's on a GPU, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def claim(
+    run: RunDirectory,
+    cfg: CfgNode,
+    facts: Row,
+    *,
+    dataset_name: str,
+    compare: bool,
+    video: bool,
+) -> None:
+    """Makes sure that all rows of the folder are of one config, one model and one set of flags.
 
-
-class OverlayVideos:
-    """An observer that writes predictions over their frames, one video file per video.
-
-    The file is ``overlay.mp4``, or ``overlay-VIDEO.mp4`` when there are several videos.
+    Raises:
+        UserError: there are rows of others.
     """
+    flags = {"--dataset": dataset_name, "--compare": compare, "--no-video": not video}
+    run.claim(cfg.dump(), {"weights_sha256": facts["weights_sha256"], **flags})
 
-    def __init__(self, cfg: CfgNode, folder: Path, *, fps: float, single: bool) -> None:
-        """``cfg`` gives the channel order and the colours (metadata of the first test set)."""
-        self.format = cfg.INPUT.FORMAT
-        self.method = cfg.TTT.METHOD
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-        self.folder = folder
-        self.fps = fps
-        self.single = single
-        self._video_id: str | None = None
-        self._writer: VideoWriter | None = None
 
-    def __enter__(self) -> OverlayVideos:
-        return self
+def expected_frames(source: FrameSource, max_frames: int | None) -> int | None:
+    """Number of frames to expect of a video; None where nobody knows."""
+    return FirstFrames(source, max_frames).num_frames
 
-    def __exit__(self, *args: object) -> None:
-        self.close()
 
-    def __call__(self, result: FrameResult, frozen: FrameResult | None) -> None:
-        """Adds one frame: original, frozen if there, adapted."""
-        frame = result.frame
-        if frame["video_id"] != self._video_id:
-            self.close()
-            self._video_id = frame["video_id"]
-            safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in frame["video_id"])
-            name = "overlay.mp4" if self.single else f"overlay-{safe}.mp4"
-            self._writer = VideoWriter(self.folder / name, self.fps)
-        assert self._writer is not None
-        panels = self.panels(result, frozen)
-        self._writer.write(side_by_side(list(panels.values()), list(panels)))
+def advance(bar: tqdm, done: int, row: Row) -> None:
+    """Shows a video's progress."""
+    if not row:
+        bar.initial = done  # frames of an earlier run say nothing about the speed of this one
+    elif row.get("loss_recon") is not None:
+        bar.set_postfix(loss_recon=f"{row['loss_recon']:.4f}", refresh=False)
+    bar.update(done - bar.n)
 
-    def panels(self, result: FrameResult, frozen: FrameResult | None) -> dict[str, Any]:
-        """Titled (height, width, 3) uint8 pictures of one frame."""
-        frame = result.frame
-        image = to_rgb(frame["image"], self.format, (frame["height"], frame["width"]))
-        panels = {"original": image}
-        if frozen is not None:
-            panels["frozen"] = overlay_prediction(image, frozen.output, self.metadata)
-        panels[self.method] = overlay_prediction(image, result.output, self.metadata)
-        return panels
 
-    def close(self) -> None:
-        """Finishes the current video."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+def _skipped(before: list[str], source: FrameSource) -> list[str]:
+    """Files skipped so far, of which some may have been passed again."""
+    return list(dict.fromkeys([*before, *getattr(source, "skipped", ())]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..files import file_stem
 from .overlay import overlay_prediction, side_by_side, to_rgb
 from .video import VideoWriter, join_videos
 
@@ -22,34 +24,45 @@ class OverlayVideos:
     again, so a video that was interrupted and went on at a cut is the same file as any other.
     """
 
-    def __init__(self, cfg: CfgNode, *, fps: float) -> None:
-        """``cfg`` gives the channel order and the colours (metadata of the first test set)."""
+    def __init__(self, cfg: CfgNode, folder: Path, *, fps: float, single: bool) -> None:
+        """
+        Args:
+            cfg: gives the channel order and the colours (metadata of the first test set).
+            folder: of the video files.
+            fps: frames per second.
+            single: there is one video; its file is ``overlay.mp4``, not ``overlay-VIDEO.mp4``.
+        """
         self.format = cfg.INPUT.FORMAT
         self.method = cfg.TTT.METHOD
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        self.folder = folder
         self.fps = fps
+        self.single = single
         self._writer: VideoWriter | None = None
 
-    def start(self, path: Path, folder: Path, *, frames: int = 0, parts: list[str] | None = None):
-        """Begins a video file.
+    def start(
+        self, video_id: str, parts_folder: Path, *, frames: int = 0, parts: Sequence[str] = ()
+    ) -> None:
+        """Begins a video, or goes on with it.
 
         Args:
-            path: of the video file.
-            folder: where its parts are kept until it is removed by the caller.
+            video_id: of the video.
+            parts_folder: where its parts are kept until the caller removes them.
             frames: number of frames in the parts that are finished.
             parts: names of those, from :meth:`cut`.
         """
-        self.path = path
-        self.folder = folder
+        name = "overlay.mp4" if self.single else f"overlay-{file_stem(video_id)}.mp4"
+        self.path = self.folder / name
+        self.parts_folder = parts_folder
         self.frames = frames
-        self.parts = list(parts or ())
+        self.parts = list(parts)
 
     def write(self, result: FrameResult, frozen: FrameResult | None) -> None:
         """Adds one frame."""
         if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.parts_folder.mkdir(parents=True, exist_ok=True)
             name = f"overlay-{self.frames:08d}.mp4"
-            self._writer = VideoWriter(self.folder / name, self.fps, part=True)
+            self._writer = VideoWriter(self.parts_folder / name, self.fps, part=True)
         panels = self.panels(result, frozen)
         self._writer.write(side_by_side(list(panels.values()), list(panels)))
         self.frames += 1
@@ -65,7 +78,7 @@ class OverlayVideos:
     def finish(self) -> None:
         """Writes the video file of what there is."""
         if self.cut():
-            join_videos([self.folder / name for name in self.parts], self.path, self.fps)
+            join_videos([self.parts_folder / name for name in self.parts], self.path, self.fps)
 
     def panels(self, result: FrameResult, frozen: FrameResult | None) -> dict[str, Any]:
         """Titled (height, width, 3) uint8 pictures of one frame."""
