@@ -110,6 +110,12 @@ def test_closed_sets_of_values(key):
         ("TTT.BATCH_SIZE", 0),
         ("TTT.MICRO_BATCH_SIZE", 0),
         ("TTT.STEPS_PER_FRAME", 0),
+        ("TTT.UPDATE_EVERY", 0),
+        ("TTT.OFFLINE.STEPS", 0),
+        ("TTT.OFFLINE.EVAL_EVERY", 0),
+        ("TTT.LN_ADAPT.PRIOR", -1.0),
+        ("TTT.SELF_TRAIN.THRESHOLD", 1.1),
+        ("TTT.CLASS_BALANCE.THRESHOLD", -1),
         ("TTT.OPTIMIZER.BASE_LR", -0.1),
         ("TTT.OPTIMIZER.BASE_LR", float("nan")),
         ("TTT.OPTIMIZER.CLIP_NORM", -1.0),
@@ -136,6 +142,12 @@ def test_numbers_that_cannot_work(key, value):
 )
 def test_numbers_at_the_edge_that_work(key, value):
     validate_config(changed(key, value))
+
+
+def test_a_frame_that_is_reset_is_not_predicted_before_its_update():
+    with pytest.raises(UserError, match=r"^TTT\.PREDICT is 'before'; it must be 'after'"):
+        validate_config(changed("TTT.PREDICT", "before", "TTT.RESET", "frame"))
+    validate_config(changed("TTT.PREDICT", "before"))
 
 
 @pytest.mark.parametrize("scales", [[0.5], [0.0, 1.0], [2.0, 1.0], [0.5, 1.0, 2.0]])

@@ -127,7 +127,21 @@ def test_passes_are_shuffled_independently():
     assert all(a != b for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("sampling", ["with_replacement", "shuffled_epochs"])
+@given(num_frames=st.integers(1, 20), batch_size=st.integers(1, 50), seed=st.integers(0, 2**31))
+def test_without_replacement_no_frame_comes_twice(num_frames, batch_size, seed):
+    picks = draw(filled(num_frames), batch_size, "without_replacement", seed)
+    assert len(picks) == len(set(picks)) == min(num_frames, batch_size)
+    assert set(picks) <= set(range(num_frames))
+
+
+def test_without_replacement_every_frame_is_as_likely():
+    counts = Counter(
+        p for seed in range(400) for p in draw(filled(4), 2, "without_replacement", seed)
+    )
+    assert all(150 < counts[index] < 250 for index in range(4))
+
+
+@pytest.mark.parametrize("sampling", ["with_replacement", "shuffled_epochs", "without_replacement"])
 def test_draws_follow_the_generator_alone(sampling):
     window = filled(16)
     before = torch.get_rng_state()

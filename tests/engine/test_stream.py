@@ -10,6 +10,7 @@ from torch import nn
 
 from ttt_video.adaptation import Adapter, NoAdaptation, ReconstructionAdapter, SlidingWindow
 from ttt_video.engine.stream import StreamRunner, video_seed
+from ttt_video.errors import UserError
 
 
 class Counter(nn.Module):
@@ -148,6 +149,90 @@ def test_unknown_reset_is_refused():
         runner("clip")
 
 
+def calls_of(stream: StreamRunner) -> list[tuple]:
+    return [call[:2] for call in stream.adapter.calls if call[0] != "reset"]
+
+
+def test_update_every_n_frames_and_predict_every_one(make_video):
+    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    for name in ("a", "b"):
+        results = list(stream.run(make_video(name, num_frames=5)))
+        assert steps(results) == [1, 1, 1, 2, 2]
+        assert [set(r.record) for r in results] == [{"draw"}, set(), set(), {"draw"}, set()]
+    # Frames between two updates are in the window of the next one.
+    assert [call[2] for call in stream.adapter.calls if call[0] == "adapt"][:2] == [[0], [2, 3]]
+
+
+def test_update_interval_goes_on_from_a_saved_state(make_video):
+    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    video = make_video(num_frames=6)
+    list(stream.run(video[:2]))
+    resumed = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    resumed.load_state_dict(stream.state_dict())
+    records = [resumed.step(frame).record for frame in video[2:]]
+    assert [bool(record) for record in records] == [False, True, False, False]
+
+
+def test_predict_before_the_update(make_video):
+    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), predict="before")
+    results = list(stream.run(make_video(num_frames=3)))
+    assert calls_of(stream) == [
+        ("predict", 0), ("adapt", 0), ("predict", 1), ("adapt", 1), ("predict", 2), ("adapt", 2),
+    ]  # fmt: skip
+    assert steps(results) == [0, 1, 2]
+    assert all("draw" in r.record for r in results)
+    with pytest.raises(ValueError, match="'during'"):
+        StreamRunner(CountingAdapter(), SlidingWindow(2), predict="during")
+
+
+def test_times_of_update_and_prediction_are_kept_apart(make_video, monkeypatch):
+    for predict, ticks in (("after", [0, 1, 1, 4, 9]), ("before", [0, 1, 6, 9, 9])):
+        stream = StreamRunner(CountingAdapter(), SlidingWindow(2), predict=predict)
+        clock = iter(ticks)
+        monkeypatch.setattr(stream, "now", lambda clock=clock: next(clock))
+        (result,) = stream.run(make_video(num_frames=1))
+        assert (result.adapt_seconds, result.predict_seconds) == (4, 5)
+
+
+class WatchingAdapter(CountingAdapter):
+    offline = True
+
+    def watch(self, video, generator):
+        self.calls.append(("watch", [frame["frame_index"] for frame in video]))
+
+
+def test_offline_methods_see_the_whole_video_once_before_anything_else(make_video):
+    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
+    for name in ("a", "b"):
+        list(stream.run(make_video(name, num_frames=2)))
+    expected = [("watch", [0, 1]), ("adapt", 0), ("predict", 0), ("adapt", 1), ("predict", 1)]
+    assert calls_of(stream) == expected * 2
+
+
+def test_watching_counts_as_the_first_frames_update(make_video, monkeypatch):
+    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
+    clock = iter([0, 100, *range(100, 200)])
+    monkeypatch.setattr(stream, "now", lambda: next(clock))
+    first, second = stream.run(make_video(num_frames=2))
+    assert (first.adapt_seconds, second.adapt_seconds) == (102, 2)
+
+
+def test_offline_methods_refuse_what_they_cannot_see_twice(make_video):
+    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
+    with pytest.raises(UserError, match="needs the whole video"):
+        list(stream.run(iter(make_video())))
+    with pytest.raises(UserError, match="needs the whole video"):
+        stream.step(make_video("b")[0])
+
+
+def test_reset_frame_draws_depend_on_the_frame_and_not_on_its_place(make_video):
+    video = make_video(num_frames=3)
+    forward = draws(runner("frame", size=1).run(video))
+    assert draws(runner("frame", size=1).run(video[::-1])) == forward[::-1]
+    assert draws(runner("frame", size=1, seed=1).run(video)) != forward
+    assert draws(runner("frame", size=1).run(make_video("b"))) != forward
+
+
 def test_draws_depend_on_seed_and_video_and_on_no_earlier_video(make_video):
     alone = draws(runner().run(make_video("b")))
     stream = runner()
@@ -179,6 +264,10 @@ def test_from_config_reads_method_window_reset_and_seed(tiny_cfg, tiny_model):
     stream = StreamRunner.from_config(tiny_cfg, tiny_model)
     assert type(stream.adapter) is NoAdaptation
     assert (stream.window.size, stream.reset, stream.seed) == (None, "frame", 7)
+    assert (stream.update_every, stream.predict_first) == (1, False)
+    tiny_cfg.merge_from_list(["TTT.UPDATE_EVERY", 4, "TTT.PREDICT", "before"])
+    stream = StreamRunner.from_config(tiny_cfg, tiny_model)
+    assert (stream.update_every, stream.predict_first) == (4, True)
     tiny_cfg.SEED = -1
     assert StreamRunner.from_config(tiny_cfg, tiny_model).seed == 0
 
