@@ -21,6 +21,7 @@ from ttt_video.cli import run_tool
 from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
 from ttt_video.data.world.corruptions import CORRUPTIONS
 from ttt_video.data.world.shifts import SCHEDULES, Shift, ShiftedVideo
+from ttt_video.data.world.style import SCENES, Route
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
 
@@ -45,6 +46,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     videos.add_argument("--seed", type=int, help="world of the first video (2000)")
     videos.add_argument("--videos", type=int, help="how many videos, seeds in a row (1)")
     videos.add_argument("--frames", type=int, help="frames per video, 10 a second (100)")
+    videos.add_argument(
+        "--scenes",
+        nargs="+",
+        default=["street"],
+        metavar="SCENE",
+        help=f"what the street leads through, in turn, 8 s each: {', '.join(SCENES)}",
+    )
     videos.add_argument("--names", nargs="+", help="folders of the videos (0000 or world2000 on)")
     videos.add_argument(
         "--corruption", nargs="+", default=["none"], metavar="NAME", help=", ".join(CORRUPTIONS)
@@ -78,6 +86,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         strange.append("corruption")
     if not is_video and args.names:
         strange.append("names")
+    if not is_video and args.scenes != ["street"]:
+        strange.append("scenes")
     if args.rgb_labels and args.layout != "kitti_step":
         strange.append("rgb-labels")
     if strange:
@@ -89,6 +99,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
+    Route(tuple(args.scenes))  # refuses what makes no sense
     args.shift = Shift(tuple(args.corruption), args.severity, args.schedule)
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
@@ -126,7 +137,7 @@ def write_videos(args: argparse.Namespace) -> None:
     """The videos, one after another."""
     for k in range(args.videos):
         seed = args.seed + k
-        world = WorldVideo(seed, args.frames, args.height, args.width)
+        world = WorldVideo(seed, args.frames, args.height, args.width, args.scenes)
         video = ShiftedVideo(world, args.shift)
         if args.layout == "kitti_step":
             name = args.names[k] if args.names else f"{k:04d}"

@@ -69,6 +69,13 @@ def test_videos_and_restart(tmp_path, make_world):
     assert json.loads((output / "world.json").read_text())["seed"] == 2000
 
 
+def test_scenes(tmp_path, make_world):
+    flags = ["--frames", 1, *SIZE, "--scenes", "park", "--output", tmp_path / "out"]
+    assert make_world(*flags)[0] == 0
+    picture = read_rgb(tmp_path / "out" / "images" / "val" / "0000" / "000000.png")
+    np.testing.assert_array_equal(picture, WorldVideo(2000, 1, 16, 32, ["park"])[0].image)
+
+
 def test_two_corruptions_in_one_video(tmp_path, make_world):
     flags = ["--frames", 4, *SIZE, "--corruption", "colour_shift", "darkness"]
     assert make_world(*flags, "--schedule", "switch", "--output", tmp_path / "out")[0] == 0
@@ -126,6 +133,8 @@ def test_stills(tmp_path, make_world, layout, train, val):
         (["--seed", "-3"], "--seed is -3"),
         (["--train", "3"], "--train does not go with --layout kitti_step"),
         (["--layout", "coco", "--videos", "3"], "--videos does not go with --layout coco"),
+        (["--scenes", "street", "beach"], "scenes are street, beach; choose some of: street"),
+        (["--layout", "coco", "--scenes", "park"], "--scenes does not go with --layout coco"),
         (["--layout", "coco", "--corruption", "fog"], "--corruption does not go with"),
         (["--layout", "coco_videos", "--rgb-labels"], "--rgb-labels does not go with"),
         (["--layout", "cityscapes", "--val", "0"], "--val is 0; it must be at least 1"),

@@ -12,6 +12,7 @@ from .objects import add_building, add_bush, add_hedge, add_person, add_pole, ad
 from .renderer import Camera
 from .rng import Draw, wave
 from .scene import BUILDING, VEGETATION, Scene
+from .scenery import add_tunnel
 from .style import Style, Vector
 from .textures import make_treeline, make_wall
 from .vehicles import add_car
@@ -50,7 +51,7 @@ def crossings(style: Style, low: float, high: float) -> list[tuple[int, float]]:
         d = Draw(style.seed, _CROSSING, index)
         if d.chance(style.crossing_chance):
             z = (index + d.uniform(0.35, 0.65)) * style.block
-            if low <= z <= high:
+            if low <= z <= high and not _in_tunnel(style, z, 15.0):
                 found.append((index, z))
     return found
 
@@ -63,6 +64,8 @@ def build(style: Style, camera: Camera, half_view: float, time: float) -> Scene:
     for side in (0, 1):
         _add_plots(scene, side, cross)
         _add_row(scene, side, cross)
+    for start, end in style.route.tunnels(z - BEHIND, z + AHEAD):
+        add_tunnel(scene, start, end)
     _add_traffic(scene, cross, time)
     _add_walkers(scene, time)
     _add_crossers(scene, time)
@@ -77,6 +80,10 @@ def _indices(scene: Scene, spacing: float, ahead: float, offset: float = 0.0) ->
 
 def _near_crossing(style: Style, cross: list[float], z: float, margin: float) -> bool:
     return any(abs(z - middle) < style.cross_half_width + margin for middle in cross)
+
+
+def _in_tunnel(style: Style, z: float, margin: float = 0.0) -> bool:
+    return "tunnel" in (style.route.at(z - margin), style.route.at(z + margin))
 
 
 def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
@@ -95,7 +102,10 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
             high = middle + style.cross_half_width + 2.5
             if low < z1 and high > z0:
                 z0, z1 = (high, z1) if z1 - high > low - z0 else (z0, low)
-        if z1 - z0 > 3.0 and d.chance(style.building_chance[side]):
+        built = style.building_chance[side]
+        if style.route.at(0.5 * (z0 + z1)) == "park":
+            built = 0.0
+        if z1 - z0 > 3.0 and d.chance(built):
             corner, run, outward = _frontage(style, sign, kerb + setback, z0, z1)
             add_building(scene, d, corner, run, outward, height)
             continue
@@ -104,7 +114,7 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
             style, sign, kerb + 16.0, index * style.plot - 1.0, (index + 1) * style.plot + 1.0
         )
         top = 0.5 * height + 4.0
-        if d.chance(0.25 + 0.75 * (style.building_chance[side] < 0.5)):
+        if d.chance(0.25 + 0.75 * (built < 0.5)):
             line = make_treeline(d.jitter(d.choice(style.leaves), 0.2), d.integer(1 << 30), top)
             scene.add(corner, run, (0.0, top, 0.0), line, VEGETATION, 0, outward)
         else:
@@ -139,12 +149,15 @@ def _add_row(scene: Scene, side: int, cross: list[float]) -> None:
 
     for index in _indices(scene, style.tree_spacing, AHEAD):
         d, z = spot(_TREE, index, style.tree_spacing)
-        if d.chance(style.tree_chance[side]) and not _near_crossing(style, cross, z, 2.0):
+        planted = 0.95 if style.route.at(z) == "park" else style.tree_chance[side]
+        if _in_tunnel(style, z, 2.0) or _near_crossing(style, cross, z, 2.0):
+            continue
+        if d.chance(planted):
             add_tree(scene, d, style.center(z) + sign * (road + 0.9), z)
     for index in _indices(scene, 8.0, _SMALL_AHEAD):
         d = Draw(style.seed, _HEDGE, index, side)
         z = index * 8.0
-        if _near_crossing(style, cross, z + 4.0, 7.0):
+        if _near_crossing(style, cross, z + 4.0, 7.0) or _in_tunnel(style, z + 4.0, 5.0):
             continue
         if d.chance(style.hedge_chance):
             add_hedge(scene, d, *_frontage(style, sign, kerb - 0.1, z, z + 8.0))
@@ -152,6 +165,8 @@ def _add_row(scene: Scene, side: int, cross: list[float]) -> None:
             add_bush(scene, d, style.center(z) + sign * (kerb - 0.5), z + d.uniform(0.0, 8.0))
     for index in _indices(scene, style.lamp_spacing, AHEAD):
         d, z = spot(_LAMP, index, style.lamp_spacing)
+        if _in_tunnel(style, z, 2.0):
+            continue
         if style.lamp_sides[side] and not _near_crossing(style, cross, z, -1.0):
             add_pole(scene, d, style.center(z) + sign * (road + 0.35), z, sign)
     for index in _indices(scene, style.sign_spacing, _SMALL_AHEAD):

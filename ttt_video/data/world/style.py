@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ttt_video.errors import UserError
+
 from .rng import Draw, wave
 
 Color = tuple[float, float, float]
@@ -62,6 +64,45 @@ LEAF_COLORS: tuple[Color, ...] = (
     (0.22, 0.42, 0.14), (0.31, 0.48, 0.16), (0.16, 0.33, 0.16), (0.38, 0.45, 0.18),
     (0.24, 0.38, 0.22), (0.45, 0.50, 0.20), (0.62, 0.44, 0.14), (0.58, 0.30, 0.13),
 )  # fmt: skip
+
+
+SCENES = ("street", "park", "tunnel")
+
+
+@dataclass(frozen=True)
+class Route:
+    """The scenes that a street leads through, over and over; each ``stretch`` metres long.
+
+    Raises:
+        UserError: an unknown scene, none at all, or a tunnel after a tunnel.
+    """
+
+    scenes: tuple[str, ...] = ("street",)
+    start: float = 0.0  # where the first one begins
+    stretch: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scenes or not set(self.scenes) <= set(SCENES):
+            given = ", ".join(self.scenes) or "none"
+            raise UserError(f"scenes are {given}; choose some of: {', '.join(SCENES)}")
+        following = self.scenes[1:] + self.scenes[:1]
+        if ("tunnel", "tunnel") in zip(self.scenes, following, strict=True):
+            raise UserError("scenes go round, and no tunnel may follow a tunnel; put one between")
+
+    def at(self, z: float) -> str:
+        """The scene at z."""
+        if len(self.scenes) == 1:
+            return self.scenes[0]
+        return self.scenes[math.floor((z - self.start) / self.stretch) % len(self.scenes)]
+
+    def tunnels(self, low: float, high: float) -> list[tuple[float, float]]:
+        """Start and end of the tunnels that reach into [low, high]."""
+        if "tunnel" not in self.scenes:
+            return []
+        first = math.floor((low - self.start) / self.stretch)
+        last = math.floor((high - self.start) / self.stretch)
+        found = [k for k in range(first, last + 1) if self.scenes[k % len(self.scenes)] == "tunnel"]
+        return [(self.start + k * self.stretch, self.start + (k + 1) * self.stretch) for k in found]
 
 
 @dataclass(frozen=True)
@@ -130,6 +171,7 @@ class Style:
     speed: float  # m/s
     ego_lane: float  # lateral position
     mirrored: bool  # traffic on the left
+    route: Route = Route()
 
     @property
     def half_road(self) -> float:

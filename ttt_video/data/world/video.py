@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +11,16 @@ import numpy as np
 from .renderer import Camera, Canvas
 from .rng import Draw, cell_hash, noise, wave, wave_array
 from .scene import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION
-from .street import build, crossings, ego_distance
-from .style import Style, draw_style, scale
+from .scenery import EXPOSURE_LAG, daylight, exposure
+from .street import AHEAD, BEHIND, build, crossings, ego_distance
+from .style import Route, Style, draw_style, scale
 from .textures import rgb
 
 WORLD_VERSION = 1
 """Raised whenever the same seed gives different bytes than before; part of cache folders' names."""
 
 FRAMES_PER_SECOND = 10
+SCENE_SECONDS = 8.0
 WORLD_CLASS_IDS = (0, 1, 2, 5, 7, 8, 10, 11, 13)
 """The Cityscapes train ids that occur: road, sidewalk, building, pole, traffic sign, vegetation,
 sky, person, car."""
@@ -54,19 +58,31 @@ class WorldVideo:
             1000-1999 and testing 2000-2999.
         num_frames: length at ``FRAMES_PER_SECOND``; frame t does not depend on it.
         height, width: of the frames in pixels, at least 16.
+        scenes: "street", "park" or "tunnel"; the street leads through them in turn, over and
+            over, about ``SCENE_SECONDS`` each.
 
     Raises:
         ValueError: a negative seed or number of frames, or a size below 16.
+        UserError: an unknown scene, or a tunnel that follows a tunnel.
     """
 
-    def __init__(self, seed: int, num_frames: int, height: int = 128, width: int = 256) -> None:
+    def __init__(
+        self,
+        seed: int,
+        num_frames: int,
+        height: int = 128,
+        width: int = 256,
+        scenes: Sequence[str] = ("street",),
+    ) -> None:
         if seed < 0 or num_frames < 0:
             raise ValueError(f"seed and num_frames must not be negative, got {seed}, {num_frames}")
         if height < 16 or width < 16:
             raise ValueError(f"height and width must be at least 16, got {height} x {width}")
         self.seed, self.num_frames = seed, num_frames
         self.height, self.width = height, width
-        self._style = draw_style(seed)
+        style = draw_style(seed)
+        route = Route(tuple(scenes), ego_distance(style, 0.0), style.speed * SCENE_SECONDS)
+        self._style = dataclasses.replace(style, route=route)
 
     def __len__(self) -> int:
         return self.num_frames
@@ -132,6 +148,14 @@ def _render(style: Style, time: float, height: int, width: int) -> WorldFrame:
     ground = _draw_ground(canvas, style)
     left = canvas.shadows(scene.shadows)
     canvas.color[ground] *= left[ground][:, None]
+    z = camera.position[2]
+    tunnels = style.route.tunnels(z - 2.0 * BEHIND, z + 2.0 * AHEAD)
+    if tunnels:
+        drawn = np.isfinite(canvas.depth)
+        along = z + canvas.depth[drawn] * canvas.rays[2][drawn]
+        canvas.color[drawn] *= daylight(tunnels, along)[:, None]
+        before = ego_distance(style, time - EXPOSURE_LAG)
+        style = dataclasses.replace(style, exposure=style.exposure * exposure(tunnels, before))
     _draw_background(canvas, style)
     image = _develop(canvas, style)
     frame = WorldFrame(image, canvas.label, canvas.instance, canvas.depth)
