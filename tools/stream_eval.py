@@ -97,12 +97,14 @@ def main(argv: list[str] | None = None) -> None:
         args.config_file = DEFAULT_CONFIG
         print(f"config: {DEFAULT_CONFIG} (no --config given)")
     cfg = load_config(
-        args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
+        args.config_file,
+        args.preset,
+        args.opts,
+        method=args.method,
+        allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    if args.method is not None:
-        cfg.TTT.METHOD = args.method
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
     sources = open_sources(args, FrameTransform.from_config(cfg))
