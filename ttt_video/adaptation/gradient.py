@@ -75,6 +75,11 @@ class GradientAdapter(Adapter):
             precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
         """
         super().__init__(model)
+        if self.parts and not hasattr(model, "reconstruction_losses"):
+            raise UserError(
+                f"this method trains parts of a MaskFormerTTT, and the model is a "
+                f"{type(model).__name__}, which runs frozen: use --method none"
+            )
         if step_mode not in ("train", "eval"):
             raise ValueError(f"no step mode {step_mode!r}; train or eval")
         model.requires_grad_(False)

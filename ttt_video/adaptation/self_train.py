@@ -42,13 +42,13 @@ class SelfTrainAdapter(GradientAdapter):
         Raises:
             UserError: the model is not of semantic segmentation alone.
         """
+        super().__init__(model, modules=modules, **settings)
         if not model.semantic_on or model.instance_on or model.panoptic_on:
             raise UserError(
                 "self-training needs a confidence for each pixel, which instance and panoptic "
                 "segmentation do not give (paper, Table 1): choose another --method, or a model "
                 "with MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone"
             )
-        super().__init__(model, modules=modules, **settings)
         self.threshold = threshold
         self.augment = augment
 
