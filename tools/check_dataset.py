@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import ttt_video  # noqa: F401  registers the data sets
-from ttt_video.cli import run_tool
+from ttt_video.cli import add_register_argument, run_files, run_tool
 from ttt_video.data.checking import DatasetCheck, draw_labels
 from ttt_video.errors import UserError
 
@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
         "--pictures", type=Path, metavar="DIR", help="write a few labelled pictures to this folder"
     )
     parser.add_argument("--count", type=int, default=4, help="how many pictures (default 4)")
+    add_register_argument(parser)
     args = parser.parse_args(argv)
+    run_files(args.register)
     if args.count < 1:
         raise UserError(f"--count is {args.count}; it must be at least 1")
     check = DatasetCheck(args.name, samples=None if args.all else 32)

@@ -18,14 +18,14 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ttt_video.cli import add_merge_arguments, find_config, load_config, run_tool
+from ttt_video.cli import add_merge_arguments, find_config, load_config, run_files, run_tool
 from ttt_video.engine.joint_training import JointTrainer
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import TTTCheckpointer
 
 
 def parse_args() -> argparse.Namespace:
-    """detectron2's arguments, ``--config`` as a short name, and ``--preset``."""
+    """detectron2's arguments, ``--config`` as a short name, and what is merged on top."""
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
         "--config",
@@ -62,6 +62,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
 
 def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Runs in every training process."""
+    run_files(args.register)
     default_setup(cfg, args)
     # The report of what became of every weight, among other things.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ttt_video")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,13 +139,37 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--preset`` and ``--allow-unsafe-yaml``."""
+    """Adds ``--preset``, ``--allow-unsafe-yaml`` and ``--register``."""
     parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    add_register_argument(parser)
     parser.add_argument(
         "--allow-unsafe-yaml",
         action="store_true",
         help="let !!python/ tags in the config file run code, as in some of Mask2Former's configs",
     )
+
+
+def add_register_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--register``, whose files :func:`run_files` runs."""
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file to run first, such as one that registers your own data sets",
+    )
+
+
+def run_files(files: Sequence[str]) -> None:
+    """Runs Python files, such as those that register data sets; once in every process.
+
+    Raises:
+        UserError: a file cannot be read. What its code raises is passed on.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"--register {file}: no such file")
+        runpy.run_path(file)
 
 
 def run_tool(main: Callable[[], None]) -> None:
