@@ -21,7 +21,9 @@ METHODS = [Path(name).stem for name in SHIPPED if name.startswith("methods/")]
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_shipped_config_merges_and_is_valid(name):
     cfg = load_config(name)
-    assert cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT"
+    ours = not name.startswith("baselines/")
+    assert (cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT") == ours
+    assert (cfg.TTT.METHOD == "none") != ours
     assert cfg.TTT.PRESET == ""
 
 

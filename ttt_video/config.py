@@ -51,11 +51,6 @@ def _mask2former_defaults() -> CfgNode:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
 
     cfg.MODEL = CfgNode()
-    # DeepLab's keys, which nothing here reads: Mask2Former's base configs set them.
-    cfg.MODEL.RESNETS = CfgNode()
-    cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
-    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 2, 4]
-
     former = cfg.MODEL.MASK_FORMER = CfgNode()
     former.DEEP_SUPERVISION = True
     former.NO_OBJECT_WEIGHT = 0.1
@@ -111,6 +106,32 @@ def _mask2former_defaults() -> CfgNode:
     swin.PATCH_NORM = True
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     swin.USE_CHECKPOINT = False
+    return cfg
+
+
+def _baseline_defaults() -> CfgNode:
+    """Keys of other architectures: those of detectron2's DeepLab project, and SegFormer's."""
+    cfg = CfgNode()
+    cfg.MODEL = CfgNode()
+    # Mask2Former's base configs set the first two as well.
+    resnets = cfg.MODEL.RESNETS = CfgNode()
+    resnets.STEM_TYPE = "deeplab"
+    resnets.RES5_MULTI_GRID = [1, 2, 4]
+    resnets.RES4_DILATION = 1
+    head = cfg.MODEL.SEM_SEG_HEAD = CfgNode()
+    head.LOSS_TYPE = "hard_pixel_mining"
+    head.PROJECT_FEATURES = ["res2"]
+    head.PROJECT_CHANNELS = [48]
+    head.ASPP_CHANNELS = 256
+    head.ASPP_DILATIONS = [6, 12, 18]
+    head.ASPP_DROPOUT = 0.1
+    head.USE_DEPTHWISE_SEPARABLE_CONV = False
+
+    segformer = cfg.MODEL.SEGFORMER = CfgNode()  # defaults: B4
+    segformer.HIDDEN_SIZES = [64, 128, 320, 512]
+    segformer.DEPTHS = [3, 8, 27, 3]
+    segformer.NUM_HEADS = [1, 2, 5, 8]
+    segformer.DECODER_DIM = 768
     return cfg
 
 
@@ -233,6 +254,7 @@ def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
 def add_ttt_config(cfg: CfgNode) -> None:
     """Adds Mask2Former's keys (where missing) and this project's keys to ``cfg``, in place."""
     _merge_missing(cfg, _mask2former_defaults())
+    _merge_missing(cfg, _baseline_defaults())
     _merge_missing(cfg, _ttt_defaults())
 
 

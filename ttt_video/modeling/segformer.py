@@ -1,0 +1,148 @@
+"""SegFormer (Xie et al., 2021) of Hugging Face's transformers, as a frozen baseline in the stream.
+
+The library is imported when a model is built, not before: it is an optional extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .weights import read_checkpoint
+
+SIZE_DIVISIBILITY = 32
+"""px; the stride of the last stage."""
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            "SegFormer needs transformers, an optional extra: pip install 'transformers>=5.20,<6'"
+        ) from error
+    return transformers
+
+
+@META_ARCH_REGISTRY.register()
+class SegFormer(nn.Module):
+    """``SegformerForSemanticSegmentation`` that speaks detectron2's dicts; for evaluation only.
+
+    Parameters are named as in the library: ``segformer.*`` and ``decode_head.*``.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    _network: nn.Module
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        hidden_sizes: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        decoder_dim: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        """
+        Args:
+            num_classes: of the output.
+            hidden_sizes, depths, num_heads: of the four stages.
+            decoder_dim: width of the head.
+            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
+        """
+        super().__init__()
+        library = _library()
+        network = library.SegformerForSemanticSegmentation(
+            library.SegformerConfig(
+                num_labels=num_classes,
+                hidden_sizes=list(hidden_sizes),
+                depths=list(depths),
+                num_attention_heads=list(num_heads),
+                decoder_hidden_size=decoder_dim,
+            )
+        )
+        # The library's own names are kept: its two parts are the submodules, and it is called
+        # through a reference that is none.
+        self.segformer = network.segformer
+        self.decode_head = network.decode_head
+        object.__setattr__(self, "_network", network)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads ``MODEL.SEGFORMER.*``, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``MODEL.PIXEL_*``."""
+        settings = cfg.MODEL.SEGFORMER
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_sizes": settings.HIDDEN_SIZES,
+            "depths": settings.DEPTHS,
+            "num_heads": settings.NUM_HEADS,
+            "decoder_dim": settings.DECODER_DIM,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives; inputs are moved there."""
+        return self.pixel_mean.device
+
+    @staticmethod
+    def read_weights(path: str) -> dict[str, Tensor]:
+        """Weights by this model's names, from one of our formats or a folder of Hugging Face's.
+
+        Args:
+            path: a checkpoint file with the names of the installed library, or a folder with
+                ``config.json`` and weights, whose older names the library translates itself.
+
+        Raises:
+            UserError: neither can be read.
+        """
+        if not Path(path).is_dir():
+            return read_checkpoint(path)
+        try:
+            network = _library().SegformerForSemanticSegmentation.from_pretrained(
+                path, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the folder {path} holds no SegFormer: {reason}") from error
+        return network.state_dict()
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """``sem_seg``: (K, height, width) class probabilities for each input.
+
+        Raises:
+            UserError: in training mode, which this project does not support for SegFormer.
+        """
+        if self.training:
+            raise UserError("SegFormer is a frozen baseline here: train it with its own library")
+        images = [
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
+        logits = self._network(pixel_values=batch.tensor).logits  # at a quarter of the size
+        logits = nn.functional.interpolate(
+            logits, size=batch.tensor.shape[-2:], mode="bilinear", align_corners=False
+        )
+        results = []
+        for x, scores, size in zip(batched_inputs, logits, batch.image_sizes, strict=True):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            scores = sem_seg_postprocess(scores, size, height, width)
+            results.append({"sem_seg": scores.softmax(0)})
+        return results
