@@ -13,8 +13,8 @@ _NOTHING = "–"
 _OVER_VIDEOS = "Over videos, each counting once"
 _STATISTICS = (
     f"{_OVER_VIDEOS}: mean; gain over the frozen model with the same weights; 95 % percentile "
-    "bootstrap intervals (10,000 resamples, seed 0); two-sided paired tests of the gain, exact up "
-    "to 16 videos. n videos cannot give a p below 2/2^n; one video has no interval."
+    "bootstrap intervals (10,000 resamples, seed 0; of two videos their span, of one none); "
+    "two-sided paired tests of the gain, exact up to 16 videos: n cannot give a p below 2/2^n."
 )
 
 
