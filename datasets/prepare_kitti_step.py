@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Bring KITTI-STEP's official labels into the authors' layout, which is faster to read.
+"""Make the labels of the authors' copy of KITTI-STEP from the official ones.
 
 python datasets/prepare_kitti_step.py
 

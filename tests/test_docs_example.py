@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ttt_video.cli import load_config
+from ttt_video.cli import load_config, run_files
+from ttt_video.data.checking import DatasetCheck
+from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "custom_dataset.py"
@@ -131,6 +135,32 @@ def test_the_page_shows_the_script_itself():
 def test_the_script_is_about_twenty_lines():
     code = EXAMPLE.read_text().split('"""', 2)[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 26
+
+
+@pytest.mark.parametrize("kind", ["register_custom_video", "register_custom_coco_video"])
+def test_the_calls_on_the_page_register(kind, data_set, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.M | re.S)
+    (block,) = [block for block in blocks if f"import {kind}\n" in block]
+    (tmp_path / "my_sets.py").write_text(block)
+    images, annotations = data_set
+    folder = tmp_path / ("alley" if kind == "register_custom_video" else "park")
+    shutil.copytree(images, folder / "frames")
+    shutil.copy(annotations, folder)
+    (folder / "labels").mkdir()
+    Image.fromarray(np.ones((70, 100), np.uint8)).save(folder / "labels" / "3.png")
+    monkeypatch.chdir(tmp_path)
+    run_files(["my_sets.py"])
+    try:
+        labelled = DatasetCheck(folder.name)
+        assert labelled.problems == []
+        expected = 1 if kind == "register_custom_video" else 5
+        assert labelled.lines[0].startswith("5 frames in 1 video(s) of 5, ")
+        assert len(labelled.labelled) == expected
+    finally:
+        DatasetCatalog.remove(folder.name)
+        MetadataCatalog.remove(folder.name)
+    with pytest.raises(UserError, match=r"nobody\.py: no such file"):
+        run_files(["nobody.py"])
 
 
 def test_config_keys_on_the_page_exist():
