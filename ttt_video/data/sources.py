@@ -7,7 +7,6 @@ ahead of the consumer and ends with it.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, list_folder, read_rgb
 from ttt_video.data.video_sources import VideoFileSource, WebcamSource
@@ -166,10 +166,7 @@ def open_dataset(
     Raises:
         UserError: the name is unknown, its files are missing, or its records are no video frames.
     """
-    known = DatasetCatalog.list()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
-        raise UserError(f"unknown data set {name!r}; registered are: {', '.join(close)}")
+    check_registered(name)
     try:
         dicts = DatasetCatalog.get(name)
     except OSError as error:
