@@ -11,7 +11,7 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_instances, load_
 from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from panopticapi.utils import rgb2id
@@ -291,7 +291,12 @@ blobs = hnp.arrays(
 )  # fmt: skip
 
 
+DIAMOND = np.full((5, 5), SKY, dtype=np.uint8)
+DIAMOND[[1, 2, 2, 3], [2, 1, 3, 2]] = CAR  # hangs together by corners, and so does what is inside
+
+
 @given(blobs)
+@example(DIAMOND)
 def test_polygons_drawn_give_any_picture_back(sem_seg):
     ids = segments.cityscapes_label_ids(frame_of(sem_seg, np.zeros_like(sem_seg)))
     np.testing.assert_array_equal(draw(layouts._polygons(ids), LABEL_NAMES), ids)
