@@ -107,8 +107,8 @@ class FakeMachine(setup_env.Machine):
                 file = self.site_packages / "detectron2" / name
                 file.parent.mkdir(parents=True)
                 file.write_text(text, encoding="utf-8")
-        elif word.startswith("panopticapi"):
-            self.add("panopticapi")
+        elif word in setup_env.WITHOUT_REQUIREMENTS.values():
+            self.add(word.split("-")[0])
         elif word.startswith(str(ROOT)):
             self.project = ROOT
             self.versions |= {"av": "18.1", "pytest": "9.2", "numpy": "1.26.4"}
@@ -138,7 +138,8 @@ def test_fresh_machine_without_github_takes_the_wheel(machine: FakeMachine) -> N
     assert f"--target {machine.site_packages}" in wheel
     assert not _calls_with(machine, "git+")
     assert _calls_with(machine, "panopticapi") == ["--no-deps panopticapi-lite==0.2.0"]
-    assert machine.pip_calls[-1] == f"-e {ROOT}[test,opencv]"
+    assert _calls_with(machine, "imaug") == ["--no-deps imagecorruptions-imaug==1.1.5"]
+    assert machine.pip_calls[-1] == f"-e {ROOT}[test,corruptions,opencv]"
     assert any("taking sal-detectron2" in line for line in machine.said)
     assert "detectron2 is sal-detectron2 0.7.2" in machine.said[-1]
 
@@ -244,7 +245,7 @@ def test_existing_torch_is_never_changed(machine: FakeMachine) -> None:
 def test_existing_cv2_is_not_doubled(machine: FakeMachine) -> None:
     machine.add("cv2", "opencv-contrib-python", "4.10.0")
     setup_env.set_up(machine)
-    assert machine.pip_calls[-1] == f"-e {ROOT}[test]"
+    assert machine.pip_calls[-1] == f"-e {ROOT}[test,corruptions]"
 
 
 def test_second_run_installs_nothing(machine: FakeMachine) -> None:
@@ -255,7 +256,7 @@ def test_second_run_installs_nothing(machine: FakeMachine) -> None:
     assert "nothing to install" in machine.said[-1]
 
 
-@pytest.mark.parametrize("what", ["torch", "cv2", "panopticapi"])
+@pytest.mark.parametrize("what", ["torch", "cv2", "panopticapi", "imagecorruptions"])
 def test_second_run_notices_a_missing_module(machine: FakeMachine, what: str) -> None:
     setup_env.set_up(machine)
     machine.pip_calls.clear()
@@ -325,7 +326,7 @@ def test_kept_detectron2_that_does_not_import_is_an_error(machine: FakeMachine) 
     assert not machine.stamp.exists()
 
 
-@pytest.mark.parametrize("step", ["torch", "panopticapi", "-e"])
+@pytest.mark.parametrize("step", ["torch", "panopticapi", "imaug", "-e"])
 def test_failed_installation_is_one_sentence(machine: FakeMachine, step: str) -> None:
     machine.fails[step] = "ERROR: no space left on device"
     with pytest.raises(setup_env.SetupError, match=r"^pip could not install .* no space left"):

@@ -10,8 +10,8 @@ library is used. In order:
    GitHub, where GitHub and a C++ compiler are at hand; else PyPI's copy of it is taken. The
    environment variable TTT_DETECTRON2 = keep | official | wheel allows only that one.
 2. torch and torchvision, if missing, from PyPI. An installed torch is never changed.
-3. detectron2 and panopticapi.
-4. this project, editable, with what its tests need (``pip install -e .[test]``).
+3. detectron2, and two libraries that ask for more than they need: panopticapi, imagecorruptions.
+4. this project, editable, with what its tests need (``pip install -e .[test,corruptions]``).
 
 A second run compares a stamp and looks up the installed packages, and installs nothing.
 """
@@ -71,9 +71,15 @@ NUMPY_2_REPAIRS = (
     ("layers/mask_ops.py", "np.array(mask, copy=False)", "np.asarray(mask)"),
 )
 
-# Equal to the original panopticapi but for formatting. It pins numpy<2 without need.
-PANOPTICAPI = "panopticapi-lite==0.2.0"
-MODULES = ("torch", "torchvision", "detectron2", "panopticapi", "cv2")
+# Installed without what they ask for, by module.
+WITHOUT_REQUIREMENTS = {
+    # Equal to the original panopticapi but for formatting. It pins numpy<2 without need.
+    "panopticapi": "panopticapi-lite==0.2.0",
+    # It asks for a second wheel of OpenCV. What it does need is the extra "corruptions".
+    "imagecorruptions": "imagecorruptions-imaug==1.1.5",
+}
+EXTRAS = ("test", "corruptions")
+MODULES = ("torch", "torchvision", "detectron2", *WITHOUT_REQUIREMENTS, "cv2")
 
 
 class SetupError(Exception):
@@ -215,7 +221,7 @@ def wanted(machine: Machine) -> str | None:
     required = [
         line
         for line in machine.requirements("ttt_video")
-        if "extra ==" not in line or re.search(r"""extra == ['"]test['"]""", line)
+        if "extra ==" not in line or re.search(rf"""extra == ['"]({"|".join(EXTRAS)})['"]""", line)
     ]
     detectron2 = installed_detectron2(machine) or ""
     if detectron2 == "wheel":
@@ -404,13 +410,12 @@ def set_up(machine: Machine, choice: str = "auto") -> None:
         elif kind == "wheel":
             installer.install("what detectron2 needs", *WHEEL_REQUIREMENTS)
         installer.constrain(installed_detectron2(machine) or "")
-        if machine.origin("panopticapi") is None:
-            installer.install("panopticapi", "--no-deps", PANOPTICAPI)
-        project = [f"{ROOT}[test]"]
-        if machine.origin("cv2") is None:
-            # Several wheels provide cv2; a second one would overwrite the first.
-            project = [f"{ROOT}[test,opencv]"]
-        installer.install("ttt_video and what its tests need", "-e", *project)
+        for module, requirement in WITHOUT_REQUIREMENTS.items():
+            if machine.origin(module) is None:
+                installer.install(module, "--no-deps", requirement)
+        # Several wheels provide cv2; a second one would overwrite the first.
+        extras = EXTRAS if machine.origin("cv2") else (*EXTRAS, "opencv")
+        installer.install("ttt_video and what its tests need", "-e", f"{ROOT}[{','.join(extras)}]")
 
     error = machine.import_error("detectron2.modeling, torchvision, cv2")
     if error is not None:
