@@ -107,7 +107,8 @@ def measure_training(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     model = build_model(cfg)
     model.train()
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    batch = synthetic_batch(args.batch, *args.size, num_classes)
+    height, width = args.size
+    batch = synthetic_batch(args.batch, height, width, num_classes)
     step = TrainStep(
         model,
         [],  # no loader: data take no part in this
@@ -162,13 +163,14 @@ def measure(
     """Seconds of each of ``steps`` calls after ``warmup`` others, and the peak memory of all."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(warmup + steps):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
     measured = seconds[warmup:]
     return {
         "seconds": {
@@ -177,6 +179,8 @@ def measure(
             "max": max(measured),
             "all": measured,
         },
+        # Of all cores together; on a machine that does other things too, the number to believe.
+        "cpu_seconds_median": statistics.median(cpu_seconds[warmup:]),
         "peak_memory_bytes": peak_memory(device),
     }
 
@@ -230,6 +234,7 @@ def report(result: dict[str, Any]) -> str:
         f"load {result['environment']['load']:.1f}",
         f"seconds  {seconds['median']:.3f} (median of {len(seconds['all'])}; "
         f"{seconds['min']:.3f} to {seconds['max']:.3f})",
+        f"cpu      {result['cpu_seconds_median']:.3f} seconds, all cores together",
         f"memory   {result['peak_memory_bytes'] / 2**30:.2f} GiB at the peak",
     ]
     lines += [f"TFLOP    {flop / 1e12:.3f} {name}" for name, flop in result.get("flop", {}).items()]

@@ -140,6 +140,64 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
         run_here(*evaluate, *weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 20)
 
 
+def test_what_became_of_every_weight_is_printed_and_results_are_verified(
+    run_here, tool, tmp_path, monkeypatch, capsys
+):
+    """TEST.EXPECTED_RESULTS decides the exit code, for CI of trained models."""
+    out = tmp_path / "run"
+    args = ["--config", "quick/joint_cityscapes.yaml"]
+    opts = [*SMALL, "DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    run_here(*args, *opts, "OUTPUT_DIR", out)
+    capsys.readouterr()
+    monkeypatch.setattr(
+        tool.JointTrainer, "test", lambda cfg, model: {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}}
+    )
+    evaluate = [*args, "--eval-only", *opts, "OUTPUT_DIR", tmp_path / "eval"]
+    evaluate += ["MODEL.WEIGHTS", out / "model_final.pth", "TEST.EXPECTED_RESULTS"]
+    run_here(*evaluate, "[['sem_seg', 'mIoU', 41.5, 1.0]]")
+    shown = capsys.readouterr().out
+    assert "weights from" in shown
+    assert re.search(r"recon_head.predictor +\d+", shown)
+    with pytest.raises(SystemExit) as error:
+        run_here(*evaluate, "[['sem_seg', 'mIoU', 45.0, 1.0]]")
+    assert error.value.code == 1
+
+
+def test_training_starts_from_other_classes_and_g_from_h_by_keys(run_here, tmp_path, capsys):
+    args = ["--config", "quick/joint_cityscapes.yaml"]
+    opts = [*SMALL, "DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    run_here(*args, *opts, "OUTPUT_DIR", tmp_path / "first")
+    content = torch.load(tmp_path / "first/model_final.pth", weights_only=False)["model"]
+    start = tmp_path / "start.pth"
+    torch.save({"model": {k: v for k, v in content.items() if "recon_head" not in k}}, start)
+    capsys.readouterr()
+    again = [*opts, "MODEL.WEIGHTS", start, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 25]
+    with pytest.raises(UserError, match=r"are of 19 classes, the model of 25.*TTT\.NEW_CLASSES"):
+        run_here(*args, *again, "OUTPUT_DIR", tmp_path / "second")
+    keys = ["TTT.NEW_CLASSES", True, "TTT.RECON.INIT_FROM_MAIN", True]
+    run_here(*args, *again, *keys, "OUTPUT_DIR", tmp_path / "third")
+    shown = capsys.readouterr().out
+    assert "mismatched  sem_seg_head.predictor.class_embed.weight: (20, 64)" in shown
+    row = re.search(r"^recon_head.pixel_decoder +(.+)$", shown, re.MULTILINE)[1].split()
+    assert int(row[2]) > 50  # copied from h
+
+
+def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        tool, "launch", lambda run, gpus, **options: seen.update(options, gpus=gpus)
+    )
+    flags = "--num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://10.0.0.1:29500"
+    monkeypatch.setattr(
+        sys, "argv",
+        ["train_net.py", "--config", "joint_cityscapes.yaml", *flags.split(),
+         "OUTPUT_DIR", str(tmp_path)],
+    )  # fmt: skip
+    tool.main()
+    options = ("gpus", "num_machines", "machine_rank", "dist_url")
+    assert [seen[name] for name in options] == [8, 2, 1, "tcp://10.0.0.1:29500"]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -147,6 +205,7 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
         (["--config", "no_such.yaml"], "joint_cityscapes.yaml"),
         (["--config", "quick/joint_cityscapes.yaml", "NO.SUCH_KEY", "1"], "NO.SUCH_KEY"),
         (["--config", "quick/joint_world.yaml", "--eval-only"], "MODEL.WEIGHTS"),
+        (["--config", "quick/joint_world.yaml", "SOLVER.AMP.PRECISION", "fp8"], "'fp8'"),
         (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class TrainStep(SimpleTrainer):
     def __init__(
         self,
         model: nn.Module,
-        data_loader: TrainingLoader,
+        data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         *,
         micro_batch_size: int = 0,
