@@ -1,17 +1,15 @@
-"""Runs on disk: what a killed process leaves behind, and summaries by hand arithmetic."""
+"""Summaries of rows by hand arithmetic."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 
 import numpy as np
 import pytest
 
-from ttt_video.errors import UserError
 from ttt_video.evaluation.protocols import LabelInfo
-from ttt_video.evaluation.records import RunDirectory, finite, summarize
+from ttt_video.evaluation.records import finite, summarize
 
 
 def row(index: int, video: str = "a", **more) -> dict:
@@ -19,162 +17,9 @@ def row(index: int, video: str = "a", **more) -> dict:
             **more}  # fmt: skip
 
 
-def lines(path) -> list[str]:
-    return (path / "frames.jsonl").read_text(encoding="utf-8").splitlines()
-
-
-def test_rows_are_on_disk_as_they_happen(tmp_path):
-    run = RunDirectory(tmp_path / "deep" / "run")
-    for index in range(3):
-        run.append(row(index, note="é\n\u2028"))
-        # Read back through the file, while the run is still open.
-        assert [json.loads(line)["frame_index"] for line in lines(run.path)] == [*range(index + 1)]
-    assert list(run.rows()) == [row(i, note="é\n\u2028") for i in range(3)]
-    run.close()
-
-
-def test_knows_the_frames_it_has(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.append(row(3, "b"))
-    assert run.has("b", 3)
-    assert not run.has("b", 2)
-    assert not run.has("a", 3)
-
-
-def test_a_folder_with_other_files_will_do(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    RunDirectory(tmp_path).close()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_an_existing_run_is_refused_and_kept(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.append(row(0))
-    run.close()
-    before = (tmp_path / "frames.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"already holds a run.*--resume.*--output"):
-        RunDirectory(tmp_path)
-    assert (tmp_path / "frames.jsonl").read_bytes() == before
-
-
-def test_a_run_that_never_got_to_a_frame_is_not_in_the_way(tmp_path):
-    RunDirectory(tmp_path).close()
-    run = RunDirectory(tmp_path)
-    run.append(row(0))
-    assert run.has("a", 0)
-
-
-def test_resuming_appends(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.append(row(0))
-    run.append(row(0, "b"))
-    run.close()
-    run = RunDirectory(tmp_path, resume=True)
-    assert run.has("a", 0)
-    assert run.has("b", 0)
-    run.append(row(1))
-    run.close()
-    assert [(r["video_id"], r["frame_index"]) for r in run.rows()] == [("a", 0), ("b", 0), ("a", 1)]
-
-
-def test_resuming_what_is_not_there_starts_it(tmp_path):
-    run = RunDirectory(tmp_path / "new", resume=True)
-    assert list(run.rows()) == []
-    run.append(row(0))
-
-
-@pytest.mark.parametrize("torn", ['{"video_id": "a", "frame_ind', "{", '{"video_id": "é'])
-def test_half_a_row_at_the_end_is_dropped_and_written_anew(tmp_path, torn):
-    run = RunDirectory(tmp_path)
-    run.append(row(0))
-    run.append(row(1))
-    run.close()
-    whole = (tmp_path / "frames.jsonl").read_bytes()
-    # A process may be killed within a character of several bytes.
-    (tmp_path / "frames.jsonl").write_bytes(whole + torn.encode()[: len(torn)])
-    run = RunDirectory(tmp_path, resume=True)
-    assert (tmp_path / "frames.jsonl").read_bytes() == whole
-    assert run.has("a", 1)
-    assert not run.has("a", 2)
-    run.append(row(2))
-    run.close()
-    assert [r["frame_index"] for r in run.rows()] == [0, 1, 2]
-
-
-def test_every_way_to_be_cut_off_can_be_resumed(tmp_path):
-    run = RunDirectory(tmp_path / "whole")
-    for index in range(3):
-        run.append(row(index))
-    run.close()
-    content = (tmp_path / "whole" / "frames.jsonl").read_bytes()
-    for length in range(len(content) + 1):
-        cut = tmp_path / f"cut{length}"
-        cut.mkdir()
-        (cut / "frames.jsonl").write_bytes(content[:length])
-        run = RunDirectory(cut, resume=True)
-        assert len(list(run.rows())) == content[:length].count(b"\n")
-        for index in range(3):
-            if not run.has("a", index):
-                run.append(row(index))
-        run.close()
-        assert (cut / "frames.jsonl").read_bytes() == content
-
-
-def test_output_that_is_a_file_or_cannot_be_made(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        RunDirectory(file)
-    with pytest.raises(UserError, match="file/below"):
-        RunDirectory(file / "below")
-
-
-def test_rows_of_two_configs_are_not_mixed(tmp_path):
-    run = RunDirectory(tmp_path)
-    config = "A:\n  LR: 0.1\n  NAME: x\nSEED: 0\n"
-    run.write_config(config)
-    run.append(row(0))
-    run.close()
-    run = RunDirectory(tmp_path, resume=True)
-    run.write_config(config)
-    with pytest.raises(UserError, match=r"another config \(A.LR, NEW\)"):
-        run.write_config("A:\n  LR: 0.2\n  NAME: x\nSEED: 0\nNEW: 1\n")
-    assert (tmp_path / "config.yaml").read_text() == config
-
-
-def test_the_config_of_a_run_without_rows_may_change(tmp_path):
-    RunDirectory(tmp_path).write_config("SEED: 0\n")
-    RunDirectory(tmp_path).write_config("SEED: 1\n")
-    assert (tmp_path / "config.yaml").read_text() == "SEED: 1\n"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_json_on_disk_is_json(tmp_path, value):
-    run = RunDirectory(tmp_path)
-    with pytest.raises(ValueError, match="JSON"):
-        run.append(row(0, loss_recon=value))
-    assert lines(tmp_path) == []
-    run.append(row(0, **finite({"loss_recon": value, "grad_norm": 2.0})))
-    assert json.loads(lines(tmp_path)[0])["loss_recon"] is None
-    assert json.loads(lines(tmp_path)[0])["grad_norm"] == 2.0
-
-
-def test_whole_files_appear_at_once(tmp_path, monkeypatch):
-    run = RunDirectory(tmp_path)
-    run.write_json("summary.json", {"frames": 1})
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"frames": 1}
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(tmp_path), "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.write_json("summary.json", {"frames": 2})
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"frames": 1}
-    run.write_json("summary.json", {"frames": 3})
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"frames": 3}
-    assert sorted(os.listdir(tmp_path)) == ["frames.jsonl", "summary.json"]
+def test_json_has_no_nan():
+    record = finite({"loss_recon": math.nan, "grad_norm": math.inf, "steps": 2.0})
+    assert record == {"loss_recon": None, "grad_norm": None, "steps": 2.0}
 
 
 def sem_seg(counts: dict) -> dict:
