@@ -19,6 +19,7 @@ from ttt_video.adaptation import (
 )
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.ln_adapt import measure_statistics
+from ttt_video.cli import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
 
@@ -57,37 +58,32 @@ class TestOnlineTTTMAEWithEverySourceOfRandomness(AdapterContract):
     )  # fmt: skip
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestMainTaskOnly(AdapterContract):
     method = "main_task_only"
     adapts = False
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestJointTraining(AdapterContract):
     method = "joint_training"
     adapts = False
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestImplicitOnly(AdapterContract):
     method = "implicit_only"
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestExplicitOnly(AdapterContract):
     method = "explicit_only"
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestTTTMAENoMemory(AdapterContract):
     method = "ttt_mae_no_memory"
     settings = ("TTT.STEPS_PER_FRAME", 2)
-
-    def test_order_of_frames_does_not_matter(self, tiny_cfg, tiny_model, make_video):
-        video = make_video(num_frames=4)
-        runs = []
-        for order in (video, video[::-1], [video[i] for i in (2, 0, 3, 1)]):
-            runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
-            numbers = self.numbers(runner.run(order))
-            runs.append(sorted(numbers, key=lambda frame: frame[1]))
-        self.assert_equal(runs[0], runs[1])
-        self.assert_equal(runs[0], runs[2])
 
 
 class TestTent(AdapterContract):
@@ -128,6 +124,7 @@ class TestSelfTrain(AdapterContract):
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow  # the code of another row, with other keys or inside of another
 class TestSelfTrainClassBalance(AdapterContract):
     method = "self_train_class_balance"
     settings = ("TTT.SELF_TRAIN.THRESHOLD", 0.0, "TTT.CLASS_BALANCE.THRESHOLD", 19)
@@ -193,6 +190,7 @@ class TestOfflineTTTMAE(OfflineContract):
     method = "offline_ttt_mae"
 
 
+@pytest.mark.slow
 class TestOfflineTTTMAEOracle(OfflineContract):
     method = "offline_ttt_mae_oracle"
 
@@ -255,10 +253,50 @@ class TestTemporalSmoothingOverOnlineTTTMAE(AdapterContract):
     counterpart = ("TTT.ENSEMBLE.METHOD", "none")
 
 
+def test_without_memory_the_order_of_frames_does_not_matter(tiny_cfg, tiny_model, make_video):
+    contract, video, runs = TestTTTMAENoMemory(), make_video(num_frames=3), []
+    for order in (video, video[::-1], [video[i] for i in (1, 2, 0)]):
+        runner = contract.build(tiny_cfg, copy.deepcopy(tiny_model))
+        runs.append(sorted(contract.numbers(runner.run(order)), key=lambda frame: frame[1]))
+    contract.assert_equal(runs[0], runs[1])
+    contract.assert_equal(runs[0], runs[2])
+
+
+def test_methods_that_reconstruct_need_the_decoder(tiny_cfg, tiny_model):
+    tiny_model.recon_head = None  # as load_source_model leaves it where the weights have no g
+    for method in ("online_ttt_mae", "ttt_mae_no_memory", "offline_ttt_mae", "joint_training"):
+        merge_method(tiny_cfg, method)
+        with pytest.raises(UserError, match=r"have no decoder g \(recon_head\)"):
+            build_adapter(tiny_cfg, tiny_model)
+    for method in ("main_task_only", "none", "tent", "self_train"):
+        merge_method(tiny_cfg, method)
+        build_adapter(tiny_cfg, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("implicit_only", "WINDOW_SIZE", 16),
+        ("implicit_only", "RESET", "frame"),
+        ("explicit_only", "RESET", "video"),
+        ("ttt_mae_no_memory", "WINDOW_SIZE", 2),
+        ("offline_ttt_mae", "RESET", "never"),
+        ("ln_adapt", "RESET", "frame"),
+    ],
+)
+def test_a_method_with_other_keys_is_not_what_its_name_says(
+    tiny_cfg, tiny_model, method, key, value
+):
+    merge_method(tiny_cfg, method)
+    tiny_cfg.TTT[key] = value
+    with pytest.raises(UserError, match=rf"{method} has TTT\.{key} .*--method {method}"):
+        build_adapter(tiny_cfg, tiny_model)
+
+
 def test_every_registered_method_is_under_contract():
     classes = [*AdapterContract.__subclasses__(), *OfflineContract.__subclasses__()]
     tested = {cls.method for cls in classes if cls is not OfflineContract}
-    assert tested == {name for name, _ in ADAPTER_REGISTRY}
+    assert tested >= {name for name, _ in ADAPTER_REGISTRY}
 
 
 def test_methods_by_name(tiny_cfg, tiny_model):

@@ -1,0 +1,31 @@
+"""A method of your own: what a frame shows does not depend on how bright it is.
+
+python tools/stream_eval.py --video VIDEO --register docs/examples/new_method.py --method any_light
+"""
+
+import torch
+
+from ttt_video.adaptation import ADAPTER_REGISTRY, GradientAdapter
+from ttt_video.adaptation.pixel_classes import main_task
+
+
+class AnyLight(GradientAdapter):
+    """Classes of a darkened frame's pixels shall be those of the frame as it is."""
+
+    def losses(self, batch, generator):
+        """Kullback-Leibler divergence between the two, in nats."""
+        light = 0.3 + 0.6 * torch.rand((), generator=generator).item()
+        frames = [{"image": x["image"]} for x in batch]
+        darker = [{"image": (x["image"] * light).to(torch.uint8)} for x in batch]
+        with torch.no_grad():
+            target = main_task(self.model, frames).pixels.classes
+        prediction = main_task(self.model, darker)
+        divergence = target.exp() * (target - prediction.pixels.classes)
+        return {"loss_light": prediction.mean(divergence.sum(1))}
+
+
+@ADAPTER_REGISTRY.register()
+def any_light(cfg, model):
+    """Encoder f moves; window, optimizer, batches and precision are those of the config."""
+    settings = {"modules": ["backbone"], **GradientAdapter.config_arguments(cfg)}
+    return AnyLight(model, **settings)
