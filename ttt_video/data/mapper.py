@@ -97,7 +97,8 @@ class JointDatasetMapper:
       (``BitMasks``), padded like the image, without masks that the augmentation emptied;
     - ``sem_seg``: (H, W) int64, padded with ``ignore_label``, for the semantic task only.
 
-    Patch masks are not drawn here: the model draws a fresh one in each forward pass.
+    Patch masks are not drawn here: the model draws a fresh one over the padded image in each
+    forward pass, so that there is one place for it in training and at test time.
 
     Args:
         task: "semantic" reads ``sem_seg_file_name``, "instance" reads ``annotations``,
