@@ -18,7 +18,7 @@ METHODS = sorted(name for name, _ in ADAPTER_REGISTRY)
 def test_page_says_what_it_has_to(method):
     text = (PAGES / f"{method}.md").read_text(encoding="utf-8")
     assert text.splitlines()[0].replace("`", "") == f"# {method}"
-    for topic in (r"\*\*Settings|\| setting", r"\*\*Cost", r"[Ss]ection|Appendix|baseline"):
+    for topic in (r"\*\*Settings|\| setting", r"\*\*Cost", r"[Ss]ection|Appendix|Table|baseline"):
         assert re.search(topic, text), topic
 
 
