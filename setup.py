@@ -57,6 +57,10 @@ setup(
         # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
         # a second OpenCV: pip install --no-deps 'imagecorruptions-imaug==1.1.5'
         "corruptions": ["numba>=0.57", "scikit-image>=0.20"],
+        # Sweeps on a Slurm cluster (tools/sweep.py --slurm).
+        "cluster": ["submitit>=1.5"],
+        # SegFormer, one of the frozen baselines (configs/baselines/).
+        "segformer": ["transformers>=5.20,<6"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
@@ -65,6 +69,7 @@ setup(
             "pytest>=8.2,<10",
             "pytest-xdist>=3.6",
             "ruff==0.17.5",
+            "submitit>=1.5",
             "setuptools>=70.1",  # builds wheels by itself
             "transformers>=5.20,<6",  # 5.20 is the last for Python 3.10
         ],

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import config_dir, run_tool
+from ttt_video.cli import add_register_argument, config_dir, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
 from ttt_video.engine.sweep_results import add_gains, cell_record, to_csv, to_markdown
 from ttt_video.engine.sweep_workers import (
@@ -47,6 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="instead of the file's")
     parser.add_argument("--weights", help="instead of the file's")
     parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
+    add_register_argument(parser)
     parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
     parser.add_argument("--threads", type=int, help="of each; default: cores shared out evenly")
     parser.add_argument(
@@ -77,7 +78,8 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
             replace["sources"] = {Path(value).stem: {kind: value}}
-    return read_sweep(path, args.output, overrides=args.opts, replace=replace)
+    flags = [part for file in args.register for part in ("--register", file)]
+    return read_sweep(path, args.output, flags=flags, overrides=args.opts, replace=replace)
 
 
 def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:

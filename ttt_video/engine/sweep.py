@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def read_sweep(
     path: Path,
     output: Path,
     *,
-    overrides: Iterable[str] = (),
+    flags: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     replace: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """Reads a sweep file (docs/sweep.md) into cells below ``output``.
@@ -108,6 +109,7 @@ def read_sweep(
     Args:
         path: YAML.
         output: folder of the sweep.
+        flags: of ``stream_eval.py`` for every cell.
         overrides: KEY VALUE pairs for every cell, after the grid's.
         replace: top-level entries that stand for those of the file.
 
@@ -135,8 +137,8 @@ def read_sweep(
         for settings in _combinations(axes):
             varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
-            for (source, (flags, environment)), seed in itertools.product(opened.items(), seeds):
-                arguments = _arguments(spec, row, sources[source], flags, name, settings, seed)
+            for (source, (own, environment)), seed in itertools.product(opened.items(), seeds):
+                arguments = _arguments(spec, row, sources[source], own, name, settings, seed)
                 sweep.cells.append(
                     Cell(
                         row=label,
@@ -145,7 +147,7 @@ def read_sweep(
                         settings=settings,
                         source=source,
                         seed=seed,
-                        arguments=(*arguments, *overrides),
+                        arguments=(*flags, *arguments, *overrides),
                         environment=environment,
                         folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
                     )
@@ -214,10 +216,10 @@ def _source(
     root = output / "videos" / _safe(name)
     flags: list[str] = []
     for key, value in world.items():
-        if value is True:
-            flags.append(f"--{key}")
-        elif value is not False:
-            flags += [f"--{key}", str(value)]
+        if value is False:
+            continue
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        flags += [f"--{key}", *map(str, values)]
     sweep.worlds.append(WorldVideos(tuple(flags), root / layout))
     dataset = source.get("dataset", WORLD_DATASETS[layout])
     return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}

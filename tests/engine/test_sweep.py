@@ -1,0 +1,334 @@
+"""Sweep files, their cells, tables, workers and figures; the tool itself is in tests/tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from ttt_video.cli import config_dir, load_config
+from ttt_video.engine.sweep import read_sweep
+from ttt_video.engine.sweep_results import (
+    add_gains,
+    cell_record,
+    metric_columns,
+    to_csv,
+    to_markdown,
+)
+from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
+from ttt_video.errors import UserError
+from ttt_video.visualization.sweep_figures import draw_figures
+
+SPEC = {
+    "config": "quick/stream_world.yaml",
+    "frames": 3,
+    "seeds": [0, 1],
+    "settings": {"TTT.BATCH_SIZE": 2},
+    "sources": {"street": {"video": "street.mp4"}, "kitti": {"dataset": "some_set"}},
+    "rows": {
+        "none": None,
+        "online_ttt_mae": {"settings": {"TTT.WINDOW_SIZE": [1, 4], "TTT.SAMPLING": "x"}},
+    },
+}
+
+
+@pytest.fixture
+def sweep_of(tmp_path):
+    """``sweep_of(**entries)``: the sweep of SPEC with other entries."""
+
+    def make(overrides=(), **entries):
+        spec = {k: v for k, v in {**SPEC, **entries}.items() if v is not ...}
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+        return read_sweep(path, tmp_path / "out", overrides=overrides)
+
+    return make
+
+
+def test_cells_are_rows_by_settings_by_sources_by_seeds(sweep_of, tmp_path):
+    sweep = sweep_of()
+    assert len(sweep.cells) == 3 * 2 * 2
+    assert list(dict.fromkeys(cell.row for cell in sweep.cells)) == [
+        "none", "online_ttt_mae, WINDOW_SIZE=1", "online_ttt_mae, WINDOW_SIZE=4",
+    ]  # fmt: skip
+    assert sweep.baseline == "none"
+    cell = sweep.cells[-1]
+    assert (cell.source, cell.seed, cell.method) == ("kitti", 1, "online_ttt_mae")
+    assert cell.folder == tmp_path / "out/cells/online_ttt_mae__WINDOW_SIZE=4/kitti/seed1"
+    expected = (
+        "--dataset some_set --config quick/stream_world.yaml --method online_ttt_mae --no-video "
+        "--max-frames 3 TTT.BATCH_SIZE 2 TTT.WINDOW_SIZE 4 TTT.SAMPLING x SEED 1"
+    )
+    assert " ".join(cell.arguments) == expected
+    assert len({cell.folder for cell in sweep.cells}) == 12
+
+
+def test_rows_go_before_sources_and_those_before_the_sweep(sweep_of):
+    sweep = sweep_of(
+        overrides=["TTT.MASK_RATIO", "0.5"],
+        seeds=[0],
+        compare=True,
+        preset="paper",
+        weights="sweep.pth",
+        sources={
+            "a": {"video-dir": "a", "weights": "source.pth", "settings": {"TTT.BATCH_SIZE": 8}},
+            "b": {"video": "b", "config": "source.yaml"},
+        },
+        settings=...,
+        rows={"x": {"method": "none", "weights": "row.pth"}, "none": None},
+    )
+    lines = [" ".join(cell.arguments) for cell in sweep.cells]
+    tail = "--no-video --max-frames 3 --compare"
+    end = "SEED 0 TTT.MASK_RATIO 0.5"
+    assert lines == [
+        f"--video-dir a --config quick/stream_world.yaml --preset paper --weights row.pth "
+        f"--method none {tail} TTT.BATCH_SIZE 8 {end}",
+        f"--video b --config source.yaml --preset paper --weights row.pth --method none {tail} "
+        f"{end}",
+        f"--video-dir a --config quick/stream_world.yaml --preset paper --weights source.pth "
+        f"--method none {tail} TTT.BATCH_SIZE 8 {end}",
+        f"--video b --config source.yaml --preset paper --weights sweep.pth --method none {tail} "
+        f"{end}",
+    ]
+    assert sweep.baseline == "x"
+
+
+def test_worlds_are_rendered_to_where_their_data_set_is_looked_for(sweep_of, tmp_path):
+    world = {"seed": 7, "corruption": ["fog", "none"], "rgb-labels": True, "frames": 2}
+    sweep = sweep_of(sources={"w": {"world": world}, "c": {"world": {"layout": "coco_videos"}}})
+    assert " ".join(sweep.worlds[0].arguments) == (
+        "--seed 7 --corruption fog none --rgb-labels --frames 2"
+    )
+    assert sweep.worlds[0].folder == tmp_path / "out/videos/w/kitti_step"
+    assert sweep.cells[0].arguments[:2] == ("--dataset", "kitti_step_video_sem_seg_val")
+    assert sweep.cells[0].environment == {"DETECTRON2_DATASETS": str(tmp_path / "out/videos/w")}
+    assert sweep.worlds[1].folder == tmp_path / "out/videos/c/coco_videos"
+    assert "coco_videos_panoptic_all" in sweep.cells[2].arguments
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"rows": ...}, "rows is None; it must map at least one name"),
+        ({"sources": {}}, "sources is {}"),
+        ({"seed": [1]}, "no entry 'seed'; did you mean seeds"),
+        ({"rows": {"none": {"wieghts": 1}}}, "rows.none: no entry 'wieghts'; did you mean weights"),
+        ({"rows": {"none": {"settings": [1]}}}, "rows.none.settings is"),
+        ({"rows": {"none": {"settings": {"A": []}}}}, "rows.none.settings.A is an empty list"),
+        ({"rows": {"none": 3}}, "rows.none is 3; it must be a mapping"),
+        ({"seeds": 3}, "seeds is 3; give a list"),
+        ({"sources": {"a": {}}}, "sources.a needs exactly one of"),
+        ({"sources": {"a": {"video": "x", "dataset": "y"}}}, "sources.a needs exactly one of"),
+        ({"sources": {"a": {"world": {}, "video": "y"}}}, "sources.a is a world"),
+        ({"sources": {"a": {"world": {"layout": "coco"}}}}, "layout 'coco'; choose"),
+        ({"sources": {"a": {"video": "x", "settings": {"K": [1, 2]}}}}, "single values"),
+        ({"baseline": "frozen"}, "baseline 'frozen' is no row"),
+        ({"figures": {"pie": True}}, "no entry 'pie'"),
+        ({"figures": {"curve": True}}, "name the setting on its x axis"),
+        ({"sources": {"a b": {"video": "x"}, "a_b": {"video": "y"}}}, "the same name"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(sweep_of, entries, message):
+    with pytest.raises(UserError, match=message):
+        sweep_of(**entries)
+
+
+def test_files_that_are_no_sweeps(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sweep(tmp_path / "none.yaml", tmp_path)
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="is no YAML"):
+        read_sweep(tmp_path / "bad.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((config_dir() / "sweeps").glob("*.yaml")), ids=str)
+def test_shipped_sweeps_name_what_there_is(path, tmp_path):
+    sweep = read_sweep(path, tmp_path)
+    assert sweep.baseline is not None
+    for cell in sweep.cells:
+        opts = cell.arguments[cell.arguments.index("--no-video") + 1 :]
+        if opts[0] == "--max-frames":
+            opts = opts[2:]
+        config = cell.arguments[cell.arguments.index("--config") + 1]
+        assert cell.method == load_config(config, opts=opts, method=cell.method).TTT.METHOD
+
+
+def write_run(cell, score: float, *, frozen: float | None = None, complete: bool = True) -> None:
+    """What stream_eval leaves of a cell."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    metrics = {"adapted": {"mIoU": score, "per_class": {"mIoU": {"road": 1.0}}, "AP": None}}
+    if frozen is not None:
+        metrics["frozen"] = {"mIoU": frozen}
+    window = cell.settings.get("TTT.WINDOW_SIZE", 0)
+    seconds = {k: {"mean": v + window} for k, v in (("adapt", 1), ("predict", 2), ("frame", 3))}
+    summary = {"complete": complete, "frames": 3, "metrics": metrics, "seconds": seconds}
+    (cell.folder / "summary.json").write_text(json.dumps(summary))
+    note = {"arguments": list(cell.arguments), "environment": dict(cell.environment)}
+    (cell.folder / "cell.json").write_text(json.dumps(note))
+
+
+def records_of(sweep) -> list:
+    records = [cell_record(cell, cell.summary()) for cell in sweep.cells]
+    add_gains(records, sweep.baseline)
+    return records
+
+
+@pytest.fixture
+def scored(sweep_of):
+    """The sweep of SPEC with scores: frozen 50 and 40; k = 1 gives +1 and +3, k = 4 +2 and +6;
+    the second seed 1 point more, but for the frozen model."""
+    sweep = sweep_of(figures={"curve": "TTT.WINDOW_SIZE", "bars": True, "gain_against_time": True})
+    for cell in sweep.cells:
+        base, step = {"street": (50, 1), "kitti": (40, 3)}[cell.source]
+        gain = {None: 0, 1: step, 4: 2 * step}[cell.settings.get("TTT.WINDOW_SIZE")]
+        write_run(cell, base + gain + (cell.seed if gain else 0))
+    return sweep
+
+
+def test_table_by_hand(scored):
+    records = records_of(scored)
+    assert metric_columns(records) == [("street", "mIoU"), ("kitti", "mIoU")]
+    assert [r["gain_mIoU"] for r in records] == [0, 0, 0, 0, 1, 2, 3, 4, 2, 3, 6, 7]
+    table = to_markdown(records).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
+    assert cells[0] == [
+        "method", "street mIoU", "kitti mIoU", "gain",
+        "adapt s/frame", "predict s/frame", "s/frame",
+    ]  # fmt: skip
+    assert cells[2] == ["none", "50.00 ± 0.00", "40.00 ± 0.00", "+0.00", "1.000", "2.000", "3.000"]
+    assert cells[4] == [
+        "online_ttt_mae, WINDOW_SIZE=4", "52.50 ± 0.71", "46.50 ± 0.71", "+4.50",
+        "5.000", "6.000", "7.000",
+    ]  # fmt: skip
+    assert len({len(line) for line in table}) == 1
+
+
+def test_long_table(scored):
+    rows = list(csv.DictReader(io.StringIO(to_csv(records_of(scored)))))
+    assert len(rows) == 12
+    assert rows[-1]["TTT.WINDOW_SIZE"] == "4"
+    assert rows[-1]["mIoU"] == "47"
+    assert rows[-1]["state"] == "complete"
+    assert rows[0]["TTT.WINDOW_SIZE"] == ""
+    assert list(rows[0])[-1] == "folder"
+
+
+def test_incomplete_cells_are_dashes(sweep_of):
+    sweep = sweep_of(seeds=[0], sources={"a": {"video": "x"}})
+    write_run(sweep.cells[0], 50)
+    write_run(sweep.cells[1], 60, complete=False)
+    records = records_of(sweep)
+    assert [r["state"] for r in records] == ["complete", "missing", "missing"]
+    line = to_markdown(records).splitlines()[3]
+    assert [c.strip() for c in line.strip("|").split("|")][1:] == ["-"] * 5
+
+
+def test_a_frozen_model_beside_goes_before_the_baseline_row(sweep_of):
+    sweep = sweep_of(seeds=[0], sources={"a": {"video": "x"}}, compare=True)
+    for cell, score, frozen in zip(sweep.cells, (50, 60, 70), (50, 58, 58), strict=True):
+        write_run(cell, score, frozen=frozen)
+    assert [r["gain_mIoU"] for r in records_of(sweep)] == [0, 2, 12]
+
+
+def test_figures_are_drawn_from_the_records(scored, tmp_path):
+    files = draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path)
+    assert [f.name for f in files] == [
+        "curve_mIoU.png", "bars_mIoU.png", "gain_against_time_mIoU.png",
+    ]  # fmt: skip
+    for file in files:
+        pixels = imread(file)
+        assert pixels.shape[0] > 300
+        assert pixels.std() > 0.05  # something is on it
+    first = [f.read_bytes() for f in files]
+    draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path)
+    assert [f.read_bytes() for f in files] == first
+    assert draw_figures([], scored.figures, scored.baseline, tmp_path) == []
+
+
+STREAM_EVAL = """
+import json, os, pathlib, sys, time
+args = sys.argv[1:]
+value = lambda flag: args[args.index(flag) + 1]
+folder = pathlib.Path(value("--output"))
+print("ran with", os.environ["OMP_NUM_THREADS"], "threads")
+if "fail" in value("--video"):
+    sys.exit("error: this video is broken")
+runs = folder / "runs.txt"
+runs.write_text((runs.read_text() if runs.exists() else "") + "x")
+summary = {"complete": "cut" not in value("--video") or len(runs.read_text()) > 1}
+(folder / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture
+def tools(tmp_path) -> Path:
+    """A folder with a stand-in for stream_eval.py."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    (folder / "stream_eval.py").write_text(STREAM_EVAL)
+    return folder
+
+
+def local_sweep(sweep_of, **entries):
+    sources = {name: {"video": f"{name}.mp4"} for name in ("good", "fail", "cut")}
+    return sweep_of(seeds=[0], sources=sources, rows={"none": None}, **entries)
+
+
+def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of, tools):
+    sweep = local_sweep(sweep_of)
+    ended = {c.source: r for c, r in run_local(sweep.cells, tools, workers=2, threads=3)}
+    assert ended["good"] is None
+    assert ended["fail"].startswith("this video is broken (exit code 1, see ")
+    assert "no complete summary.json" in ended["cut"]
+    assert [finished(cell) for cell in sweep.cells] == [True, False, False]
+    assert "ran with 3 threads" in (sweep.cells[0].folder / "log.txt").read_text()
+    # Again: what is missing goes on in the same folder.
+    missing = [cell for cell in sweep.cells if not finished(cell)]
+    ended = {c.source: r for c, r in run_local(missing, tools, workers=1, threads=1)}
+    assert ended.keys() == {"fail", "cut"}
+    assert ended["cut"] is None
+    assert (sweep.cells[0].folder / "runs.txt").read_text() == "x"
+
+
+def test_a_folder_of_other_settings_is_left_alone(sweep_of, tools):
+    cell = local_sweep(sweep_of).cells[0]
+    assert run_cell(cell, tools, {"OMP_NUM_THREADS": "1"}) is None
+    other = local_sweep(sweep_of, frames=9).cells[0]
+    assert other.folder == cell.folder
+    assert not finished(other)
+    assert "holds a run of other settings" in run_cell(other, tools, {})
+    assert finished(cell)
+
+
+def test_jobs_through_submitit(sweep_of, tools, tmp_path):
+    pytest.importorskip("submitit")
+    sweep = local_sweep(sweep_of)
+    jobs = run_on_cluster(
+        sweep.cells, tools, tmp_path / "jobs", workers=3,
+        parameters={"timeout_min": 2, "cpus_per_task": 2, "slurm_partition": "p"}, cluster="local",
+    )  # fmt: skip
+    ended = {cell.source: reason for cell, reason in jobs}
+    assert ended["good"] is None
+    assert "this video is broken" in ended["fail"]
+    assert "ran with 2 threads" in (sweep.cells[0].folder / "log.txt").read_text()
+
+
+def test_cluster_mistakes(sweep_of, tools, tmp_path, monkeypatch):
+    cells = local_sweep(sweep_of).cells
+    arguments = {"workers": 1, "parameters": {}}
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match="no sbatch"):
+        next(run_on_cluster(cells, tools, tmp_path / "jobs", **arguments))
+    bad = {"workers": 1, "parameters": {"nonsense": 1}, "cluster": "local"}
+    with pytest.raises(UserError, match="nonsense"):
+        next(run_on_cluster(cells, tools, tmp_path / "jobs", **bad))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="pip install submitit"):
+        next(run_on_cluster(cells, tools, tmp_path / "jobs", **arguments))

@@ -1,0 +1,123 @@
+"""tools/sweep.py as a user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ttt_video.cli import run_tool
+from ttt_video.modeling.weights import save_safetensors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STREAM_EVAL = """
+import json, pathlib, sys
+args = sys.argv[1:]
+value = lambda flag: args[args.index(flag) + 1]
+if value("--method") == "tent" and not pathlib.Path("mended").exists():
+    sys.exit("error: no such thing")
+score = {"none": 50.0}.get(value("--method"), 60.0)
+seconds = {k: {"mean": 1.0} for k in ("adapt", "predict", "frame")}
+summary = {"complete": True, "frames": 2, "seconds": seconds,
+           "metrics": {"adapted": {"mIoU": score}}}
+pathlib.Path(value("--output"), "summary.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("sweep_tool", ROOT / "tools/sweep.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sweep_file(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "sources": {"a": {"video": "a.mp4"}},
+        "rows": {"none": None, "tent": None, "online_ttt_mae": None},
+        "figures": {"bars": True, "gain_against_time": True},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    return "mine.yaml"
+
+
+def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/stream_eval.py").write_text(STREAM_EVAL)
+    monkeypatch.setattr(tool, "TOOLS", tmp_path / "tools")
+    tool.main([sweep_file, "--dry-run"])
+    assert capsys.readouterr().out.count("missing: ") == 3
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: tool.main([sweep_file, "--workers", "2", "--frames", "2", "SEED", "3"]))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert "failed: tent / a / seed 0: no such thing" in out + err
+    assert "error: 1 of 3 cells failed" in err
+    assert "Traceback" not in err
+    folder = tmp_path / "output/sweeps/mine"
+    assert "+10.00" in (folder / "results.md").read_text()
+    assert {p.name for p in folder.iterdir()} == {
+        "cells", "results.csv", "results.md", "bars_mIoU.png", "gain_against_time_mIoU.png",
+    }  # fmt: skip
+    note = json.loads((folder / "cells/none/a/seed0/cell.json").read_text())
+    assert note["arguments"][-6:] == ["--max-frames", "2", "SEED", "0", "SEED", "3"]
+    before = (folder / "cells/none/a/seed0/summary.json").stat().st_mtime_ns
+    (tmp_path / "mended").touch()
+    tool.main([sweep_file, "--frames", "2", "SEED", "3"])
+    assert (folder / "cells/none/a/seed0/summary.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("+10.00") == 2
+    shutil.rmtree(tmp_path / "tools")
+    tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])
+    assert capsys.readouterr().out.count("+10.00") == 2
+
+
+def test_other_videos_than_the_files(tool, sweep_file, capsys):
+    tool.main([sweep_file, "--dry-run", "--dataset", "d", "--weights", "w", "--register", "r.py"])
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == (
+        "missing: none / d / seed 0: --register r.py --dataset d --weights w --method none "
+        "--no-video SEED 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, shuffle"),
+        (["mine.yaml", "--workers", "0"], "--workers is 0"),
+        (["mine.yaml", "--slurm", "partition"], "--slurm partition: give KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: tool.main(arguments))
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_real_cells(tool, sweep_file, tiny_cfg, tiny_model, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    save_safetensors(tiny_model.state_dict(), str(tmp_path / "tiny.safetensors"))
+    (tmp_path / "video").mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"video/{index}.png")
+    flags = ["--config", "tiny.yaml", "--weights", "tiny.safetensors", "--video-dir", "video"]
+    tool.main([sweep_file, *flags, "--workers", "2", "TTT.BATCH_SIZE", "2"])
+    assert "| online_ttt_mae " in capsys.readouterr().out
+    for method in ("none", "tent", "online_ttt_mae"):
+        folder = tmp_path / f"output/sweeps/mine/cells/{method}/video/seed0"
+        assert json.loads((folder / "summary.json").read_text())["complete"]
