@@ -69,8 +69,8 @@ setup(
             "pytest>=8.2,<10",
             "pytest-xdist>=3.6",
             "ruff==0.17.5",
-            "submitit>=1.5",
             "setuptools>=70.1",  # builds wheels by itself
+            "submitit>=1.5",
             "transformers>=5.20,<6",  # 5.20 is the last for Python 3.10
         ],
     },

@@ -1,4 +1,4 @@
-"""Majority vote over predictions of augmented copies of a frame (paper, Section 5.2)."""
+"""Majority vote over predictions of augmented copies of a frame (paper, Section 5.1)."""
 
 from __future__ import annotations
 

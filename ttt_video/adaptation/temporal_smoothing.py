@@ -1,4 +1,4 @@
-"""Temporal smoothing: the mean of the last predictions (paper, Section 5.2)."""
+"""Temporal smoothing: the mean of the last predictions (paper, Section 5.1)."""
 
 from __future__ import annotations
 
