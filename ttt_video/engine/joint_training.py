@@ -267,7 +267,7 @@ class JointTrainer(DefaultTrainer):
         kind = evaluator_type(dataset_name)
         if _HEADLINE[kind] == "sem_seg/mIoU":
             return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
-        segm = COCOEvaluator(
+        segm = _ThingEvaluator(
             dataset_name,
             tasks=("segm",),
             distributed=True,
@@ -280,6 +280,21 @@ class JointTrainer(DefaultTrainer):
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file"):
             evaluators.append(segm)
         return DatasetEvaluators(evaluators)
+
+
+class _ThingEvaluator(COCOEvaluator):
+    """Average precision of a panoptic data set's things.
+
+    detectron2's metadata of COCO panoptic lists all 133 classes as ``thing_classes``, of which its
+    own evaluator can name no more than the 80 things that come first.
+    """
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        things = len(self._metadata.thing_dataset_id_to_contiguous_id)
+        names = None if class_names is None else class_names[:things]
+        return super()._derive_coco_results(coco_eval, iou_type, names)
 
 
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
