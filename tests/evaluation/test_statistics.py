@@ -128,6 +128,9 @@ def test_wilcoxon_with_ties_and_zeros_by_hand():
     # Ranks of 2, 2, 3 are 1.5, 1.5, 3: sums +-6 (2 of 8 choices), the zero does not count.
     assert wilcoxon_p([0.0, 2.0, 2.0, 3.0]) == 0.25
     assert wilcoxon_p([-2.0, 2.0, 3.0]) == 6 / 8  # only 3 - 1.5 - 1.5 falls short of 3
+    # Ranks 1 to 4: 5 of 16 choices flip ranks of at most 3 in sum, as here, and 5 the others. Were
+    # the zero ranked too, it would be 8 of 16.
+    assert wilcoxon_p([0.0, 1.0, 2.0, -3.0, 4.0]) == 10 / 16
     assert wilcoxon_p([0.0, 0.0]) == 1.0
 
 
