@@ -256,8 +256,9 @@ def read_panoptic(file_name: str) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         shape = "x".join(str(n) for n in pixels.shape)
         raise UserError(f"{file_name} ({pixels.dtype}, {shape}) is not an RGB panoptic label image")
-    wide = pixels.astype(np.int32)
-    return wide[..., 0] + (wide[..., 1] << 8) + (wide[..., 2] << 16)
+    four_bytes = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
+    four_bytes[..., :3] = pixels
+    return four_bytes.view("<i4")[..., 0]
 
 
 def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

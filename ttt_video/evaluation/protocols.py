@@ -209,7 +209,8 @@ class InstanceTally(Tally):
         "APm": _AP + "as AP, objects of 32^2 to 96^2 pixels",
         "APl": _AP + "as AP, objects of 96^2 pixels and more",
         "AP_frame_release": "AP of each single frame; mean over the classes labelled there, "
-        "where all segments are objects: a labelled stuff class counts as 0" + _FRAMES,
+        "where all segments are objects: a labelled stuff class counts as 0, and so does a frame "
+        "without predictions" + _FRAMES,
     }
 
     def __init__(self) -> None:
