@@ -12,7 +12,7 @@ import pytest
 
 from ttt_video.errors import UserError
 from ttt_video.visualization.overlay import BACKGROUND
-from ttt_video.visualization.video import VideoWriter
+from ttt_video.visualization.video import VideoWriter, join_videos
 
 COLORS = [(200, 30, 60), (30, 180, 40), (20, 60, 220), (250, 250, 250), (0, 0, 0)]
 
@@ -195,3 +195,36 @@ def test_closed_is_closed(tmp_path):
     video.close()
     with pytest.raises(ValueError, match="closed"):
         video.write(flat(0))
+
+
+def packets(path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.dts is not None]
+
+
+@pytest.mark.parametrize("fps", [10, 29.97])
+def test_parts_are_joined_without_encoding_again(tmp_path, fps):
+    lengths = (7, 25, 1)
+    parts, index = [], 0
+    for number, length in enumerate(lengths):
+        parts.append(tmp_path / f"part{number}.mp4")
+        with VideoWriter(parts[-1], fps, part=True) as video:
+            for _ in range(length):
+                video.write(flat(index))
+                index += 1
+        assert b"moof" in boxes(parts[-1])
+    join_videos(parts, tmp_path / "whole.mp4", fps)
+    stream, frames, images = read(tmp_path / "whole.mp4")
+    assert stream.num_frames == index == 33
+    assert stream.fps == pytest.approx(fps, rel=1e-3)
+    assert [frame.pts * float(frame.time_base) for frame in frames] == pytest.approx(
+        [i / fps for i in range(index)], abs=1e-3
+    )
+    for i, image in enumerate(images):
+        assert np.abs(image - flat(i)).max() <= 6
+    assert packets(tmp_path / "whole.mp4") == [p for part in parts for p in packets(part)]
+    names = boxes(tmp_path / "whole.mp4")
+    assert names.index(b"moov") < names.index(b"mdat")
+    # Whoever joins the same parts again gets the same bytes.
+    join_videos(parts, tmp_path / "again.mp4", fps)
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
