@@ -96,19 +96,16 @@ def rows_of(out: Path) -> list[dict]:
     ],
 )
 def test_losses_fall_and_evaluation_improves(datasets_root, tmp_path, config, opts, metric):
-    steps = 80
+    steps = 120
     run(
         datasets_root, config, tmp_path, *opts, "SOLVER.MAX_ITER", steps,
         "SOLVER.BASE_LR", "0.003", "TEST.EVAL_PERIOD", steps // 8,
     )  # fmt: skip
     rows = rows_of(tmp_path)
 
-    def mean(name: str, part: slice) -> float:
-        return float(np.mean([row[name] for row in rows if name in row][part]))
-
     for name, ratio in (("total_loss", 0.8), ("loss_dice", 0.8), ("loss_recon", 0.7)):
-        first, last = mean(name, slice(None, 2)), mean(name, slice(-2, None))
-        assert last < ratio * first, (name, first, last)
+        values = [row[name] for row in rows if name in row]  # medians of twenty steps
+        assert values[-1] < ratio * values[0], (name, values)
     scores = [row[metric] for row in rows if metric in row]
     assert len(scores) >= 8
     assert scores[-1] > scores[0]
