@@ -11,11 +11,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from ..engine.sweep_results import METRICS, Record, group
+from .curves import PALETTE
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B00")
-"""Told apart by colour-blind readers (Okabe and Ito)."""
+MARKERS, HATCHES = "os^", ("", "//", "..")
+"""Told apart where there are more rows than colours."""
 
 FROZEN_COLOR = "0.35"
 
@@ -93,6 +95,8 @@ def plot_setting_curve(
             )  # fmt: skip
         frozen = [r for r in records if r["name"] == baseline]
         if frozen:
+            for own in group(frozen, "source").values():
+                axes.axhline(fmean(r[metric] for r in own), color=FROZEN_COLOR, ls="--", lw=0.5)
             level = fmean(fmean(r[metric] for r in own) for own in group(frozen, "source").values())
             axes.axhline(level, color=FROZEN_COLOR, ls="--", label=f"{baseline} ({level:.1f})")
         axes.set_xscale("log", base=2)
@@ -121,7 +125,8 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
         for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
             heights = [mean.get((row, place), float("nan")) for place in places]
             left = [x - 0.4 + width * (i + 0.5) for x in range(len(places))]
-            bars = axes.bar(left, heights, width * 0.92, color=color, label=row)
+            hatch = HATCHES[i // len(PALETTE) % len(HATCHES)]
+            bars = axes.bar(left, heights, width * 0.92, color=color, hatch=hatch, label=row)
             axes.bar_label(bars, fmt="%.1f", fontsize=7)
         names = {r["row"] for r in records if r["name"] == baseline}
         for x, place in enumerate(places):
@@ -150,20 +155,28 @@ def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -
     gained = [r for r in records if r.get(f"gain_{metric}") is not None]
     if not gained:
         return False
-    with _axes(path) as axes:
+    with _axes(path, 8.5) as axes:
         axes.axhline(0, color=FROZEN_COLOR, lw=0.8)
-        for color, ((row,), members) in zip(_colors(), group(gained, "row").items(), strict=False):
+        for i, ((row,), members) in enumerate(group(gained, "row").items()):
             seconds = fmean(r["total_seconds"] for r in members)
             gain = fmean(r[f"gain_{metric}"] for r in members)
-            axes.scatter(seconds, gain, color=color, s=36, zorder=3)
-            axes.annotate(
-                row, (seconds, gain), (5, 4), textcoords="offset points", fontsize=8, color=color
-            )
+            color, marker = PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]
+            axes.scatter(seconds, gain, color=color, marker=marker, s=42, zorder=3, label=row)
         axes.set_xscale("log")
         axes.set_xlabel("seconds per frame (adapt + predict)")
         axes.set_ylabel(f"gain in {metric} (points)")
-        axes.margins(x=0.25, y=0.12)
+        for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
+        axes.margins(0.12)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
+
+
+class _PlainLogFormatter(LogFormatter):
+    """0.05 rather than 5e-02, at the ticks that the base class labels."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _colors() -> Iterator[str]:
