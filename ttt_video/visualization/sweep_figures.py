@@ -121,7 +121,7 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
     mean = _source_means(records, metric)
     places = [*sources, "mean"] if len(sources) > 1 else sources
     width = 0.8 / len(rows)
-    with _axes(path, max(5.0, 1.5 + 0.55 * len(places) * (len(rows) + 1))) as axes:
+    with _axes(path, max(8.0, 4.5 + 0.45 * len(places) * (len(rows) + 1))) as axes:
         for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
             heights = [mean.get((row, place), float("nan")) for place in places]
             left = [x - 0.4 + width * (i + 0.5) for x in range(len(places))]
@@ -138,9 +138,7 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
                 )
         axes.set_xticks(range(len(places)), places)
         axes.set_ylabel(f"{metric} (%)")
-        axes.legend(
-            frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2
-        )
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
 
 
