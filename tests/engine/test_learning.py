@@ -103,7 +103,7 @@ def test_losses_fall_and_evaluation_improves(datasets_root, tmp_path, config, op
     )  # fmt: skip
     rows = rows_of(tmp_path)
 
-    for name, ratio in (("total_loss", 0.8), ("loss_dice", 0.8), ("loss_recon", 0.7)):
+    for name, ratio in (("total_loss", 0.8), ("loss_dice", 0.8), ("loss_recon", 0.75)):
         values = [row[name] for row in rows if name in row]  # medians of twenty steps
         assert values[-1] < ratio * values[0], (name, values)
     scores = [row[metric] for row in rows if metric in row]
