@@ -1,11 +1,15 @@
-"""Files that are whole or not there, whatever is killed; and their names."""
+"""Files that are whole or not there, whatever is killed; their names; reading them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from .errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,3 +34,20 @@ def file_stem(video_id: str) -> str:
     if plain == video_id and plain.strip("."):
         return plain
     return f"{plain}-{hashlib.sha256(video_id.encode()).hexdigest()[:8]}"
+
+
+def read_json_object(file: str | os.PathLike[str], *, hint: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: it cannot be read (``hint`` says where it should come from), or holds no object.
+    """
+    try:
+        content = json.loads(Path(file).read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}{hint}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object")
+    return content

@@ -227,7 +227,9 @@ def test_damaged_annotations(root, change, said):
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("[]", "no object"), ('{"images"', "damaged")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("[]", "no JSON object"), ('{"images"', "no JSON file")]
+)
 def test_a_file_that_is_no_annotation_file(root, text, said):
     (root / "annotations" / "train" / "bar.json").write_text(text)
     with pytest.raises(UserError, match=said):

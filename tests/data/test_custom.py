@@ -229,10 +229,10 @@ def test_json_that_does_not_fit(tmp_path, name):
     with pytest.raises(UserError, match=r"a\.json cannot be read: No such file"):
         DatasetCatalog.get(name)
     path.write_text("nonsense")
-    with pytest.raises(UserError, match="no json file"):
+    with pytest.raises(UserError, match="no JSON file"):
         DatasetCatalog.get(name)
     path.write_text("[1]")
-    with pytest.raises(UserError, match="no object"):
+    with pytest.raises(UserError, match="no JSON object"):
         DatasetCatalog.get(name)
     path.write_text('{"images": [], "categories": []}')
     with pytest.raises(UserError, match="'annotations'"):

@@ -12,7 +12,6 @@ are 0-79 for things and 80-132 for stuff.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from pycocotools import mask as rle
 from ttt_video.data.datasets import datasets_root
 from ttt_video.data.images import list_folder
 from ttt_video.errors import UserError
+from ttt_video.files import read_json_object
 
 RELEASED_VIDEOS = (
     "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",
@@ -35,6 +35,11 @@ LABEL_PERIOD = 10
 """Every how many frames one is labelled, from the first on."""
 UNLABELLED = 255
 """Category of segments that are no class, in the files and in the records."""
+
+LAYOUT_HINT = (
+    "; data sets are looked for under $DETECTRON2_DATASETS (default ./datasets), in the layout of "
+    "datasets/README.md"
+)
 
 Task = Literal["instance", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "panoptic")
@@ -69,7 +74,7 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
     root = Path(root)
     json_file = root / "annotations" / "train" / f"{video}.json"
     labels = {}
-    content = _read(json_file)
+    content = read_json_object(json_file, hint=LAYOUT_HINT)
     try:
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         for annotation in content["annotations"]:
@@ -106,21 +111,6 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
     if not records:
         raise UserError(f"{root / 'raw_images' / video} holds no frames")
     return records
-
-
-def _read(json_file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(json_file.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"COCO Videos: {json_file} cannot be read ({error.strerror}); data sets are looked for "
-            "under $DETECTRON2_DATASETS (default ./datasets), in the layout of datasets/README.md"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{json_file} is damaged ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} is not COCO Videos' format: it holds no object")
-    return content
 
 
 def _segment(segment: Record) -> Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from detectron2.data.datasets import load_coco_json
 
 from ttt_video.data.images import list_folder, natural_key
 from ttt_video.errors import UserError
+from ttt_video.files import read_json_object
 
 Record = dict[str, Any]
 _FRAME_KEYS = ("video_id", "frame_index")
@@ -190,7 +190,7 @@ def load_custom_coco_video(
     Raises:
         UserError: the json is missing or not COCO's; only some images have a video and an index.
     """
-    content = _read_json(json_file)
+    content = read_json_object(json_file)
     try:
         images = {image["id"]: image for image in content["images"]}
         content["annotations"]  # without which detectron2 would take all images for empty ones
@@ -235,18 +235,6 @@ def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool)
             f"{next(iter(listed))} is listed, but not there ({len(listed)} such images)"
         )
     return ordered
-
-
-def _read_json(json_file: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(json_file).read_bytes())
-    except OSError as error:
-        raise UserError(f"{json_file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{json_file} is no json file: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} is not COCO's format: it holds no object")
-    return content
 
 
 def _check_new(name: str) -> None:
