@@ -1,18 +1,28 @@
-"""The world's stills as ordinary semantic segmentation data sets, rendered on first use."""
+"""The world's stills as data sets to train on, rendered on first use.
+
+The same pictures twice: with semantic labels (``world_sem_seg_*``), and in COCO's layout with
+panoptic and instance labels (``world_panoptic_*``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from tqdm import tqdm
 
+from ttt_video.data.coco_videos import coco_videos_metadata
 from ttt_video.data.datasets import datasets_root
 from ttt_video.data.kitti_step import video_metadata, write_png
 from ttt_video.errors import UserError
 
-from .video import WORLD_VERSION, render_still
+from .layouts import write_coco
+from .video import WORLD_VERSION, WorldStills, render_still
 
 STILL_HEIGHT, STILL_WIDTH = 128, 256
 STILL_SEEDS = {"train": range(1000), "val": range(1000, 1200)}
@@ -36,17 +46,11 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the folder cannot be written.
     """
-    size = f"{STILL_HEIGHT}x{STILL_WIDTH}"
-    folder = datasets_root() / "world_stills" / f"v{WORLD_VERSION}" / size / split
+    folder = _stills_folder() / split
     # All worlds once, then again: any beginning of the list is as varied as it can be.
     stills = [(s, k) for k in range(STILLS_PER_SEED[split]) for s in STILL_SEEDS[split]]
-    try:
+    with _writing(folder):
         _render_missing(folder, stills)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the world's stills to {folder} ({error.strerror}); "
-            "point $DETECTRON2_DATASETS at a folder that can be written"
-        ) from error
     return [
         {
             "file_name": str(_image_file(folder, seed, number)),
@@ -57,6 +61,66 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
         }
         for seed, number in stills
     ]
+
+
+def load_world_panoptic(split: str) -> list[dict[str, Any]]:
+    """The same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
+
+    They lie in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`. The metadata learns
+    their paths here, because ``$DETECTRON2_DATASETS`` is looked up when they are loaded.
+
+    Args:
+        split: "train" or "val".
+
+    Returns:
+        One dict per still, as detectron2's panoptic COCO: ``pan_seg_file_name`` and
+        ``segments_info`` with contiguous category ids.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    root = _stills_folder() / "coco"
+    annotations = {
+        kind: root / "annotations" / f"{kind}_{split}2017.json"
+        for kind in ("instances", "panoptic")
+    }
+    if not all(file.exists() for file in annotations.values()):  # written after all pictures
+        count = len(STILL_SEEDS[split]) * STILLS_PER_SEED[split]
+        with _writing(root):
+            write_coco(root, split, WorldStills(split, count, STILL_HEIGHT, STILL_WIDTH))
+    paths = {
+        "image_root": str(root / f"{split}2017"),
+        "panoptic_root": str(root / f"panoptic_{split}2017"),
+        "panoptic_json": str(annotations["panoptic"]),
+        "json_file": str(annotations["instances"]),
+    }
+    metadata = _panoptic_metadata()
+    name = f"world_panoptic_{split}"
+    MetadataCatalog.pop(name)  # it refuses other paths than it has
+    MetadataCatalog.get(name).set(**metadata, **paths)
+    return load_coco_panoptic_json(
+        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], metadata
+    )
+
+
+def _panoptic_metadata() -> dict[str, Any]:
+    return {**coco_videos_metadata("panoptic"), "evaluator_type": "coco_panoptic_seg"}
+
+
+def _stills_folder() -> Path:
+    size = f"{STILL_HEIGHT}x{STILL_WIDTH}"
+    return datasets_root() / "world_stills" / f"v{WORLD_VERSION}" / size
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the world's stills to {folder} ({error.strerror}); "
+            "point $DETECTRON2_DATASETS at a folder that can be written"
+        ) from error
 
 
 def _image_file(folder: Path, seed: int, number: int) -> Path:
@@ -86,9 +150,14 @@ def _render_missing(folder: Path, stills: list[tuple[int, int]]) -> None:
 
 
 def register_world_stills() -> None:
-    """Register ``world_sem_seg_train`` and ``world_sem_seg_val``, once; renders nothing yet."""
-    for split in STILL_SEEDS:
-        name = f"world_sem_seg_{split}"
-        if name not in DatasetCatalog:
-            DatasetCatalog.register(name, lambda split=split: load_world_stills(split))
-            MetadataCatalog.get(name).set(**{**video_metadata(), "evaluator_type": "sem_seg"})
+    """Register ``world_{sem_seg,panoptic}_{train,val}``, once; renders nothing yet."""
+    kinds: dict[str, tuple[Callable[[str], list[dict[str, Any]]], dict[str, Any]]] = {
+        "sem_seg": (load_world_stills, {**video_metadata(), "evaluator_type": "sem_seg"}),
+        "panoptic": (load_world_panoptic, _panoptic_metadata()),
+    }
+    for kind, (load, metadata) in kinds.items():
+        for split in STILL_SEEDS:
+            name = f"world_{kind}_{split}"
+            if name not in DatasetCatalog:
+                DatasetCatalog.register(name, partial(load, split))
+                MetadataCatalog.get(name).set(**metadata)
