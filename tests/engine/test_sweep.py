@@ -42,11 +42,11 @@ SPEC = {
 def sweep_of(tmp_path):
     """``sweep_of(**entries)``: the sweep of SPEC with other entries."""
 
-    def make(overrides=(), **entries):
+    def make(overrides=(), replace=None, **entries):
         spec = {k: v for k, v in {**SPEC, **entries}.items() if v is not ...}
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
-        return read_sweep(path, tmp_path / "out", overrides=overrides)
+        return read_sweep(path, tmp_path / "out", overrides=overrides, replace=replace)
 
     return make
 
@@ -112,9 +112,31 @@ def test_worlds_are_rendered_to_where_their_data_set_is_looked_for(sweep_of, tmp
     assert "coco_videos_panoptic_all" in sweep.cells[2].arguments
 
 
+def test_a_row_for_some_sources(sweep_of):
+    rows = {"none": None, "self_train": {"sources": ["kitti"]}}
+    sweep = sweep_of(rows=rows, seeds=[0])
+    assert [(c.name, c.source) for c in sweep.cells] == [
+        ("none", "street"), ("none", "kitti"), ("self_train", "kitti"),
+    ]  # fmt: skip
+    sweep = sweep_of(rows=rows, seeds=[0], replace={"sources": {"mine": {"video": "mine.mp4"}}})
+    assert [(c.name, c.source) for c in sweep.cells] == [("none", "mine"), ("self_train", "mine")]
+
+
+def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
+    sweep = sweep_of(rows={"none": None, "tent": {"sources": ["kitti"]}}, seeds=[0])
+    for cell, seconds in zip(sweep.cells, (100.0, 2.0, 3.0), strict=True):
+        write_run(cell, 50)
+        summary = json.loads((cell.folder / "summary.json").read_text())
+        summary["seconds"]["frame"]["mean"] = seconds
+        (cell.folder / "summary.json").write_text(json.dumps(summary))
+    lines = to_markdown(records_of(sweep)).splitlines()[2:]
+    assert [line.split("|")[-2].strip() for line in lines] == ["2.000", "3.000"]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ({"rows": {"none": {"sources": ["x"]}}}, "rows.none.sources is .* some of street, kitti"),
         ({"rows": ...}, "rows is None; it must map at least one name"),
         ({"sources": {}}, "sources is {}"),
         ({"seed": [1]}, "no entry 'seed'; did you mean seeds"),
@@ -198,7 +220,7 @@ def test_table_by_hand(scored):
     table = to_markdown(records).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
     assert cells[0] == [
-        "method", "street mIoU", "kitti mIoU", "gain",
+        "method", "street mIoU", "kitti mIoU", "gain mIoU",
         "adapt s/frame", "predict s/frame", "s/frame",
     ]  # fmt: skip
     assert cells[2] == ["none", "50.00 ± 0.00", "40.00 ± 0.00", "+0.00", "1.000", "2.000", "3.000"]

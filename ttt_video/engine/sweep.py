@@ -22,7 +22,7 @@ SWEEP_KEYS = (
     "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
     "baseline", "figures",
 )  # fmt: skip
-ROW_KEYS = ("method", "config", "preset", "weights", "settings")
+ROW_KEYS = ("method", "config", "preset", "weights", "settings", "sources")
 SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
 FIGURES = ("curve", "bars", "gain_against_time")
@@ -133,11 +133,14 @@ def read_sweep(
     if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
         raise UserError(f"seeds is {seeds!r}; give a list of integers")
     for name, row in rows.items():
+        # What replaces the sources of the file replaces its choices among them, too.
+        chosen = [*opened] if "sources" in (replace or {}) else _row_sources(name, row, opened)
         axes = {**shared, **_grid(row.get("settings"), f"rows.{name}.settings")}
         for settings in _combinations(axes):
             varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
-            for (source, (own, environment)), seed in itertools.product(opened.items(), seeds):
+            for source, seed in itertools.product(chosen, seeds):
+                own, environment = opened[source]
                 arguments = _arguments(spec, row, sources[source], own, name, settings, seed)
                 sweep.cells.append(
                     Cell(
@@ -195,6 +198,16 @@ def _grid(settings: Any, where: str) -> dict[str, list[Any]]:
 
 def _combinations(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    """The sources that a row runs on, all unless it names some."""
+    chosen = row.get("sources", [*known])
+    if not isinstance(chosen, list) or not chosen or not {*chosen} <= {*known}:
+        raise UserError(
+            f"rows.{name}.sources is {chosen!r}; give a list of some of {', '.join(known)}"
+        )
+    return chosen
 
 
 def _source(

@@ -105,21 +105,27 @@ def to_markdown(records: Sequence[Record]) -> str:
     """The table of the paper: a line per row, a column per source and metric, seconds per frame.
 
     A cell is the mean over the seeds, with the standard deviation where there are several; the
-    gain is the mean over all sources and metrics. Failed and missing cells are a dash.
+    gain in a metric is the mean over its sources, and seconds per frame are the mean over those
+    sources that all rows ran on. Failed and missing cells are a dash.
     """
     columns = metric_columns(records)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
-    lines = [["method", *heads, "gain", "adapt s/frame", "predict s/frame", "s/frame"]]
-    for (row,), members in group(records, "row").items():
+    gained = [metric for metric in METRICS if any(metric == m for _, m in columns)]
+    times = ["adapt s/frame", "predict s/frame", "s/frame"]
+    lines = [["method", *heads, *(f"gain {metric}" for metric in gained), *times]]
+    rows = group(records, "row")
+    common = set.intersection(*({r["source"] for r in members} for members in rows.values()))
+    for (row,), members in rows.items():
         cells = [
             _spread([r[metric] for r in members if r["source"] == source and _has(r, metric)])
             for source, metric in columns
         ]
-        gains = [r[f"gain_{m}"] for r in members for m in METRICS if _has(r, f"gain_{m}")]
-        cells.append(f"{fmean(gains):+.2f}" if gains else "-")
+        for metric in gained:
+            gains = [r[f"gain_{metric}"] for r in members if _has(r, f"gain_{metric}")]
+            cells.append(f"{fmean(gains):+.2f}" if gains else "-")
         for key in ("adapt_seconds", "predict_seconds", "total_seconds"):
-            seconds = [r[key] for r in members if _has(r, key)]
+            seconds = [r[key] for r in members if r["source"] in common and _has(r, key)]
             cells.append(f"{fmean(seconds):.3f}" if seconds else "-")
         lines.append([row, *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
