@@ -93,6 +93,8 @@ DATASETS = [
     *(f"coco_videos_{task}_{video}" for task in ("instance", "panoptic") for video in COCO_VIDEOS),
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
+    "world_panoptic_train",
+    "world_panoptic_val",
     "world_sem_seg_train",
     "world_sem_seg_val",
 ]

@@ -12,6 +12,8 @@ from ttt_video.data.datasets import datasets_root, register_all
 NAMES = (
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
+    "world_panoptic_train",
+    "world_panoptic_val",
     "world_sem_seg_train",
     "world_sem_seg_val",
 )
@@ -26,7 +28,7 @@ def test_register_all_reads_and_writes_nothing(tmp_path, monkeypatch):
     for name in NAMES:
         metadata = MetadataCatalog.get(name)
         assert metadata.ignore_label == 255
-        assert len(metadata.stuff_classes) == 19
+        assert len(metadata.stuff_classes) == (133 if "panoptic" in name else 19)
         assert metadata.evaluator_type
 
 

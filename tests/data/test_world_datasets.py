@@ -4,7 +4,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ttt_video.data.world import datasets, render_still
-from ttt_video.data.world.datasets import load_world_stills, register_world_stills
+from ttt_video.data.world.datasets import (
+    load_world_panoptic,
+    load_world_stills,
+    register_world_stills,
+)
+from ttt_video.data.world.segments import COCO_IDS, rgb_to_ids
+from ttt_video.data.world.video import SPLIT_SEEDS, WorldStills
 from ttt_video.errors import UserError
 
 
@@ -14,8 +20,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setattr(datasets, "STILL_HEIGHT", 16)
     monkeypatch.setattr(datasets, "STILL_WIDTH", 32)
-    monkeypatch.setattr(datasets, "STILL_SEEDS", {"train": range(3), "val": range(1000, 1002)})
-    monkeypatch.setattr(datasets, "STILLS_PER_SEED", {"train": 2, "val": 1})
+    monkeypatch.setattr(datasets, "NUM_STILLS", {"train": 6, "val": 2})
+    monkeypatch.setitem(SPLIT_SEEDS, "train", range(3))
     return tmp_path
 
 
@@ -37,34 +43,70 @@ def test_renders_only_what_is_missing(small, monkeypatch):
     dicts = load_world_stills("val")
     rendered = []
 
-    def render(seed, height, width, number):
-        rendered.append(seed)
-        return render_still(seed, height, width, number)
+    def render(self, index):
+        rendered.append(self.origin(index))
+        return original(self, index)
 
-    monkeypatch.setattr(datasets, "render_still", render)
+    original = WorldStills.__getitem__
+    monkeypatch.setattr(WorldStills, "__getitem__", render)
     assert load_world_stills("val") == dicts
     assert rendered == []
     (small / dicts[1]["sem_seg_file_name"]).unlink()
     assert load_world_stills("val") == dicts
-    assert rendered == [1001]
+    assert rendered == [(1001, 0)]
 
 
 def test_a_folder_that_cannot_be_written(small):
     (small / "world_stills").write_text("a file is in the way")
-    with pytest.raises(UserError, match="DETECTRON2_DATASETS"):
-        load_world_stills("val")
+    for load in (load_world_stills, load_world_panoptic):
+        with pytest.raises(UserError, match="DETECTRON2_DATASETS"):
+            load("val")
+
+
+def test_panoptic_labels_of_the_same_stills(small, monkeypatch):
+    dicts = load_world_panoptic("train")
+    semantic = load_world_stills("train")
+    assert len(dicts) == len(semantic) == 6
+    metadata = MetadataCatalog.get("world_panoptic_train")
+    contiguous = {
+        **metadata.thing_dataset_id_to_contiguous_id,
+        **metadata.stuff_dataset_id_to_contiguous_id,
+    }
+    for d, same in zip(dicts, semantic, strict=True):
+        classes = np.array(Image.open(same["sem_seg_file_name"]))
+        ids = rgb_to_ids(np.array(Image.open(d["pan_seg_file_name"])))
+        for segment in d["segments_info"]:
+            (label,) = np.unique(classes[ids == segment["id"]])
+            assert contiguous[COCO_IDS[label]] == segment["category_id"]
+        assert {*np.unique(ids)} - {0} == {segment["id"] for segment in d["segments_info"]}
+        picture = np.array(Image.open(d["file_name"])).astype(float)
+        original = np.array(Image.open(same["file_name"]))
+        assert np.abs(picture - original).mean() < 16  # a JPEG of the same still
+    monkeypatch.setattr(datasets, "write_coco", None)  # nothing is written again
+    assert load_world_panoptic("train") == dicts
+
+
+def test_panoptic_metadata_knows_where_the_labels_are(small):
+    load_world_panoptic("val")
+    metadata = MetadataCatalog.get("world_panoptic_val")
+    for key in ("image_root", "panoptic_root", "panoptic_json", "json_file"):
+        assert (small / getattr(metadata, key)).exists(), key
+    assert metadata.evaluator_type == "coco_panoptic_seg"
 
 
 def test_shipped_splits_do_not_meet():
-    seeds = datasets.STILL_SEEDS
-    assert max(seeds["train"]) < 1000 <= min(seeds["val"])
-    assert max(seeds["val"]) < 2000
+    seeds = {}
+    for split, count in datasets.NUM_STILLS.items():
+        stills = WorldStills(split, count)
+        seeds[split] = {stills.origin(index)[0] for index in range(count)}
+    assert seeds == {"train": {*range(1000)}, "val": {*range(1000, 1200)}}
 
 
 def test_registration():
     register_world_stills()
     register_world_stills()
-    assert {"world_sem_seg_train", "world_sem_seg_val"} <= set(DatasetCatalog.list())
+    names = {f"world_{k}_{s}" for k in ("sem_seg", "panoptic") for s in ("train", "val")}
+    assert names <= set(DatasetCatalog.list())
     metadata = MetadataCatalog.get("world_sem_seg_val")
     assert metadata.evaluator_type == "sem_seg"
     assert len(metadata.stuff_classes) == 19

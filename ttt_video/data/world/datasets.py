@@ -22,11 +22,11 @@ from ttt_video.data.kitti_step import video_metadata, write_png
 from ttt_video.errors import UserError
 
 from .layouts import write_coco
-from .video import WORLD_VERSION, WorldStills, render_still
+from .video import WORLD_VERSION, WorldStills
 
 STILL_HEIGHT, STILL_WIDTH = 128, 256
-STILL_SEEDS = {"train": range(1000), "val": range(1000, 1200)}
-STILLS_PER_SEED = {"train": 4, "val": 1}
+NUM_STILLS = {"train": 4000, "val": 200}
+"""Of worlds 0-999, four each, and of 1000-1199."""
 
 
 def load_world_stills(split: str) -> list[dict[str, Any]]:
@@ -47,19 +47,19 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
         UserError: the folder cannot be written.
     """
     folder = _stills_folder() / split
-    # All worlds once, then again: any beginning of the list is as varied as it can be.
-    stills = [(s, k) for k in range(STILLS_PER_SEED[split]) for s in STILL_SEEDS[split]]
+    stills = _stills(split)
+    names = [f"{seed:04d}_{number}" for seed, number in map(stills.origin, range(len(stills)))]
     with _writing(folder):
-        _render_missing(folder, stills)
+        _render_missing(folder, stills, names)
     return [
         {
-            "file_name": str(_image_file(folder, seed, number)),
-            "sem_seg_file_name": str(_label_file(folder, seed, number)),
+            "file_name": str(folder / f"{name}.png"),
+            "sem_seg_file_name": str(folder / f"{name}_sem.png"),
             "height": STILL_HEIGHT,
             "width": STILL_WIDTH,
-            "image_id": f"{seed:04d}_{number}",
+            "image_id": name,
         }
-        for seed, number in stills
+        for name in names
     ]
 
 
@@ -85,9 +85,8 @@ def load_world_panoptic(split: str) -> list[dict[str, Any]]:
         for kind in ("instances", "panoptic")
     }
     if not all(file.exists() for file in annotations.values()):  # written after all pictures
-        count = len(STILL_SEEDS[split]) * STILLS_PER_SEED[split]
         with _writing(root):
-            write_coco(root, split, WorldStills(split, count, STILL_HEIGHT, STILL_WIDTH))
+            write_coco(root, split, _stills(split))
     paths = {
         "image_root": str(root / f"{split}2017"),
         "panoptic_root": str(root / f"panoptic_{split}2017"),
@@ -107,6 +106,10 @@ def _panoptic_metadata() -> dict[str, Any]:
     return {**coco_videos_metadata("panoptic"), "evaluator_type": "coco_panoptic_seg"}
 
 
+def _stills(split: str) -> WorldStills:
+    return WorldStills(split, NUM_STILLS[split], STILL_HEIGHT, STILL_WIDTH)
+
+
 def _stills_folder() -> Path:
     size = f"{STILL_HEIGHT}x{STILL_WIDTH}"
     return datasets_root() / "world_stills" / f"v{WORLD_VERSION}" / size
@@ -123,29 +126,18 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _image_file(folder: Path, seed: int, number: int) -> Path:
-    return folder / f"{seed:04d}_{number}.png"
-
-
-def _label_file(folder: Path, seed: int, number: int) -> Path:
-    return folder / f"{seed:04d}_{number}_sem.png"
-
-
-def _render_missing(folder: Path, stills: list[tuple[int, int]]) -> None:
+def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
     missing = [
-        (seed, number)
-        for seed, number in stills
-        if not {_image_file(folder, seed, number).name, _label_file(folder, seed, number).name}
-        <= there
+        index for index, name in enumerate(names) if not {f"{name}.png", f"{name}_sem.png"} <= there
     ]
-    for seed, number in tqdm(missing, desc=f"rendering {folder}", disable=not missing):
-        label_file = _label_file(folder, seed, number)
+    for index in tqdm(missing, desc=f"rendering {folder}", disable=not missing):
+        label_file = folder / f"{names[index]}_sem.png"
         if label_file.exists():  # written last; another process was here meanwhile
             continue
-        frame = render_still(seed, STILL_HEIGHT, STILL_WIDTH, number)
-        write_png(_image_file(folder, seed, number), frame.image)
+        frame = stills[index]
+        write_png(folder / f"{names[index]}.png", frame.image)
         write_png(label_file, frame.sem_seg)
 
 
@@ -156,7 +148,7 @@ def register_world_stills() -> None:
         "panoptic": (load_world_panoptic, _panoptic_metadata()),
     }
     for kind, (load, metadata) in kinds.items():
-        for split in STILL_SEEDS:
+        for split in NUM_STILLS:
             name = f"world_{kind}_{split}"
             if name not in DatasetCatalog:
                 DatasetCatalog.register(name, partial(load, split))

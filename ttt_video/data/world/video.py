@@ -123,8 +123,13 @@ class WorldStills:
         """Render still ``index``; raises IndexError outside [0, len)."""
         if not 0 <= index < self.num_stills:
             raise IndexError(f"still {index} of {self.num_stills}")
+        seed, number = self.origin(index)
+        return render_still(seed, self.height, self.width, number)
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """Seed of the world that still ``index`` shows, and its number among that world's."""
         number, world = divmod(index, len(self.seeds))
-        return render_still(self.seeds[world], self.height, self.width, number)
+        return self.seeds[world], number
 
 
 def _camera(style: Style, time: float, width: int) -> Camera:
