@@ -119,6 +119,7 @@ def test_closed_sets_of_values(key):
         ("TTT.OPTIMIZER.BASE_LR", -0.1),
         ("TTT.OPTIMIZER.BASE_LR", float("nan")),
         ("TTT.OPTIMIZER.CLIP_NORM", -1.0),
+        ("TTT.OPTIMIZER.SOURCE_PULL", 1.5),
         ("TTT.CROP.SIZE", [64]),
         ("TTT.CROP.SIZE", [0, 64]),
         ("TTT.CROP.SIZE", [1, 2, 3]),

@@ -211,6 +211,9 @@ def _ttt_defaults() -> CfgNode:
     ttt.OPTIMIZER.BACKBONE_MULTIPLIER = 1.0  # learning rate of f, relative to BASE_LR
     ttt.OPTIMIZER.CLIP_NORM = 0.0  # L2 norm of the whole gradient; 0 = no clipping
     ttt.OPTIMIZER.RESTART = False  # forget the optimizer's state after every frame
+    # After every step the weights move this share of the way back to the source weights; 0 = none.
+    # Continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
+    ttt.OPTIMIZER.SOURCE_PULL = 0.0
     # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
     ttt.CROP = CfgNode()
     ttt.CROP.SIZE = []  # [height, width] of a random crop; [] = the whole frame
@@ -306,6 +309,7 @@ def validate_config(cfg: CfgNode) -> None:
     require(0 <= ttt.SELF_TRAIN.THRESHOLD <= 1, "TTT.SELF_TRAIN.THRESHOLD", "in [0, 1]")
     require(ttt.CLASS_BALANCE.THRESHOLD >= 0, "TTT.CLASS_BALANCE.THRESHOLD", "at least 0")
     require(ttt.OPTIMIZER.BASE_LR >= 0, "TTT.OPTIMIZER.BASE_LR", "at least 0")
+    require(0 <= ttt.OPTIMIZER.SOURCE_PULL <= 1, "TTT.OPTIMIZER.SOURCE_PULL", "in [0, 1]")
     require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
     require(
         len(ttt.CROP.SIZE) in (0, 2) and all(side >= 1 for side in ttt.CROP.SIZE),

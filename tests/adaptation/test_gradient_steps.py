@@ -209,6 +209,26 @@ def test_several_steps_are_as_many_batches_and_the_mean_loss():
     assert len({tuple(x["frame_index"] for x in batch) for batch in adapter.batches}) == 3
 
 
+@pytest.mark.parametrize("pull", [0.25, 1.0])
+def test_weights_are_pulled_to_the_source_after_every_step(pull):
+    free, pulled = toy(), toy()
+    source = weights(free)
+    random, same = seeded(), seeded()
+    ToyAdapter(free).adapt(window(), random)
+    adapter = ToyAdapter(pulled, source_pull=pull)
+    adapter.adapt(window(), same)
+    for name, value in weights(pulled).items():
+        expected = (1 - pull) * weights(free)[name] + pull * source[name]
+        torch.testing.assert_close(value, expected)
+    # The second step starts from there.
+    free.load_state_dict(pulled.state_dict())
+    ToyAdapter(free).adapt(window(), random)
+    adapter.adapt(window(), same)
+    for name, value in weights(pulled).items():
+        expected = (1 - pull) * weights(free)[name] + pull * source[name]
+        torch.testing.assert_close(value, expected)
+
+
 def test_restarted_optimizer_remembers_nothing_of_earlier_frames():
     model = toy()
     adapter = ToyAdapter(model, optimizer="ADAMW", lr=0.01, restart_optimizer=True)

@@ -46,6 +46,7 @@ class GradientAdapter(Adapter):
         backbone_multiplier: float = 1.0,
         clip_norm: float = 0.0,
         restart_optimizer: bool = False,
+        source_pull: float = 0.0,
         steps_per_frame: int = 1,
         batch_size: int = 32,
         micro_batch_size: int = 8,
@@ -67,6 +68,8 @@ class GradientAdapter(Adapter):
             backbone_multiplier: see ``lr``.
             clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
             restart_optimizer: forget the optimizer's state after every frame.
+            source_pull: share of the way back to the source weights that the weights move after
+                every step.
             steps_per_frame: gradient steps per frame.
             batch_size: samples per step.
             micro_batch_size: samples per forward and backward; the gradient is that of the batch.
@@ -95,6 +98,7 @@ class GradientAdapter(Adapter):
         self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
         self.clip_norm = clip_norm
         self.restart_optimizer = restart_optimizer
+        self.source_pull = source_pull
         self.steps_per_frame = steps_per_frame
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
@@ -104,8 +108,8 @@ class GradientAdapter(Adapter):
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.scaler = self._new_scaler()
         # Buffers too: batch norm's statistics move in train mode.
-        moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._state: dict[str, Tensor] = {**moving, **dict(model.named_buffers())}
+        self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
 
     def _unfreeze(self, model: nn.Module, name: str, parameters: str) -> None:
@@ -152,6 +156,7 @@ class GradientAdapter(Adapter):
             "backbone_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
             "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
             "restart_optimizer": ttt.OPTIMIZER.RESTART,
+            "source_pull": ttt.OPTIMIZER.SOURCE_PULL,
             "steps_per_frame": ttt.STEPS_PER_FRAME,
             "batch_size": ttt.BATCH_SIZE,
             "micro_batch_size": ttt.MICRO_BATCH_SIZE,
@@ -229,11 +234,18 @@ class GradientAdapter(Adapter):
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
             self.scaler.step(self.optimizer)
+            self._pull_to_source()
         else:
             self._restore(buffers)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return dict(zip(sums, values, strict=True)), norm, moved
+
+    @torch.no_grad()
+    def _pull_to_source(self) -> None:
+        if self.source_pull:
+            source = [self._source[name] for name in self._moving]
+            torch._foreach_lerp_([*self._moving.values()], source, self.source_pull)
 
     @staticmethod
     def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
