@@ -231,6 +231,21 @@ def test_table_by_hand(scored):
     assert len({len(line) for line in table}) == 1
 
 
+def test_without_labels_the_table_tells_a_collapse(sweep_of):
+    sweep = sweep_of(seeds=[0], sources={"a": {"video": "x"}}, rows={"none": None, "tent": None})
+    for cell, classes in zip(sweep.cells, (7, 1), strict=True):
+        write_run(cell, 0)
+        summary = json.loads((cell.folder / "summary.json").read_text())
+        summary["metrics"] = {
+            "adapted": {"predicted_classes_min": classes, "prediction_entropy_mean": 0.25}
+        }
+        (cell.folder / "summary.json").write_text(json.dumps(summary))
+    lines = to_markdown(records_of(sweep)).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert cells[0][1:3] == ["predicted_classes_min", "prediction_entropy_mean"]
+    assert [line[1:3] for line in cells[2:]] == [["7.00", "0.25"], ["1.00", "0.25"]]
+
+
 def test_long_table(scored):
     rows = list(csv.DictReader(io.StringIO(to_csv(records_of(scored)))))
     assert len(rows) == 12

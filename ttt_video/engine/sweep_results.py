@@ -15,6 +15,11 @@ Record = dict[str, Any]
 METRICS = ("mIoU", "AP", "PQ")
 """The headline metrics, percent; a cell has those of its task."""
 
+UNLABELLED_METRICS = (
+    "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
+)  # fmt: skip
+"""What the table shows where no source has labels: whether a method collapsed."""
+
 STATES = ("complete", "failed", "missing")
 
 
@@ -90,13 +95,15 @@ def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[R
     return groups
 
 
-def metric_columns(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(source, metric) of the headline metrics that there are, source by source."""
+def metric_columns(
+    records: Sequence[Record], metrics: Sequence[str] = METRICS
+) -> list[tuple[str, str]]:
+    """(source, metric) of the metrics that there are, source by source."""
     sources = list(dict.fromkeys(record["source"] for record in records))
     return [
         (source, metric)
         for source in sources
-        for metric in METRICS
+        for metric in metrics
         if any(r["source"] == source and r.get(metric) is not None for r in records)
     ]
 
@@ -105,10 +112,12 @@ def to_markdown(records: Sequence[Record]) -> str:
     """The table of the paper: a line per row, a column per source and metric, seconds per frame.
 
     A cell is the mean over the seeds, with the standard deviation where there are several; the
-    gain in a metric is the mean over its sources, and seconds per frame are the mean over those
-    sources that all rows ran on. Failed and missing cells are a dash.
+    gain in a metric is the mean over its sources. Without labels the columns are the number of
+    predicted classes, the entropy, and the share of pixels that change from frame to frame.
+    Seconds per frame are the mean over those sources that all rows ran on. Failed and missing cells
+    are a dash.
     """
-    columns = metric_columns(records)
+    columns = metric_columns(records) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
     gained = [metric for metric in METRICS if any(metric == m for _, m in columns)]
