@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ttt_video.cli import add_register_argument, config_dir, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
-from ttt_video.engine.sweep_results import add_gains, cell_record, to_csv, to_markdown
+from ttt_video.engine.sweep_results import METRICS, add_gains, cell_record, to_csv, to_markdown
 from ttt_video.engine.sweep_workers import (
     default_workers,
     finished,
@@ -29,6 +29,7 @@ from ttt_video.engine.sweep_workers import (
     threads_per_worker,
 )
 from ttt_video.errors import UserError
+from ttt_video.evaluation.tables import PROTOCOLS
 from ttt_video.files import write_atomically
 
 TOOLS = Path(__file__).resolve().parent
@@ -56,6 +57,13 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="run as Slurm jobs; a parameter of submitit, such as timeout_min=240, "
         "slurm_partition=gpu, gpus_per_node=1, cpus_per_task=8; may be given several times",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="standard",
+        help="what table and figures show: all frames pooled, the mean over videos, or over frames "
+        "as in the authors' release",
     )
     parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
@@ -120,23 +128,24 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
     return failures
 
 
-def report(sweep: Sweep, failed: Sequence[Cell], output: Path) -> str:
+def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) -> str:
     """Writes table and figures of what is on disk; returns the table."""
     from ttt_video.visualization.sweep_figures import draw_figures
 
+    metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
     records = []
     for cell in sweep.cells:
         record = cell_record(cell, cell.summary() if finished(cell) else None)
         if cell in failed:
             record["state"] = "failed"
         records.append(record)
-    add_gains(records, sweep.baseline)
-    table = to_markdown(records)
+    add_gains(records, sweep.baseline, metrics)
+    table, cells = to_markdown(records, metrics), to_csv(records, metrics)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "results.csv", lambda part: part.write_text(to_csv(records), "utf-8"))
+    write_atomically(output / "results.csv", lambda part: part.write_text(cells, "utf-8"))
     write_atomically(output / "results.md", lambda part: part.write_text(table, "utf-8"))
     complete = [record for record in records if record["state"] == "complete"]
-    figures = draw_figures(complete, sweep.figures, sweep.baseline, output)
+    figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)
     names = ", ".join(path.name for path in figures)
     return f"{table}\nresults.csv, results.md{', ' if names else ''}{names} are in {output}"
 
@@ -150,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{'done' if finished(cell) else 'missing'}: {cell}: {' '.join(cell.arguments)}")
         return
     failures = {} if args.report else run_missing(args, sweep)
-    print(report(sweep, list(failures), args.output))
+    print(report(sweep, list(failures), args.output, args.protocol))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(sweep.cells)} cells failed (above); the same command runs "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
 
 from ttt_video.cli import config_dir, load_config
@@ -23,8 +24,11 @@ from ttt_video.engine.sweep_results import (
 )
 from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.errors import UserError
+from ttt_video.evaluation import published
+from ttt_video.evaluation.protocols import rules
 from ttt_video.visualization.sweep_figures import draw_figures
 
+RULES = rules(["mIoU", "mIoU_frame_release", "predicted_classes_mean", "prediction_entropy_mean"])
 SPEC = {
     "config": "quick/stream_world.yaml",
     "frames": 3,
@@ -122,6 +126,17 @@ def test_a_row_for_some_sources(sweep_of):
     assert [(c.name, c.source) for c in sweep.cells] == [("none", "mine"), ("self_train", "mine")]
 
 
+def test_a_row_that_needs_labels_is_left_out_without(sweep_of):
+    rows = {"none": None, "offline_ttt_mae_oracle": {"labels": True}}
+    sweep = sweep_of(rows=rows, seeds=[0])
+    assert [(c.name, c.source) for c in sweep.cells] == [
+        ("none", "street"), ("none", "kitti"), ("offline_ttt_mae_oracle", "kitti"),
+    ]  # fmt: skip
+    for kind in ("video", "video-dir"):
+        sweep = sweep_of(rows=rows, seeds=[0], replace={"sources": {"mine": {kind: "mine"}}})
+        assert [(c.name, c.source) for c in sweep.cells] == [("none", "mine")]
+
+
 def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
     sweep = sweep_of(rows={"none": None, "tent": {"sources": ["kitti"]}}, seeds=[0])
     for cell, seconds in zip(sweep.cells, (100.0, 2.0, 3.0), strict=True):
@@ -129,7 +144,7 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         summary = json.loads((cell.folder / "summary.json").read_text())
         summary["seconds"]["frame"]["mean"] = seconds
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    lines = to_markdown(records_of(sweep)).splitlines()[2:]
+    lines = to_markdown(records_of(sweep)).splitlines()[2:4]
     assert [line.split("|")[-2].strip() for line in lines] == ["2.000", "3.000"]
 
 
@@ -143,6 +158,11 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ({"rows": {"none": {"wieghts": 1}}}, "rows.none: no entry 'wieghts'; did you mean weights"),
         ({"rows": {"none": {"settings": [1]}}}, "rows.none.settings is"),
         ({"rows": {"none": {"settings": {"A": []}}}}, "rows.none.settings.A is an empty list"),
+        ({"rows": {"none": {"labels": "yes"}}}, "rows.none.labels is 'yes'; give True or False"),
+        (
+            {"rows": {"none": {"labels": True}}, "sources": {"a": {"video": "x"}}},
+            "every row needs labels",
+        ),
         ({"rows": {"none": 3}}, "rows.none is 3; it must be a mapping"),
         ({"seeds": 3}, "seeds is 3; give a list"),
         ({"sources": {"a": {}}}, "sources.a needs exactly one of"),
@@ -178,18 +198,39 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
         if opts[0] == "--max-frames":
             opts = opts[2:]
         config = cell.arguments[cell.arguments.index("--config") + 1]
-        assert cell.method == load_config(config, opts=opts, method=cell.method).TTT.METHOD
+        cfg = load_config(config, opts=opts, method=cell.method)
+        assert cell.method == cfg.TTT.METHOD
+        for file in (cfg.MODEL.WEIGHTS, cfg.TTT.LN_ADAPT.SOURCE_STATISTICS):
+            assert file.startswith("ttt_video://")
+            assert PathManager.isfile(file), file
+
+
+def test_all_methods_has_the_rows_of_the_papers_tables(tmp_path):
+    sweep = read_sweep(config_dir() / "sweeps" / "all_methods.yaml", tmp_path)
+    # Weights that were trained without the joint loss do not ship.
+    wanted = {*published.TABLE_1, *published.TABLE_4} - {"main_task_only"}
+    assert wanted <= {cell.method for cell in sweep.cells}
 
 
 def write_run(cell, score: float, *, frozen: float | None = None, complete: bool = True) -> None:
     """What stream_eval leaves of a cell."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    metrics = {"adapted": {"mIoU": score, "per_class": {"mIoU": {"road": 1.0}}, "AP": None}}
+    metrics = {
+        "adapted": {
+            "mIoU": score,
+            "mIoU_frame_release": score - 5,
+            "per_class": {"mIoU": {"road": 1.0}},
+            "AP": None,
+        }
+    }
     if frozen is not None:
         metrics["frozen"] = {"mIoU": frozen}
     window = cell.settings.get("TTT.WINDOW_SIZE", 0)
     seconds = {k: {"mean": v + window} for k, v in (("adapt", 1), ("predict", 2), ("frame", 3))}
-    summary = {"complete": complete, "frames": 3, "metrics": metrics, "seconds": seconds}
+    summary = {
+        "complete": complete, "frames": 3, "metrics": metrics, "seconds": seconds,
+        "preset": "paper", "weights_sha256": ("b" if cell.name == "other" else "a") * 64,
+    }  # fmt: skip
     (cell.folder / "summary.json").write_text(json.dumps(summary))
     note = {"arguments": list(cell.arguments), "environment": dict(cell.environment)}
     (cell.folder / "cell.json").write_text(json.dumps(note))
@@ -217,7 +258,7 @@ def test_table_by_hand(scored):
     records = records_of(scored)
     assert metric_columns(records) == [("street", "mIoU"), ("kitti", "mIoU")]
     assert [r["gain_mIoU"] for r in records] == [0, 0, 0, 0, 1, 2, 3, 4, 2, 3, 6, 7]
-    table = to_markdown(records).splitlines()
+    table = to_markdown(records).partition("\n\n")[0].splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
     assert cells[0] == [
         "method", "street mIoU", "kitti mIoU", "gain mIoU",
@@ -240,14 +281,48 @@ def test_without_labels_the_table_tells_a_collapse(sweep_of):
             "adapted": {"predicted_classes_min": classes, "prediction_entropy_mean": 0.25}
         }
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    lines = to_markdown(records_of(sweep)).splitlines()
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    table, below = to_markdown(records_of(sweep)).split("\n\n")
+    assert f"- predicted_classes_mean: {RULES['predicted_classes_mean']}.\n" in below
+    assert f"- prediction_entropy_mean: {RULES['prediction_entropy_mean']}.\n" in below
+    assert below.count("\n") == 3
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
     assert cells[0][1:3] == ["predicted_classes_min", "prediction_entropy_mean"]
     assert [line[1:3] for line in cells[2:]] == [["7.00", "0.25"], ["1.00", "0.25"]]
 
 
+def test_rules_preset_and_weights_stand_below_the_table(sweep_of):
+    rows = {"none": None, "other": {"method": "none", "sources": ["kitti"]}}
+    sweep = sweep_of(seeds=[0], rows=rows)
+    for cell in sweep.cells:
+        write_run(cell, 50)
+    below = to_markdown(records_of(sweep)).split("\n\n")[1]
+    assert below.splitlines() == [
+        f"- mIoU: {RULES['mIoU']}.",
+        "- Preset paper, weights aaaaaaaaaaaa: street, kitti (none).",
+        "- Preset paper, weights bbbbbbbbbbbb: kitti (other).",
+    ]
+
+
+def test_another_protocol(scored, tmp_path):
+    metrics = ["mIoU_frame_release"]
+    records = [cell_record(cell, cell.summary()) for cell in scored.cells]
+    add_gains(records, scored.baseline, metrics)
+    assert [r["gain_mIoU_frame_release"] for r in records][-4:] == [2, 3, 6, 7]
+    table = to_markdown(records, metrics)
+    assert "street mIoU_frame_release | kitti mIoU_frame_release | gain mIoU_frame_release" in table
+    assert "| 45.00 ± 0.00" in table
+    assert f"- mIoU_frame_release: {RULES['mIoU_frame_release']}.\n" in table
+    assert RULES["mIoU"] + "." not in table
+    (first, *_) = csv.DictReader(io.StringIO(to_csv(records, metrics)))
+    assert first["rules"] == f"mIoU_frame_release: {RULES['mIoU_frame_release']}"
+    (file,) = draw_figures(records, {"bars": True}, scored.baseline, tmp_path, metrics)
+    assert file.name == "bars_mIoU_frame_release.png"
+
+
 def test_long_table(scored):
     rows = list(csv.DictReader(io.StringIO(to_csv(records_of(scored)))))
+    assert rows[0]["rules"] == f"mIoU: {RULES['mIoU']}"
+    assert (rows[0]["preset"], rows[0]["weights_sha256"]) == ("paper", "a" * 64)
     assert len(rows) == 12
     assert rows[-1]["TTT.WINDOW_SIZE"] == "4"
     assert rows[-1]["mIoU"] == "47"

@@ -25,8 +25,9 @@ if value("--method") == "tent" and not pathlib.Path("mended").exists():
     sys.exit("error: no such thing")
 score = {"none": 50.0}.get(value("--method"), 60.0)
 seconds = {k: {"mean": 1.0} for k in ("adapt", "predict", "frame")}
-summary = {"complete": True, "frames": 2, "seconds": seconds,
-           "metrics": {"adapted": {"mIoU": score}}}
+summary = {"complete": True, "frames": 2, "seconds": seconds, "preset": "",
+           "weights_sha256": "a" * 64,
+           "metrics": {"adapted": {"mIoU": score, "mIoU_video_mean": score + 1}}}
 pathlib.Path(value("--output"), "summary.json").write_text(json.dumps(summary))
 """
 
@@ -79,6 +80,11 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     shutil.rmtree(tmp_path / "tools")
     tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])
     assert capsys.readouterr().out.count("+10.00") == 2
+    tool.main([sweep_file, "--report", "--protocol", "video", "--frames", "2", "SEED", "3"])
+    text = capsys.readouterr().out
+    assert "51.00" in text
+    assert "- mIoU_video_mean: mIoU of each video by itself; mean over videos" in text
+    assert "- Preset none, weights aaaaaaaaaaaa: a." in text
 
 
 def test_other_videos_than_the_files(tool, sweep_file, capsys):

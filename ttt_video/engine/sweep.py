@@ -22,8 +22,9 @@ SWEEP_KEYS = (
     "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
     "baseline", "figures",
 )  # fmt: skip
-ROW_KEYS = ("method", "config", "preset", "weights", "settings", "sources")
+ROW_KEYS = ("method", "config", "preset", "weights", "settings", "sources", "labels")
 SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
+UNLABELLED_KINDS = ("video", "video-dir")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
 FIGURES = ("curve", "bars", "gain_against_time")
 WORLD_DATASETS = {
@@ -135,6 +136,8 @@ def read_sweep(
     for name, row in rows.items():
         # What replaces the sources of the file replaces its choices among them, too.
         chosen = [*opened] if "sources" in (replace or {}) else _row_sources(name, row, opened)
+        if _needs_labels(name, row):
+            chosen = [s for s in chosen if not sources[s].keys() & {*UNLABELLED_KINDS}]
         axes = {**shared, **_grid(row.get("settings"), f"rows.{name}.settings")}
         for settings in _combinations(axes):
             varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
@@ -155,6 +158,10 @@ def read_sweep(
                         folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
                     )
                 )
+    if not sweep.cells:
+        raise UserError(
+            f"sweep {path}: every row needs labels (labels: True), and no source has any"
+        )
     if len({cell.folder for cell in sweep.cells}) < len(sweep.cells):
         raise UserError(f"sweep {path}: two rows, sources or seeds have the same name")
     sweep.baseline = _baseline(spec.get("baseline"), sweep.cells)
@@ -208,6 +215,14 @@ def _row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> lis
             f"rows.{name}.sources is {chosen!r}; give a list of some of {', '.join(known)}"
         )
     return chosen
+
+
+def _needs_labels(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row is left out where there are no labels: folders and files of frames."""
+    labels = row.get("labels", False)
+    if not isinstance(labels, bool):
+        raise UserError(f"rows.{name}.labels is {labels!r}; give True or False")
+    return labels
 
 
 def _source(

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from ..evaluation.protocols import rules
 from .sweep import Cell
 
 Record = dict[str, Any]
 
 METRICS = ("mIoU", "AP", "PQ")
-"""The headline metrics, percent; a cell has those of its task."""
+"""The headline metrics, percent; a cell has those of its task. Functions that take ``metrics`` may
+be given these with a protocol's suffix (``evaluation.tables.PROTOCOLS``) instead."""
 
 UNLABELLED_METRICS = (
     "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
@@ -32,8 +34,8 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
 
     Returns:
         The cell's names and settings, ``state``, ``frames``, every number of the adapted model's
-        metrics by name, ``frozen_<metric>`` where the frozen model ran beside it, and ``adapt``,
-        ``predict`` and ``total`` mean seconds per frame.
+        metrics by name, ``frozen_<metric>`` where the frozen model ran beside it, ``adapt``,
+        ``predict`` and ``total`` mean seconds per frame, ``preset`` and ``weights_sha256``.
     """
     record: Record = {
         "row": cell.row,
@@ -53,12 +55,15 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
         seconds = summary["seconds"]
         for name, key in (("adapt", "adapt"), ("predict", "predict"), ("total", "frame")):
             record[f"{name}_seconds"] = seconds[key]["mean"]
+        record.update({key: summary[key] for key in ("preset", "weights_sha256")})
     record["folder"] = str(cell.folder)
     return record
 
 
-def add_gains(records: Sequence[Record], baseline: str | None) -> None:
-    """Adds ``gain_<metric>`` of the headline metrics, in points, to every record that has them.
+def add_gains(
+    records: Sequence[Record], baseline: str | None, metrics: Sequence[str] = METRICS
+) -> None:
+    """Adds ``gain_<metric>``, in points, to every record that has the metric.
 
     A cell that ran the frozen model beside it gains over that; else over the row ``baseline`` on
     the same source, with the same seed or, if that has no such seed, with its first.
@@ -70,14 +75,15 @@ def add_gains(records: Sequence[Record], baseline: str | None) -> None:
             frozen.setdefault(record["source"], record)
     for record in records:
         base = frozen.get((record["source"], record["seed"])) or frozen.get(record["source"], {})
-        for metric in METRICS:
+        for metric in metrics:
             reference = record.get(f"frozen_{metric}", base.get(metric))
             if metric in record and reference is not None:
                 record[f"gain_{metric}"] = record[metric] - reference
 
 
-def to_csv(records: Sequence[Record]) -> str:
-    """The long table: a line per cell, a column per key that any record has."""
+def to_csv(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> str:
+    """The long table: a line per cell, a column per key that any record has, and metrics' rules."""
+    records = [{**record, "rules": _spelled_out(record, metrics)} for record in records]
     columns = list(dict.fromkeys(key for record in records for key in record))
     columns.append(columns.pop(columns.index("folder")))
     file = io.StringIO()
@@ -85,6 +91,11 @@ def to_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return file.getvalue()
+
+
+def _spelled_out(record: Record, metrics: Sequence[str]) -> str:
+    own = rules(metric for metric in metrics if metric in record)
+    return ". ".join(f"{metric}: {rule}" for metric, rule in own.items())
 
 
 def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
@@ -108,19 +119,19 @@ def metric_columns(
     ]
 
 
-def to_markdown(records: Sequence[Record]) -> str:
+def to_markdown(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> str:
     """The table of the paper: a line per row, a column per source and metric, seconds per frame.
 
     A cell is the mean over the seeds, with the standard deviation where there are several; the
     gain in a metric is the mean over its sources. Without labels the columns are the number of
     predicted classes, the entropy, and the share of pixels that change from frame to frame.
     Seconds per frame are the mean over those sources that all rows ran on. Failed and missing cells
-    are a dash.
+    are a dash. Below stand the rule of each metric, presets and weights.
     """
-    columns = metric_columns(records) or metric_columns(records, UNLABELLED_METRICS)
+    columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
-    gained = [metric for metric in METRICS if any(metric == m for _, m in columns)]
+    gained = [metric for metric in metrics if any(metric == m for _, m in columns)]
     times = ["adapt s/frame", "predict s/frame", "s/frame"]
     lines = [["method", *heads, *(f"gain {metric}" for metric in gained), *times]]
     rows = group(records, "row")
@@ -140,7 +151,29 @@ def to_markdown(records: Sequence[Record]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [[cell.ljust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]]) + "\n"
+    table = [f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]]]
+    below = [f"- {line}." for line in (*_rules(columns), *_origins(records))]
+    return "\n".join([*table, *(["", *below] if below else [])]) + "\n"
+
+
+def _rules(columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Of each metric in words; the least and the last of something have that of its mean."""
+    names = {metric for _, metric in columns}
+    names |= {f"{name.removesuffix(end)}_mean" for name in names for end in ("_min", "_last")}
+    return [f"{name}: {rule}" for name, rule in rules(names).items()]
+
+
+def _origins(records: Sequence[Record]) -> list[str]:
+    """Presets and weights, with the sources that they ran on, and the rows where not all did."""
+    complete = [record for record in records if _has(record, "weights_sha256")]
+    lines = []
+    for (preset, weights), own in group(complete, "preset", "weights_sha256").items():
+        sources = dict.fromkeys(record["source"] for record in own)
+        line = f"Preset {preset or 'none'}, weights {weights[:12]}: {', '.join(sources)}"
+        there = dict.fromkeys(r["row"] for r in complete if r["source"] in sources)
+        rows = dict.fromkeys(record["row"] for record in own)
+        lines.append(line if len(rows) == len(there) else f"{line} ({'; '.join(rows)})")
+    return lines
 
 
 def _has(record: Record, key: str) -> bool:

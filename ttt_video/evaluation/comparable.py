@@ -72,7 +72,8 @@ class Part:
         return self.summary["metrics"].get(self.who, {}).get(metric)
 
     def by_video(self, metric: str) -> dict[str, float]:
-        """A metric by video, where it is defined."""
+        """A metric by video, where it is defined; of a mean over videos the metric itself."""
+        metric = metric.removesuffix("_video_mean")
         videos = self.summary["metrics"].get(self.who, {}).get("videos", {})
         return {k: v[metric] for k, v in videos.items() if v.get(metric) is not None}
 

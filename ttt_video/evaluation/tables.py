@@ -17,7 +17,8 @@ LAYOUTS: Mapping[str, Mapping[str, Method]] = {
     "table4": published.TABLE_4,
     "plain": {},
 }
-PROTOCOLS = {"standard": "", "release": "_frame_release"}  # suffixes of the headline metrics
+PROTOCOLS = {"standard": "", "video": "_video_mean", "release": "_frame_release"}
+"""Suffixes of the headline metrics: all frames pooled, the mean of each video's, or of frames'."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,11 @@ FROZEN_COLOR = "0.35"
 
 
 def draw_figures(
-    records: Sequence[Record], figures: dict[str, Any], baseline: str | None, folder: Path
+    records: Sequence[Record],
+    figures: dict[str, Any],
+    baseline: str | None,
+    folder: Path,
+    metrics: Sequence[str] = METRICS,
 ) -> list[Path]:
     """Draws each figure once per metric that the records have.
 
@@ -32,12 +36,12 @@ def draw_figures(
         figures: ``curve`` (to the key on the x axis), ``bars``, ``gain_against_time``.
         baseline: name of the frozen row, a line or the zero of the figures.
         folder: where the files go.
+        metrics: to be drawn.
 
     Returns:
         The files that were written.
     """
     written = []
-    metrics = [m for m in METRICS if any(r.get(m) is not None for r in records)]
     for metric in metrics:
         scored = [r for r in records if r.get(metric) is not None]
         for kind, value in figures.items():
