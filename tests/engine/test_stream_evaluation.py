@@ -248,6 +248,23 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(evaluate, make_video):
     assert list(map(without_times, run.rows())) == list(map(without_times, whole.rows()))
 
 
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("TTT.METHOD", "offline_ttt_mae"),
+        ("TTT.METHOD", "temporal_smoothing", "TTT.ENSEMBLE.METHOD", "offline_ttt_mae"),
+        ("TTT.METHOD", "none", "TTT.FRAME_ORDER", "shuffled"),
+        ("TTT.METHOD", "none", "TTT.RESET", "never"),
+    ],
+)
+def test_a_longer_run_of_frames_that_depend_on_later_ones_is_another(evaluate, make_video, opts):
+    opts = (*opts, "TTT.OFFLINE.STEPS", 1)
+    evaluate([ListSource(make_video())], "run", *opts, max_frames=2)
+    evaluate([ListSource(make_video())], "run", *opts, max_frames=2, resume=True)
+    with pytest.raises(UserError, match=r"another setting \(--max-frames: 2, now 3\)"):
+        evaluate([ListSource(make_video())], "run", *opts, max_frames=3, resume=True)
+
+
 def test_a_source_of_unknown_length_is_run_to_its_end(evaluate, make_video):
     _, summary = evaluate([ListSource(make_video(), known_length=False)])
     assert summary["frames"] == 3

@@ -408,6 +408,15 @@ def test_interrupt_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):
+    flags = ("--video-dir", write_frames(tmp_path / "v", 3), "--method", "offline_ttt_mae")
+    opts = ("TTT.OFFLINE.STEPS", 1)
+    stream(*flags, "--no-video", "--max-frames", 2, *opts)
+    for workers in (1, 2):
+        more = ("--no-video", "--resume", "--workers", workers, *opts)
+        assert "--max-frames: 2, now None" in refused(*flags, *more)
+
+
 # --- mistakes: one clear line and exit code 2 ---
 
 

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from ..adaptation import build_adapter
 from ..errors import UserError
 from ..structures import FrameSource
 from ..visualization.overlay_video import OverlayVideos
@@ -95,7 +96,10 @@ def evaluate_in_parallel(
         source_cfg = cfg.clone()
         source_cfg.defrost()
         source_cfg.MODEL.DEVICE = "cpu"
-        facts = source_facts(load_source_model(source_cfg))
+        model = load_source_model(source_cfg)
+        facts = source_facts(model)
+        offline = build_adapter(source_cfg, model).offline
+        del model  # each worker has its own
         claim(
             run,
             cfg,
@@ -103,6 +107,8 @@ def evaluate_in_parallel(
             dataset_name=settings.dataset_name,
             compare=settings.compare,
             video=settings.overlay is not None,
+            max_frames=settings.max_frames,
+            offline=offline,
         )
         team = _Team(settings, sources, num_workers)
         complete = False

@@ -127,6 +127,8 @@ class StreamEvaluation:
                 dataset_name=self.dataset_name,
                 compare=self.frozen is not None,
                 video=self.overlay is not None,
+                max_frames=max_frames,
+                offline=self.runner.adapter.offline,
             )
             complete = False
             try:
@@ -308,13 +310,19 @@ def claim(
     dataset_name: str,
     compare: bool,
     video: bool,
+    max_frames: int | None,
+    offline: bool,
 ) -> None:
     """Makes sure that all rows of the folder are of one config, one model and one set of flags.
 
     Raises:
         UserError: there are rows of others.
     """
-    flags = {"--dataset": dataset_name, "--compare": compare, "--no-video": not video}
+    flags: Row = {"--dataset": dataset_name, "--compare": compare, "--no-video": not video}
+    # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on
+    # how many were to come, or on how many the videos before them had.
+    if offline or cfg.TTT.FRAME_ORDER == "shuffled" or cfg.TTT.RESET == "never":
+        flags["--max-frames"] = max_frames
     run.claim(cfg.dump(), {"weights_sha256": facts["weights_sha256"], **flags})
 
 
