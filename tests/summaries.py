@@ -10,7 +10,11 @@ from ttt_video.evaluation.published import _KITTI_TRAIN, _KITTI_VAL
 
 VAL_SET = "kitti_step_video_sem_seg_val"
 TEST_SET = "kitti_step_video_sem_seg_train"
-RULES = {"mIoU": "all pixels pooled", "mIoU_frame_release": "mean over frames"}
+RULES = {
+    "mIoU": "all pixels pooled",
+    "mIoU_frame_release": "mean over frames",
+    "mIoU_video_mean": "mean over videos",
+}
 
 
 def summary(
@@ -32,11 +36,12 @@ def summary(
         return {
             metric: mean,
             release: mean - 1,
+            f"{metric}_video_mean": mean,
             "videos": {v: {metric: first + i, release: first + i} for i, v in enumerate(videos)},
         }
 
     metrics = {"adapted": scores(mean)}
-    seconds = {"frame": {"mean": 0.5}}
+    seconds = {"frame": {"mean": 0.5}, "predict": {"mean": 0.3}}
     if frozen is not None:
         metrics["frozen"] = scores(frozen)
         seconds["frozen_predict"] = {"mean": 0.2}
@@ -48,6 +53,7 @@ def summary(
         "method": method,
         "settings": {"METHOD": method, "WINDOW_SIZE": 16, **(settings or {})},
         "architecture": "MaskFormerTTT",
+        "depths": [2, 2, 18, 2],
         "jointly_trained": True,
         "preset": "paper",
         "seed": 0,
@@ -56,6 +62,7 @@ def summary(
         "protocols": {
             metric: RULES["mIoU"],
             f"{metric}_frame_release": RULES["mIoU_frame_release"],
+            f"{metric}_video_mean": RULES["mIoU_video_mean"],
         },
         "seconds": seconds,
         "device": "CPU",

@@ -68,6 +68,14 @@ def test_a_run_becomes_a_table_and_figures(run, tmp_path):
             assert cell.value == summary["metrics"][who][metric]
             if metric == "mIoU":
                 assert cell.over_videos.mean == summary["metrics"][who]["mIoU_video_mean"]
+    for by, key in (("class", "per_class"), ("video", "videos")):
+        table = build_table(read_runs([path]), by=by)
+        numbers = summary["metrics"]["adapted"][key]
+        shown = {title: cell.value for title, cell in table.rows["Online TTT-MAE"].items()}
+        if by == "class":
+            assert shown == numbers["IoU"]
+        else:
+            assert shown == {video: row["mIoU"] for video, row in numbers.items()}
     release = build_table(read_runs([path]), protocol="release")
     assert "mean over the frames" in to_markdown(release)
 

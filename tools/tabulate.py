@@ -37,8 +37,10 @@ def argument_parser() -> argparse.ArgumentParser:
         "--protocol",
         choices=tuple(PROTOCOLS),
         default="standard",
-        help="the field's rules (pooled over all frames), or those of the authors' release",
+        help="the field's rules (pooled over all frames), the mean over videos of the same, or the "
+        "rules of the authors' release",
     )
+    parser.add_argument("--by", choices=("class", "video"), help="a column for each of these")
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown")
     parser.add_argument(
         "--metric",
@@ -62,7 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
     table = build_table(
-        parts, layout=args.layout, protocol=args.protocol, metrics=tuple(args.metric)
+        parts,
+        layout=args.layout,
+        protocol=args.protocol,
+        metrics=tuple(args.metric),
+        by=args.by or "",
     )
     text = FORMATS[args.format](table)
     if args.output is None:

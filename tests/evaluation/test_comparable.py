@@ -8,6 +8,8 @@ from summaries import TEST_SET, VAL_SET, summary, write
 from ttt_video.errors import UserError
 from ttt_video.evaluation.comparable import check_comparable, read_runs, row_names
 
+SEGFORMER = {"architecture": "SegFormer", "depths": [3, 8, 27, 3]}
+
 
 def check(folder, *summaries):
     parts = read_runs(write(folder, *summaries))
@@ -60,7 +62,7 @@ def test_frozen_models_need_no_seed_and_their_own_weights_may_differ(tmp_path):
             summary(seed=3),
             summary("joint_training", seed=7),
             summary("none", jointly_trained=False, weights_sha256="b" * 64),
-            summary("none", architecture="SegFormer", weights_sha256="c" * 64),
+            summary("none", **SEGFORMER, weights_sha256="c" * 64),
             summary(dataset=TEST_SET, seed=4, weights_sha256="d" * 64),
         )
     )
@@ -114,6 +116,44 @@ def test_names_of_methods(tmp_path):
         "Offline TTT-MAE All Frames",
         "something_new",
     ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "depths", "name"),
+    [
+        ("SegFormer", [3, 8, 27, 3], "SegFormer-B4"),
+        ("SegFormer", [2, 2, 2, 2], "SegFormer (depth 2, 2, 2, 2)"),
+        ("DeepLabV3Plus", [101], "DeepLabV3+/RN101"),
+        ("DeepLabV3Plus", [50], "DeepLabV3Plus (depth 50)"),
+        ("SegFormer", None, "SegFormer"),
+        ("Another", None, "Another"),
+    ],
+)
+def test_names_of_other_architectures(tmp_path, architecture, depths, name):
+    facts = {"architecture": architecture, "depths": depths, "jointly_trained": False}
+    vote = {"ENSEMBLE": {"METHOD": "none"}}
+    runs = [summary("none", **facts), summary("ln_adapt", **facts, frozen=48.0)]
+    runs.append(summary("majority_vote", **facts, settings=vote))
+    parts = read_runs(write(tmp_path, *runs))
+    assert [part.name for part in parts] == [
+        name, f"{name} + LN Adapt", name, f"{name} + Majority Vote",
+    ]  # fmt: skip
+
+
+def test_sizes_of_an_architecture_have_their_own_weights(tmp_path):
+    small = {**SEGFORMER, "depths": [2, 2, 2, 2], "weights_sha256": "c" * 64}
+    check(tmp_path / "a", summary("none", **SEGFORMER), summary("none", **small))
+    small["depths"] = SEGFORMER["depths"]
+    runs = summary("none", **SEGFORMER), summary("none", **small)
+    refused(tmp_path / "b", *runs, match="different weights")
+
+
+def test_seconds_of_offline_methods_are_without_their_training(tmp_path):
+    smoothing = {"ENSEMBLE": {"METHOD": "offline_ttt_mae"}}
+    runs = [summary("offline_ttt_mae", frozen=40.0), summary("offline_ttt_mae_oracle"), summary()]
+    runs.append(summary("temporal_smoothing", settings=smoothing))
+    parts = read_runs(write(tmp_path, *runs))
+    assert [part.seconds for part in parts] == [0.3, 0.2, 0.3, 0.5, 0.3]
 
 
 def test_folders_without_a_finished_run(tmp_path):

@@ -63,6 +63,21 @@ def test_release_leaves_out_frames_without_ground_truth():
     assert scores["videos"]["a"]["frames"] == 3
 
 
+def test_which_labelled_frames_the_release_leaves_out():
+    """Rule: those where the metric is undefined, which PQ never is: all void is 0."""
+    void = {"sem_seg": {}, "panoptic_seg": {"standard": {}, "release": {}}}
+    whole = {
+        "sem_seg": {"0": [1, 0, 0]},
+        "panoptic_seg": {"standard": {"0": [1, 0, 0, 1.0]}, "release": {"0": [1, 0, 0, 1.0]}},
+    }
+    scores = score([ScoredFrame("a", 0, void), ScoredFrame("a", 1, whole)], LabelInfo())
+    assert scores["mIoU_frame_release"] == 100.0
+    assert scores["PQ_frame_release"] == 50.0
+    for metric, rule in rules(["mIoU_frame_release", "PQ_frame_release"]).items():
+        assert "mean over the frames of a video for which that is defined" in rule, metric
+        assert "frames without labels are left out, and so are those that could not be" in rule
+
+
 def test_absent_classes_are_in_no_mean_of_their_frames_but_in_that_of_others():
     frames = [frame(0, {"0": [1, 0, 0]}), frame(1, {"1": [0, 0, 4]})]
     scores = score(frames, LabelInfo(("road", "car")))

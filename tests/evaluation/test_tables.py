@@ -89,6 +89,74 @@ def test_release_protocol(table_of):
     assert any("Protocol: release" in note for note in table.notes)
 
 
+def test_mean_over_videos_as_protocol(table_of):
+    table = table_of(summary(mean=56.0, frozen=53.0), protocol="video")
+    cell = table.rows["Online TTT-MAE"][VAL]
+    assert cell.value == cell.over_videos.mean == 56.0
+    assert cell.gain.difference.mean == 3.0
+    assert table.rules == {VAL: RULES["mIoU_video_mean"]}
+
+
+def with_classes(run, ious):
+    """The summary with IoUs of classes, and of the frozen model 1 less each."""
+    run["classes"] = ["road", "sky", "car"]
+    for lower, who in enumerate(("adapted", "frozen")):
+        if who in run["metrics"]:
+            run["metrics"][who]["per_class"] = {"IoU": {k: v - lower for k, v in ious.items()}}
+    return run
+
+
+def test_by_class(table_of):
+    runs = [
+        with_classes(summary(frozen=40.0, seed=0), {"sky": 50.0, "road": 90.0}),
+        with_classes(summary(seed=1), {"sky": 52.0, "road": 91.0}),
+    ]
+    table = table_of(*runs, by="class")
+    assert [(c.title, c.whole) for c in table.columns] == [("road", VAL), ("sky", VAL)]
+    assert list(table.rows) == ["MAE Joint Training", "Online TTT-MAE"]
+    assert table.rows["MAE Joint Training"]["road"] == Cell(89.0)
+    sky = table.rows["Online TTT-MAE"]["sky"]
+    assert (sky.value, sky.seeds, sky.published, sky.gain) == (51.0, (0, 1), None, None)
+    assert table.rules == {VAL: f"by class: {RULES['mIoU']}"}
+    text = to_markdown(table)
+    assert "| Method | road | sky | seconds per frame |" in text
+    assert "| Online TTT-MAE | 90.50 ± 0.71 | 51.00 ± 1.41 | 0.500 |" in text
+    assert f"- {VAL}: by class: {RULES['mIoU']}.\n" in text
+    assert "JMLR" not in text
+    assert r"Method & road & sky & seconds" in to_latex(table)
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [(n["method"], n["part"], float(n["ours"])) for n in lines] == [
+        ("MAE Joint Training", "road", 89.0),
+        ("MAE Joint Training", "sky", 49.0),
+        ("Online TTT-MAE", "road", 90.5),
+        ("Online TTT-MAE", "sky", 51.0),
+    ]
+    assert lines[0]["rule"] == table.rules[VAL]
+
+
+def test_by_video(table_of):
+    table = table_of(summary(dataset="world", frozen=40.0), by="video", protocol="release")
+    assert [c.title for c in table.columns] == ["a", "b"]
+    assert table.rows["Online TTT-MAE"]["a"].value == 49.5
+    assert table.rows["Online TTT-MAE"]["b"].value == 50.5
+    assert table.rows["MAE Joint Training"]["b"].value == 40.5
+    assert table.rules == {"world mIoU": f"by video: {RULES['mIoU_frame_release']}"}
+
+
+def test_by_video_of_several_data_sets(table_of):
+    table = table_of(summary(dataset="world"), summary(dataset="other"), by="video")
+    titles = ["other mIoU a", "other mIoU b", "world mIoU a", "world mIoU b"]
+    assert [c.title for c in table.columns] == titles
+    assert all(table.rows["Online TTT-MAE"][title].value for title in titles)
+    assert len(list(csv.DictReader(io.StringIO(to_csv(table))))) == 4
+
+
+def test_what_is_not_computed_by_class(table_of):
+    run = with_classes(summary(), {"sky": 50.0})
+    with pytest.raises(UserError, match=r"run0 has no mIoU_frame_release by class; .* standard"):
+        table_of(run, by="class", protocol="release")
+
+
 def test_protocol_that_was_not_computed(table_of):
     run = summary(dataset="world")
     del run["metrics"]["adapted"]["mIoU_frame_release"]
@@ -115,12 +183,26 @@ def test_own_data_under_a_published_name_gets_no_published_number(table_of):
 
 def test_what_section_5_1_adds(table_of):
     vote = {"settings": {"ENSEMBLE": {"METHOD": "main_task_only"}}}
-    table = table_of(summary("majority_vote", **vote), summary("none", architecture="SegFormer"))
+    segformer = {"architecture": "SegFormer", "depths": [3, 8, 27, 3]}
+    table = table_of(summary("majority_vote", **vote), summary("none", **segformer))
     names = list(table.rows)
     assert names.index("Main Task Only + Majority Vote") == names.index("Main Task Only") + 1
     assert names[-1] == "SegFormer-B4"
     assert table.rows["Main Task Only + Majority Vote"][VAL].published == pytest.approx(55.0)
     assert table.rows["SegFormer-B4"][VAL].published == 42.0
+
+
+def test_other_sizes_have_no_published_number(table_of):
+    small = {"architecture": "SegFormer", "depths": [2, 2, 2, 2], "jointly_trained": False}
+    table = table_of(summary("none", **small))
+    assert table.rows["SegFormer (depth 2, 2, 2, 2)"][VAL].published is None
+
+
+def test_seconds_of_offline_methods_compare_with_the_published(table_of):
+    table = table_of(summary("offline_ttt_mae_oracle"), summary())
+    assert table.seconds["Offline TTT-MAE All Frames"] == (0.3, 1.8)
+    assert table.seconds["Online TTT-MAE"] == (0.5, 4.1)
+    assert any("without their training" in note for note in table.notes)
 
 
 def test_another_metric(table_of):

@@ -32,6 +32,8 @@ def test_table_to_a_file_and_to_the_terminal(main, tmp_path, capsys):
     assert r"\toprule" in file.read_text()
     main([*runs, "--protocol", "release"])
     assert "| Online TTT-MAE | 49.00 (55.4, -6.40) | 0.500 (4.1) |" in capsys.readouterr().out
+    main([*runs, "--by", "video"])
+    assert "| Method | 0002 | 0006 |" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(main, tmp_path, capsys):

@@ -39,6 +39,17 @@ def process_facts(device: torch.device) -> Row:
     return {"device": name, "peak_memory_mib": peak}
 
 
+def _depths(cfg: CfgNode) -> list[int] | None:
+    """The size of the backbone: blocks of each stage, of a ResNet all layers; None if unknown."""
+    known = {
+        "MaskFormerTTT": cfg.MODEL.SWIN.DEPTHS,
+        "SegFormer": cfg.MODEL.SEGFORMER.DEPTHS,
+        "DeepLabV3Plus": [cfg.MODEL.RESNETS.DEPTH],
+    }
+    depths = known.get(cfg.MODEL.META_ARCHITECTURE)
+    return None if depths is None else list(depths)
+
+
 def write_summary(
     run: RunDirectory,
     cfg: CfgNode,
@@ -71,6 +82,7 @@ def write_summary(
         preset=cfg.TTT.PRESET,
         settings=yaml.safe_load(cfg.TTT.dump()),
         architecture=cfg.MODEL.META_ARCHITECTURE,
+        depths=_depths(cfg),
         seed=max(cfg.SEED, 0),
         weights=cfg.MODEL.WEIGHTS,
         **facts,

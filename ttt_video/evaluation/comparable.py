@@ -19,6 +19,8 @@ Summary = dict[str, Any]
 HEADLINES = ("AP", "PQ", "mIoU")
 
 _FROZEN = ("none", "main_task_only", "joint_training")
+_OFFLINE = ("offline_ttt_mae", "offline_ttt_mae_oracle")
+_OURS = "MaskFormerTTT"  # the architecture of the paper's tables
 _ENSEMBLES = {"majority_vote": "Majority Vote", "temporal_smoothing": "Temporal Smoothing"}
 _NAMES = {
     **{key: row.name for key, row in {**published.TABLE_1, **published.TABLE_4}.items()},
@@ -28,6 +30,8 @@ _REQUIRED = (
     "complete", "dataset", "videos", "method", "settings", "architecture", "jointly_trained",
     "preset", "seed", "weights_sha256", "metrics", "protocols", "seconds", "device",
 )  # fmt: skip
+# Names in ``per_class`` where they are not the metric's own.
+_PER_CLASS = {"mIoU": "IoU"}
 # Points by which the frozen model's numbers of two runs may differ, as between devices.
 _TOLERANCE = 0.1
 
@@ -51,18 +55,34 @@ class Part:
         return self.who == "frozen" or self.summary["method"] in _FROZEN
 
     @property
+    def offline(self) -> bool:
+        """Whether it trained on the whole video before its first prediction."""
+        return self.who == "adapted" and self._inner in _OFFLINE
+
+    @property
+    def _inner(self) -> str:
+        """The method, that under an ensemble."""
+        method = self.summary["method"]
+        return self.summary["settings"]["ENSEMBLE"]["METHOD"] if method in _ENSEMBLES else method
+
+    @property
     def name(self) -> str:
-        """The paper's name of the method, else ours."""
-        method = "none" if self.who == "frozen" else self.summary["method"]
-        if method in _ENSEMBLES:
-            inner = self.summary["settings"]["ENSEMBLE"]["METHOD"]
-            return f"{self._name(inner)} + {_ENSEMBLES[method]}"
-        return self._name(method)
+        """The paper's name of the method, else ours; of another architecture than its own, too."""
+        if self.who == "frozen":
+            return self._name("none")
+        ensemble = _ENSEMBLES.get(self.summary["method"])
+        return self._name(self._inner) + (f" + {ensemble}" if ensemble else "")
 
     def _name(self, method: str) -> str:
         architecture = self.summary["architecture"]
-        if architecture in published.ARCHITECTURES and method in _FROZEN:
-            return published.ARCHITECTURES[architecture].name
+        if architecture != _OURS:
+            depths = tuple(self.summary.get("depths") or ())
+            known = published.ARCHITECTURES.get((architecture, depths))
+            own = (
+                f"{architecture} (depth {', '.join(map(str, depths))})" if depths else architecture
+            )
+            base = known.name if known else own
+            return base if method in _FROZEN else f"{base} + {_NAMES.get(method, method)}"
         if method == "none":
             method = "joint_training" if self.summary["jointly_trained"] else "main_task_only"
         return _NAMES.get(method, method)
@@ -77,10 +97,17 @@ class Part:
         videos = self.summary["metrics"].get(self.who, {}).get("videos", {})
         return {k: v[metric] for k, v in videos.items() if v.get(metric) is not None}
 
+    def by_class(self, metric: str) -> dict[str, float]:
+        """A metric by class, where it is defined; empty if it is not computed by class."""
+        classes = self.summary["metrics"].get(self.who, {}).get("per_class", {})
+        numbers = classes.get(_PER_CLASS.get(metric, metric), {})
+        return {k: v for k, v in numbers.items() if v is not None}
+
     @property
     def seconds(self) -> float:
-        """Mean time of a frame."""
-        which = "frozen_predict" if self.who == "frozen" else "frame"
+        """Mean time of a frame; of an offline method without its training, as in the paper."""
+        alone = "predict" if self.offline else "frame"
+        which = "frozen_predict" if self.who == "frozen" else alone
         return self.summary["seconds"][which]["mean"]
 
 
@@ -127,7 +154,7 @@ def check_comparable(parts: list[Part]) -> None:
     _same(parts, lambda p: p.dataset, lambda p: p.summary["videos"], "frames per video")
     _same(
         parts,
-        lambda p: (p.dataset, p.summary["architecture"], p.summary["jointly_trained"]),
+        lambda p: (p.dataset, *_model(p)),
         lambda p: p.summary["weights_sha256"],
         "weights",
     )
@@ -140,6 +167,12 @@ def check_comparable(parts: list[Part]) -> None:
         )
     for metric in HEADLINES:
         _same_frozen(parts, metric)
+
+
+def _model(part: Part) -> tuple[Hashable, ...]:
+    """What a set of weights is of."""
+    summary = part.summary
+    return summary["architecture"], str(summary.get("depths")), summary["jointly_trained"]
 
 
 def _same(

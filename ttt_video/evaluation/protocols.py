@@ -37,8 +37,9 @@ Record = Any
 Row = dict[str, Any]
 
 _FRAMES = (
-    "; mean over the frames of a video, of COCO Videos every 10th from the first, without frames "
-    "that have no labels; mean over videos weighted by their numbers of such frames"
+    "; mean over the frames of a video for which that is defined, of COCO Videos every 10th from "
+    "the first; frames without labels are left out, and so are those that could not be read; mean "
+    "over videos weighted by their numbers of such frames"
 )
 _AP = (
     "mean over 101 levels of recall of the precision of each class's masks, all frames pooled; at "

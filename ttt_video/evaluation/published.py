@@ -20,11 +20,13 @@ TEST = "KITTI-STEP test"
 
 
 class Column(NamedTuple):
-    """A column of Tables 1 and 4: one metric on one data set."""
+    """A column of Tables 1 and 4: one metric on one data set, or a part of such a column."""
 
     title: str
     dataset: str  # our name of the data set
     metric: str
+    part: str = ""  # the one class or video that it is of
+    whole: str = ""  # title of the column of all of them
 
 
 COLUMNS = (
@@ -116,10 +118,10 @@ TABLE_4: Mapping[str, Method] = {
     "online_ttt_mae": _row("Online TTT-MAE", 37.6, 21.7, 55.4, 54.3),
 }
 
-# Section 5.1, "Alternative architectures": frozen, by MODEL.META_ARCHITECTURE.
-ARCHITECTURES: Mapping[str, Method] = {
-    "SegFormer": Method("SegFormer-B4", {VAL: 42.0}),
-    "DeepLabV3Plus": Method("DeepLabV3+/RN101", {VAL: 53.1}),
+# Section 5.1, "Alternative architectures": frozen, by MODEL.META_ARCHITECTURE and depths.
+ARCHITECTURES: Mapping[tuple[str, tuple[int, ...]], Method] = {
+    ("SegFormer", (3, 8, 27, 3)): Method("SegFormer-B4", {VAL: 42.0}),
+    ("DeepLabV3Plus", (101,)): Method("DeepLabV3+/RN101", {VAL: 53.1}),
 }
 
 # Section 5.1 gives points of mean IoU that an ensemble adds: vote 1.2, smoothing 0.4 and 0.3. (The

@@ -44,9 +44,10 @@ def to_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["method", "column", "dataset", "metric", "ours", "published", "difference", "seeds",
-         "seed_deviation", "videos", "video_mean", "video_mean_low", "video_mean_high", "gain",
-         "gain_low", "gain_high", "p_permutation", "p_wilcoxon", "seconds_per_frame", "rule"]
+        ["method", "column", "dataset", "metric", "part", "ours", "published", "difference",
+         "seeds", "seed_deviation", "videos", "video_mean", "video_mean_low", "video_mean_high",
+         "gain", "gain_low", "gain_high", "p_permutation", "p_wilcoxon", "seconds_per_frame",
+         "rule"]
     )  # fmt: skip
     for name, cells in table.rows.items():
         # A run without labels has no metric, but a time.
@@ -58,7 +59,7 @@ def to_csv(table: Table) -> str:
             writer.writerow(
                 [
                     name,
-                    *((column.title, column.dataset, column.metric) if column else ("", "", "")),
+                    *(column[:4] if column else ("",) * 4),
                     cell.value,
                     cell.published,
                     _difference(cell),
@@ -70,7 +71,7 @@ def to_csv(table: Table) -> str:
                     gain.p_permutation if gain else None,
                     gain.p_wilcoxon if gain else None,
                     table.seconds[name][0],
-                    table.rules[column.title] if column else "",
+                    table.rules[column.whole or column.title] if column else "",
                 ]
             )
     return file.getvalue()

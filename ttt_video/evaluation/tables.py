@@ -43,7 +43,7 @@ class Table:
     columns: list[Column]
     rows: dict[str, dict[str, Cell]]  # method, then title of the column
     seconds: dict[str, tuple[float | None, float | None]]  # per frame by method: ours, published
-    rules: dict[str, str]  # title of the column: its protocol in words
+    rules: dict[str, str]  # title of the column, that of the whole: its protocol in words
     notes: list[str]
 
 
@@ -53,6 +53,7 @@ def build_table(
     layout: str = "table1",
     protocol: str = "standard",
     metrics: Sequence[str] = (),
+    by: str = "",
 ) -> Table:
     """Sets runs beside each other, and beside the published numbers.
 
@@ -62,13 +63,17 @@ def build_table(
             of a method's settings.
         protocol: a key of ``PROTOCOLS``.
         metrics: names in the summaries of further metrics than AP, PQ and mIoU to be shown.
+        by: "class" or "video" has a column for each one in place of the whole.
 
     Raises:
-        UserError: the runs cannot be compared.
+        UserError: the runs cannot be compared, or have no such metric.
     """
     check_comparable(parts)
     names = row_names(parts, variants=layout == "plain")
-    columns = _columns(parts, layout, PROTOCOLS[protocol], metrics)
+    whole = _columns(parts, layout, PROTOCOLS[protocol], metrics)
+    columns = [part for column in whole for part in _split(column, parts, by)] if by else whole
+    if by and len(whole) > 1:  # which of them a class or a video is of
+        columns = [c._replace(title=f"{c.whole} {c.title}") for c in columns]
     printed = _published_rows(LAYOUTS[layout])
     timed = _timed(parts)
     rows: dict[str, dict[str, Cell]] = {}
@@ -76,7 +81,10 @@ def build_table(
     for name in sorted({*names.values(), *printed}, key=_place):
         own = [part for part in parts if names[part] == name]
         method = printed.get(name, Method(name, {}))
-        cells = {c.title: _cell(own, parts, c, method.metrics.get(c.title)) for c in columns}
+        if by:
+            cells = {c.title: _part_cell(own, c, by) for c in columns}
+        else:
+            cells = {c.title: _cell(own, parts, c, method.metrics.get(c.title)) for c in columns}
         cells = {title: cell for title, cell in cells.items() if cell != Cell()}
         in_table = name in {row.name for row in LAYOUTS[layout].values()}
         if own or (cells and in_table):
@@ -84,7 +92,9 @@ def build_table(
             rows[name] = cells
             paper = method.seconds if any(cell.published for cell in cells.values()) else None
             seconds[name] = (fmean(times) if times else None, paper)
-    rules = {column.title: _rule(column, parts) for column in columns}
+    rules = {column.title: _rule(column, parts) for column in whole}
+    if by:
+        rules = {title: f"by {by}: {rule}" for title, rule in rules.items()}
     return Table(columns, rows, seconds, rules, _notes(parts, columns, protocol, timed))
 
 
@@ -111,6 +121,24 @@ def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]
             known = sorted({m for p in parts for m in p.summary["protocols"]})
             raise UserError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
     return columns
+
+
+def _split(column: Column, parts: list[Part], by: str) -> list[Column]:
+    """A column for every class or video that a run has a number of."""
+    own = [part for part in parts if part.dataset == column.dataset]
+    names = {name for part in own for name in _numbers(part, column.metric, by)}
+    if not names:
+        raise UserError(
+            f"{own[0].path} has no {column.metric} by {by}; classes have numbers by --protocol "
+            "standard alone, and of AP, PQ, SQ, RQ and mIoU"
+        )
+    known = [name for part in own for name in part.summary.get("classes", ()) if by == "class"]
+    ordered = dict.fromkeys(name for name in [*known, *sorted(names)] if name in names)
+    return [column._replace(title=name, part=name, whole=column.title) for name in ordered]
+
+
+def _numbers(part: Part, metric: str, by: str) -> dict[str, float]:
+    return part.by_class(metric) if by == "class" else part.by_video(metric)
 
 
 def _published_rows(book: Mapping[str, Method]) -> dict[str, Method]:
@@ -161,6 +189,21 @@ def _cell(own: list[Part], parts: list[Part], column: Column, number: float | No
     )
 
 
+def _part_cell(own: list[Part], column: Column, by: str) -> Cell:
+    """Of one class or video."""
+    runs = _one_if_frozen([p for p in own if p.dataset == column.dataset])
+    numbers = [(p, _numbers(p, column.metric, by).get(column.part)) for p in runs]
+    found = [(p, value) for p, value in numbers if value is not None]
+    if not found:
+        return Cell()
+    values = [value for _, value in found]
+    return Cell(
+        value=fmean(values),
+        seeds=() if runs[0].frozen else tuple(sorted(p.summary["seed"] for p, _ in found)),
+        deviation=stdev(values) if len(values) > 1 else None,
+    )
+
+
 def _mean_by_video(runs: list[dict[str, float]]) -> dict[str, float]:
     common = set.intersection(*map(set, runs))
     return {video: fmean(run[video] for run in runs) for video in sorted(common)}
@@ -202,6 +245,8 @@ def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) 
         )
     devices = sorted({p.summary["device"] for p in parts if p.dataset == timed})
     notes.append(f"Seconds per frame: mean on {timed or 'unnamed videos'}; {'; '.join(devices)}.")
+    if any(part.offline for part in parts):
+        notes.append("Seconds of offline methods are without their training, as in the paper.")
     if len(devices) > 1:
         notes.append("The times are of different devices and do not compare.")
     incomplete = [str(p.path) for p in parts if not p.summary["complete"] and p.who == "adapted"]
