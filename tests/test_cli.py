@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from ttt_video.adaptation import ADAPTER_REGISTRY
-from ttt_video.cli import add_config_arguments, config_dir, find_config, load_config, run_tool
+from ttt_video.cli import (
+    PRESETS,
+    add_config_arguments,
+    config_dir,
+    find_config,
+    load_config,
+    run_tool,
+)
 from ttt_video.errors import UserError
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
@@ -68,6 +76,45 @@ def test_presets_merge_on_top_of_any_config(name, preset):
     assert {key for key in cfg.MODEL if cfg.MODEL[key] != plain.MODEL[key]} == set()
 
 
+def keys(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    """{"A": {"B": 1}} to {"A.B": 1}."""
+    flat: dict[str, object] = {}
+    for key, value in node.items():
+        nested = isinstance(value, CfgNode)
+        flat.update(keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_same_from_every_config(preset):
+    """But for what belongs to a model and its training, and for what other methods have."""
+    models = (
+        "JOINT", "NEW_CLASSES", "RECON.WEIGHT", "RECON.NORMALIZE_TARGET", "RECON.INIT_FROM_MAIN",
+        "RECON.PICTURE_PERIOD",
+    )  # fmt: skip
+    others = ("OFFLINE.", "LN_ADAPT.", "SELF_TRAIN.", "CLASS_BALANCE.", "ENSEMBLE.")
+    fixed = {
+        key: value
+        for key, value in keys(load_config("joint_cityscapes.yaml", preset).TTT).items()
+        if key not in models and not key.startswith(others)
+    }
+    fragment = keys(CfgNode(CfgNode.load_yaml_with_base(find_config(f"presets/{preset}.yaml"))))
+    assert {f"TTT.{key}" for key in fixed} - {"TTT.PRESET"} == fragment.keys()
+    for name in RUNNABLE:
+        if "coco" not in name or preset != "release":
+            assert fixed.items() <= keys(load_config(name, preset).TTT).items()
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if "joint_coco" in name])
+def test_the_release_crops_otherwise_on_coco(name):
+    cfg, kitti = load_config(name, "release"), load_config("joint_cityscapes.yaml", "release")
+    assert cfg.TTT.PRESET == "release"
+    assert (list(cfg.TTT.CROP.SIZE), cfg.TTT.CROP.FLIP) == ([1024, 1024], True)
+    assert list(cfg.TTT.CROP.SCALE_RANGE) == [0.1, 2.0]
+    assert (cfg.TTT.BATCH_SIZE, cfg.TTT.MICRO_BATCH_SIZE) == (32, 4)
+    assert cfg.TTT.OPTIMIZER == kitti.TTT.OPTIMIZER
+
+
 def test_presets_are_the_published_settings():
     """Section 4 of the paper; the release's README commands and code."""
     paper = load_config("joint_cityscapes.yaml", "paper").TTT
@@ -86,10 +133,12 @@ def test_presets_are_the_published_settings():
 
 def test_order_is_defaults_file_preset_overrides(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("SEED: 5\nTTT:\n  MASK_RATIO: 0.5\n  WINDOW_SIZE: 3\n  BATCH_SIZE: 7\n")
+    file.write_text(
+        "SEED: 5\nTTT:\n  MASK_RATIO: 0.5\n  WINDOW_SIZE: 3\n  LN_ADAPT:\n    PRIOR: 7.0\n"
+    )
     cfg = load_config(str(file), "paper", ["TTT.WINDOW_SIZE", "4"])
     assert cfg.SEED == 5  # the file, over the defaults
-    assert cfg.TTT.BATCH_SIZE == 7
+    assert cfg.TTT.LN_ADAPT.PRIOR == 7
     assert cfg.TTT.MASK_RATIO == 0.8  # the preset, over the file
     assert cfg.TTT.WINDOW_SIZE == 4  # the override, over the preset
     assert not cfg.is_frozen()

@@ -105,7 +105,9 @@ def load_config(
         with _merging(f"config {file}"):
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
     if preset is not None:
-        file = find_config(f"presets/{preset}.yaml")
+        # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
+        coco = preset == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
+        file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")
         _merge_fragment(cfg, file, f"preset {file}")
         cfg.TTT.PRESET = preset
     if len(opts) % 2:
