@@ -8,6 +8,7 @@ and writes pictures, a video and every number. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ttt_video.data.sources import FrameTransform, open_dataset
 from ttt_video.engine.run_directory import Row, RunDirectory
 from ttt_video.engine.stream import FrameResult
 from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
+from ttt_video.modeling.weights import weights_hash
 from ttt_video.visualization.curves import plot_curves
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
@@ -110,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     cfg.freeze()
     sources = open_dataset(dataset, FrameTransform.from_config(cfg))
     model = load_source_model(cfg)
-    run = RunDirectory(folder / "run", resume=True)
+    # A run of its own for other settings or weights, be they overrides or another version's.
+    settings = hashlib.sha256(f"{cfg.dump()}{weights_hash(model)}".encode()).hexdigest()[:8]
+    run = RunDirectory(folder / f"run-{settings}", resume=True)
     overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True)
     grid = GridRows(overlay, model, args.frames)
     evaluation = StreamEvaluation(
