@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,37 @@ import torch
 from ttt_video.adaptation import Adapter
 from ttt_video.cli import merge_method
 from ttt_video.engine.stream import StreamRunner
+
+LABELS = {
+    "sem_seg": torch.zeros(64, 96),
+    "sem_seg_file_name": "/nowhere",
+    "pan_seg_file_name": "/nowhere",
+    "segments_info": [{"id": 1, "category_id": 3, "isthing": False}],
+    "annotations": [{"category_id": 11, "bbox": [0, 0, 8, 8], "segmentation": []}],
+}
+"""Of every task, none of which can be read."""
+
+
+def tensors(output: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Every number of detectron2's outputs, whichever there are, by name."""
+    found = {}
+    if "sem_seg" in output:
+        found["sem_seg"] = output["sem_seg"]
+    if "panoptic_seg" in output:
+        found["panoptic_seg"], segments = output["panoptic_seg"]
+        rows = [[s["id"], s["category_id"], s["isthing"]] for s in segments]
+        found["segments_info"] = torch.tensor(rows)
+    if "instances" in output:
+        fields = output["instances"].get_fields()
+        found.update({name: getattr(value, "tensor", value) for name, value in fields.items()})
+    return found
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Bit for bit, of :func:`tensors`."""
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
 
 
 class AdapterContract:
@@ -31,6 +62,8 @@ class AdapterContract:
     """KEY VALUE pairs with which nothing moves."""
     counterpart: ClassVar[tuple] = ("TTT.METHOD", "none")
     """KEY VALUE pairs of what it then equals, bit for bit."""
+    outputs: ClassVar[frozenset[str]] = frozenset({"sem_seg"})
+    """What ``tiny_model`` predicts."""
 
     @pytest.fixture
     def runner(self, tiny_cfg, tiny_model) -> StreamRunner:
@@ -46,7 +79,7 @@ class AdapterContract:
     def numbers(results) -> list:
         """Everything a run computes, times aside."""
         return [
-            (r.frame["video_id"], r.frame["frame_index"], r.record, r.output["sem_seg"])
+            (r.frame["video_id"], r.frame["frame_index"], r.record, tensors(r.output))
             for r in results
         ]
 
@@ -56,7 +89,7 @@ class AdapterContract:
         assert len(left) == len(right)
         for a, b in zip(left, right, strict=True):
             assert a[:3] == b[:3]
-            assert torch.equal(a[3], b[3])
+            assert_same(a[3], b[3])
 
     @staticmethod
     def random_states() -> tuple:
@@ -82,10 +115,14 @@ class AdapterContract:
         assert [r.frame["frame_index"] for r in results] == [0, 1, 2, 3]
         assert all(r.frame is frame for r, frame in zip(results, video, strict=True))
         for result in results:
-            scores = result.output["sem_seg"]
-            assert scores.shape == (19, 31, 57)
-            assert torch.isfinite(scores).all()
-            assert not scores.requires_grad
+            assert result.output.keys() == self.outputs
+            for name, tensor in tensors(result.output).items():
+                if name in ("sem_seg", "panoptic_seg", "pred_masks"):
+                    assert tensor.shape[-2:] == (31, 57)
+                assert torch.isfinite(tensor).all()
+                assert not tensor.requires_grad
+            if "sem_seg" in result.output:
+                assert result.output["sem_seg"].shape[0] == 19
 
     def test_records_are_named_finite_numbers(self, runner, make_video):
         records = [r.record for r in runner.run(make_video())]
@@ -109,7 +146,7 @@ class AdapterContract:
         still = self.build(tiny_cfg, copy.deepcopy(tiny_model), *self.still)
         frozen = self.build(tiny_cfg, tiny_model, *self.counterpart)
         for ours, theirs in zip(still.run(video), frozen.run(video), strict=True):
-            assert torch.equal(ours.output["sem_seg"], theirs.output["sem_seg"])
+            assert_same(tensors(ours.output), tensors(theirs.output))
 
     def test_reset_restores_every_weight_and_buffer(self, runner, tiny_model, make_video):
         before = self.state(tiny_model)
@@ -126,8 +163,8 @@ class AdapterContract:
         for _ in runner.run(video):
             pass
         before = self.state(tiny_model)
-        outputs = [runner.adapter.predict(frame)["sem_seg"] for frame in [video[0], *video]]
-        assert torch.equal(outputs[0], outputs[1])
+        outputs = [tensors(runner.adapter.predict(frame)) for frame in [video[0], *video]]
+        assert_same(outputs[0], outputs[1])
         after = self.state(tiny_model)
         assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -183,7 +220,7 @@ class AdapterContract:
 
     def test_labels_are_not_seen(self, tiny_cfg, tiny_model, make_video):
         runs = []
-        for labels in ({}, {"sem_seg": torch.zeros(64, 96), "sem_seg_file_name": "/nowhere"}):
+        for labels in ({}, LABELS):
             runner = self.build(tiny_cfg, copy.deepcopy(tiny_model))
             runs.append(self.numbers(runner.run([{**f, **labels} for f in make_video()])))
         self.assert_equal(*runs)

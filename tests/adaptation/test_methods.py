@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from contract import AdapterContract
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
@@ -251,6 +253,57 @@ class TestTemporalSmoothingOverOnlineTTTMAE(AdapterContract):
     method = "temporal_smoothing"
     settings = ("TTT.ENSEMBLE.METHOD", "online_ttt_mae", "TTT.ENSEMBLE.WINDOW_SIZE", 2)
     counterpart = ("TTT.ENSEMBLE.METHOD", "none")
+
+
+class OfThreeTasks:
+    """The tiny model with panoptic and instance inference, at thresholds for random weights."""
+
+    outputs = frozenset({"sem_seg", "panoptic_seg", "instances"})
+
+    @pytest.fixture
+    def tiny_cfg(self, tiny_cfg):
+        name = "_test_methods_things"
+        MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {i: i for i in range(11, 19)}
+        tiny_cfg.merge_from_list(
+            [
+                "DATASETS.TRAIN", (name,),
+                "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True,
+                "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True,
+                "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "sem_seg" in self.outputs,
+                "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.0,
+                "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 0.0,
+                "TEST.DETECTIONS_PER_IMAGE", 30,
+            ]
+        )  # fmt: skip
+        yield tiny_cfg
+        MetadataCatalog.remove(name)
+
+    @pytest.fixture
+    def tiny_model(self, tiny_cfg):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build_model(tiny_cfg).eval()
+
+    def test_there_is_something_of_every_task(self, runner, make_video):
+        for result in runner.run(make_video()):
+            ids, segments = result.output["panoptic_seg"]
+            assert segments
+            assert set(ids.unique().tolist()) - {0} == {s["id"] for s in segments}
+            assert len(result.output["instances"])
+
+
+class TestOnlineTTTMAEOfThreeTasks(OfThreeTasks, TestOnlineTTTMAE):
+    pass
+
+
+@pytest.mark.slow  # the code of another row, with other outputs
+class TestTentClassBalanceOfTwoTasks(OfThreeTasks, TestTentClassBalance):
+    outputs = frozenset({"panoptic_seg", "instances"})
+
+    def test_counts_the_classes_of_segments_where_pixels_have_no_scores(self, runner, make_video):
+        for result in runner.run(make_video()):
+            classes = {s["category_id"] for s in result.output["panoptic_seg"][1]}
+            assert result.record["predicted_classes"] == len(classes)
 
 
 def test_without_memory_the_order_of_frames_does_not_matter(tiny_cfg, tiny_model, make_video):
