@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ttt_video.data.loader import TrainingLoader, TrainingStream, seeded
+from ttt_video.errors import UserError
 
 # detectron2's augmentations draw from numpy's global generator.
 # ruff: noqa: NPY002
@@ -61,6 +62,18 @@ def test_starting_late_gives_the_same_batches(num_workers):
     late = TrainingLoader(stream(), batch_size=3, num_workers=num_workers)
     late.start_at(2)
     assert batches(late, 4) == full[2:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_in_the_data_is_one_line_from_any_process(num_workers):
+    def mapper(record):
+        raise UserError("no labels: make some")
+
+    loader = TrainingLoader(
+        TrainingStream([{}], mapper, seed=0), batch_size=1, num_workers=num_workers
+    )
+    with pytest.raises(UserError, match=r"^no labels: make some$"):
+        next(iter(loader))
 
 
 def test_processes_share_each_batch():

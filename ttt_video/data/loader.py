@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ttt_video.errors import UserError, error_of_process
+
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
@@ -118,7 +120,13 @@ class TrainingLoader:
         self._positions.start_step = step
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return iter(self._loader)
+        try:
+            yield from self._loader
+        except UserError as error:  # of a worker: DataLoader puts its traceback into the message
+            known = error_of_process(str(error))
+            if known is None:
+                raise
+            raise known from None
 
 
 def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
