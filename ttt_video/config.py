@@ -2,8 +2,10 @@
 
 ``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*`` and the ``INPUT`` / ``SOLVER``
 additions are Mask2Former's keys with Mask2Former's names and defaults, so that its configs merge
-unchanged; ``TTT.*`` is ours. :func:`add_ttt_config` works alone and on top of Mask2Former's own
-``add_maskformer2_config``: keys that are already there are left as they are.
+unchanged. One default differs: ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` is the decoder of all its
+configs, not the FPN decoder of its code, which is not here. ``TTT.*`` is ours.
+:func:`add_ttt_config` works alone and on top of Mask2Former's own ``add_maskformer2_config``: keys
+that are already there are left as they are.
 """
 
 from __future__ import annotations

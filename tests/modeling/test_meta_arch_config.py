@@ -102,6 +102,11 @@ def test_unknown_names_list_the_known_ones(tiny_cfg, key, known):
         build(tiny_cfg, key, "nonsense")
 
 
+def test_mask2formers_default_pixel_decoder_says_what_to_set(tiny_cfg):
+    with pytest.raises(UserError, match=r"'BasePixelDecoder'.* set it to MSDeformAttnPixelDecoder"):
+        build(tiny_cfg, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "BasePixelDecoder")
+
+
 def test_features_that_the_backbone_does_not_give(tiny_cfg):
     message = r"IN_FEATURES names \['p2'\]; the backbone SwinTransformerTTT gives \['res2'"
     with pytest.raises(UserError, match=message):

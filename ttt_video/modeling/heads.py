@@ -15,6 +15,9 @@ from ..errors import UserError
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
+MASK2FORMER_DEFAULT = "BasePixelDecoder"
+"""Mask2Former's FPN decoder: the default of its code, which none of its configs uses."""
+
 PIXELS_PER_QUERY_CELL = 4
 """Side in px of the square that one cell of the stride-4 maps stands for in the reconstruction."""
 
@@ -48,6 +51,11 @@ class _Head(nn.Module):
             raise UserError(
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}; "
                 f"the backbone {cfg.MODEL.BACKBONE.NAME} gives {sorted(input_shape)}"
+            )
+        if head.PIXEL_DECODER_NAME == MASK2FORMER_DEFAULT not in PIXEL_DECODER_REGISTRY:
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {MASK2FORMER_DEFAULT!r}, Mask2Former's "
+                "default, which is not here: set it to MSDeformAttnPixelDecoder"
             )
         pixel_decoder = _lookup(
             PIXEL_DECODER_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME
