@@ -175,6 +175,14 @@ def test_a_torch_file_that_runs_code_is_refused_by_name(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("content", [np.zeros(3), np.float32(1)])
+def test_numpy_in_a_torch_file_is_refused_with_the_way_out(tmp_path, content):
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"a": content}}, path)
+    with pytest.raises(UserError, match=r"refused .*w\.pth: .* numpy arrays .*torch\.as_tensor"):
+        W.read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     "content", [np.array(["text"]), np.array([object]), np.zeros(2, "f4,i4"), slice(1), print]
 )

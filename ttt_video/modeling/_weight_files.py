@@ -27,6 +27,7 @@ CheckpointFormat = Literal["safetensors", "torch", "pickle"]
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _NESTED_UNDER = ("model", "state_dict")
+_NUMPY_DATA = r"numpy\.(_?core\.(multiarray|numeric)\.\w+|ndarray|dtype)"
 _REFUSED = (
     "refused to load {path}: it holds {what}, and weights need only arrays and containers;"
     " if you trust it, load it yourself and save its state dict"
@@ -98,6 +99,11 @@ def read_file(path: str) -> Any:
     except Exception as error:  # a damaged pickle stream can raise almost any type
         reason = str(error)
         refused = re.search(r"unsupported global:?\s+(?:GLOBAL\s+)?(\S+)", reason, re.IGNORECASE)
+        if refused and re.fullmatch(_NUMPY_DATA, refused[1]):
+            raise UserError(
+                f"refused to load {path}: it is a torch file that holds numpy arrays or numbers;"
+                " save tensors there (torch.as_tensor), or pickle the arrays to a .pkl"
+            ) from error
         if refused:
             raise UserError(_REFUSED.format(path=path, what=refused[1])) from error
         reason = reason.partition("WeightsUnpickler error: ")[2] or reason
