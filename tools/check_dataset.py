@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Say what is there of a data set, what is missing, and whether its labels make sense.
 
-python tools/check_dataset.py kitti_step_video_sem_seg_val --pictures output/check
+python tools/check_dataset.py kitti_step_video_sem_seg_val
 
 Lists images, videos, labels and classes of a registered data set in seconds; label maps are decoded
-for 32 frames, or for every frame with --all. Exit code 2 when something is missing or wrong.
+for 32 frames, or for every frame with --all. A few labelled pictures of a data set without problems
+go to output/check_dataset/NAME. Exit code 2 when something is missing or wrong.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("name", help="registered name, for example coco_videos_instance_bar")
     parser.add_argument("--all", action="store_true", help="decode all label maps, not 32")
-    parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="write a few labelled pictures to this folder"
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="where labelled pictures go (default output/check_dataset/NAME), problems or not",
     )
+    pictures.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--count", type=int, default=4, help="how many pictures (default 4)")
     add_register_argument(parser)
     args = parser.parse_args(argv)
@@ -42,8 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"PROBLEM {problem}")
     if len(check.problems) > MAX_LISTED:
         print(f"... and {len(check.problems) - MAX_LISTED} more")
-    if args.pictures and check.labelled:
-        for path in draw_labels(check, args.count, args.pictures):
+    # What is damaged cannot always be drawn: then only where asked for.
+    if args.pictures or not (args.no_pictures or check.problems):
+        folder = args.pictures or Path("output/check_dataset") / args.name
+        for path in draw_labels(check, args.count, folder):
             print(f"wrote {path}")
     if check.problems:
         raise UserError(

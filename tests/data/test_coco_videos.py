@@ -19,6 +19,7 @@ from ttt_video.data.coco_videos import (
     load_coco_videos,
     register_coco_videos,
 )
+from ttt_video.data.datasets import check_registered
 from ttt_video.data.images import FrameTransform
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.data.sources import open_dataset
@@ -193,6 +194,12 @@ def test_every_released_video_has_both_names():
             metadata = MetadataCatalog.get(name)
             assert metadata.evaluator_type == f"video_{task}"
             assert (metadata.ignore_label, metadata.label_period) == (255, 10)
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_names_of_the_authors_code_point_to_ours(task):
+    with pytest.raises(UserError, match=rf"coco_videos_{task}_val.*are: .*coco_videos_{task}_all"):
+        check_registered(f"coco_videos_{task}_val")
 
 
 def test_what_is_missing_is_named(root, tmp_path, monkeypatch):

@@ -103,6 +103,28 @@ def test_a_whole_data_set_has_no_problems(tmp_path, capsys, name, first, some):
         assert np.abs(drawn - image).mean() > 2  # not the bare image
 
 
+def test_pictures_are_drawn_unless_something_is_wrong(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "coco_videos_panoptic_bar"
+    drawn = Path("output/check_dataset") / name
+    check_dataset.main([name, "--no-pictures"])
+    assert not drawn.exists()
+    check_dataset.main([name])
+    assert len(list(drawn.iterdir())) == 2
+    shutil.rmtree(drawn)
+    (root / "coco_videos" / "panoptic_images" / "bar" / "bar_11.png").unlink()
+    with pytest.raises(UserError, match="1 problem"):
+        check_dataset.main([name])
+    assert not drawn.exists()
+
+
+@pytest.mark.usefixtures("root")
+def test_pictures_without_opencv_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match="cv2, which is missing: pip install opencv-python-headles"):
+        check_dataset.main(["coco_videos_panoptic_bar", "--pictures", str(tmp_path)])
+
+
 def test_detectron2s_own_sets(root):
     """In a process of its own, because detectron2 looks at the variable when it is imported."""
     script = """

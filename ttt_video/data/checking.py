@@ -19,7 +19,7 @@ from ttt_video.data.coco_videos import RELEASED_VIDEOS
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.images import BadFrame, read_label_image, read_rgb
 from ttt_video.data.kitti_step import read_sem_seg
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, require
 
 Record = dict[str, Any]
 MAX_NAMES = 20  # in one line
@@ -281,8 +281,9 @@ def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
         The files, PNG.
 
     Raises:
-        UserError: a file is missing or damaged, or the folder cannot be written.
+        UserError: a file is missing or damaged, the folder cannot be written, or OpenCV is missing.
     """
+    require("cv2", "opencv-python-headless", "drawing labels")
     # Imported here because it brings matplotlib.
     from detectron2.utils.visualizer import Visualizer
 
