@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -40,13 +41,19 @@ def commands(markdown: str) -> list[str]:
     return found
 
 
+def python_blocks(markdown: str) -> list[str]:
+    """The code of all ``python`` blocks."""
+    return re.findall(r"^```python\n(.*?)^```", markdown, re.M | re.S)
+
+
 def test_commands_are_found_in_markdown() -> None:
     bash = "```bash\n# first\nmake demo   # minutes\n$ python a.py \\\n    --b 1\n```\n"
     text = bash + "```text\nno\n```\n"
     assert commands(text) == ["make demo", "python a.py --b 1"]
 
 
-README_COMMANDS = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_COMMANDS = commands(README)
 
 
 def test_ci_runs_the_commands_for_a_fresh_machine() -> None:
@@ -54,6 +61,14 @@ def test_ci_runs_the_commands_for_a_fresh_machine() -> None:
     steps = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert make == IN_CI
     assert {f"step {command}" for command in make} <= {step.strip() for step in steps}
+
+
+@pytest.mark.parametrize("block", python_blocks(README))
+def test_python_block_runs_anywhere(block: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["model"].device.type == "cpu"
 
 
 @pytest.fixture
