@@ -17,10 +17,11 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.cli import add_merge_arguments, find_config, load_config, run_files, run_tool
 from ttt_video.engine.joint_training import JointTrainer
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, error_of_process
 from ttt_video.modeling.weights import TTTCheckpointer
 
 
@@ -67,6 +68,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
     # The report of what became of every weight, among other things.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ttt_video")
     if args.eval_only:
+        JointTrainer.check_evaluation(cfg)
         model = JointTrainer.build_model(cfg)
         # Predictions need no decoder g, and must not see random weights of a widened input.
         checkpointer = TTTCheckpointer(
@@ -87,14 +89,20 @@ def main() -> None:
     """Parses the arguments and starts one process per GPU."""
     args = parse_args()
     cfg = build_config(args)
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args, cfg),
-    )
+    try:
+        launch(
+            train_or_evaluate,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg),
+        )
+    except ProcessRaisedException as error:  # its message is the traceback of the process
+        known = error_of_process(str(error))
+        if known is None:
+            raise
+        raise known from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from ttt_video.engine.joint_training import (
     headline_metric,
     load_records,
 )
+from ttt_video.engine.stream_evaluation import load_source_model
 from ttt_video.errors import UserError
+from ttt_video.modeling.weights import TTTCheckpointer, read_checkpoint, write_checkpoint
 
 DATASET = "joint_training_test_sem_seg"
 SMALLEST = [
@@ -192,6 +195,70 @@ def test_joint_modes(tmp_path, mode, moves, stays, losses):
     assert ("loss_recon" in trainer.storage.latest()) == losses
 
 
+def decoder_of(folder):
+    """The decoder g of the model that streaming makes of a run's last weights."""
+    return load_source_model(
+        make_cfg(folder, "MODEL.WEIGHTS", folder / "model_final.pth")
+    ).recon_head
+
+
+@pytest.mark.parametrize("mode", ["main_only", "probing"])
+def test_a_decoder_that_nothing_trained_is_not_saved(tmp_path, mode):
+    train(make_cfg(tmp_path / "f", "TTT.JOINT", "main_only", "SOLVER.MAX_ITER", 1))
+    start = tmp_path / "f" / "model_final.pth"
+    opts = ["TTT.JOINT", mode, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL.WEIGHTS", start]
+    opts += ["DATASETS.TEST", f"('{DATASET}',)", "TEST.EVAL_PERIOD", 4]
+    whole = make_cfg(tmp_path / "whole", *opts, "SOLVER.MAX_ITER", 4)
+    train(whole)
+    parts = make_cfg(tmp_path / "parts", *opts, "SOLVER.MAX_ITER", 4)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(parts, False, Kill(3))
+    train(parts, True)
+    for name in ("model_best.pth", "model_final.pth"):
+        expected, actual = (read_checkpoint(tmp_path / f / name) for f in ("whole", "parts"))
+        assert not any(key.startswith("recon_head.") for key in actual)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
+    assert decoder_of(tmp_path / "parts") is None
+
+
+def test_probing_keeps_the_decoder_of_the_given_encoder(tmp_path):
+    train(make_cfg(tmp_path / "f", "SOLVER.MAX_ITER", 1))
+    start = tmp_path / "f" / "model_final.pth"
+    opts = ["TTT.JOINT", "probing", "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1]
+    cfg = make_cfg(tmp_path / "h", *opts, "MODEL.WEIGHTS", start)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(cfg, False, Kill(1))
+    train(make_cfg(tmp_path / "h", *opts), True)  # what is resumed needs no other weights
+    given, probed = read_checkpoint(start), read_checkpoint(tmp_path / "h" / "model_final.pth")
+    assert given.keys() == probed.keys()
+    for name, value in given.items():
+        moved = not torch.equal(value, probed[name])
+        assert not (moved and name.startswith(("backbone.", "recon_head."))), name
+    assert decoder_of(tmp_path / "h") is not None
+
+
+def test_probing_wants_an_encoder(tmp_path):
+    opts = ["TTT.JOINT", "probing", "SOLVER.MAX_ITER", 1]
+    with pytest.raises(UserError, match=r"features of a given f, but MODEL\.WEIGHTS is empty"):
+        train(make_cfg(tmp_path / "nothing", *opts))
+    train(make_cfg(tmp_path / "f", "SOLVER.MAX_ITER", 1))
+    weights = read_checkpoint(tmp_path / "f" / "model_final.pth")
+    heads = tmp_path / "heads.pth"
+    write_checkpoint({k: v for k, v in weights.items() if "backbone" not in k}, heads)
+    with pytest.raises(UserError, match=r"heads\.pth lacks weights of f"):
+        train(make_cfg(tmp_path / "h", *opts, "MODEL.WEIGHTS", heads))
+    # ImageNet's: three channels, no norms of the outputs, no heads. Nothing of f is random.
+    encoder = {k: v for k, v in weights.items() if "backbone.norm" not in k}
+    encoder = {k: v for k, v in encoder.items() if k.startswith("backbone.")}
+    encoder["backbone.patch_embed.proj.weight"] = weights["backbone.patch_embed.proj.weight"][:, :3]
+    assert len(encoder) < sum(k.startswith("backbone.") for k in weights)
+    write_checkpoint(encoder, tmp_path / "imagenet.pth")
+    train(make_cfg(tmp_path / "i", *opts, "MODEL.WEIGHTS", tmp_path / "imagenet.pth"))
+    probed = read_checkpoint(tmp_path / "i" / "model_final.pth")
+    assert not probed["backbone.patch_embed.proj.weight"][:, 3:].any()
+
+
 def test_mixed_precision_on_the_cpu_is_bfloat16(tmp_path):
     assert amp_dtype(torch.device("cpu")) == torch.bfloat16
     cfg = make_cfg(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1)
@@ -228,7 +295,7 @@ def test_best_weights_are_kept_over_a_resume(tmp_path):
         start_iter = 0
 
     def run(scores, start):
-        hook = KeepBest(model, str(tmp_path), "sem_seg/mIoU")
+        hook = KeepBest(TTTCheckpointer(model, str(tmp_path)), "sem_seg/mIoU")
         hook.trainer = Trainer()
         hook.trainer.start_iter = start
         with EventStorage(start) as hook.trainer.storage:
@@ -256,8 +323,8 @@ def test_best_weights_are_kept_over_a_resume(tmp_path):
 
 
 def test_mistakes_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="no_such_set"):
-        load_records(["no_such_set"], True)
+    with pytest.raises(UserError, match=r"coco_2017_trian.*DATASETS\.TRAIN.* coco_2017_train,"):
+        load_records(["coco_2017_trian"], True)
     with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
         load_records([], True)
     with pytest.raises(UserError, match="DETECTRON2_DATASETS"):
@@ -267,6 +334,32 @@ def test_mistakes_are_one_clear_line(tmp_path):
     MetadataCatalog.get("joint_training_test_other").evaluator_type = "pascal_voc"
     with pytest.raises(UserError, match="pascal_voc"):
         headline_metric(["joint_training_test_other"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("coco_2017_val", "DETECTRON2_DATASETS"),
+        ("coco_2017_val_panoptic", "DETECTRON2_DATASETS"),
+        ("cityscapes_fine_sem_seg_val", "DETECTRON2_DATASETS"),
+        ("cityscapes_fine_sem_seg_vall", "registered are: cityscapes_fine_sem_seg_val"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_training(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    cfg = make_cfg(tmp_path / "run", "DATASETS.TEST", f"('{name}',)")
+    with pytest.raises(UserError, match=rf"{name}.* DATASETS\.TEST.*{said}") as error:
+        JointTrainer(cfg)
+    assert "\n" not in str(error.value)
+
+
+def test_optional_libraries_are_asked_for_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"COLOR_AUG_SSD needs cv2.*pip install opencv-python-head"):
+        JointTrainer(make_cfg(tmp_path, "INPUT.COLOR_AUG_SSD", True))
+    monkeypatch.setitem(sys.modules, "panopticapi", None)
+    with pytest.raises(UserError, match=r"panopticapi.*pip install --no-deps panopticapi-lit"):
+        JointTrainer.build_evaluator(make_cfg(tmp_path), "coco_2017_val_panoptic")
 
 
 CONFIGS = sorted(

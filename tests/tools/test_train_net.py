@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from PIL import Image
+from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.errors import UserError
 
@@ -32,6 +34,8 @@ SMALL = [
     "TEST.EVAL_PERIOD", "0",
     "DATASETS.TEST", "()",
 ]  # fmt: skip
+
+EVALUATE_COCO = ["--eval-only", "MODEL.WEIGHTS", "gone.pth", "DATASETS.TEST", "('coco_2017_val',)"]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +211,7 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
         (["--config", "quick/joint_world.yaml", "--eval-only"], "MODEL.WEIGHTS"),
         (["--config", "quick/joint_world.yaml", "SOLVER.AMP.PRECISION", "fp8"], "'fp8'"),
         (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
+        (["--config", "quick/joint_world.yaml", *EVALUATE_COCO], "coco_2017_val of DATASETS.TEST"),
     ],
 )
 def test_mistakes_are_one_clear_line(run_here, tmp_path, args, words):
@@ -222,6 +227,40 @@ def test_missing_data_set_ends_with_exit_code_2(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "DETECTRON2_DATASETS" in last
+
+
+def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch):
+    """What torch makes of an exception of a process that it started."""
+    mistake = UserError("the labels are wrong; mend them")
+    text = "".join(traceback.format_exception(mistake))
+
+    def launch(*args, **options):
+        raise ProcessRaisedException(f"\n\n-- Process 1 terminated:\n{text}", 1, 1)
+
+    monkeypatch.setattr(tool, "launch", launch)
+    monkeypatch.setattr(tool, "build_config", lambda args: None)
+    with pytest.raises(UserError) as error:
+        run_here("--num-gpus", 2)
+    assert str(error.value) == str(mistake)
+    text = text.replace("UserError", "OtherError")
+    with pytest.raises(ProcessRaisedException):
+        run_here("--num-gpus", 2)
+
+
+@pytest.mark.slow
+def test_mistakes_of_two_processes_end_with_exit_code_2(datasets_root, tmp_path):
+    """Of the second one's mapper, which runs in a loading process of its own."""
+    done = run(
+        datasets_root, "--config", "quick/joint_cityscapes.yaml", "--num-gpus", 2,
+        "--dist-url", "auto", *SMALL, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 2,
+        "INPUT.DATASET_MAPPER_NAME", "mask_former_panoptic", "DATALOADER.NUM_WORKERS", 1,
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.0,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "the panoptic task needs 'pan_seg_file_name'" in last
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -16,12 +16,16 @@ def datasets_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def check_registered(name: str) -> None:
-    """Raises UserError, with the names that are closest, where a data set is not registered."""
+def check_registered(name: str, key: str = "") -> None:
+    """Raises UserError, with the names that are closest, where a data set is not registered.
+
+    ``key`` is the one of the config that names it.
+    """
     known = DatasetCatalog.list()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
-        raise UserError(f"unknown data set {name!r}; registered are: {', '.join(close)}")
+        where = f" in {key}" if key else ""
+        raise UserError(f"unknown data set {name!r}{where}; registered are: {', '.join(close)}")
 
 
 def register_all() -> None:

@@ -16,7 +16,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from pycocotools import mask as rle
 from torch.nn import functional as F
 
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, require
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
 IMAGE_PAD_VALUE = 128
@@ -240,6 +240,7 @@ def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
             )
         )
     if size.COLOR_AUG_SSD:
+        require("cv2", "opencv-python-headless", "INPUT.COLOR_AUG_SSD")
         # Imported here because PointRend's package registers its heads and needs OpenCV.
         from detectron2.projects.point_rend import ColorAugSSDTransform
 

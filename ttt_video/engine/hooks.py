@@ -13,6 +13,7 @@ from torch import nn
 
 from ttt_video.files import write_atomically
 from ttt_video.modeling import MaskFormerTTT
+from ttt_video.modeling.weights import TTTCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +42,15 @@ class KeepBest(HookBase):
     from, and goes on comparing with the best so far after one (``model_best.json``).
 
     Args:
-        model: whose weights to keep; not wrapped for data parallelism.
-        output_dir: where both files go.
+        checkpointer: knows which weights to keep, and where both files go.
         metric: a name in the event storage; higher is better.
     """
 
-    def __init__(self, model: nn.Module, output_dir: str, metric: str):
-        self.model = model
+    def __init__(self, checkpointer: TTTCheckpointer, metric: str):
+        self.checkpointer = checkpointer
         self.metric = metric
-        self.weights = Path(output_dir) / "model_best.pth"
-        self.record = Path(output_dir) / "model_best.json"
+        self.weights = Path(checkpointer.save_dir) / "model_best.pth"
+        self.record = Path(checkpointer.save_dir) / "model_best.json"
         self.best = float("-inf")
         self._seen = -1
 
@@ -69,7 +69,7 @@ class KeepBest(HookBase):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        content = {"model": self.model.state_dict()}
+        content = {"model": self.checkpointer.weights()}
         write_atomically(self.weights, lambda part: torch.save(content, part))
         write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
         logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)

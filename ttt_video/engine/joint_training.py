@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import (
@@ -30,11 +30,12 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ttt_video.data.datasets import check_registered
 from ttt_video.data.loader import TrainingLoader, TrainingStream
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, require
 from ttt_video.modeling.weights import TTTCheckpointer
 
 # Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
@@ -166,10 +167,11 @@ class JointTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        data_loader = self.build_train_loader(cfg, seed=self.seed)
+        self.check_evaluation(cfg)
         torch.manual_seed(self.seed)  # of the new weights, whatever was drawn before
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg, seed=self.seed)
         device = torch.device(cfg.MODEL.DEVICE)
         ids = {} if device.type == "cuda" else {"device_ids": None}
         self._trainer = TrainStep(
@@ -181,11 +183,17 @@ class JointTrainer(DefaultTrainer):
             dtype=amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        untrained = () if cfg.TTT.JOINT == "joint" else ("recon_head.",)
         self.checkpointer = TTTCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             new_classes=cfg.TTT.NEW_CLASSES,
             init_recon_from_main=cfg.TTT.RECON.INIT_FROM_MAIN,
+            # Nothing trains g here: saved, it would make the weights look jointly trained.
+            leave_out=untrained,
+            allow_new=untrained,
+            # A given f is one whose features do not change with a channel that it never saw.
+            extra_channels="zero" if cfg.TTT.JOINT == "probing" else "init",
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -193,9 +201,33 @@ class JointTrainer(DefaultTrainer):
         self.register_hooks([FrozenParts(model), *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As detectron2's, and the data go on where the checkpoint left them."""
+        """As detectron2's, and the data go on where the checkpoint left them.
+
+        Raises:
+            UserError: the weights do not fit, or probing was given none for f.
+        """
         super().resume_or_load(resume)
         self.data_loader.start_at(self.start_iter)
+        if self.cfg.TTT.JOINT == "probing":
+            self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
+
+    def _take_given_parts(self, resumed: bool) -> None:
+        """Of probing: f has to be in the weights, and a g that is there belongs to it."""
+        report = self.checkpointer.report
+        parameters = dict(bare_model(self.model).named_parameters())
+        lacking = "" if self.cfg.MODEL.WEIGHTS else "MODEL.WEIGHTS is empty"
+        if report is not None:
+            # Others start at 0 or 1: ImageNet's Swin lacks the norms of its outputs.
+            drawn = [n for n in report.new if n in parameters and parameters[n].dim() > 1]
+            if any(name.startswith("backbone.") for name in drawn):
+                lacking = f"{report.source} lacks weights of f (backbone)"
+            if not any(name.startswith("recon_head.") for name in drawn):
+                self.checkpointer.leave_out = ()
+        if lacking and not resumed:
+            raise UserError(
+                f"TTT.JOINT probing trains h on the features of a given f, but {lacking}; set "
+                "MODEL.WEIGHTS to weights that have it"
+            )
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, the best checkpoint, and the reconstruction pictures."""
@@ -205,7 +237,7 @@ class JointTrainer(DefaultTrainer):
         cfg, model = self.cfg, bare_model(self.model)
         writer = built.pop()  # stays last, so that it writes what the others record
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
-            built.append(KeepBest(model, cfg.OUTPUT_DIR, headline_metric(cfg.DATASETS.TEST)))
+            built.append(KeepBest(self.checkpointer, headline_metric(cfg.DATASETS.TEST)))
         period = cfg.TTT.RECON.PICTURE_PERIOD
         period = cfg.TEST.EVAL_PERIOD if period < 0 else period
         if period > 0 and cfg.TTT.JOINT == "joint":
@@ -256,6 +288,20 @@ class JointTrainer(DefaultTrainer):
         )
 
     @classmethod
+    def check_evaluation(cls, cfg: CfgNode) -> None:
+        """Raises what would end the evaluation of ``DATASETS.TEST``, hours of training before it.
+
+        Also without ``TEST.EVAL_PERIOD``, because a run ends with an evaluation.
+
+        Raises:
+            UserError: a data set is unknown, missing or cannot be scored.
+        """
+        for name in cfg.DATASETS.TEST:
+            with _data_set_errors("DATASETS.TEST", [name]):
+                cls.build_test_loader(cfg, name)
+                cls.build_evaluator(cfg, name)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """detectron2's evaluators, as the data set's ``evaluator_type`` asks.
 
@@ -267,17 +313,20 @@ class JointTrainer(DefaultTrainer):
         kind = evaluator_type(dataset_name)
         if _HEADLINE[kind] == "sem_seg/mIoU":
             return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
-        segm = _ThingEvaluator(
-            dataset_name,
-            tasks=("segm",),
-            distributed=True,
-            output_dir=output_dir,
-            use_fast_impl=False,  # the fast one needs detectron2's compiled part
-        )
-        if _HEADLINE[kind] == "segm/AP":
-            return segm
-        evaluators = [COCOPanopticEvaluator(dataset_name, output_dir)]
-        if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file"):
+        evaluators: list[DatasetEvaluator] = []
+        if _HEADLINE[kind] == "panoptic_seg/PQ":
+            # Without what it asks for: it pins numpy<2 without need.
+            require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
+            evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+        things_too = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file")
+        if _HEADLINE[kind] == "segm/AP" or things_too:
+            segm = _ThingEvaluator(
+                dataset_name,
+                tasks=("segm",),
+                distributed=True,
+                output_dir=output_dir,
+                use_fast_impl=False,  # the fast one needs detectron2's compiled part
+            )
             evaluators.append(segm)
         return DatasetEvaluators(evaluators)
 
@@ -297,6 +346,21 @@ class _ThingEvaluator(COCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, names)
 
 
+@contextmanager
+def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
+    """Turns what detectron2 raises where the data sets of a config key are missing into a line."""
+    for name in names:
+        check_registered(name, key)
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"data set {', '.join(names)} of {key} cannot be loaded ({reason}); put it under "
+            "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
+        ) from error
+
+
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
     """The records of all named data sets, in the same order on every machine.
 
@@ -305,20 +369,8 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
     """
     if not names:
         raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
-    for name in names:
-        if name not in DatasetCatalog.list():
-            raise UserError(
-                f"unknown data set {name!r} in DATASETS.TRAIN; registered are: "
-                + ", ".join(sorted(DatasetCatalog.list()))
-            )
-    try:
+    with _data_set_errors("DATASETS.TRAIN", names):
         records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
-    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"data set {', '.join(names)} cannot be loaded ({reason}); put it under "
-            "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
-        ) from error
     # detectron2's loader of Cityscapes lists folders in the order of the file system.
     if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
         records.sort(key=lambda record: record["file_name"])

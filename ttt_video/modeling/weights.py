@@ -333,6 +333,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         model: the model to load into and to save.
         save_dir: where checkpoints are written.
         new_classes: whether a starting point may be of another number of classes.
+        leave_out: prefixes of names that are not saved; may be set later.
         allow_new, allow_unused, allow_mismatched, extra_channels, init_recon_from_main: as in
             :func:`load_weights`.
         checkpointables: further objects to save and load, as in detectron2.
@@ -344,6 +345,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         new_classes: bool = False,
+        leave_out: tuple[str, ...] = (),
         allow_new: Sequence[str] = (),
         allow_unused: Sequence[str] = (),
         allow_mismatched: Sequence[str] = (),
@@ -353,6 +355,7 @@ class TTTCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._new_classes = new_classes
+        self.leave_out = leave_out
         self._options: dict[str, Any] = {
             "allow_new": allow_new,
             "allow_unused": allow_unused,
@@ -390,11 +393,18 @@ class TTTCheckpointer(DetectionCheckpointer):
         finally:
             self._options = strict
 
+    def weights(self) -> dict[str, Tensor]:
+        """What is saved of the model."""
+        weights = self.model.state_dict()
+        for name in [name for name in weights if name.startswith(self.leave_out)]:
+            del weights[name]
+        return weights
+
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` in ``<name>.pth``, as detectron2."""
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict(), **kwargs}
+        content = {"model": self.weights(), **kwargs}
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
