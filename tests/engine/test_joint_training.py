@@ -353,6 +353,14 @@ def test_what_cannot_be_evaluated_is_said_before_training(tmp_path, monkeypatch,
     assert "\n" not in str(error.value)
 
 
+def test_evaluation_wants_labels_for_every_image(tmp_path, monkeypatch):
+    first, *others = DatasetCatalog.get(DATASET)
+    first = {k: v for k, v in first.items() if k != "sem_seg_file_name"}
+    monkeypatch.setitem(DatasetCatalog, DATASET, lambda: [first, *others])
+    with pytest.raises(UserError, match=r"without 'sem_seg_file_name'; .*labelled_only=True"):
+        JointTrainer.check_evaluation(make_cfg(tmp_path, "DATASETS.TEST", f"('{DATASET}',)"))
+
+
 def test_optional_libraries_are_asked_for_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"COLOR_AUG_SSD needs cv2.*pip install opencv-python-head"):

@@ -312,7 +312,13 @@ class JointTrainer(DefaultTrainer):
         output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
         kind = evaluator_type(dataset_name)
         if _HEADLINE[kind] == "sem_seg/mIoU":
-            return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
+            try:
+                return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
+            except KeyError as error:
+                raise UserError(
+                    f"data set {dataset_name!r} has images without {error}; a video that is "
+                    "labelled in parts is registered for this with labelled_only=True"
+                ) from error
         evaluators: list[DatasetEvaluator] = []
         if _HEADLINE[kind] == "panoptic_seg/PQ":
             # Without what it asks for: it pins numpy<2 without need.
