@@ -356,7 +356,7 @@ def test_what_cannot_be_evaluated_is_said_before_training(tmp_path, monkeypatch,
 def test_evaluation_wants_labels_for_every_image(tmp_path, monkeypatch):
     first, *others = DatasetCatalog.get(DATASET)
     first = {k: v for k, v in first.items() if k != "sem_seg_file_name"}
-    monkeypatch.setitem(DatasetCatalog, DATASET, lambda: [first, *others])
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [first, *others])
     with pytest.raises(UserError, match=r"without 'sem_seg_file_name'; .*labelled_only=True"):
         JointTrainer.check_evaluation(make_cfg(tmp_path, "DATASETS.TEST", f"('{DATASET}',)"))
 
