@@ -141,6 +141,17 @@ def test_predicting_a_frame_again_replaces_its_scores():
     assert means == [1, 1.5, 3.5]
 
 
+def test_smoothing_does_not_blend_videos():
+    """Also where nothing is reset between them, and where their sizes differ."""
+    scores = [
+        torch.full((1, *size), v) for size, v in (((2, 2), 1.0), ((3, 3), 4.0), ((3, 3), 2.0))
+    ]
+    smooth = TemporalSmoothing(Scripted(*scores), size=3)
+    frames = (frame(5, "a"), frame(0, "b"), frame(1, "b"))
+    means = [smooth.predict(x)["sem_seg"].unique().tolist() for x in frames]
+    assert means == [[1], [4], [3]]
+
+
 def test_smoothing_over_one_frame_is_the_method_itself(tiny_model, make_video):
     smooth = TemporalSmoothing(NoAdaptation(tiny_model), size=1)
     for x in make_video():

@@ -16,7 +16,8 @@ class TemporalSmoothing(EnsembleAdapter):
     """Predicts the mean class scores of the last ``size`` frames, the current one included.
 
     A frame's scores are those of the weights at its time; frames are counted in the order in
-    which they are predicted. Predicting a frame again replaces its scores.
+    which they are predicted. Predicting a frame again replaces its scores. Another video starts
+    anew, also where the weights go on (``TTT.RESET never``).
     """
 
     def __init__(self, inner: Adapter, *, size: int) -> None:
@@ -31,6 +32,8 @@ class TemporalSmoothing(EnsembleAdapter):
         """``sem_seg``: (K, H, W) mean scores. All frames of a video must have one size."""
         output = self.inner.predict(frame)
         key = (frame.get("video_id"), frame.get("frame_index"))
+        if any(video_id != key[0] for video_id, _ in self._recent):
+            self._recent.clear()
         self._recent.pop(key, None)
         self._recent[key] = output["sem_seg"]
         if len(self._recent) > self.size:
