@@ -17,10 +17,10 @@ from ttt_video.adaptation import (
     ADAPTER_REGISTRY,
     NoAdaptation,
     ReconstructionAdapter,
-    offline_ttt_mae_oracle,
 )
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.ln_adapt import measure_statistics
+from ttt_video.adaptation.offline_ttt_mae_oracle import OfflineOracleAdapter
 from ttt_video.cli import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
@@ -214,10 +214,9 @@ class TestOfflineTTTMAEOracle(OfflineContract):
     @pytest.fixture(autouse=True)
     def _prefers_what_has_moved(self, monkeypatch):
         """Random labels choose a random step, which may be the source; here they barely count."""
-        real = offline_ttt_mae_oracle.scorer
+        real = OfflineOracleAdapter.__init__
 
-        def scorer(cfg, model):
-            score = real(cfg, model)
+        def init(self, model, *, score, **settings):
             source = [p.detach().clone() for p in model.parameters()]
 
             def biased(frames, predict):
@@ -225,9 +224,9 @@ class TestOfflineTTTMAEOracle(OfflineContract):
                 distance = sum(float((p - s).square().sum()) for p, s in moved)
                 return 1e-12 * score(frames, predict) + distance
 
-            return biased
+            real(self, model, score=biased, **settings)
 
-        monkeypatch.setattr(offline_ttt_mae_oracle, "scorer", scorer)
+        monkeypatch.setattr(OfflineOracleAdapter, "__init__", init)
 
     def test_one_result_per_frame_in_order_of_the_original_size(self, runner, make_video):
         results = list(runner.run(make_video(num_frames=4)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from ttt_video.engine.run_directory import RunDirectory
@@ -151,6 +152,21 @@ def test_scores_of_labelled_frames_are_those_of_the_predictions(
     for who, (intersection, union) in totals.items():
         pooled = 100 * intersection[[0, 1, 10]] / union[[0, 1, 10]]
         assert summary["metrics"][who]["mIoU"] == pytest.approx(pooled.mean())
+
+
+def test_the_offline_oracle_scores_as_the_run_does(evaluate, make_video, tmp_path):
+    """Of one video, its score is the summary's, also where a class is ignored."""
+    video = make_video("a", 2, 48, 64)
+    for frame in video:
+        rng = np.random.default_rng(frame["frame_index"])
+        frame["sem_seg_file_name"] = str(tmp_path / f"{frame['frame_index']}.png")
+        Image.fromarray(rng.integers(0, 19, (48, 64), np.uint8)).save(frame["sem_seg_file_name"])
+    MetadataCatalog.get("ignores_3").set(evaluator_type="video_sem_seg", ignore_label=3)
+    opts = ("TTT.METHOD", "offline_ttt_mae_oracle", "TTT.OFFLINE.STEPS", 1)
+    run, summary = evaluate([ListSource(video)], "run", *opts, dataset_name="ignores_3")
+    MetadataCatalog.remove("ignores_3")
+    score = next(iter(run.rows()))["offline_score"]
+    assert score == pytest.approx(summary["metrics"]["adapted"]["mIoU"], rel=1e-12)
 
 
 def test_compare_leaves_the_adapted_numbers_as_they_are(evaluate, make_video):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..evaluation.evaluators import build_evaluators
+from ..evaluation.protocols import TASKS
 from .base import ADAPTER_REGISTRY, Adapter, require_keys
 from .offline_ttt_mae import OfflineReconstructionAdapter
 
@@ -74,20 +75,24 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
             self._best = (value, step, weights)
 
 
-def scorer(cfg: CfgNode, model: nn.Module) -> Score:
-    """The metric of the paper's Table 1 for the model's task, in percent, over a whole video."""
-    metric = "PQ" if model.panoptic_on else "AP" if model.instance_on else "mIoU"
+def scorer(cfg: CfgNode) -> Score:
+    """The metric of the paper's Table 1, in percent, over a whole video.
+
+    That of the labels of the first of ``DATASETS.TEST``; without one, that of the first task of
+    mIoU, PQ and AP that the video has labels and the model has outputs for.
+    """
+    name = next(iter(cfg.DATASETS.TEST), None)
 
     def score(frames: list[Any], predict: Callable[[Any], dict[str, Any]]) -> float:
-        evaluators = build_evaluators(cfg, None)
+        evaluators = [e for e in build_evaluators(cfg, name) if TASKS[e.name].main]
         for frame in frames:
             output = predict(frame)
             for evaluator in evaluators:
                 evaluator.process([frame], [output])
         for evaluator in evaluators:
-            numbers = evaluator.evaluate().get(evaluator.name, {})
-            if metric in numbers:
-                return numbers[metric]
+            number = evaluator.evaluate().get(evaluator.name, {}).get(TASKS[evaluator.name].main)
+            if number is not None and not math.isnan(number):
+                return number
         return math.nan
 
     return score
@@ -102,5 +107,5 @@ def offline_ttt_mae_oracle(cfg: CfgNode, model: nn.Module) -> OfflineOracleAdapt
         model,
         num_steps=cfg.TTT.OFFLINE.STEPS,
         eval_every=cfg.TTT.OFFLINE.EVAL_EVERY,
-        score=scorer(cfg, model),
+        score=scorer(cfg),
     )

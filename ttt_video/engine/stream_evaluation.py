@@ -100,7 +100,11 @@ class StreamEvaluation:
         self._before: str | None = None  # the video that was run before
         self.source_facts = source_facts(model)
         self.frozen = NoAdaptation(copy.deepcopy(model)) if compare else None
-        self.runner = StreamRunner.from_config(cfg, model)
+        # A method that looks at labels has to score them as the run does.
+        named = cfg.clone()
+        named.defrost()
+        named.DATASETS.TEST = (dataset_name,) if dataset_name else ()
+        self.runner = StreamRunner.from_config(named, model)
         self.evaluators = {
             who: build_evaluators(cfg, dataset_name)
             for who in (("adapted", "frozen") if compare else ("adapted",))
