@@ -70,6 +70,17 @@ def test_tents_loss_is_the_entropy_of_the_predicted_scores(tiny_model, make_vide
     assert record["loss_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_pixels_may_be_nothing_also_where_semantic_outputs_are_on_too(tiny_model, make_video, task):
+    losses = []
+    for tiny_model.semantic_on, on in ((True, False), (True, True), (False, True)):
+        setattr(tiny_model, f"{task}_on", on)
+        adapter = tent_of(copy.deepcopy(tiny_model), lr=0.0)
+        losses.append(adapter.adapt(window_of(make_video()), seeded())["loss_entropy"])
+    semantic, both, objects = losses
+    assert both == objects != semantic
+
+
 def test_frozen_heads_cost_no_gradient_of_their_own(tiny_model, make_video):
     adapter = tent_of(tiny_model)
     grads = []

@@ -15,8 +15,10 @@ from .window import SlidingWindow
 class ClassBalance(Adapter):
     """Resets a method when it and the source weights predict too different numbers of classes.
 
-    Both predict every frame, after the update. A frame at which the method is reset gets the
-    source's prediction.
+    Both predict the current frame after each update (:func:`predicted_classes` says which of a
+    model's outputs counts); frames without an update (``TTT.UPDATE_EVERY``) are not compared. A
+    frame at which the method is reset gets the source's prediction; with ``TTT.PREDICT before``,
+    where its own is out by then, the next frame does.
     """
 
     def __init__(self, inner: GradientAdapter, *, threshold: int) -> None:

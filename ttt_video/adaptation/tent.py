@@ -34,10 +34,14 @@ class EntropyAdapter(GradientAdapter):
         self.augment = augment
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """``loss_entropy`` in nats (:mod:`~ttt_video.adaptation.pixel_classes`)."""
+        """``loss_entropy`` in nats (:mod:`~ttt_video.adaptation.pixel_classes`).
+
+        Of a model that also segments semantically, objects decide: its pixels may be nothing.
+        """
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         prediction = main_task(self.model, inputs)
-        entropy = pixel_entropy(prediction.pixels, background=not self.model.semantic_on)
+        background = bool(self.model.instance_on or self.model.panoptic_on)
+        entropy = pixel_entropy(prediction.pixels, background=background)
         return {"loss_entropy": prediction.mean(entropy)}
 
 
