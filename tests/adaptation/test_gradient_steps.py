@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import GradientAdapter, SlidingWindow
+from ttt_video.adaptation.gradient import HALVINGS
 from ttt_video.errors import UserError
 
 
@@ -454,16 +455,38 @@ def test_low_precision_step_is_close_to_the_full_one_and_weights_stay_fp32(preci
     assert adapter.predict(window().current)["sem_seg"].dtype == torch.float32
 
 
-def test_fp16_overflow_skips_the_step_and_lowers_the_loss_scale():
+def test_fp16_overflow_repeats_the_step_with_a_smaller_loss_scale():
+    """The same step as with that scale from the start, random draws included."""
+    frames, models, randoms = window(), [], []
+    for scale in (None, 2.0**7):
+        models.append(toy(dropout=0.5))
+        randoms.append(seeded())
+        adapter = ToyAdapter(models[-1], precision="fp16", step_mode="train", micro_batch_size=3)
+        adapter.spoil = lambda loss, call: loss * 300
+        if scale:
+            adapter.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        assert adapter.adapt(frames, randoms[-1])["skipped_steps"] == 0
+        assert adapter.scaler.get_scale() == 2.0**7
+    assert not torch.equal(models[0].recon_head.weight, toy().recon_head.weight)
+    assert_same(weights(models[0]), weights(models[1]))
+    assert torch.equal(randoms[0].get_state(), randoms[1].get_state())
+
+
+def test_fp16_step_without_a_finite_gradient_is_skipped():
     model = toy()
     adapter = ToyAdapter(model, precision="fp16")
     scale = adapter.scaler.get_scale()
     before = weights(model)
-    adapter.spoil = lambda loss, call: loss * (1e35 if call == 1 else 0.01)
+    adapter.spoil = lambda loss, call: loss * 1e35
     frames = window()
     assert adapter.adapt(frames, seeded())["skipped_steps"] == 1
     assert_same(weights(model), before)
-    assert adapter.scaler.get_scale() == scale / 2
+    assert adapter.scaler.get_scale() == scale / 2  # later steps are not scaled to nothing
+    assert len(adapter.batches) == 1 + HALVINGS
+    adapter.spoil = lambda loss, call: loss * math.nan
+    assert adapter.adapt(frames, seeded())["skipped_steps"] == 1
+    assert len(adapter.batches) == 2 + HALVINGS  # no scale mends such a loss
+    adapter.spoil = lambda loss, call: loss * 0.01
     assert adapter.adapt(frames, seeded())["skipped_steps"] == 0
     assert not torch.equal(model.recon_head.weight, before["recon_head.weight"])
     adapter.reset()

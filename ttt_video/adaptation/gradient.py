@@ -20,6 +20,9 @@ from .window import Sample, SlidingWindow
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+HALVINGS = 16
+"""Times that a step of fp16 is tried again with half the loss scale: from 2**16 down to 1."""
+
 
 class GradientAdapter(Adapter):
     """Takes gradient steps on a loss. A method of this kind defines :meth:`losses`.
@@ -184,7 +187,7 @@ class GradientAdapter(Adapter):
             The mean of each scalar over the steps, ``grad_norm`` (before clipping, of the last
             step; 0 where there was nothing to learn, and so no step) and ``skipped_steps``: steps
             whose loss or gradient was not finite, which left weights, buffers and optimizer
-            untouched.
+            untouched; in fp16, at no loss scale.
         """
         record = self.take_steps(self.steps_per_frame, window, generator)
         if self.restart_optimizer:
@@ -210,6 +213,27 @@ class GradientAdapter(Adapter):
     def _step(
         self, batch: list[Sample], generator: torch.Generator
     ) -> tuple[dict[str, float], float, bool]:
+        """One step: its scalars, the norm of its gradient, and whether it was taken."""
+        if not self.scaler.is_enabled():
+            return self._try_step(batch, generator)
+        # A loss that is scaled too far says nothing of the step. Were it skipped, a method that
+        # forgets its scale at every frame would skip it at every frame.
+        before, scale = generator.get_state(), {}
+        losses, norm, moved = self._try_step(batch, generator)
+        for _ in range(HALVINGS):
+            if moved or not all(map(math.isfinite, losses.values())):
+                break
+            scale = scale or self.scaler.state_dict()
+            generator.set_state(before)  # the same masks
+            losses, norm, moved = self._try_step(batch, generator)
+        if not moved and scale:
+            self.scaler.load_state_dict(scale)  # it was not to blame
+        return losses, norm, moved
+
+    def _try_step(
+        self, batch: list[Sample], generator: torch.Generator
+    ) -> tuple[dict[str, float], float, bool]:
+        """As :meth:`_step`, with the loss scale as it is; a failure halves it."""
         sums: dict[str, Tensor] = {}
         buffers = [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
         with module_mode(self.model, self.training_step), self._random_layers(generator):
