@@ -218,7 +218,8 @@ class GradientAdapter(Adapter):
             return self._try_step(batch, generator)
         # A loss that is scaled too far says nothing of the step. Were it skipped, a method that
         # forgets its scale at every frame would skip it at every frame.
-        before, scale = generator.get_state(), {}
+        before = generator.get_state()
+        scale: dict[str, Any] = {}
         losses, norm, moved = self._try_step(batch, generator)
         for _ in range(HALVINGS):
             if moved or not all(map(math.isfinite, losses.values())):
