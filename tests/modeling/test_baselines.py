@@ -179,6 +179,19 @@ def test_methods_that_train_parts_of_our_model_refuse(name, model, method):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("modules", ["()", "('backbone', 'sem_seg_head')"])
+def test_batch_norm_is_re_estimated(built, modules, make_video):
+    model = copy.deepcopy(built["deeplab_v3_plus"])
+    cfg = config("deeplab_v3_plus", "TTT.METHOD", "ln_adapt", "TTT.MODULES", modules)
+    before = copy.deepcopy(model.state_dict())
+    for result in StreamRunner.from_config(cfg, model).run(make_video(num_frames=2)):
+        assert result.record["norm_shift"] > 0
+        assert torch.isfinite(result.output["sem_seg"]).all()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.rpartition(".")[2] for k in moved} == {"running_mean", "running_var"}
+    assert any(k.startswith("sem_seg_head") for k in moved) == ("head" in modules)
+
+
 @pytest.mark.parametrize("ensemble", ["majority_vote", "temporal_smoothing"])
 def test_ensembles_work_on_any_architecture(name, model, ensemble, make_video):
     runner = StreamRunner.from_config(

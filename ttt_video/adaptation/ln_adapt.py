@@ -158,7 +158,10 @@ class NormAdapter(Adapter):
         model.requires_grad_(False)
         self.prior = prior
         self.layers = norm_layers(model, modules)
-        self.encoder_only = all(name.split(".")[0] == "backbone" for name in modules)
+        # Other architectures have no pass of f alone.
+        self.encoder_only = hasattr(model, "encode") and all(
+            name.split(".")[0] == "backbone" for name in modules
+        )
         if not self.layers:
             raise UserError(f"nothing to adapt: no normalisation layers under {list(modules)}")
         self._frames: dict[str, deque[Statistics]] = {name: deque() for name in self.layers}
@@ -188,7 +191,7 @@ class NormAdapter(Adapter):
 
     @torch.no_grad()
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """Measures the current frame and adapts to those of the window.
+        """Measures the current frame and adapts to the last ones measured, as many as a window has.
 
         Returns:
             ``norm_shift``: how far the window's channel means are from the source's, in standard
