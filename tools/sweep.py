@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from ttt_video.cli import add_register_argument, config_dir, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
-from ttt_video.engine.sweep_results import METRICS, add_gains, cell_record, to_csv, to_markdown
+from ttt_video.engine.sweep_results import (
+    METRICS,
+    add_gains,
+    cell_record,
+    results_table,
+    to_csv,
+    to_markdown,
+)
 from ttt_video.engine.sweep_workers import (
     default_workers,
     finished,
@@ -130,6 +137,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
 
 def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) -> str:
     """Writes table and figures of what is on disk; returns the table."""
+    from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
 
     metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
@@ -140,14 +148,19 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
             record["state"] = "failed"
         records.append(record)
     add_gains(records, sweep.baseline, metrics)
-    table, cells = to_markdown(records, metrics), to_csv(records, metrics)
+    found, cells = results_table(records, metrics), to_csv(records, metrics)
+    table = to_markdown(found)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "results.csv", lambda part: part.write_text(cells, "utf-8"))
     write_atomically(output / "results.md", lambda part: part.write_text(table, "utf-8"))
     complete = [record for record in records if record["state"] == "complete"]
     figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)
-    names = ", ".join(path.name for path in figures)
-    return f"{table}\nresults.csv, results.md{', ' if names else ''}{names} are in {output}"
+    sections = [HtmlSection("Results", [HtmlTable(found.head, found.rows), *found.notes])]
+    if figures:
+        sections.append(HtmlSection("Figures", [HtmlFile(path, path.stem) for path in figures]))
+    write_html(output / "report.html", output.name, sections)
+    names = ", ".join(["results.csv", "results.md", "report.html", *(f.name for f in figures)])
+    return f"{table}\n{names} are in {output}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ttt_video.engine.sweep_results import (
     add_gains,
     cell_record,
     metric_columns,
+    results_table,
     to_csv,
     to_markdown,
 )
@@ -26,6 +28,7 @@ from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on
 from ttt_video.errors import UserError
 from ttt_video.evaluation import published
 from ttt_video.evaluation.protocols import rules
+from ttt_video.visualization import sweep_figures
 from ttt_video.visualization.sweep_figures import draw_figures
 
 RULES = rules(["mIoU", "mIoU_frame_release", "predicted_classes_mean", "prediction_entropy_mean"])
@@ -144,7 +147,7 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         summary = json.loads((cell.folder / "summary.json").read_text())
         summary["seconds"]["frame"]["mean"] = seconds
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    lines = to_markdown(records_of(sweep)).splitlines()[2:4]
+    lines = to_markdown(results_table(records_of(sweep))).splitlines()[2:4]
     assert [line.split("|")[-2].strip() for line in lines] == ["2.000", "3.000"]
 
 
@@ -173,6 +176,8 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ({"baseline": "frozen"}, "baseline 'frozen' is no row"),
         ({"figures": {"pie": True}}, "no entry 'pie'"),
         ({"figures": {"curve": True}}, "name the setting on its x axis"),
+        ({"figures": {"over_time": "none"}}, "over_time is 'none'; give a list"),
+        ({"figures": {"over_time": ["tent"]}}, "over_time: no row 'tent'; choose from none, "),
         ({"sources": {"a b": {"video": "x"}, "a_b": {"video": "y"}}}, "the same name"),
     ],
 )
@@ -258,7 +263,7 @@ def test_table_by_hand(scored):
     records = records_of(scored)
     assert metric_columns(records) == [("street", "mIoU"), ("kitti", "mIoU")]
     assert [r["gain_mIoU"] for r in records] == [0, 0, 0, 0, 1, 2, 3, 4, 2, 3, 6, 7]
-    table = to_markdown(records).partition("\n\n")[0].splitlines()
+    table = to_markdown(results_table(records)).partition("\n\n")[0].splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
     assert cells[0] == [
         "method", "street mIoU", "kitti mIoU", "gain mIoU",
@@ -281,7 +286,7 @@ def test_without_labels_the_table_tells_a_collapse(sweep_of):
             "adapted": {"predicted_classes_min": classes, "prediction_entropy_mean": 0.25}
         }
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    table, below = to_markdown(records_of(sweep)).split("\n\n")
+    table, below = to_markdown(results_table(records_of(sweep))).split("\n\n")
     assert f"- predicted_classes_mean: {RULES['predicted_classes_mean']}.\n" in below
     assert f"- prediction_entropy_mean: {RULES['prediction_entropy_mean']}.\n" in below
     assert below.count("\n") == 3
@@ -295,7 +300,7 @@ def test_rules_preset_and_weights_stand_below_the_table(sweep_of):
     sweep = sweep_of(seeds=[0], rows=rows)
     for cell in sweep.cells:
         write_run(cell, 50)
-    below = to_markdown(records_of(sweep)).split("\n\n")[1]
+    below = to_markdown(results_table(records_of(sweep))).split("\n\n")[1]
     assert below.splitlines() == [
         f"- mIoU: {RULES['mIoU']}.",
         "- Preset paper, weights aaaaaaaaaaaa: street, kitti (none).",
@@ -308,7 +313,7 @@ def test_another_protocol(scored, tmp_path):
     records = [cell_record(cell, cell.summary()) for cell in scored.cells]
     add_gains(records, scored.baseline, metrics)
     assert [r["gain_mIoU_frame_release"] for r in records][-4:] == [2, 3, 6, 7]
-    table = to_markdown(records, metrics)
+    table = to_markdown(results_table(records, metrics))
     assert "street mIoU_frame_release | kitti mIoU_frame_release | gain mIoU_frame_release" in table
     assert "| 45.00 ± 0.00" in table
     assert f"- mIoU_frame_release: {RULES['mIoU_frame_release']}.\n" in table
@@ -337,7 +342,7 @@ def test_incomplete_cells_are_dashes(sweep_of):
     write_run(sweep.cells[1], 60, complete=False)
     records = records_of(sweep)
     assert [r["state"] for r in records] == ["complete", "missing", "missing"]
-    line = to_markdown(records).splitlines()[3]
+    line = to_markdown(results_table(records)).splitlines()[3]
     assert [c.strip() for c in line.strip("|").split("|")][1:] == ["-"] * 5
 
 
@@ -346,6 +351,24 @@ def test_a_frozen_model_beside_goes_before_the_baseline_row(sweep_of):
     for cell, score, frozen in zip(sweep.cells, (50, 60, 70), (50, 58, 58), strict=True):
         write_run(cell, score, frozen=frozen)
     assert [r["gain_mIoU"] for r in records_of(sweep)] == [0, 2, 12]
+
+
+def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch):
+    sweep = sweep_of(rows={"none": None, "tent": None}, figures={"over_time": ["tent"]})
+    for cell in sweep.cells:
+        write_run(cell, 50)
+        rows = [{"metrics": {"mIoU": 10.0 * cell.seed + i}} for i in range(3)] + [{"metrics": {}}]
+        (cell.folder / "frames.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    drawn = {}
+    monkeypatch.setattr(
+        sweep_figures, "plot_curves", lambda lines, path, *_, **__: drawn.update({path.name: lines})
+    )
+    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path)
+    assert [*drawn] == ["over_time_mIoU_street.png", "over_time_mIoU_kitti.png"]
+    lines = drawn["over_time_mIoU_street.png"]
+    assert [*lines] == ["tent"]
+    assert lines["tent"][:3] == [5.0, 6.0, 7.0]
+    assert math.isnan(lines["tent"][3])
 
 
 def test_figures_are_drawn_from_the_records(scored, tmp_path):

@@ -68,7 +68,8 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     folder = tmp_path / "output/sweeps/mine"
     assert "+10.00" in (folder / "results.md").read_text()
     assert {p.name for p in folder.iterdir()} == {
-        "cells", "results.csv", "results.md", "bars_mIoU.png", "gain_against_time_mIoU.png",
+        "cells", "results.csv", "results.md", "report.html",
+        "bars_mIoU.png", "gain_against_time_mIoU.png",
     }  # fmt: skip
     note = json.loads((folder / "cells/none/a/seed0/cell.json").read_text())
     assert note["arguments"][-6:] == ["--max-frames", "2", "SEED", "0", "SEED", "3"]

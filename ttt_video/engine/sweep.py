@@ -26,7 +26,7 @@ ROW_KEYS = ("method", "config", "preset", "weights", "settings", "sources", "lab
 SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 UNLABELLED_KINDS = ("video", "video-dir")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
-FIGURES = ("curve", "bars", "gain_against_time")
+FIGURES = ("curve", "bars", "gain_against_time", "over_time")
 WORLD_DATASETS = {
     "kitti_step": "kitti_step_video_sem_seg_val",
     "coco_videos": "coco_videos_panoptic_all",
@@ -88,7 +88,8 @@ class Sweep:
         cells: in the order of the table.
         worlds: rendered first.
         baseline: name of the row that gains are counted from; None without a frozen row.
-        figures: kind of figure to its setting's key (``curve``) or True.
+        figures: kind of figure to its setting's key (``curve``), its rows' names (``over_time``)
+            or True.
     """
 
     cells: list[Cell]
@@ -164,6 +165,9 @@ def read_sweep(
         )
     if len({cell.folder for cell in sweep.cells}) < len(sweep.cells):
         raise UserError(f"sweep {path}: two rows, sources or seeds have the same name")
+    for name in sweep.figures.get("over_time", []):
+        if name not in rows:
+            raise UserError(f"figures.over_time: no row {name!r}; choose from {', '.join(rows)}")
     sweep.baseline = _baseline(spec.get("baseline"), sweep.cells)
     return sweep
 
@@ -285,6 +289,8 @@ def _figures(figures: Any) -> dict[str, Any]:
     figures = _section(figures, "figures", FIGURES)
     if not isinstance(figures.get("curve", ""), str):
         raise UserError(f"figures.curve is {figures['curve']!r}; name the setting on its x axis")
+    if not isinstance(figures.get("over_time", []), list):
+        raise UserError(f"figures.over_time is {figures['over_time']!r}; give a list of rows")
     return {kind: value for kind, value in figures.items() if value}
 
 

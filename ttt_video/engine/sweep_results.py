@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..evaluation.protocols import rules
 from .sweep import Cell
@@ -119,21 +119,30 @@ def metric_columns(
     ]
 
 
-def to_markdown(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> str:
-    """The table of the paper: a line per row, a column per source and metric, seconds per frame.
+class ResultsTable(NamedTuple):
+    """The table of the paper, as text: a head, a line per row, and what has to be said below."""
+
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> ResultsTable:
+    """A line per row, a column per source and metric, gains, seconds per frame.
 
     A cell is the mean over the seeds, with the standard deviation where there are several; the
     gain in a metric is the mean over its sources. Without labels the columns are the number of
     predicted classes, the entropy, and the share of pixels that change from frame to frame.
     Seconds per frame are the mean over those sources that all rows ran on. Failed and missing cells
-    are a dash. Below stand the rule of each metric, presets and weights.
+    are a dash. The notes are the rule of each metric, presets and weights.
     """
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
     gained = [metric for metric in metrics if any(metric == m for _, m in columns)]
     times = ["adapt s/frame", "predict s/frame", "s/frame"]
-    lines = [["method", *heads, *(f"gain {metric}" for metric in gained), *times]]
+    head = ["method", *heads, *(f"gain {metric}" for metric in gained), *times]
+    lines = []
     rows = group(records, "row")
     common = set.intersection(*({r["source"] for r in members} for members in rows.values()))
     for (row,), members in rows.items():
@@ -148,12 +157,19 @@ def to_markdown(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> 
             seconds = [r[key] for r in members if r["source"] in common and _has(r, key)]
             cells.append(f"{fmean(seconds):.3f}" if seconds else "-")
         lines.append([row, *cells])
+    notes = [f"{line}." for line in (*_rules(columns), *_origins(records))]
+    return ResultsTable(head, lines, notes)
+
+
+def to_markdown(table: ResultsTable) -> str:
+    """The table with aligned columns, its notes below."""
+    lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [[cell.ljust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    table = [f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]]]
-    below = [f"- {line}." for line in (*_rules(columns), *_origins(records))]
-    return "\n".join([*table, *(["", *below] if below else [])]) + "\n"
+    shown = [f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]]]
+    below = [f"- {note}" for note in table.notes]
+    return "\n".join([*shown, *(["", *below] if below else [])]) + "\n"
 
 
 def _rules(columns: Sequence[tuple[str, str]]) -> list[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ..engine.sweep_results import METRICS, Record, group
-from .curves import PALETTE
+from .curves import PALETTE, plot_curves
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
 """Told apart where there are more rows than colours."""
@@ -33,7 +36,8 @@ def draw_figures(
 
     Args:
         records: complete cells, with gains.
-        figures: ``curve`` (to the key on the x axis), ``bars``, ``gain_against_time``.
+        figures: ``curve`` (to the key on the x axis), ``bars``, ``gain_against_time``,
+            ``over_time`` (to the names of the rows that it shows).
         baseline: name of the frozen row, a line or the zero of the figures.
         folder: where the files go.
         metrics: to be drawn.
@@ -46,6 +50,9 @@ def draw_figures(
         scored = [r for r in records if r.get(metric) is not None]
         for kind, value in figures.items():
             path = folder / f"{kind}_{metric}.png"
+            if kind == "over_time":
+                written += plot_over_time(scored, metric, value, folder)
+                continue
             if kind == "curve":
                 drawn = plot_setting_curve(scored, metric, value, baseline, path)
             elif kind == "bars":
@@ -179,6 +186,36 @@ class _PlainLogFormatter(LogFormatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def plot_over_time(
+    records: Sequence[Record], metric: str, rows: Sequence[str], folder: Path
+) -> list[Path]:
+    """Each frame's metric with its mean over 15 frames, a figure per source and a line per row.
+
+    Frames are numbered through the videos of a source; several seeds are averaged. What is drawn is
+    the frame's own number, whatever pools them in the table.
+    """
+    written = []
+    for (source,), own in group(records, "source").items():
+        lines = {}
+        for name in rows:
+            folders = [Path(r["folder"]) for r in own if r["name"] == name]
+            if folders:
+                curves = [_per_frame(f, metric.split("_")[0]) for f in folders]
+                lines[name] = np.mean(curves, axis=0).tolist()
+        if lines:
+            path = folder / f"over_time_{metric}_{source}.png"
+            plot_curves(lines, path, source, f"{metric} of a frame", rolling=15)
+            written.append(path)
+    return written
+
+
+def _per_frame(folder: Path, metric: str) -> list[float]:
+    """NaN where a frame has no labels."""
+    with open(folder / "frames.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line).get("metrics", {}) for line in file]
+    return [math.nan if row.get(metric) is None else row[metric] for row in rows]
 
 
 def _colors() -> Iterator[str]:
