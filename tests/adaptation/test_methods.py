@@ -334,6 +334,8 @@ def test_methods_that_reconstruct_need_the_decoder(tiny_cfg, tiny_model):
         ("ttt_mae_no_memory", "WINDOW_SIZE", 2),
         ("offline_ttt_mae", "RESET", "never"),
         ("ln_adapt", "RESET", "frame"),
+        ("tent", "PARAMETERS", "all"),  # also what a file gives that names it and nothing else
+        ("tent_class_balance", "PARAMETERS", "all"),
     ],
 )
 def test_a_method_with_other_keys_is_not_what_its_name_says(
@@ -342,6 +344,14 @@ def test_a_method_with_other_keys_is_not_what_its_name_says(
     merge_method(tiny_cfg, method)
     tiny_cfg.TTT[key] = value
     with pytest.raises(UserError, match=rf"{method} has TTT\.{key} .*--method {method}"):
+        build_adapter(tiny_cfg, tiny_model)
+
+
+def test_a_method_under_an_ensemble_has_its_keys_too(tiny_cfg, tiny_model):
+    tiny_cfg.TTT.METHOD, tiny_cfg.TTT.ENSEMBLE.METHOD = "temporal_smoothing", "tent"
+    with pytest.raises(
+        UserError, match=r"tent has .* with TTT\.ENSEMBLE\.METHOD tent on the command"
+    ):
         build_adapter(tiny_cfg, tiny_model)
 
 

@@ -48,11 +48,13 @@ def require_keys(cfg: CfgNode, method: str, **values: Any) -> None:
     Raises:
         UserError: one has another value; ``--method`` sets them all.
     """
+    under = method != cfg.TTT.METHOD and method == cfg.TTT.ENSEMBLE.METHOD
+    flag = f"TTT.ENSEMBLE.METHOD {method} on the command line" if under else f"--method {method}"
     for key, value in values.items():
         if cfg.TTT[key] != value:
             raise UserError(
                 f"{method} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
-                f"select it with --method {method}, which sets its keys"
+                f"select it with {flag}, which sets its keys"
             )
 
 
