@@ -151,6 +151,12 @@ def test_a_frame_that_is_reset_is_not_predicted_before_its_update():
     validate_config(changed("TTT.PREDICT", "before"))
 
 
+def test_a_frame_that_is_reset_is_updated():
+    with pytest.raises(UserError, match=r"^TTT\.UPDATE_EVERY is 2; it must be 1 where TTT\.RESET"):
+        validate_config(changed("TTT.UPDATE_EVERY", 2, "TTT.RESET", "frame"))
+    validate_config(changed("TTT.UPDATE_EVERY", 2))
+
+
 @pytest.mark.parametrize("scales", [[0.5], [0.0, 1.0], [2.0, 1.0], [0.5, 1.0, 2.0]])
 def test_scales_that_cannot_work(scales):
     with pytest.raises(UserError, match=r"TTT\.CROP\.SCALE_RANGE"):

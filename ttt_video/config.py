@@ -305,6 +305,11 @@ def validate_config(cfg: CfgNode) -> None:
         "TTT.PREDICT",
         "'after' where TTT.RESET is 'frame': before the update every frame has the source weights",
     )
+    require(
+        ttt.UPDATE_EVERY == 1 or ttt.RESET != "frame",
+        "TTT.UPDATE_EVERY",
+        "1 where TTT.RESET is 'frame': the frames between two updates have the source weights",
+    )
     require(ttt.OFFLINE.STEPS >= 1, "TTT.OFFLINE.STEPS", "at least 1")
     require(ttt.OFFLINE.EVAL_EVERY >= 1, "TTT.OFFLINE.EVAL_EVERY", "at least 1")
     require(ttt.LN_ADAPT.PRIOR >= 0, "TTT.LN_ADAPT.PRIOR", "a number of frames, at least 0")
