@@ -74,6 +74,8 @@ def report(summary: Row) -> str:
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
     for who, metrics in sorted(summary["metrics"].items()):
+        if metrics.get("nonfinite_frames"):
+            lines.append(f"{who}: {metrics['nonfinite_frames']} frames with scores not finite")
         numbers = {
             name: metrics[name] for name in ("mIoU", "AP", "PQ", "flicker") if name in metrics
         }

@@ -18,6 +18,7 @@ from ttt_video.evaluation.prediction import (
     class_map,
     mean_entropy,
     predicted_classes,
+    scores_are_finite,
     summarize_predictions,
 )
 from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
@@ -80,24 +81,47 @@ def test_entropy_of_instances_and_of_nothing():
 def test_a_record_of_every_frame_labels_or_not():
     evaluator = PredictionEvaluator()
     record = evaluator.record({}, {"sem_seg": torch.ones(3, 4, 4)})
-    assert record == {"classes": 1, "entropy": pytest.approx(math.log(3))}
+    assert record == {"classes": 1, "entropy": pytest.approx(math.log(3)), "finite": True}
     assert evaluator.frame_metrics(record).keys() == {"predicted_classes", "prediction_entropy"}
     assert evaluator.record({}, {"picture": 1}) is None
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_score_that_is_not_finite_is_seen(bad):
+    scores = torch.ones(3, 9, 9)
+    assert scores_are_finite({"sem_seg": scores})
+    scores[1, 6, 7] = bad  # no pixel that the entropy looks at
+    assert not scores_are_finite({"sem_seg": scores})
+    assert scores_are_finite({"instances": instances([0.5, 0.25], [0, 1])})
+    assert not scores_are_finite({"instances": instances([0.5, bad], [0, 1])})
+    assert scores_are_finite({"panoptic_seg": (None, []), "instances": instances([], [])})
+
+
 def test_summary_is_in_order_of_video_and_frame():
-    assert summarize_predictions([3, 1, 2], [0.5, 1.5]) == {
-        "predicted_classes_mean": 2.0,
-        "predicted_classes_min": 1,
-        "predicted_classes_last": 2,
-        "prediction_entropy_mean": 1.0,
-        "prediction_entropy_max": 1.5,
+    first = ([3, 1, 2, 4, 8, 2, 2, 0], [0.5, 1.5, *[1.0] * 4, math.nan, 2.0])
+    assert summarize_predictions([first, ([5], [math.nan])], 2) == {
+        "nonfinite_frames": 2,
+        "predicted_classes_mean": 3.0,
+        "predicted_classes_min": 0,
+        "predicted_classes_last": 5,
+        "predicted_classes_first_quarter": 3.0,
+        "predicted_classes_last_quarter": pytest.approx(7 / 3),
+        "prediction_entropy_mean": pytest.approx(8 / 7),
+        "prediction_entropy_max": 2.0,
+        "prediction_entropy_first_quarter": 1.0,
+        "prediction_entropy_last_quarter": 2.0,
     }
     rows = [
-        ScoredFrame(video, i, {"prediction": {"classes": n, "entropy": None}})
-        for video, i, n in (("b", 1, 7), ("a", 0, 5), ("b", 0, 9))
-    ]
+        ScoredFrame(video, i, {"prediction": {"classes": n, "entropy": None, **more}})
+        for video, i, n, more in (
+            ("b", 1, 7, {"finite": False}), ("a", 0, 5, {}), ("b", 0, 9, {"finite": True})
+        )
+    ]  # fmt: skip
     scores = score(rows, LabelInfo())
     assert scores["predicted_classes_last"] == 7
+    assert scores["predicted_classes_first_quarter"] == 7  # of 5 and 9
     assert scores["prediction_entropy_mean"] is None
+    assert scores["prediction_entropy_last_quarter"] is None
     assert scores["videos"]["a"]["predicted_classes_last"] == 5
+    assert scores["nonfinite_frames"] == scores["videos"]["b"]["nonfinite_frames"] == 1
+    assert scores["videos"]["a"]["nonfinite_frames"] == 0

@@ -417,6 +417,24 @@ def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):
         assert "--max-frames: 2, now None" in refused(*flags, *more)
 
 
+def test_predictions_that_are_not_finite_are_told(stream, tmp_path, monkeypatch, capsys):
+    original = StreamRunner.step
+
+    def step(self, frame):
+        result = original(self, frame)
+        if frame["frame_index"] > 0:
+            result.output["sem_seg"][3, 5, 6] = np.nan
+        return result
+
+    monkeypatch.setattr(StreamRunner, "step", step)
+    flags = ("--video-dir", write_frames(tmp_path / "v", 3), "--compare", "--method", "none")
+    metrics = summary_of(stream(*flags, "--no-video"))["metrics"]
+    assert [metrics[who]["nonfinite_frames"] for who in ("adapted", "frozen")] == [2, 0]
+    said = capsys.readouterr().out
+    assert "adapted: 2 frames with scores not finite" in said
+    assert "frozen: " not in said
+
+
 # --- mistakes: one clear line and exit code 2 ---
 
 

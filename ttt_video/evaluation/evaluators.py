@@ -26,7 +26,7 @@ from .panoptic import (
     panoptic_quality,
     panoptic_quality_release,
 )
-from .prediction import class_map, mean_entropy, predicted_classes
+from .prediction import class_map, mean_entropy, predicted_classes, scores_are_finite
 from .protocols import LabelInfo, Record, Row
 from .sem_seg import class_counts, confusion_matrix, mean_iou, mean_iou_release
 from .temporal import change_counts, change_shares
@@ -214,14 +214,18 @@ class TemporalStreamEvaluator(StreamingEvaluator):
 
 
 class PredictionEvaluator(StreamingEvaluator):
-    """Number of predicted classes and mean entropy of each frame, labels or not."""
+    """Number of predicted classes, mean entropy and finiteness of each frame, labels or not."""
 
     name = "prediction"
     label_key = None
     output_keys = ("sem_seg", "panoptic_seg", "instances")
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
-        return {"classes": len(predicted_classes(output)), "entropy": mean_entropy(output)}
+        return {
+            "classes": len(predicted_classes(output)),
+            "entropy": mean_entropy(output),
+            "finite": scores_are_finite(output),
+        }
 
     def frame_metrics(self, record: Record) -> dict[str, float | None]:
         return {"predicted_classes": record["classes"], "prediction_entropy": record["entropy"]}

@@ -76,19 +76,54 @@ def mean_entropy(output: Mapping[str, Any]) -> float | None:
     return entropy if math.isfinite(entropy) else None
 
 
+def scores_are_finite(output: Mapping[str, Any]) -> bool:
+    """Whether every score of a frame's ``sem_seg`` and ``instances`` is a finite number.
+
+    Else the weights are broken, most often by a step that was too large; the class map does not
+    show it. True of a panoptic map alone, which has no scores; broken weights leave it empty.
+    """
+    scores = [output["sem_seg"]] if "sem_seg" in output else []
+    if "instances" in output:
+        scores.append(output["instances"].scores)
+    # A sum is finite only where all its terms are, and needs no second tensor of their size.
+    return all(math.isfinite(each.sum(dtype=torch.float32).item()) for each in scores)
+
+
 def summarize_predictions(
-    classes: Sequence[int], entropies: Sequence[float]
+    videos: Sequence[tuple[Sequence[int], Sequence[float]]], nonfinite_frames: int
 ) -> dict[str, float | None]:
-    """A run's numbers; a method that collapsed shows in the least and the last ones.
+    """A run's numbers; a method that collapsed shows in the least, the last, and the last quarter.
 
     Args:
-        classes: numbers of predicted classes, in order of video and frame, at least one.
-        entropies: in any order.
+        videos: of each, in order, the numbers of predicted classes and the entropies of its frames,
+            at least one, in time order; NaN for a frame without an entropy.
+        nonfinite_frames: frames of which :func:`scores_are_finite` is false.
     """
-    return {
-        "predicted_classes_mean": math.fsum(classes) / len(classes),
+    classes = [n for own, _ in videos for n in own]
+    entropies = [e for _, own in videos for e in own if not math.isnan(e)]
+    result: dict[str, float | None] = {
+        "nonfinite_frames": nonfinite_frames,
+        "predicted_classes_mean": _mean(classes),
         "predicted_classes_min": min(classes),
         "predicted_classes_last": classes[-1],
-        "prediction_entropy_mean": math.fsum(entropies) / len(entropies) if entropies else None,
+        "prediction_entropy_mean": _mean(entropies),
         "prediction_entropy_max": max(entropies, default=None),
     }
+    for i, name in enumerate(("predicted_classes", "prediction_entropy")):
+        result[f"{name}_first_quarter"] = _mean([n for v in videos for n in _quarter(v[i])])
+        result[f"{name}_last_quarter"] = _mean(
+            [n for v in videos for n in _quarter(v[i], last=True)]
+        )
+    return result
+
+
+def _quarter(values: Sequence[float], *, last: bool = False) -> Sequence[float]:
+    """The first quarter, or the last one, of a video: at least one frame."""
+    count = max(len(values) // 4, 1)
+    return values[-count:] if last else values[:count]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """Of any order the same to the last bit; without NaN, and None of nothing else."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else None

@@ -261,9 +261,12 @@ class PredictionTally(Tally):
 
     rules: ClassVar = {
         "predicted_classes_mean": "number of classes that a frame's prediction has; mean over "
-        "frames, labelled or not (min: the least, last: of the last frame of the last video)",
+        "frames, labelled or not (min: the least, last: of the last frame of the last video, "
+        "first_quarter and last_quarter: mean over these frames of every video)",
         "prediction_entropy_mean": "entropy of a frame's prediction in nats, mean over pixels "
-        "(instances: of their scores); mean over frames, labelled or not (max: the largest)",
+        "(instances: of their scores); mean over frames, labelled or not (max: the largest, "
+        "first_quarter and last_quarter: mean over these frames of every video)",
+        "nonfinite_frames": "number of frames with a predicted score that is not finite",
     }
 
     def __init__(self) -> None:
@@ -271,20 +274,23 @@ class PredictionTally(Tally):
         self.frames = array("q")
         self.classes = array("q")
         self.entropies = array("d")
+        self.nonfinite = 0
 
     def add(self, frame_index: int, record: Record) -> None:
+        entropy = record["entropy"]
         self.frames.append(frame_index)
         self.classes.append(record["classes"])
-        if record["entropy"] is not None:
-            self.entropies.append(record["entropy"])
+        self.entropies.append(math.nan if entropy is None else entropy)
+        self.nonfinite += not record.get("finite", True)  # rows of earlier versions
 
     @classmethod
     def pooled(cls, videos: Sequence[PredictionTally], info: LabelInfo) -> Row:
-        classes = [
-            n for video in videos for _, n in sorted(zip(video.frames, video.classes, strict=True))
-        ]
-        entropies = [value for video in videos for value in video.entropies]
-        return dict(summarize_predictions(classes, entropies))
+        in_order = []
+        for video in videos:
+            order = sorted(range(len(video.frames)), key=video.frames.__getitem__)
+            classes = [video.classes[i] for i in order]
+            in_order.append((classes, [video.entropies[i] for i in order]))
+        return dict(summarize_predictions(in_order, sum(video.nonfinite for video in videos)))
 
 
 TASKS: dict[str, type[Tally]] = {
