@@ -187,6 +187,7 @@ class _Team:
                 worker.connection.close()
                 worker.process.join(_PATIENCE)
                 worker.process.kill()
+                worker.process.join()  # until then it holds the run
 
     def _hand_out(self, worker: _Worker) -> None:
         worker.source = self.waiting.pop(0) if self.waiting else None
@@ -219,7 +220,6 @@ class _Team:
             worker.process.join()
 
     def _fail(self, worker: _Worker, why: str) -> None:
-        del self.workers[worker.connection]
         video = "" if worker.source is None else f"video {worker.source.video_id}: "
         raise UserError(f"{video}{why}; all rows are kept, --resume goes on")
 
