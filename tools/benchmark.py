@@ -249,6 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("batch", "steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; give at least 1")
+    if args.warmup < 0:
+        raise UserError(f"--warmup is {args.warmup}; give at least 0")
     if args.config_file is None:
         raise UserError("no config; give --config FILE, such as --config joint_cityscapes.yaml")
     cfg = load_config(

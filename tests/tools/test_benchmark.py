@@ -62,7 +62,12 @@ def test_training_is_measured_and_written(tool, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "words"), [(["--steps", "0"], "--steps is 0"), (["--config", "x"], "no config")]
+    ("args", "words"),
+    [
+        (["--steps", "0"], "--steps is 0"),
+        (["--warmup", "-1"], "--warmup is -1"),
+        (["--config", "x"], "no config"),
+    ],
 )
 def test_mistakes_are_one_line(tool, args, words):
     config = [] if "--config" in args else ["--config", "quick/joint_cityscapes.yaml"]
