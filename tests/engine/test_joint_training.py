@@ -157,6 +157,17 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(tmp_path):
     assert rates[0] < 0.001
 
 
+def test_a_finished_run_that_is_resumed_is_scored_at_its_own_length(tmp_path):
+    """A run may be killed between its last step and its last evaluation."""
+    cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", f"('{DATASET}',)")
+    for resume in (False, True):
+        assert train(cfg, resume).iter == 2
+    rows = [json.loads(row) for row in (tmp_path / "metrics.json").read_text().splitlines()]
+    scores = [(row["iteration"], row["sem_seg/mIoU"]) for row in rows if "sem_seg/mIoU" in row]
+    assert len(scores) == 2
+    assert scores[0] == scores[1]
+
+
 def test_the_seed_decides(tmp_path):
     first, again, other = (
         train(make_cfg(tmp_path / name, "SEED", seed, "SOLVER.MAX_ITER", 1)).model.state_dict()

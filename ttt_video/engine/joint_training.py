@@ -211,6 +211,11 @@ class JointTrainer(DefaultTrainer):
         if self.cfg.TTT.JOINT == "probing":
             self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
 
+    def after_train(self) -> None:
+        """detectron2's; a finished run that is resumed makes no step and counts none."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def _take_given_parts(self, resumed: bool) -> None:
         """Of probing: f has to be in the weights, and a g that is there belongs to it."""
         report = self.checkpointer.report
