@@ -20,7 +20,14 @@ from pathlib import Path
 from ttt_video.cli import run_tool
 from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
 from ttt_video.data.world.corruptions import CORRUPTIONS
-from ttt_video.data.world.shifts import SCHEDULES, Shift, ShiftedVideo
+from ttt_video.data.world.shifts import (
+    FAMILIES,
+    SCHEDULES,
+    Shift,
+    ShiftedVideo,
+    deal,
+    expand,
+)
 from ttt_video.data.world.style import SCENES, Route
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
@@ -55,7 +62,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     videos.add_argument("--names", nargs="+", help="folders of the videos (0000 or world2000 on)")
     videos.add_argument(
-        "--corruption", nargs="+", default=["none"], metavar="NAME", help=", ".join(CORRUPTIONS)
+        "--corruption",
+        nargs="+",
+        default=["none"],
+        metavar="NAME",
+        help=f"{', '.join(CORRUPTIONS)}; or all families of a split: {', '.join(FAMILIES)}",
+    )
+    videos.add_argument(
+        "--each",
+        type=int,
+        metavar="N",
+        help="corruptions of each video: they are dealt out, the next N to the next video (all)",
     )
     videos.add_argument("--severity", type=float, default=3.0, help="from 0 to 5")
     videos.add_argument(
@@ -84,6 +101,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     strange = [name for name in others if getattr(args, name) is not None]
     if not is_video and args.corruption != ["none"]:
         strange.append("corruption")
+    if not is_video and args.each is not None:
+        strange.append("each")
     if not is_video and args.names:
         strange.append("names")
     if not is_video and args.scenes != ["street"]:
@@ -100,7 +119,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
     Route(tuple(args.scenes))  # refuses what makes no sense
-    args.shift = Shift(tuple(args.corruption), args.severity, args.schedule)
+    args.shifts = [
+        Shift(
+            expand(args.corruption) if args.each is None else deal(args.corruption, args.each, k),
+            args.severity,
+            args.schedule,
+        )
+        for k in range(args.videos if is_video else 0)
+    ]
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
     if any(Path(name).name != name for name in args.names or ()):
@@ -138,7 +164,7 @@ def write_videos(args: argparse.Namespace) -> None:
     for k in range(args.videos):
         seed = args.seed + k
         world = WorldVideo(seed, args.frames, args.height, args.width, args.scenes)
-        video = ShiftedVideo(world, args.shift)
+        video = ShiftedVideo(world, args.shifts[k])
         if args.layout == "kitti_step":
             name = args.names[k] if args.names else f"{k:04d}"
             layouts.write_kitti_step(args.output, "val", name, video, args.rgb_labels)
@@ -160,7 +186,7 @@ def write_stills(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
     args = parse_arguments(argv)
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shift")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts")}
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
     try:
         (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)

@@ -85,6 +85,17 @@ def test_two_corruptions_in_one_video(tmp_path, make_world):
         np.testing.assert_array_equal(picture, corrupt(clean, name, 3.0, 2000, t))
 
 
+def test_families_are_dealt_out_to_the_videos(tmp_path, make_world):
+    flags = ["--frames", 2, *SIZE, "--videos", 2, "--corruption", "colour_shift", "darkness"]
+    flags += ["low_contrast", "impulse_noise", "--each", 2, "--schedule", "switch"]
+    assert make_world(*flags, "--output", tmp_path / "out")[0] == 0
+    for k, names in enumerate([("colour_shift", "impulse_noise"), ("low_contrast", "darkness")]):
+        for t, name in enumerate(names):
+            picture = read_rgb(tmp_path / f"out/images/val/{k:04d}/{t:06d}.png")
+            clean = WorldVideo(2000 + k, 2, 16, 32)[t].image
+            np.testing.assert_array_equal(picture, corrupt(clean, name, 3.0, 2000 + k, t))
+
+
 def test_names_and_rgb_labels(tmp_path, make_world):
     flags = ["--videos", 2, "--frames", 1, *SIZE, "--names", "0002", "0006", "--rgb-labels"]
     assert make_world(*flags, "--output", tmp_path / "out")[0] == 0

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from ttt_video.data.world import WorldVideo
 from ttt_video.data.world.corruptions import CORRUPTIONS, corrupt
-from ttt_video.data.world.shifts import FAMILIES, SHIFTS, Shift, ShiftedVideo
+from ttt_video.data.world.shifts import FAMILIES, SHIFTS, Shift, ShiftedVideo, deal, expand
 from ttt_video.errors import UserError
 
 FOG_THEN_NOISE = Shift(("fog", "gaussian_noise"), 4.0, "switch")
@@ -103,3 +105,25 @@ def test_what_is_tuned_on_is_not_scored():
         assert used == {"none", *FAMILIES[split]}
         assert {shift.schedule for shift in shifts} == {"constant", "ramp", "switch"}
         assert shifts[0] == Shift()  # the clean video
+
+
+def test_a_split_stands_for_its_families():
+    assert expand(["none", "test", "fog"]) == ("none", *FAMILIES["test"], "fog")
+
+
+@given(each=st.integers(1, 19), names=st.integers(1, 19), videos=st.integers(1, 12))
+def test_corruptions_are_dealt_out_like_cards(each, names, videos):
+    """None twice in a video, and none again before all others have been."""
+    deck = FAMILIES["test"][:names]
+    if each > names:
+        with pytest.raises(UserError, match=f"each video gets {each} of {names}"):
+            deal(deck, each, 0)
+        return
+    hands = [deal(deck, each, k) for k in range(videos)]
+    assert all(len(set(hand)) == each for hand in hands)
+    counts = Counter(name for hand in hands for name in hand)
+    assert max(counts.values()) - min(counts[name] for name in deck) <= 1
+
+
+def test_neighbours_of_the_list_go_to_different_videos():
+    assert deal(FAMILIES["test"], 4, 0) == ("shot_noise", "zoom_blur", "night", "jpeg_compression")

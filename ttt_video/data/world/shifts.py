@@ -7,6 +7,8 @@ families are for the final scores.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttt_video.errors import UserError
@@ -101,6 +103,34 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Corruptions by what they are for. The test families hold 14 of ImageNet-C's 15: gaussian_noise
 was used before there was a split."""
+
+
+def deal(corruptions: Sequence[str], each: int, video: int) -> tuple[str, ...]:
+    """The corruptions of one of several videos that share them out like cards.
+
+    Neighbours of the list, which tend to be of one kind, go to different videos.
+
+    Args:
+        corruptions: n names, or one of ``FAMILIES``.
+        each: how many a video gets, from 1 to n, all different.
+        video: its number, from 0.
+
+    Raises:
+        UserError: ``each`` is out of range.
+    """
+    names = expand(corruptions)
+    count = len(names)
+    if not 1 <= each <= count:
+        raise UserError(f"each video gets {each} of {count} corruptions; give 1 to {count}")
+    stride = next(s for s in range(math.isqrt(count - 1) + 1, count + 2) if math.gcd(s, count) == 1)
+    cards = range(video * each, (video + 1) * each)
+    return tuple(names[card * stride % count] for card in cards)
+
+
+def expand(corruptions: Sequence[str]) -> tuple[str, ...]:
+    """Names of corruptions; "validation" and "test" stand for their families."""
+    return tuple(name for given in corruptions for name in FAMILIES.get(given, (given,)))
+
 
 SHIFTS: dict[str, tuple[Shift, ...]] = {
     "validation": (
