@@ -20,14 +20,7 @@ from pathlib import Path
 from ttt_video.cli import run_tool
 from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
 from ttt_video.data.world.corruptions import CORRUPTIONS
-from ttt_video.data.world.shifts import (
-    FAMILIES,
-    SCHEDULES,
-    Shift,
-    ShiftedVideo,
-    deal,
-    expand,
-)
+from ttt_video.data.world.shifts import FAMILIES, SCHEDULES, ShiftedVideo, video_shift
 from ttt_video.data.world.style import SCENES, Route
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
@@ -119,14 +112,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
     Route(tuple(args.scenes))  # refuses what makes no sense
-    args.shifts = [
-        Shift(
-            expand(args.corruption) if args.each is None else deal(args.corruption, args.each, k),
-            args.severity,
-            args.schedule,
-        )
-        for k in range(args.videos if is_video else 0)
-    ]
+    shift = (args.corruption, args.each, args.severity, args.schedule)
+    args.shifts = [video_shift(*shift, k) for k in range(args.videos if is_video else 0)]
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
     if any(Path(name).name != name for name in args.names or ()):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ttt_video.cli import add_register_argument, config_dir, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
+from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
     METRICS,
     add_gains,
@@ -68,10 +69,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=tuple(PROTOCOLS),
-        default="standard",
-        help="what table and figures show: all frames pooled, the mean over videos, or over frames "
-        "as in the authors' release",
+        help="what table and figures show: all frames pooled (the default unless the file says "
+        "otherwise), the mean over videos, or over frames as in the authors' release",
     )
+    parser.add_argument("--quick", action="store_true", help="the file's shorter form")
     parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of all cells")
@@ -87,14 +88,17 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
             known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
             raise UserError(f"no sweep {args.sweep!r}; give a file or one of: {known}")
         path = shipped
-    args.output = args.output or Path("output/sweeps") / path.stem
+    name = f"{path.stem}_quick" if args.quick else path.stem
+    args.output = args.output or Path("output/sweeps") / name
     replace = {k: getattr(args, k) for k in ("config", "weights", "frames") if getattr(args, k)}
     for kind in ("dataset", "video", "video-dir"):
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
             replace["sources"] = {Path(value).stem: {kind: value}}
     flags = [part for file in args.register for part in ("--register", file)]
-    return read_sweep(path, args.output, flags=flags, overrides=args.opts, replace=replace)
+    return read_sweep(
+        path, args.output, flags=flags, overrides=args.opts, replace=replace, quick=args.quick
+    )
 
 
 def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
@@ -136,31 +140,48 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
 
 
 def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) -> str:
-    """Writes table and figures of what is on disk; returns the table."""
+    """Writes tables and figures of what is on disk; returns the tables."""
     from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
 
     metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
     records = []
-    for cell in sweep.cells:
+    for cell in (cell for cell in sweep.cells if not cell.clip):
         record = cell_record(cell, cell.summary() if finished(cell) else None)
         if cell in failed:
             record["state"] = "failed"
         records.append(record)
     add_gains(records, sweep.baseline, metrics)
-    found, cells = results_table(records, metrics), to_csv(records, metrics)
-    table = to_markdown(found)
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "results.csv", lambda part: part.write_text(cells, "utf-8"))
-    write_atomically(output / "results.md", lambda part: part.write_text(table, "utf-8"))
     complete = [record for record in records if record["state"] == "complete"]
+    tables = {"Results": results_table(records, metrics)}
+    if sweep.baseline is not None:
+        gains = gains_table(complete, sweep.baseline)
+        by_shift = shift_table(sweep.cells, complete, sweep.baseline)
+        found = {"Gains by video": gains, "Gains by shift": by_shift}
+        tables.update({name: table for name, table in found.items() if table is not None})
+    text = "\n".join(f"## {name}\n\n{to_markdown(table)}" for name, table in tables.items())
+    csv = to_csv(records, metrics)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "results.csv", lambda part: part.write_text(csv, "utf-8"))
+    write_atomically(output / "results.md", lambda part: part.write_text(text, "utf-8"))
     figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)
-    sections = [HtmlSection("Results", [HtmlTable(found.head, found.rows), *found.notes])]
+    sections = [
+        HtmlSection(name, [HtmlTable(table.head, table.rows), *table.notes])
+        for name, table in tables.items()
+    ]
     if figures:
         sections.append(HtmlSection("Figures", [HtmlFile(path, path.stem) for path in figures]))
+    clips = [
+        HtmlFile(path, f"{cell.row} beside the frozen model, {cell.source}")
+        for cell in sweep.cells
+        if cell.clip and finished(cell)
+        for path in sorted(cell.folder.rglob("*.mp4"))
+    ]
+    if clips:
+        sections.append(HtmlSection("Clips", clips))
     write_html(output / "report.html", output.name, sections)
     names = ", ".join(["results.csv", "results.md", "report.html", *(f.name for f in figures)])
-    return f"{table}\n{names} are in {output}"
+    return f"{text}\n{names} are in {output}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -172,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{'done' if finished(cell) else 'missing'}: {cell}: {' '.join(cell.arguments)}")
         return
     failures = {} if args.report else run_missing(args, sweep)
-    print(report(sweep, list(failures), args.output, args.protocol))
+    print(report(sweep, list(failures), args.output, args.protocol or sweep.protocol))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(sweep.cells)} cells failed (above); the same command runs "

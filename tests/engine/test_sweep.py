@@ -47,13 +47,14 @@ SPEC = {
 
 @pytest.fixture
 def sweep_of(tmp_path):
-    """``sweep_of(**entries)``: the sweep of SPEC with other entries."""
+    """``sweep_of(**entries)``: the sweep of SPEC with other entries (own_quick: its quick)."""
 
-    def make(overrides=(), replace=None, **entries):
+    def make(overrides=(), replace=None, quick=False, **entries):
+        entries = {k.removeprefix("own_"): v for k, v in entries.items()}
         spec = {k: v for k, v in {**SPEC, **entries}.items() if v is not ...}
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
-        return read_sweep(path, tmp_path / "out", overrides=overrides, replace=replace)
+        return read_sweep(path, tmp_path / "out", overrides=overrides, replace=replace, quick=quick)
 
     return make
 
@@ -129,6 +130,34 @@ def test_a_row_for_some_sources(sweep_of):
     assert [(c.name, c.source) for c in sweep.cells] == [("none", "mine"), ("self_train", "mine")]
 
 
+def test_a_rows_own_seeds(sweep_of):
+    sweep = sweep_of(rows={"none": {"seeds": [7]}, "tent": None}, sources={"a": {"video": "x"}})
+    assert [(c.name, c.seed) for c in sweep.cells] == [("none", 7), ("tent", 0), ("tent", 1)]
+
+
+def test_the_shorter_form_of_a_file(sweep_of):
+    quick = {"seeds": [3], "frames": 1, "rows": {"none": None}}
+    assert len(sweep_of(own_quick=quick).cells) == 12
+    with pytest.raises(UserError, match="no entry quick"):
+        sweep_of(quick=True)
+    short = sweep_of(quick=True, own_quick=quick)
+    assert [(c.name, c.source, c.seed) for c in short.cells] == [
+        ("none", "street", 3), ("none", "kitti", 3),
+    ]  # fmt: skip
+    assert "--max-frames 1" in " ".join(short.cells[0].arguments)
+
+
+def test_a_clip_is_a_video_and_no_row_to_gain_from(sweep_of):
+    rows = {"show": {"method": "none", "clip": True}, "none": None}
+    sweep = sweep_of(rows=rows, seeds=[0], sources={"a": {"video": "x"}})
+    clip, row = sweep.cells
+    assert clip.clip
+    assert "--compare" in clip.arguments
+    assert "--no-video" not in clip.arguments
+    assert (row.clip, "--no-video" in row.arguments) == (False, True)
+    assert sweep.baseline == "none"
+
+
 def test_a_row_that_needs_labels_is_left_out_without(sweep_of):
     rows = {"none": None, "offline_ttt_mae_oracle": {"labels": True}}
     sweep = sweep_of(rows=rows, seeds=[0])
@@ -168,6 +197,10 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ),
         ({"rows": {"none": 3}}, "rows.none is 3; it must be a mapping"),
         ({"seeds": 3}, "seeds is 3; give a list"),
+        ({"rows": {"none": {"seeds": "a"}}}, "rows.none.seeds is 'a'; give a list"),
+        ({"rows": {"none": {"clip": 1}}}, "rows.none.clip is 1; give True or False"),
+        ({"protocol": "frame"}, "protocol is 'frame'; choose from standard, video, release"),
+        ({"own_quick": {"row": {}}}, "quick: no entry 'row'"),
         ({"sources": {"a": {}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"video": "x", "dataset": "y"}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"world": {}, "video": "y"}}}, "sources.a is a world"),

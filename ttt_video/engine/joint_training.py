@@ -161,6 +161,8 @@ class JointTrainer(DefaultTrainer):
     processes, as far as the device's kernels are deterministic (the CPU's are).
     """
 
+    iter: int
+
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor fixes the step, the loader's wrapper and the
         # checkpointer, which all differ here; its methods need only what is set below.

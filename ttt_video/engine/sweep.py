@@ -17,12 +17,15 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..evaluation.tables import PROTOCOLS
 
 SWEEP_KEYS = (
     "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
-    "baseline", "figures",
+    "baseline", "figures", "protocol", "quick",
 )  # fmt: skip
-ROW_KEYS = ("method", "config", "preset", "weights", "settings", "sources", "labels")
+ROW_KEYS = (
+    "method", "config", "preset", "weights", "settings", "sources", "seeds", "labels", "clip",
+)  # fmt: skip
 SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 UNLABELLED_KINDS = ("video", "video-dir")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
@@ -48,6 +51,7 @@ class Cell:
         arguments: flags of ``tools/stream_eval.py``, all but ``--output`` and ``--resume``.
         environment: variables to set.
         folder: of the run.
+        clip: whether it is only there for its video, the frozen model's beside it.
     """
 
     row: str
@@ -59,6 +63,7 @@ class Cell:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     folder: Path
+    clip: bool = False
 
     def __str__(self) -> str:
         return f"{self.row} / {self.source} / seed {self.seed}"
@@ -88,6 +93,7 @@ class Sweep:
         cells: in the order of the table.
         worlds: rendered first.
         baseline: name of the row that gains are counted from; None without a frozen row.
+        protocol: name of what pools the frames of a metric (``evaluation.tables.PROTOCOLS``).
         figures: kind of figure to its setting's key (``curve``), its rows' names (``over_time``)
             or True.
     """
@@ -95,6 +101,7 @@ class Sweep:
     cells: list[Cell]
     worlds: list[WorldVideos] = field(default_factory=list)
     baseline: str | None = None
+    protocol: str = "standard"
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -105,6 +112,7 @@ def read_sweep(
     flags: Sequence[str] = (),
     overrides: Sequence[str] = (),
     replace: Mapping[str, Any] | None = None,
+    quick: bool = False,
 ) -> Sweep:
     """Reads a sweep file (docs/sweep.md) into cells below ``output``.
 
@@ -114,6 +122,7 @@ def read_sweep(
         flags: of ``stream_eval.py`` for every cell.
         overrides: KEY VALUE pairs for every cell, after the grid's.
         replace: top-level entries that stand for those of the file.
+        quick: the entries of the file's ``quick`` stand for its others.
 
     Raises:
         UserError: a mistake in the file, with its place.
@@ -125,25 +134,29 @@ def read_sweep(
     except yaml.YAMLError as error:
         raise UserError(f"sweep {path} is no YAML: {' '.join(str(error).split())}") from error
     spec = _section(content, f"sweep {path}", SWEEP_KEYS)
-    spec = {**spec, **(replace or {})}
+    shorter = _section(spec.get("quick"), "quick", [k for k in SWEEP_KEYS if k != "quick"])
+    if quick and not shorter:
+        raise UserError(f"sweep {path} has no entry quick: it comes in one length")
+    spec = {**spec, **(shorter if quick else {}), **(replace or {})}
     rows = _named_sections(spec, "rows", ROW_KEYS)
     sources = _named_sections(spec, "sources", SOURCE_KEYS)
     sweep = Sweep([], figures=_figures(spec.get("figures") or {}))
+    sweep.protocol = _one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
     shared = _grid(spec.get("settings"), "settings")
-    seeds = spec.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
-        raise UserError(f"seeds is {seeds!r}; give a list of integers")
+    seeds = _seeds(spec.get("seeds", [0]), "seeds")
     for name, row in rows.items():
         # What replaces the sources of the file replaces its choices among them, too.
         chosen = [*opened] if "sources" in (replace or {}) else _row_sources(name, row, opened)
-        if _needs_labels(name, row):
+        own_seeds = _seeds(row.get("seeds", seeds), f"rows.{name}.seeds")
+        clip = _flag(row, name, "clip")
+        if _flag(row, name, "labels"):
             chosen = [s for s in chosen if not sources[s].keys() & {*UNLABELLED_KINDS}]
         axes = {**shared, **_grid(row.get("settings"), f"rows.{name}.settings")}
         for settings in _combinations(axes):
             varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
-            for source, seed in itertools.product(chosen, seeds):
+            for source, seed in itertools.product(chosen, own_seeds):
                 own, environment = opened[source]
                 arguments = _arguments(spec, row, sources[source], own, name, settings, seed)
                 sweep.cells.append(
@@ -157,6 +170,7 @@ def read_sweep(
                         arguments=(*flags, *arguments, *overrides),
                         environment=environment,
                         folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
+                        clip=clip,
                     )
                 )
     if not sweep.cells:
@@ -221,12 +235,24 @@ def _row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> lis
     return chosen
 
 
-def _needs_labels(name: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row is left out where there are no labels: folders and files of frames."""
-    labels = row.get("labels", False)
-    if not isinstance(labels, bool):
-        raise UserError(f"rows.{name}.labels is {labels!r}; give True or False")
-    return labels
+def _flag(row: Mapping[str, Any], name: str, key: str) -> bool:
+    """``labels``: left out where there are none, folders and files of frames; or ``clip``."""
+    value = row.get(key, False)
+    if not isinstance(value, bool):
+        raise UserError(f"rows.{name}.{key} is {value!r}; give True or False")
+    return value
+
+
+def _seeds(seeds: Any, where: str) -> list[int]:
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
+        raise UserError(f"{where} is {seeds!r}; give a list of integers")
+    return seeds
+
+
+def _one_of(value: Any, choices: Iterable[str], where: str) -> str:
+    if value not in choices:
+        raise UserError(f"{where} is {value!r}; choose from {', '.join(choices)}")
+    return str(value)
 
 
 def _source(
@@ -272,10 +298,13 @@ def _arguments(
         value = row.get(flag, source.get(flag, spec.get(flag)))
         if value is not None:
             arguments += [f"--{flag}", str(value)]
-    arguments += ["--method", row.get("method", name), "--no-video"]
+    arguments += ["--method", row.get("method", name)]
+    clip = row.get("clip", False)
+    if not clip:
+        arguments.append("--no-video")
     if spec.get("frames") is not None:
         arguments += ["--max-frames", str(spec["frames"])]
-    if spec.get("compare"):
+    if clip or spec.get("compare"):
         arguments.append("--compare")
     own = _grid(source.get("settings"), "settings of a source")
     if any(len(values) > 1 for values in own.values()):
@@ -295,10 +324,10 @@ def _figures(figures: Any) -> dict[str, Any]:
 
 
 def _baseline(name: str | None, cells: list[Cell]) -> str | None:
-    names = dict.fromkeys(cell.name for cell in cells)
+    names = dict.fromkeys(cell.name for cell in cells if not cell.clip)
     if name is not None and name not in names:
         raise UserError(f"baseline {name!r} is no row; choose from {', '.join(names)}")
-    frozen = (cell.name for cell in cells if cell.method == "none")
+    frozen = (cell.name for cell in cells if cell.method == "none" and not cell.clip)
     return name or next(frozen, None)
 
 

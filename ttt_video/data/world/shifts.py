@@ -127,6 +127,14 @@ def deal(corruptions: Sequence[str], each: int, video: int) -> tuple[str, ...]:
     return tuple(names[card * stride % count] for card in cards)
 
 
+def video_shift(
+    corruptions: Sequence[str], each: int | None, severity: float, schedule: str, video: int
+) -> Shift:
+    """The shift of one of the videos that ``tools/make_world.py`` makes with these flags."""
+    names = expand(corruptions) if each is None else deal(corruptions, each, video)
+    return Shift(names, severity, schedule)
+
+
 def expand(corruptions: Sequence[str]) -> tuple[str, ...]:
     """Names of corruptions; "validation" and "test" stand for their families."""
     return tuple(name for given in corruptions for name in FAMILIES.get(given, (given,)))

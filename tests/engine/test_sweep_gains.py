@@ -1,0 +1,111 @@
+"""Gains by video and by shift, against hand arithmetic."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from ttt_video.engine.sweep import read_sweep
+from ttt_video.engine.sweep_gains import gains_table, shift_table
+from ttt_video.engine.sweep_results import cell_record, to_markdown
+
+WORLD = {
+    "videos": 2, "frames": 4, "corruption": ["fog", "night", "rain"], "each": 2,
+    "schedule": "switch", "severity": 3,
+}  # fmt: skip
+FROZEN = {"0000": 40.0, "0001": 60.0}
+GAINS = {"tent": {"0000": 1.0, "0001": 5.0}, "online_ttt_mae": {"0000": 4.0, "0001": 6.0}}
+
+
+def hits(correct: int) -> dict:
+    """A frame of one class and 100 pixels, of which so many are found: IoU in percent."""
+    return {"sem_seg": {"0": [correct, 0, 100 - correct]}}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Every frame of a row is as good as its video, 10 points better in the second half; the
+    second seed is 2 points better than the first, but for the frozen model."""
+    path = tmp_path / "sweep.yaml"
+    rows = {"none": {"seeds": [0]}, "tent": None, "online_ttt_mae": None}
+    spec = {"sources": {"mixed": {"world": WORLD}}, "rows": rows, "seeds": [0, 1]}
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    sweep = read_sweep(path, tmp_path / "out")
+    folder = sweep.worlds[0].folder
+    folder.mkdir(parents=True)
+    (folder / "world.json").write_text(json.dumps({"names": None, **WORLD}))
+    for cell in sweep.cells:
+        cell.folder.mkdir(parents=True)
+        scores = {}
+        for video, level in FROZEN.items():
+            scores[video] = level
+            if cell.name != "none":
+                scores[video] += GAINS[cell.name][video] + 2 * cell.seed
+        videos = {video: {"mIoU": score, "AP": None} for video, score in scores.items()}
+        summary = {
+            "complete": True, "frames": 8, "preset": None, "weights_sha256": "a" * 64,
+            "metrics": {"adapted": {"mIoU": 0.0, "videos": videos}},
+            "seconds": {k: {"mean": 1.0} for k in ("adapt", "predict", "frame")},
+        }  # fmt: skip
+        (cell.folder / "summary.json").write_text(json.dumps(summary))
+        frames = [
+            {"video_id": v, "frame_index": t, "records": hits(int(score) + 10 * (t > 1))}
+            for v, score in scores.items()
+            for t in range(4)
+        ]
+        lines = "".join(json.dumps(frame) + "\n" for frame in frames)
+        (cell.folder / "frames.jsonl").write_text(lines)
+    return sweep
+
+
+def records_of(sweep) -> list:
+    return [cell_record(cell, cell.summary()) for cell in sweep.cells]
+
+
+def test_gains_by_video_by_hand(sweep):
+    table = gains_table(records_of(sweep), "none")
+    assert table.head == ["method", "mixed mIoU"]
+    # Of two videos the bootstrap's interval is from the one to the other; seeds are averaged.
+    assert table.rows == [
+        ["tent", "+4.00 [+2.00, +6.00]"], ["online_ttt_mae", "+6.00 [+5.00, +7.00]"],
+    ]  # fmt: skip
+    assert "95 % interval" in to_markdown(table)
+
+
+def test_gains_by_shift_by_hand(sweep):
+    """Three corruptions are dealt to two videos of two: fog and rain, night and fog."""
+    table = shift_table(sweep.cells, records_of(sweep), "none")
+    assert table.head == ["shift", "videos", "none", "tent", "online_ttt_mae"]
+    assert table.rows == [
+        ["fog", "2", "55.00", "+4.00", "+6.00"],
+        ["night", "1", "60.00", "+6.00", "+7.00"],
+        ["rain", "1", "50.00", "+2.00", "+5.00"],
+        ["mean", "4", "55.00", "+4.00 [+2.00, +6.00]", "+6.00 [+5.00, +7.00]"],
+    ]
+
+
+def test_a_row_that_ran_on_other_videos_has_no_gain(sweep):
+    for cell in sweep.cells:
+        if cell.name == "tent":
+            summary = cell.summary()
+            del summary["metrics"]["adapted"]["videos"]["0001"]
+            (cell.folder / "summary.json").write_text(json.dumps(summary))
+            lines = (cell.folder / "frames.jsonl").read_text().splitlines(keepends=True)
+            (cell.folder / "frames.jsonl").write_text("".join(lines[:4]))
+    assert gains_table(records_of(sweep), "none").rows[0] == ["tent", "-"]
+    assert shift_table(sweep.cells, records_of(sweep), "none").head[2:] == [
+        "none", "online_ttt_mae",
+    ]  # fmt: skip
+
+
+def test_nothing_to_show(sweep):
+    records = records_of(sweep)
+    assert gains_table([], "none") is None
+    assert shift_table(sweep.cells, records, "another") is None
+    one = [{**record, "source": "x"} for record in records[:1]]
+    summary = sweep.cells[0].summary()
+    del summary["metrics"]["adapted"]["videos"]["0001"]
+    (sweep.cells[0].folder / "summary.json").write_text(json.dumps(summary))
+    assert gains_table(one, "none") is None  # one video says nothing of others
