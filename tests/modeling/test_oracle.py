@@ -15,11 +15,13 @@ from ttt_video.modeling.deformable_attention import MSDeformAttn, deformable_att
 
 pytest.importorskip("transformers", reason="the oracle is in the test extra")
 
-from hf_oracle import build_oracle, build_random, small_config, translate
+from hf_oracle import build_random, small_config
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention as OracleAttention,
 )
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
+
+from ttt_video.benchmark.huggingface import build_oracle, translate
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,9 @@ def test_a_published_file_lands_whole_and_computes_what_the_oracle_does(
     tmp_path, capsys, name, joint
 ):
     pytest.importorskip("transformers", reason="the oracle is in the test extra")
-    from hf_oracle import build_oracle, build_random
+    from hf_oracle import build_random
+
+    from ttt_video.benchmark.huggingface import build_oracle
 
     cfg = config(name)
     weights = {k: v.clone() for k, v in build_random(cfg, seed=3).state_dict().items()}

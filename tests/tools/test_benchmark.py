@@ -1,4 +1,4 @@
-"""tools/benchmark.py: what it counts, and what it writes."""
+"""tools/benchmark.py: what it writes, and that peers compute what they are compared with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import TINY
 
+from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.benchmark import loop, models
+from ttt_video.benchmark.inputs import peer_of, write_video
 from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ["--config", "joint_cityscapes.yaml"]
+SMALL = ["--size", "32", "64", "--steps", "2", "--warmup", "0"]
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="the peer is in the test extra"
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,54 +32,207 @@ def tool():
     return module
 
 
-def test_sampling_is_counted_forward_and_backward(tool):
-    """(2, 3, 8, 9) at 5 x 7 points: 4 multiply-adds per value, and twice that for gradients."""
-    image = torch.randn(2, 3, 8, 9, requires_grad=True)
-    grid = (2 * torch.rand(2, 5, 7, 2) - 1).requires_grad_()
-    with tool.GridSampleFlops() as counter:
-        sampled = F.grid_sample(image, grid, align_corners=False)
-    assert counter.get_total_flops() == 2 * 4 * 2 * 3 * 5 * 7
-    with tool.GridSampleFlops() as counter:
-        sampled.sum().backward()
-    assert counter.get_total_flops() == 2 * (2 * 4 * 2 * 3 * 5 * 7)
+@pytest.fixture
+def run(tool, tmp_path, capsys):
+    """``run(command, *flags)``: what a command on the tiny model wrote, and what it printed."""
+
+    def run(command, *flags, opts=()):
+        file = tmp_path / "benchmark.json"
+        tool.main([command, *CONFIG, *SMALL, *flags, "--output", str(file), *TINY, *opts])
+        result = json.loads(file.read_text())
+        assert result["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+        assert result["environment"]["device"]
+        assert result["environment"]["date"][:2] == "20"
+        return result["results"], capsys.readouterr().out
+
+    return run
 
 
-def test_attention_is_counted_as_its_two_matrix_products(tool):
-    q, k, v = (torch.randn(1, 2, n, 4, requires_grad=True) for n in (6, 5, 5))
-    with tool.sdpa_kernel(tool.SDPBackend.MATH), tool.GridSampleFlops() as counter:
-        F.scaled_dot_product_attention(q, k, v)
-    assert counter.get_total_flops() == 2 * (2 * 2 * 6 * 5 * 4)
+def check_seconds(seconds, steps=2):
+    assert len(seconds["all"]) == steps
+    assert 0 < seconds["min"] <= seconds["lower_quartile"] <= seconds["median"]
+    assert seconds["median"] <= seconds["upper_quartile"] <= seconds["max"]
 
 
-def test_training_is_measured_and_written(tool, tmp_path, capsys):
-    output = tmp_path / "benchmark.json"
-    tool.main(
-        ["train", "--config", "quick/joint_cityscapes.yaml", "--size", "32", "64", "--batch", "2",
-         "--steps", "2", "--warmup", "0", "--output", str(output),
-         "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "MODEL.SWIN.EMBED_DIM", "8",
-         "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 2]", "SOLVER.MICRO_BATCH_SIZE", "1"]
-    )  # fmt: skip
-    result = json.loads(output.read_text())
-    seconds = result["seconds"]
-    assert len(seconds["all"]) == 2
-    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
-    assert result["peak_memory_bytes"] > 2**20
-    assert result["flop"]["reconstruction"] > 1e7
-    assert result["flop"]["main_task"] > 1e7
-    assert result["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert "TFLOP" in capsys.readouterr().out
+def check_runs(case, names):
+    assert set(case["runs"]) == set(names)
+    for run in case["runs"].values():
+        check_seconds(run["seconds"])
+        assert run["peak_memory_bytes"] > 2**20
+        assert run["flop"] > 1e5
+        assert run["flop_per_second"] > 0
+        assert run["share_of_peak"] > 0
+    assert set(case["speedup"]) == set(names) - {"ttt_video"}
+
+
+@needs_transformers
+def test_predictions_beside_hugging_face(run):
+    results, printed = run("predict", "--precision", "fp32", "bf16", "--batch", "1", "2")
+    part = results["predict"]
+    assert [(c["batch"], c["precision"]) for c in part["cases"]] == [
+        (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")
+    ]  # fmt: skip
+    for case in part["cases"]:
+        check_runs(case, ["ttt_video", "huggingface"])
+        assert max(case["difference"].values()) < 1e-4
+        assert abs(sum(case["stages"].values()) - 1) < 1e-6
+        assert "backbone, forward" in case["stages"]
+    small, large = part["cases"][0], part["cases"][2]
+    assert large["runs"]["ttt_video"]["flop"] > 1.9 * small["runs"]["ttt_video"]["flop"]
+    assert set(part["parameter_bytes"]) == {"backbone", "sem_seg_head", "recon_head"}
+    assert "huggingface takes" in printed
+
+
+@needs_transformers
+def test_steps_beside_hugging_face(run):
+    results, printed = run("step", "--batch", "2")
+    (case,) = results["step"]["cases"]
+    check_runs(case, ["ttt_video", "huggingface"])
+    assert max(case["difference"].values()) < 1e-4
+    assert {"backbone, backward", "optimizer", "loss"} <= set(case["stages"])
+    assert case["saved_activation_bytes"] > 2**20
+    assert "kept for backward" in printed
+
+
+def test_the_steps_batch_is_the_configs_and_peers_can_be_left_out(run):
+    results, _ = run("step", "--no-peers", "--no-flops", opts=["TTT.BATCH_SIZE", "3"])
+    (case,) = results["step"]["cases"]
+    assert case["batch"] == case["micro_batch"] == 3
+    assert set(case["runs"]) == {"ttt_video"}
+    assert "flop" not in case["runs"]["ttt_video"]
+
+
+@pytest.mark.parametrize("preset", ["release", "paper"])
+def test_presets(run, preset):
+    results, _ = run("step", "--no-peers", "--preset", preset, "--batch", "1")
+    optimizer = {"release": "ADAMW", "paper": "SGD"}[preset]
+    assert results["step"]["settings"]["optimizer"] == optimizer
+
+
+def test_the_loop_beside_a_plain_one(run):
+    results, printed = run("loop", "--overlay")
+    (case,) = results["loop"]["cases"]
+    for name in ("ttt_video", "plain"):
+        run_of = case["runs"][name]
+        check_seconds(run_of["seconds"])
+        assert 0 < run_of["overhead"]["median"] < 1
+    assert case["batch"] == 4
+    assert "plain takes" in printed
+
+
+def test_constancy(run):
+    results, printed = run("constant", "--windows", "1", "3", "--positions", "2", "4")
+    streams = results["constant"]["streams"]
+    assert [(s["window"], s["position"]) for s in streams.values()] == [
+        (1, 2), (1, 4), (3, 2), (3, 4)
+    ]  # fmt: skip
+    for stream in streams.values():
+        check_seconds(stream["seconds"])
+        assert [point["frames"] for point in stream["memory"]] == [
+            *range(1, stream["position"] + 1)
+        ]
+    first = streams["window 1, frame 2"]
+    assert first["to_first_window"]["median"] == first["to_first_position"]["median"] == 1
+    last = streams["window 3, frame 4"]
+    for key, other in (
+        ("to_first_window", "window 1, frame 4"),
+        ("to_first_position", "window 3, frame 2"),
+    ):
+        pairs = zip(last["seconds"]["all"], streams[other]["seconds"]["all"], strict=True)
+        assert last[key]["max"] == max(a / b for a, b in pairs)
+    assert "to first position" in printed
+
+
+@needs_transformers
+def test_attention_beside_a_reference(run):
+    results, _ = run("attention")
+    cases = results["attention"]["cases"]
+    assert [case["pass"] for case in cases] == ["forward", "forward_backward"]
+    for case in cases:
+        check_runs(case, ["ttt_video", "reference"])
+        assert max(case["difference"].values()) < 1e-4
+
+
+def test_training(run):
+    results, printed = run("train", "--batch", "2", opts=["SOLVER.MICRO_BATCH_SIZE", "1"])
+    (case,) = results["train"]["cases"]
+    check_runs(case, ["ttt_video"])
+    assert case["flop"]["reconstruction"] > 1e7
+    assert case["flop"]["main_task"] > 1e7
+    assert "TFLOP main_task" in printed
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_everything_in_one_command(run):
+    results, _ = run("all", "--windows", "1", "2", "--positions", "1", "--preset", "release")
+    assert list(results) == ["predict", "step", "loop", "constant", "attention"]
+
+
+# ---- peers
+
+
+@needs_transformers
+def test_the_peers_step_is_ours(tiny_cfg, tiny_model, make_video):
+    """Three steps in a row: loss and gradient norm."""
+    tiny_cfg.TTT.STEP_MODE = "eval"
+    window = SlidingWindow(3)
+    for frame in make_video():
+        window.push(frame)
+    rows = []
+    for model in (tiny_model, peer_of(tiny_cfg, tiny_model)):
+        adapter, generator = build_adapter(tiny_cfg, model), torch.Generator().manual_seed(0)
+        rows.append([adapter.adapt(window, generator) for _ in range(3)])
+    for ours, theirs in zip(*rows, strict=True):
+        for key in ("loss_recon", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
+    assert rows[0][0]["loss_recon"] != pytest.approx(rows[0][2]["loss_recon"], rel=1e-3)
+
+
+@needs_transformers
+def test_a_peer_with_other_weights_is_refused(tiny_cfg, tiny_model, make_video):
+    peer = peer_of(tiny_cfg, tiny_model)
+    with torch.no_grad():
+        peer.recon_head.predictor.queries_features.weight.add_(1)
+    pair, inputs = {"ttt_video": tiny_model, "huggingface": peer}, make_video()[:1]
+    assert models._same_predictions(pair, inputs)["pred_masks"] < 1e-4
+    with pytest.raises(RuntimeError, match="differs between the models"):
+        models._same_gradients(pair, inputs)
+
+
+def test_the_plain_loop_gives_the_same_losses(tiny_cfg, tmp_path):
+    tiny_cfg.TTT.OPTIMIZER.RESTART = True
+    tiny_cfg.TTT.OPTIMIZER.NAME = "ADAMW"
+    name = write_video(tmp_path, 4, 32, 64, tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    ours = loop.tool_loop(tiny_cfg, name, tmp_path / "run")
+    plain = loop.plain_loop(tiny_cfg, name, workers=0)
+    losses = [row["loss_recon"] for row in ours]
+    assert losses == [row["loss_recon"] for row in plain]
+    assert len(set(losses)) == 4
+
+
+# ---- mistakes
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--steps", "0"], "--steps is 0"),
-        (["--warmup", "-1"], "--warmup is -1"),
-        (["--config", "x"], "no config"),
+        (["train", "--steps", "0"], "--steps is 0"),
+        (["predict", "--warmup", "-1"], "--warmup is -1"),
+        (["step", "--batch", "2", "0"], "--batch is 0"),
+        (["loop", "--size", "0", "64"], "--size is 0"),
+        (["constant", "--windows", "0", "--steps", "1", *TINY], "windows hold at least 1 frame"),
+        (["loop", "--steps", "1", *TINY, "TTT.METHOD", "none"], "add --no-peers"),
+        (["step", "--no-peers", *SMALL, *TINY, "TTT.METHOD", "none"], "no gradient steps"),
     ],
 )
 def test_mistakes_are_one_line(tool, args, words):
-    config = [] if "--config" in args else ["--config", "quick/joint_cityscapes.yaml"]
+    command, *flags = args
     with pytest.raises(UserError, match=words) as error:
-        tool.main(["train", *config, *args])
+        tool.main([command, *CONFIG, *flags])
     assert "\n" not in str(error.value)
+
+
+def test_a_config_is_asked_for(tool):
+    with pytest.raises(UserError, match="no config"):
+        tool.main(["predict"])
