@@ -111,6 +111,7 @@ def test_closed_sets_of_values(key):
         ("TTT.MICRO_BATCH_SIZE", 0),
         ("TTT.STEPS_PER_FRAME", 0),
         ("TTT.UPDATE_EVERY", 0),
+        ("TTT.FRAME_BUDGET_MS", -1),
         ("TTT.OFFLINE.STEPS", 0),
         ("TTT.OFFLINE.EVAL_EVERY", 0),
         ("TTT.LN_ADAPT.PRIOR", -1.0),
@@ -155,6 +156,9 @@ def test_a_frame_that_is_reset_is_updated():
     with pytest.raises(UserError, match=r"^TTT\.UPDATE_EVERY is 2; it must be 1 where TTT\.RESET"):
         validate_config(changed("TTT.UPDATE_EVERY", 2, "TTT.RESET", "frame"))
     validate_config(changed("TTT.UPDATE_EVERY", 2))
+    with pytest.raises(UserError, match=r"^TTT\.FRAME_BUDGET_MS is 40; it must be 0 where TTT\.R"):
+        validate_config(changed("TTT.FRAME_BUDGET_MS", 40, "TTT.RESET", "frame"))
+    validate_config(changed("TTT.FRAME_BUDGET_MS", 40))
 
 
 @pytest.mark.parametrize("scales", [[0.5], [0.0, 1.0], [2.0, 1.0], [0.5, 1.0, 2.0]])

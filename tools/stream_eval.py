@@ -71,6 +71,13 @@ def report(summary: Row) -> str:
         lines.append(f"reconstruction loss {summary['loss_recon']:.4f}")
     if summary["skipped_steps"]:
         lines.append(f"{summary['skipped_steps']} steps skipped: loss or gradient not finite")
+    if "frame_budget_used" in summary:
+        lines.append(
+            f"frame budget {summary['settings']['FRAME_BUDGET_MS']} ms: "
+            f"{100 * summary['frame_budget_used']:.0f} % used, "
+            f"{summary['skipped_updates']} updates skipped, {summary['shrunk_updates']} with fewer "
+            f"samples, {summary['late_frames']} frames late"
+        )
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
     for who, metrics in sorted(summary["metrics"].items()):

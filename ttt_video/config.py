@@ -188,6 +188,10 @@ def _ttt_defaults() -> CfgNode:
     ttt.MICRO_BATCH_SIZE = 8  # samples per forward and backward; gradients accumulate
     ttt.STEPS_PER_FRAME = 1  # gradient steps of one update
     ttt.UPDATE_EVERY = 1  # frames: update at the first frame of a video and every n-th after it
+    # ms from one frame of a camera to the next: the loop keeps up by steps on fewer samples, or
+    # none; every frame is predicted. 0 = no budget. With one, numbers depend on how fast the
+    # machine is at each moment, and no run repeats another bit for bit.
+    ttt.FRAME_BUDGET_MS = 0
     ttt.PREDICT = "after"  # predict a frame "after" the update it takes part in, or "before"
     # "time", or "shuffled": each video's frames in an order that SEED and the video decide, so that
     # neighbours in the stream no longer look alike (Section 6.1, "Temporal smoothness").
@@ -309,6 +313,14 @@ def validate_config(cfg: CfgNode) -> None:
         ttt.UPDATE_EVERY == 1 or ttt.RESET != "frame",
         "TTT.UPDATE_EVERY",
         "1 where TTT.RESET is 'frame': the frames between two updates have the source weights",
+    )
+    require(
+        ttt.FRAME_BUDGET_MS >= 0, "TTT.FRAME_BUDGET_MS", "a number of milliseconds, or 0 for none"
+    )
+    require(
+        ttt.FRAME_BUDGET_MS == 0 or ttt.RESET != "frame",
+        "TTT.FRAME_BUDGET_MS",
+        "0 where TTT.RESET is 'frame': a frame whose update is skipped has the source weights",
     )
     require(ttt.OFFLINE.STEPS >= 1, "TTT.OFFLINE.STEPS", "at least 1")
     require(ttt.OFFLINE.EVAL_EVERY >= 1, "TTT.OFFLINE.EVAL_EVERY", "at least 1")

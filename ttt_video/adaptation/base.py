@@ -75,9 +75,11 @@ class Adapter(ABC):
 
     Attributes:
         offline: whether :meth:`watch` must have seen a whole video before its first prediction.
+        updates: whether :meth:`adapt` does anything.
     """
 
     offline: bool = False
+    updates: bool = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -24,6 +24,7 @@ class EnsembleAdapter(Adapter):
         super().__init__(inner.model)
         self.inner = inner
         self.offline = inner.offline
+        self.updates = inner.updates
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """The wrapped method's update and its record."""

@@ -13,6 +13,8 @@ from .window import SlidingWindow
 class NoAdaptation(Adapter):
     """Predicts with the source weights, whatever the video."""
 
+    updates = False
+
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Does nothing."""
         return {}

@@ -20,6 +20,11 @@ class SlidingWindow:
     Args:
         size: k, in frames; None keeps every frame since :meth:`clear`, and its memory grows.
         device: where the images are kept; a frame is moved there once.
+
+    Attributes:
+        max_samples: largest batch that is drawn, whatever is asked for; None: no limit. So a frame
+            budget has shorter steps from every method that draws its batches here.
+        asked, drawn: samples of the last batch, without the limit and with it.
     """
 
     def __init__(self, size: int | None, device: torch.device | str = "cpu") -> None:
@@ -28,6 +33,8 @@ class SlidingWindow:
         self.size = size
         self.device = torch.device(device)
         self._frames: deque[Sample] = deque(maxlen=size)
+        self.max_samples: int | None = None
+        self.asked = self.drawn = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -70,6 +77,12 @@ class SlidingWindow:
             generator: on the CPU.
         """
         count = len(self._frames)
+        if sampling == "without_replacement":
+            batch_size = min(batch_size, count)
+        self.asked = batch_size
+        if self.max_samples is not None:
+            batch_size = min(batch_size, self.max_samples)
+        self.drawn = batch_size
         if sampling == "with_replacement":
             picks = torch.randint(count, (batch_size,), generator=generator)
         elif sampling == "shuffled_epochs":

@@ -87,9 +87,15 @@ def evaluate_in_parallel(
         The summary, with the number of ``workers``.
 
     Raises:
-        UserError: videos build on one another; a worker failed, in a line that names its video.
+        UserError: videos build on one another, or have a frame budget; a worker failed, in a line
+            that names its video.
     """
     cfg, run = settings.cfg, settings.run
+    if cfg.TTT.FRAME_BUDGET_MS:
+        raise UserError(
+            "with TTT.FRAME_BUDGET_MS videos that run at once would take each other's time: use "
+            "one worker"
+        )
     if cfg.TTT.RESET == "never":
         raise UserError("with TTT.RESET never every video builds on the one before: use one worker")
     with closing(run):

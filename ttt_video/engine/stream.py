@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..adaptation import Adapter, SlidingWindow, build_adapter
 from ..errors import UserError
+from .frame_budget import FrameBudget
 
 
 @dataclass
@@ -24,7 +26,10 @@ class FrameResult:
         frame: the frame, labels included, for evaluators.
         output: detectron2's outputs, by the weights after this frame's update unless
             ``TTT.PREDICT`` is "before".
-        record: scalars of the update, such as ``loss_recon``; empty for a frame without one.
+        record: scalars of the update, such as ``loss_recon``; empty for a frame without one. With a
+            frame budget also ``step_samples`` (of each step; 0: none), ``skipped_updates`` and
+            ``shrunk_updates`` (1 or 0: the budget did so), ``late_frames`` (1 or 0: the prediction
+            came after the next frame) and ``behind_seconds`` (see :class:`FrameBudget`).
         adapt_seconds: wall time of the update; that of a video's first frame has with it what an
             offline method spent on the video before. predict_seconds: of the prediction.
     """
@@ -54,6 +59,8 @@ class StreamRunner:
         update_every: int = 1,
         predict: str = "after",
         seed: int = 0,
+        budget: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         Args:
@@ -66,11 +73,22 @@ class StreamRunner:
             predict: a frame "after" the update it takes part in, or "before" it.
             seed: with the video's id (and the frame's index, where every frame is reset) it
                 decides every random draw.
+            budget: seconds per frame that the loop keeps up with (:class:`FrameBudget`); 0: none.
+            clock: gives seconds.
+
+        Raises:
+            UserError: the method is offline, and there is a budget.
         """
         if reset not in ("frame", "video", "never"):
             raise ValueError(f"no reset {reset!r}; frame, video or never")
         if predict not in ("after", "before"):
             raise ValueError(f"no place {predict!r} for the prediction; after or before")
+        if budget and adapter.offline:
+            raise UserError(
+                "TTT.FRAME_BUDGET_MS is set, but an offline method learns before a video's first "
+                "frame and takes no steps that could be made shorter: set it to 0, or choose "
+                "another --method"
+            )
         self.adapter = adapter
         self.window = window
         self.reset = reset
@@ -81,6 +99,9 @@ class StreamRunner:
         self._video_id: str | None = None
         self._position = 0
         self._watch_seconds = 0.0
+        self.budget = FrameBudget(budget) if budget else None
+        self._clock = clock
+        self._stepped = 0.0  # when the last step ended, on a clock that stops off_the_clock()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> StreamRunner:
@@ -93,6 +114,7 @@ class StreamRunner:
             update_every=cfg.TTT.UPDATE_EVERY,
             predict=cfg.TTT.PREDICT,
             seed=max(cfg.SEED, 0),
+            budget=cfg.TTT.FRAME_BUDGET_MS / 1000,
         )
 
     def start_video(self, video_id: str, video: Iterable[Any] | None = None) -> None:
@@ -108,6 +130,8 @@ class StreamRunner:
         self._video_id = video_id
         self._position = 0
         self.generator.manual_seed(video_seed(self.seed, video_id))
+        if self.budget is not None:
+            self.budget.start_video()
         if self.reset != "never":
             self.window.clear()
             self.adapter.reset()
@@ -127,6 +151,8 @@ class StreamRunner:
         if frame["video_id"] != self._video_id:
             self.start_video(frame["video_id"])
         start = self.now()
+        if self.budget is not None:
+            self.budget.take_frame()
         sample = self.window.push(frame)
         if self.reset == "frame":
             self.adapter.reset_weights()
@@ -138,23 +164,76 @@ class StreamRunner:
         predicted = self.now()
         record: dict[str, float] = {}
         if self._position % self.update_every == 0:
-            record = self.adapter.adapt(self.window, self.generator)
+            record = self._update()
         adapted = self.now()
         if not self.predict_first:
             output = self.adapter.predict(sample)
-        predict_seconds = self.now() - adapted + predicted - pushed
+        end = self.now()
+        predict_seconds = end - adapted + predicted - pushed
         adapt_seconds = adapted - predicted + pushed - start + self._watch_seconds
         self._watch_seconds = 0.0
         self._position += 1
+        if self.budget is not None:
+            ready = (predicted if self.predict_first else end) - start
+            record = {
+                **dict.fromkeys(("step_samples", "skipped_updates", "shrunk_updates"), 0),
+                **record,
+                "late_frames": int(self.budget.is_late(ready)),
+                "behind_seconds": self.budget.behind,
+            }
+            self.budget.predicted(predict_seconds)
+            self.budget.did_else(pushed - start)
+            self._stepped = end
         return FrameResult(frame, output, record, adapt_seconds, predict_seconds)
+
+    def _update(self) -> dict[str, float]:
+        """The frame's update, or as much of it as the budget has room for."""
+        budget, window = self.budget, self.window
+        if budget is None or not self.adapter.updates:
+            return self.adapter.adapt(window, self.generator)
+        record: dict[str, float] = {}
+        window.asked = window.drawn = 0
+        limit = window.max_samples = budget.max_samples()
+        if limit:
+            start = self.now()
+            record = self.adapter.adapt(window, self.generator)
+            budget.updated(self.now() - start, window.drawn)
+        window.max_samples = None
+        return {
+            **record,
+            "step_samples": window.drawn,
+            "skipped_updates": int(limit == 0),
+            "shrunk_updates": int(window.drawn < window.asked),
+        }
+
+    def paced(self, frames: Iterable[Any]) -> Iterator[Any]:
+        """The frames as they are; what the caller does between two of them is on the budget.
+
+        Waiting for the next one is not, nor is what is done :meth:`off_the_clock`.
+        """
+        for frame in frames:
+            yield frame
+            if self.budget is not None:
+                self.budget.did_else(self.now() - self._stepped)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """For what measures a stream and would not be there without the measurement."""
+        if self.budget is None:
+            yield
+            return
+        start = self.now()
+        yield
+        self._stepped += self.now() - start
 
     def run(self, source: Iterable[Any]) -> Iterator[FrameResult]:
         """Results of a video's frames, one for each, in order, as they happen.
 
-        Running a video always starts it anew, even when it is the one that ran last.
+        Running a video always starts it anew, even when it is the one that ran last. What the
+        caller does with a result is on the frame budget (:meth:`paced`).
         """
         self._video_id = None
-        for frame in source:
+        for frame in self.paced(source):
             if frame["video_id"] != self._video_id:
                 self.start_video(frame["video_id"], source)
             yield self.step(frame)
@@ -186,4 +265,4 @@ class StreamRunner:
         """Seconds on a clock that waits for the device's work."""
         if self.window.device.type == "cuda":
             torch.cuda.synchronize(self.window.device)
-        return time.perf_counter()
+        return self._clock()

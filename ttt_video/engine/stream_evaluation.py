@@ -96,7 +96,8 @@ class StreamEvaluation:
         self.dataset_name = dataset_name
         self.overlay = overlay
         self.observers = observers
-        self.save_every = save_every
+        # With a frame budget there is no going on, and a state takes long to write.
+        self.save_every = 0 if cfg.TTT.FRAME_BUDGET_MS else save_every
         self._before: str | None = None  # the video that was run before
         self.source_facts = source_facts(model)
         self.frozen = NoAdaptation(copy.deepcopy(model)) if compare else None
@@ -186,7 +187,7 @@ class StreamEvaluation:
         limit = None if max_frames is None else max_frames - done
         complete = False
         try:
-            for frame in islice(frames, limit):
+            for frame in self.runner.paced(islice(frames, limit)):
                 row = self._frame(frame)
                 done += 1
                 progress(done, row)
@@ -239,8 +240,9 @@ class StreamEvaluation:
     def _frame(self, frame: Frame) -> Row:
         """Runs one frame; its row is on disk before anything else can fail."""
         result = self.runner.step(frame)
-        frozen = None if self.frozen is None else self._predict_frozen(frame)
-        row = self._row(result, frozen)  # evaluators see every frame that is run
+        with self.runner.off_the_clock():  # a camera's run has neither
+            frozen = None if self.frozen is None else self._predict_frozen(frame)
+            row = self._row(result, frozen)  # evaluators see every frame that is run
         if not self.run.has(frame["video_id"], frame["frame_index"]):
             self.run.append(row)
         if self.overlay is not None:
@@ -320,8 +322,13 @@ def claim(
     """Makes sure that all rows of the folder are of one config, one model and one set of flags.
 
     Raises:
-        UserError: there are rows of others.
+        UserError: there are rows of others; or there are any, of a run with a frame budget.
     """
+    if cfg.TTT.FRAME_BUDGET_MS and next(run.rows(), None) is not None:
+        raise UserError(
+            f"the run in {run.path} cannot go on: with TTT.FRAME_BUDGET_MS the frames that are run "
+            "again would get other updates than their rows say; choose another --output"
+        )
     flags: Row = {"--dataset": dataset_name, "--compare": compare, "--no-video": not video}
     # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on
     # how many were to come, or on how many the videos before them had.

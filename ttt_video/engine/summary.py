@@ -61,6 +61,8 @@ def write_summary(
 ) -> Row:
     """Computes the summary from the rows on disk and writes it.
 
+    ``frame_budget_used`` is the share of ``TTT.FRAME_BUDGET_MS`` that updates and predictions took.
+
     Args:
         run: the folder.
         cfg: resolved.
@@ -73,6 +75,9 @@ def write_summary(
     info, wanted = LabelInfo.of(dataset_name), set(video_ids)
     ended = [row for video_id, row in run.videos().items() if video_id in wanted]
     summary = summarize(run.rows(), info)
+    if cfg.TTT.FRAME_BUDGET_MS and summary["frames"]:
+        used = summary["seconds"]["frame"]["mean"] * 1000 / cfg.TTT.FRAME_BUDGET_MS
+        summary["frame_budget_used"] = used
     summary.update(
         complete=complete,
         skipped_frames=[name for video in ended for name in video["skipped_frames"]],

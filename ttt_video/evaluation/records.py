@@ -11,6 +11,9 @@ import numpy as np
 
 from .protocols import LabelInfo, Row, ScoredFrame, Scores, mean, rules
 
+BUDGET_COUNTS = ("skipped_updates", "shrunk_updates", "late_frames")
+"""What the rows of a run with a frame budget count; see ``engine.stream.FrameResult``."""
+
 
 def finite(record: dict[str, float]) -> Row:
     """Scalars for a row: JSON has no NaN, so a non-finite one becomes null."""
@@ -25,7 +28,8 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         info: class names of the data set, and which frames its protocols score.
 
     Returns:
-        ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean),
+        ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean), where
+        there was a frame budget ``skipped_updates``, ``shrunk_updates`` and ``late_frames``,
         ``metrics`` of "adapted" and, where rows have it, "frozen" (see ``protocols.score``),
         ``protocols`` (the rule of each metric) and ``seconds`` per frame (mean, percentiles).
     """
@@ -33,11 +37,13 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
     scores = {who: Scores(info or LabelInfo()) for who in ("adapted", "frozen")}
     seconds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
     losses = array("d")
-    skipped = 0
+    counts = {"skipped_steps": 0}
     for row in rows:
         video_id = row["video_id"]
         videos[video_id] = videos.get(video_id, 0) + 1
-        skipped += int(row.get("skipped_steps", 0))
+        for name in ("skipped_steps", *BUDGET_COUNTS):
+            if name in row:
+                counts[name] = counts.get(name, 0) + int(row[name])
         if row.get("loss_recon") is not None:
             losses.append(row["loss_recon"])
         for name in ("adapt_seconds", "predict_seconds"):
@@ -52,7 +58,7 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
     return {
         "frames": sum(videos.values()),
         "videos": dict(sorted(videos.items())),
-        "skipped_steps": skipped,
+        **counts,
         "loss_recon": mean(losses),
         "metrics": metrics,
         "protocols": rules({name for numbers in metrics.values() for name in numbers}),

@@ -1,0 +1,130 @@
+"""A frame budget (``TTT.FRAME_BUDGET_MS``): the loop keeps up with a camera.
+
+The camera gives a frame every T seconds, and frames wait until the loop takes them up. Each of them
+is predicted; what gives way is the step, and :meth:`FrameBudget.max_samples` is the one place where
+that is decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from statistics import median_low
+
+logger = logging.getLogger(__name__)
+
+MEMORY = 7
+"""Frames that an estimate is the median of: a slow one moves none, and that the machine has become
+slower is noticed after four."""
+
+SPARE = 0.05
+"""Share of the budget that is left free: times vary, and a step that just fits is late every other
+time."""
+
+DOUBT = 0.9
+"""See :meth:`FrameBudget.max_samples`."""
+
+
+class FrameBudget:
+    """Says how many samples the step of each frame may have. It is told all times, and reads none.
+
+    Attributes:
+        seconds: T, from one frame of the camera to the next.
+        behind: seconds from the arrival of the current frame to the loop's taking it up; the debt
+            of the frames before it. A loop that is early waits, so nothing is ever saved up.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"a frame budget is a positive number of seconds, not {seconds}")
+        self.seconds = seconds
+        self.behind = 0.0
+        self._done = 0.0  # seconds from the current frame's arrival to the end of what is done
+        self._predict: deque[float] = deque(maxlen=MEMORY)
+        self._other: deque[float] = deque(maxlen=MEMORY)
+        self._sample: deque[float] = deque(maxlen=MEMORY)
+        self._other_now = 0.0
+        self._trust = 1.0
+        self._warned = False
+
+    def start_video(self) -> None:
+        """The camera starts anew: no debt. What is known of the machine stays known."""
+        self.behind = self._done = self._other_now = 0.0
+
+    def take_frame(self) -> None:
+        """The next frame has arrived, T seconds after the one before, and is taken up."""
+        if self._predict:
+            self._other.append(self._other_now)
+        self._other_now = 0.0
+        self.behind = max(0.0, self._done - self.seconds)
+        self._done = self.behind
+
+    def max_samples(self) -> int:
+        """The largest number of samples that this frame's step may have; 0 for no step.
+
+        It is what there is room for once the debt and the prediction are paid, by the medians of
+        the last frames. As long as nothing is known a frame is predicted only, and the first step
+        has one sample. The fixed cost of a step counts as its samples', so that a small step looks
+        dearer than it is: steps come to what there is room for from below, if not all the way.
+
+        An estimate that allows no step would never be measured again, though it may be of a slow
+        moment such as the first step on a GPU. So it loses a tenth with every frame that owes
+        nothing, until a step of one sample is tried; where that is indeed longer than the room,
+        such a step once in a while is what the budget allows, and the next frames pay for it.
+        """
+        if not self._predict:
+            return 0
+        predict, other = median_low(self._predict), median_low(self._other or [0.0])
+        room = (1 - SPARE) * self.seconds - predict - other
+        if room <= 0:
+            self._warn(predict, other)
+            return 0
+        if not self._sample:
+            return int(self.behind < room)
+        sample = max(median_low(self._sample) * self._trust, 1e-9)
+        count = max(int((room - self.behind) / sample), 0)
+        if count == 0 and self.behind == 0:
+            self._trust *= DOUBT
+        return count
+
+    def predicted(self, seconds: float) -> None:
+        """The current frame's prediction took so long."""
+        self._predict.append(seconds)
+        self._done += seconds
+
+    def updated(self, seconds: float, samples: int) -> None:
+        """The current frame's update took so long, with so many samples in each of its steps.
+
+        An update that draws no samples is all or nothing: it counts as one.
+        """
+        self._sample.append(seconds / max(samples, 1))
+        self._trust = 1.0
+        self._done += seconds
+
+    def did_else(self, seconds: float) -> None:
+        """What else the loop did for the current frame took so long."""
+        self._other_now += seconds
+        self._done += seconds
+
+    def is_late(self, seconds: float) -> bool:
+        """Whether the next frame was there before the current one's prediction.
+
+        Args:
+            seconds: from taking up the frame to its prediction.
+        """
+        return self.behind + seconds > self.seconds
+
+    def _warn(self, predict: float, other: float) -> None:
+        if self._warned or len(self._predict) < MEMORY:  # the first frames are often slow
+            return
+        self._warned = True
+        total = 1000 * (predict + other)
+        logger.warning(
+            "TTT.FRAME_BUDGET_MS is %.0f, but a frame without any update takes %.0f ms (%.0f of "
+            "them its prediction): all updates are skipped. Set it well above %.0f, or have the "
+            "model see smaller frames (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST)",
+            1000 * self.seconds,
+            total,
+            1000 * predict,
+            total,
+        )
