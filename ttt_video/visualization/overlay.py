@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,12 +112,30 @@ def overlay_prediction(
 ) -> np.ndarray:
     """Draws a model's output over its frame.
 
+    The same as ``overlay_painter(output, ...)(image)``.
+
+    Args:
+        image: (h, w, 3) uint8 RGB, scaled to the size of the prediction where that differs.
+        output, metadata, alpha, min_score: see `overlay_painter`.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    return overlay_painter(output, metadata, alpha=alpha, min_score=min_score)(image)
+
+
+def overlay_painter(
+    output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that draws a model's output over its frame, also later and in another thread.
+
+    What needs the output is done here, on its device; what is kept of it is a map of the pixels.
+
     Of several predictions the first of these is drawn: ``panoptic_seg``, ``sem_seg``,
     ``instances``. Every instance has a shade of its class's colour that depends on nothing but its
     number, and an outline; pixels without a prediction keep the image.
 
     Args:
-        image: (h, w, 3) uint8 RGB, scaled to the size of the prediction where that differs.
         output: detectron2's output of one frame, on any device: ``sem_seg`` (K, H, W) scores;
             ``panoptic_seg`` (id map (H, W), segments_info); or ``instances`` with ``pred_masks``
             (N, H, W), ``scores`` and ``pred_classes``.
@@ -125,32 +143,35 @@ def overlay_prediction(
         alpha: weight of the colours, 0..1.
         min_score: instances below this score are left out.
 
-    Returns:
-        (H, W, 3) uint8 RGB.
+    Raises:
+        ValueError: there is none of them.
     """
     if "panoptic_seg" in output:
         ids, segments = output["panoptic_seg"]
-        return _overlay_panoptic(image, ids.cpu().numpy(), segments, metadata, alpha)
+        colors = _panoptic_colors(segments, metadata)
+        return partial(_overlay_segments, ids=ids.cpu().numpy(), colors=colors, alpha=alpha)
     if "sem_seg" in output:
         scores = output["sem_seg"]
         # On the CPU, max() is three times as fast as argmax() over a leading dimension.
-        classes = scores.max(dim=0).indices.cpu().numpy()
-        color = colorize(classes, class_palette(metadata, len(scores)))
-        return blend(resize(image, classes.shape), color, alpha)
+        classes = scores.max(dim=0).indices.to(torch.int16).cpu().numpy()
+        palette = class_palette(metadata, len(scores))
+        return partial(_overlay_classes, classes=classes, palette=palette, alpha=alpha)
     if "instances" in output:
-        return _overlay_instances(image, output["instances"], metadata, alpha, min_score)
+        ids, colors = _instance_ids(output["instances"], metadata, min_score)
+        return partial(_overlay_segments, ids=ids, colors=colors, alpha=alpha)
     raise ValueError(
         f"no sem_seg, panoptic_seg or instances to draw in an output with keys {sorted(output)}"
     )
 
 
-def _overlay_panoptic(
-    image: np.ndarray,
-    ids: np.ndarray,
-    segments: Sequence[Mapping[str, Any]],
-    metadata: Any,
-    alpha: float,
+def _overlay_classes(
+    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, alpha: float
 ) -> np.ndarray:
+    return blend(resize(image, classes.shape), colorize(classes, palette), alpha)
+
+
+def _panoptic_colors(segments: Sequence[Mapping[str, Any]], metadata: Any) -> np.ndarray:
+    """(largest id + 1, 3) uint8 colours by id."""
     colors = np.zeros((1 + max((s["id"] for s in segments), default=0), 3), np.uint8)
     count = 1 + max((s["category_id"] for s in segments), default=0)
     stuff = class_palette(metadata, count)
@@ -160,12 +181,13 @@ def _overlay_panoptic(
         colors[segment["id"]] = (
             _shade(things[category], segment["id"]) if segment["isthing"] else stuff[category]
         )
-    return _overlay_segments(image, ids, colors, alpha)
+    return colors
 
 
-def _overlay_instances(
-    image: np.ndarray, instances: Instances, metadata: Any, alpha: float, min_score: float
-) -> np.ndarray:
+def _instance_ids(
+    instances: Instances, metadata: Any, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A map of the instances, best on top, 0 where there is none; and colours by its numbers."""
     scores = instances.scores.tolist()
     # The best are painted last and so lie on top.
     order = sorted(
@@ -181,7 +203,7 @@ def _overlay_instances(
         ids.masked_fill_(masks[index] > 0, place)
         rank = len(order) - place  # 0 is the best: its shade does not depend on the others
         colors[place] = _shade(palette[categories[index]], rank)
-    return _overlay_segments(image, ids.cpu().numpy(), colors, alpha)
+    return ids.cpu().numpy(), colors
 
 
 def _overlay_segments(

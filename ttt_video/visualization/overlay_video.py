@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..files import file_stem
-from .overlay import overlay_prediction, side_by_side, to_rgb
+from .overlay import overlay_painter, side_by_side, to_rgb
 from .video import VideoWriter, join_videos
 
 if TYPE_CHECKING:
     from ..engine.stream import FrameResult
+
+Panels = dict[str, np.ndarray]
+"""(height, width, 3) uint8 RGB pictures by their titles."""
 
 
 class OverlayVideos:
@@ -58,13 +63,12 @@ class OverlayVideos:
         self.parts = list(parts)
 
     def write(self, result: FrameResult, frozen: FrameResult | None) -> None:
-        """Adds one frame."""
+        """Adds one frame, which is drawn in the encoder's thread."""
         if self._writer is None:
             self.parts_folder.mkdir(parents=True, exist_ok=True)
             name = f"overlay-{self.frames:08d}.mp4"
             self._writer = VideoWriter(self.parts_folder / name, self.fps, part=True)
-        panels = self.panels(result, frozen)
-        self._writer.write(side_by_side(list(panels.values()), list(panels)))
+        self._writer.write(partial(_draw, self._painter(result, frozen)))
         self.frames += 1
 
     def cut(self) -> list[str]:
@@ -80,12 +84,32 @@ class OverlayVideos:
         if self.cut():
             join_videos([self.parts_folder / name for name in self.parts], self.path, self.fps)
 
-    def panels(self, result: FrameResult, frozen: FrameResult | None) -> dict[str, Any]:
+    def panels(self, result: FrameResult, frozen: FrameResult | None) -> Panels:
         """Titled (height, width, 3) uint8 pictures of one frame."""
+        return self._painter(result, frozen)()
+
+    def _painter(self, result: FrameResult, frozen: FrameResult | None) -> Callable[[], Panels]:
+        """:meth:`panels` but for the drawing: a function that does it, also in another thread."""
         frame = result.frame
-        image = to_rgb(frame["image"], self.format, (frame["height"], frame["width"]))
-        panels = {"original": image}
-        if frozen is not None:
-            panels["frozen"] = overlay_prediction(image, frozen.output, self.metadata)
-        panels[self.method] = overlay_prediction(image, result.output, self.metadata)
-        return panels
+        painters = {"frozen": frozen, self.method: result}
+        return partial(
+            _paint,
+            partial(to_rgb, frame["image"], self.format, (frame["height"], frame["width"])),
+            {
+                title: overlay_painter(shown.output, self.metadata)
+                for title, shown in painters.items()
+                if shown is not None
+            },
+        )
+
+
+def _paint(
+    picture: Callable[[], np.ndarray], painters: dict[str, Callable[[np.ndarray], np.ndarray]]
+) -> Panels:
+    image = picture()
+    return {"original": image, **{title: paint(image) for title, paint in painters.items()}}
+
+
+def _draw(paint: Callable[[], Panels]) -> np.ndarray:
+    panels = paint()
+    return side_by_side(list(panels.values()), list(panels))

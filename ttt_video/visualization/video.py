@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -72,16 +72,20 @@ class VideoWriter:
         self._encoded = 0
         self._closed = False
 
-    def write(self, image: np.ndarray) -> None:
-        """Queues one (H, W, 3) uint8 RGB frame; raises what went wrong with earlier ones."""
+    def write(self, image: np.ndarray | Callable[[], np.ndarray]) -> None:
+        """Queues one frame; raises what went wrong with earlier ones.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; or a function that draws it, in the background thread.
+        """
         if self._closed:
             raise ValueError(f"{self.path} is closed")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"a frame is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        if isinstance(image, np.ndarray):
+            _check(image)
+            image = image.copy()  # the caller may draw the next frame into the same array
         if len(self._pending) >= _QUEUE:
             self._pending.popleft().result()
-        # A copy, as the caller may draw the next frame into the same array.
-        self._pending.append(self._pool.submit(self._encode, image.copy()))
+        self._pending.append(self._pool.submit(self._encode, image))
         self.num_frames += 1
 
     def close(self) -> None:
@@ -113,7 +117,10 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-    def _encode(self, image: np.ndarray) -> None:
+    def _encode(self, image: np.ndarray | Callable[[], np.ndarray]) -> None:
+        if not isinstance(image, np.ndarray):
+            image = image()
+            _check(image)
         if self._container is None:
             self._open(*image.shape[:2])
         frame = av.VideoFrame.from_ndarray(_letterbox(image, *self._size), format="rgb24")
@@ -188,6 +195,11 @@ def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
                     packet.duration = 1
                     target.mux(packet)
                     index += 1
+
+
+def _check(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a frame is (H, W, 3) uint8, not {image.shape} {image.dtype}")
 
 
 def _rate(fps: float | Fraction) -> Fraction:
