@@ -74,9 +74,9 @@ def report(summary: Row) -> str:
     if "frame_budget_used" in summary:
         lines.append(
             f"frame budget {summary['settings']['FRAME_BUDGET_MS']} ms: "
-            f"{100 * summary['frame_budget_used']:.0f} % used, "
-            f"{summary['skipped_updates']} updates skipped, {summary['shrunk_updates']} with fewer "
-            f"samples, {summary['late_frames']} frames late"
+            f"{100 * summary['frame_budget_used']:.0f} % used; "
+            f"skipped updates {summary['skipped_updates']}, "
+            f"shorter steps {summary['shrunk_updates']}, late frames {summary['late_frames']}"
         )
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")

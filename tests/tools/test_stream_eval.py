@@ -284,6 +284,21 @@ def test_method_and_max_frames(stream, tmp_path):
     assert not (out / "overlay.mp4").exists()
 
 
+def test_frame_budget_is_reported_in_a_line(stream, refused, tmp_path, capsys):
+    folder = write_frames(tmp_path / "v", 4)
+    budget = ("TTT.FRAME_BUDGET_MS", 3_600_000)
+    out = stream("--video-dir", folder, "--no-video", *budget)
+    assert [row["step_samples"] for row in rows_of(out)] == [0, 1, 2, 2]
+    line = "frame budget 3600000 ms: 0 % used; skipped updates 1, shorter steps 1, late frames 0"
+    assert line in capsys.readouterr().out.splitlines()
+    assert "use one worker" in refused("--video-dir", folder, "--workers", 2, *budget, output="2")
+    assert "offline" in refused(
+        "--video-dir", folder, "--method", "offline_ttt_mae", *budget, output="3"
+    )
+    resumed = refused("--video-dir", folder, "--no-video", "--resume", *budget)
+    assert "choose another --output" in resumed
+
+
 def test_preset_merges_on_top_and_overrides_on_top_of_that(stream, tmp_path):
     folder = write_frames(tmp_path / "v", 1)
     small = ("TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 3, "TTT.CROP.SIZE", "[32, 64]")
