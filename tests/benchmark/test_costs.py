@@ -14,6 +14,7 @@ from ttt_video.benchmark.clock import Stages, measure, peak_memory, reset_peak_m
 from ttt_video.benchmark.comparison import OURS, Options, compare, difference
 from ttt_video.benchmark.environment import matmul_peak
 from ttt_video.benchmark.flops import GridSampleFlops, count_flops, parameter_bytes, saved_bytes
+from ttt_video.modeling.deformable_attention import deformable_attention
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,18 @@ def test_sampling_is_counted_forward_and_backward():
     with GridSampleFlops() as counter:
         sampled.sum().backward()
     assert counter.get_total_flops() == 2 * (2 * 4 * 2 * 3 * 5 * 7)
+
+
+def test_deformable_attention_is_counted_the_same_with_and_without_gradients():
+    """2 images, 5 queries, 3 heads, 2 levels, 4 points, 6 channels: 4 multiply-adds each."""
+    shapes = ((2, 3), (1, 2))
+    value, weights = torch.randn(2, 8, 3, 6), torch.rand(2, 5, 3, 2, 4)
+    locations = torch.rand(2, 5, 3, 2, 4, 2)
+    expected = 2 * 4 * 2 * 5 * 3 * 2 * 4 * 6
+    assert count_flops(lambda: deformable_attention(value, shapes, locations, weights)) == expected
+    with torch.no_grad():
+        flops = count_flops(lambda: deformable_attention(value, shapes, locations, weights))
+    assert flops == expected
 
 
 def test_attention_is_counted_as_its_two_matrix_products():

@@ -8,11 +8,11 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
+from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock
 from torchvision.ops import StochasticDepth
 
 from ttt_video.errors import UserError
-from ttt_video.modeling.backbone import FusedWindowAttention, SwinTransformerTTT
+from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT
 
 SWIN = {
     "in_chans": 4,
@@ -69,30 +69,47 @@ def test_gradients_equal_detectron2s():
         )
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("qk_scale", [None, 0.3])
-@pytest.mark.parametrize("shifted", [False, True])
-def test_attention_equals_detectron2s(qk_scale, shifted):
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("size", [(6, 9), (5, 7)], ids=["whole", "padded"])
+def test_block_equals_detectron2s(size, shift, qk_scale, bias):
+    """Padded maps too, whose padding takes part in the attention with the projection's bias."""
     torch.manual_seed(0)
-    plain = WindowAttention(8, (3, 4), num_heads=2, qk_scale=qk_scale)
-    torch.nn.init.normal_(plain.relative_position_bias_table)
-    fused = copy.deepcopy(plain)
-    fused.__class__ = FusedWindowAttention
-    windows, images = 6, 2
-    x = noise(images * windows, 12, 8)
-    mask = None
-    if shifted:
-        mask = torch.where(noise(windows, 12, 12) > 1, -100.0, 0.0)
-    torch.testing.assert_close(fused(x, mask), plain(x, mask), rtol=1e-5, atol=1e-6)
+    plain = SwinTransformerBlock(
+        8, num_heads=2, window_size=3, shift_size=shift, qkv_bias=bias, qk_scale=qk_scale
+    )
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter)
+    plain.H, plain.W = size
+    fast = copy.deepcopy(plain)
+    fast.__class__ = FastSwinBlock
+    x = noise(2, size[0] * size[1], 8)
+    mask = torch.where(noise(6, 9, 9) > 1, -100.0, 0.0)
+    torch.testing.assert_close(fast(x, mask), plain(x, mask), rtol=1e-5, atol=1e-4)
+
+
+def test_padding_is_not_multiplied():
+    """5 x 7 tokens in 6 x 9 places: the projections of a block see 35 rows each."""
+    block = SwinTransformerBlock(8, num_heads=2, window_size=3)
+    block.__class__ = FastSwinBlock
+    block.H, block.W = 5, 7
+    seen = []
+    for layer in (block.attn.qkv, block.attn.proj):
+        layer.register_forward_hook(lambda layer, args, out: seen.append(out.numel() // 35))
+    block(noise(1, 35, 8), noise(6, 9, 9))
+    assert seen == [24, 8]
 
 
 def test_dropout_of_attention_in_training_only():
     torch.manual_seed(0)
-    attention = WindowAttention(8, (2, 2), num_heads=2, attn_drop=0.5)
-    attention.__class__ = FusedWindowAttention
-    x = noise(1, 4, 8)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
+    block = SwinTransformerBlock(8, num_heads=2, window_size=2, attn_drop=0.5)
+    block.__class__ = FastSwinBlock
+    block.H = block.W = 2
+    x, mask = noise(1, 4, 8), torch.zeros(1, 4, 4)
+    assert not torch.equal(block(x, mask), block(x, mask))
+    block.eval()
+    assert torch.equal(block(x, mask), block(x, mask))
 
 
 def test_bfloat16_is_close():

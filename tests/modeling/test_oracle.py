@@ -11,7 +11,11 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor
 
 from ttt_video.cli import load_config
-from ttt_video.modeling.deformable_attention import MSDeformAttn, deformable_attention
+from ttt_video.modeling.deformable_attention import (
+    MSDeformAttn,
+    deformable_attention,
+    gathered_attention,
+)
 
 pytest.importorskip("transformers", reason="the oracle is in the test extra")
 
@@ -312,6 +316,34 @@ def test_deformable_attention_function():
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_deformable_attention_without_gradients(dtype):
+    """Another way on CPUs: bags of rows. Points far outside, on pixels and on edges included."""
+    torch.manual_seed(0)
+    shapes = ((6, 9), (3, 5), (1, 2))
+    value = torch.randn(2, sum(h * w for h, w in shapes), 4, 3, dtype=dtype)
+    locations = 3 * torch.rand(2, 41, 4, 3, 5, 2, dtype=dtype) - 1
+    locations[:, ::4] = (18 * locations[:, ::4]).round() / 18
+    locations[:, 0, 0] = 1e9
+    weights = torch.rand(2, 41, 4, 3, 5, dtype=dtype)
+    expected = multi_scale_deformable_attention(value, list(shapes), locations, weights)
+    with torch.no_grad():
+        ours = deformable_attention(value, shapes, locations, weights)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12 if dtype.itemsize == 8 else 1e-5)
+    torch.testing.assert_close(ours, gathered_attention(value, shapes, locations, weights))
+
+
+@torch.no_grad()
+def test_deformable_attention_of_places_that_are_not_numbers():
+    """They give no numbers for their query, and nobody else's."""
+    value, weights = torch.randn(1, 6, 1, 2), torch.rand(1, 3, 1, 1, 1)
+    locations = torch.rand(1, 3, 1, 1, 1, 2)
+    locations[0, 1] = float("nan")
+    out = deformable_attention(value, ((2, 3),), locations, weights)
+    assert out[0, 1].isnan().all()
+    assert out[0, ::2].isfinite().all()
 
 
 def test_deformable_attention_gradients_by_differences():

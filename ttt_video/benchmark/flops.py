@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ class GridSampleFlops(FlopCounterMode):
     """torch's counter, and the bilinear sampling that it leaves out.
 
     It counts 2 per multiply-add of matrix products, convolutions and attention, forward and
-    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients.
+    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients. A bag of rows
+    is a multiply-add for each number in them.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class GridSampleFlops(FlopCounterMode):
             custom_mapping={
                 aten.grid_sampler_2d: _sampled(0),
                 aten.grid_sampler_2d_backward: _sampled(1, factor=2),
+                aten._embedding_bag_forward_only: _bag,
             },
         )
 
@@ -37,6 +40,11 @@ def _sampled(image: int, factor: int = 1) -> Callable[..., int]:
         return factor * 2 * 4 * values[0] * values[1] * grid[1] * grid[2]
 
     return count
+
+
+def _bag(weight: Any, indices: Any, *shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Of rows of weight (N, D) that are weighted and summed up."""
+    return 2 * weight[1] * math.prod(indices)
 
 
 def count_flops(work: Callable[[], object]) -> int:
