@@ -36,7 +36,7 @@ COMMANDS = {
     "constant": "frames of small and large windows, early and late in a video, in turn",
     "attention": "deformable attention by itself, beside a plain reference",
     "train": "steps of joint training on synthetic images",
-    "all": "predict, step, loop, constant and attention, one after the other",
+    "all": "predict, step, loop and attention, one after the other",
 }
 SIZE = (512, 1024)
 
@@ -69,7 +69,7 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--no-peers", action="store_true", help="measure ours alone")
         if name in ("loop", "all"):
             command.add_argument("--overlay", action="store_true", help="also write overlay.mp4")
-        if name in ("constant", "all"):
+        if name == "constant":
             command.add_argument("--windows", type=int, nargs="+", default=(16, 256), metavar="K")
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
         command.add_argument("--output", metavar="FILE", help="also write the results as JSON")
@@ -111,7 +111,7 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
     }
     if args.command in ("loop", "all"):
         measures["loop"] = partial(loops, overlay=args.overlay)
-    if args.command in ("constant", "all"):
+    if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
     names = [args.command] if args.command != "all" else [n for n in COMMANDS if n in measures]
     return {name: measures[name] for name in names if (args.command, name) != ("all", "train")}
