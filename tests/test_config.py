@@ -132,6 +132,14 @@ def test_numbers_that_cannot_work(key, value):
     assert "\n" not in str(error.value)
 
 
+def test_gradients_in_units_of_the_source_are_for_sgd():
+    cfg = changed("TTT.OPTIMIZER.SOURCE_GRADIENTS", "sizes.safetensors")
+    validate_config(cfg)
+    cfg.TTT.OPTIMIZER.NAME = "ADAMW"
+    with pytest.raises(UserError, match=r"SOURCE_GRADIENTS is .*ADAMW, which undoes"):
+        validate_config(cfg)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

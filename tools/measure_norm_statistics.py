@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-
-import torch
-from detectron2.data import DatasetCatalog
-from tqdm import tqdm
 
 from ttt_video.adaptation.ln_adapt import measure_statistics
 from ttt_video.cli import add_config_arguments, load_config, run_tool
-from ttt_video.data.images import FrameTransform, read_rgb
+from ttt_video.data.datasets import training_images
+from ttt_video.data.images import FrameTransform
 from ttt_video.engine.stream_evaluation import load_source_model
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
@@ -27,14 +23,6 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
     return parser
-
-
-def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[torch.Tensor]:
-    """The first images of a data set, sized as a stream's frames are."""
-    if name not in DatasetCatalog.list():
-        raise UserError(f"unknown data set {name!r}; name a registered one with --dataset")
-    for record in tqdm(DatasetCatalog.get(name)[:count], desc=name, unit="image"):
-        yield transform(read_rgb(record["file_name"]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -220,6 +220,11 @@ def _ttt_defaults() -> CfgNode:
     # After every step the weights move this share of the way back to the source weights; 0 = none.
     # Continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
     ttt.OPTIMIZER.SOURCE_PULL = 0.0
+    # File of tools/measure_gradients.py: how large each parameter tensor's gradient is on training
+    # images. Gradients are divided by it, so that a step is as large as the images are unlike
+    # those, and BASE_LR is in units of the weights (not in the paper). For SGD: AdamW has a scale
+    # of its own.
+    ttt.OPTIMIZER.SOURCE_GRADIENTS = ""
     # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
     ttt.CROP = CfgNode()
     ttt.CROP.SIZE = []  # [height, width] of a random crop; [] = the whole frame
@@ -329,6 +334,11 @@ def validate_config(cfg: CfgNode) -> None:
     require(ttt.CLASS_BALANCE.THRESHOLD >= 0, "TTT.CLASS_BALANCE.THRESHOLD", "at least 0")
     require(ttt.OPTIMIZER.BASE_LR >= 0, "TTT.OPTIMIZER.BASE_LR", "at least 0")
     require(0 <= ttt.OPTIMIZER.SOURCE_PULL <= 1, "TTT.OPTIMIZER.SOURCE_PULL", "in [0, 1]")
+    require(
+        not ttt.OPTIMIZER.SOURCE_GRADIENTS or ttt.OPTIMIZER.NAME == "SGD",
+        "TTT.OPTIMIZER.SOURCE_GRADIENTS",
+        "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
+    )
     require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
     require(
         len(ttt.CROP.SIZE) in (0, 2) and all(side >= 1 for side in ttt.CROP.SIZE),

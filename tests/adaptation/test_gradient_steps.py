@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import GradientAdapter, SlidingWindow
-from ttt_video.adaptation.gradient import HALVINGS
+from ttt_video.adaptation.gradient import HALVINGS, measure_gradients
 from ttt_video.errors import UserError
 
 
@@ -228,6 +228,48 @@ def test_weights_are_pulled_to_the_source_after_every_step(pull):
     for name, value in weights(pulled).items():
         expected = (1 - pull) * weights(free)[name] + pull * source[name]
         torch.testing.assert_close(value, expected)
+
+
+def test_the_size_of_gradients_is_their_root_mean_square_over_batches():
+    model = toy()
+    adapter = ToyAdapter(model)
+    before = weights(model)
+    frames = window().sample(5, sampling="without_replacement", generator=seeded())
+    batches = [frames[:2], frames[2:]]
+    measured = measure_gradients(adapter, batches, seeded())
+    first, second = (gradient_at(before, batch) for batch in batches)
+    assert measured.keys() == first.keys()
+    for name, size in measured.items():
+        expected = ((first[name].square().mean() + second[name].square().mean()) / 2).sqrt()
+        torch.testing.assert_close(size, expected)
+    assert_same(weights(model), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradients_are_counted_in_units_of_the_source():
+    """Each tensor by its own size; tiny ones count as a fifth of the median; then the clipping."""
+    model = toy()
+    names = moving(dict(model.named_parameters()))
+    sizes = dict.fromkeys(names, torch.tensor(0.25))
+    sizes["recon_head.weight"] = torch.tensor(2.0)
+    sizes["recon_head.bias"] = torch.tensor(1e-9)
+    adapter = ToyAdapter(model, lr=0.3, source_gradients=sizes)
+    before = weights(model)
+    record = adapter.adapt(window(), seeded())
+    grad = gradient_at(before, adapter.batches[0])
+    scaled = {
+        name: g / {"recon_head.weight": 2.0, "recon_head.bias": 0.05}.get(name, 0.25)
+        for name, g in grad.items()
+    }
+    for name, g in scaled.items():
+        torch.testing.assert_close(model.state_dict()[name], before[name] - 0.3 * g)
+    norm = torch.cat([g.flatten() for g in scaled.values()]).norm()
+    assert record["grad_norm"] == pytest.approx(float(norm))
+
+
+def test_sizes_of_another_model_are_refused():
+    with pytest.raises(UserError, match=r"has nothing for backbone\.0\.bias.*measure_gradients"):
+        ToyAdapter(toy(), source_gradients={"x": torch.tensor(1.0)})
 
 
 def test_restarted_optimizer_remembers_nothing_of_earlier_frames():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 
 from ..engine.optimizer import NORM_LAYERS, make_optimizer, parameter_groups
 from ..errors import UserError
+from ..modeling.weights import read_checkpoint
 from .base import Adapter, module_mode
 from .window import Sample, SlidingWindow
 
@@ -50,6 +52,7 @@ class GradientAdapter(Adapter):
         clip_norm: float = 0.0,
         restart_optimizer: bool = False,
         source_pull: float = 0.0,
+        source_gradients: Mapping[str, Tensor] | None = None,
         steps_per_frame: int = 1,
         batch_size: int = 32,
         micro_batch_size: int = 8,
@@ -73,6 +76,9 @@ class GradientAdapter(Adapter):
             restart_optimizer: forget the optimizer's state after every frame.
             source_pull: share of the way back to the source weights that the weights move after
                 every step.
+            source_gradients: of :func:`measure_gradients`. The gradient of each tensor is divided
+                by its own number before it is clipped: what counts is how much larger it is than
+                on the source's images.
             steps_per_frame: gradient steps per frame.
             batch_size: samples per step.
             micro_batch_size: samples per forward and backward; the gradient is that of the batch.
@@ -114,6 +120,23 @@ class GradientAdapter(Adapter):
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
+        self._scales = self._gradient_scales(source_gradients) if source_gradients else {}
+
+    def _gradient_scales(self, source: Mapping[str, Tensor]) -> dict[nn.Parameter, float]:
+        """Factor on each moving parameter's gradient.
+
+        A tensor with hardly a gradient on the source's images, such as the bias of attention's
+        keys, of which the output does not depend, counts as having a fifth of the median.
+        """
+        missing = self._moving.keys() - source.keys()
+        if missing:
+            raise UserError(
+                f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
+                "this model and method by tools/measure_gradients.py"
+            )
+        sizes = {name: float(source[name]) for name in self._moving}
+        least = median(sizes.values()) / 5
+        return {p: 1.0 / max(sizes[name], least) for name, p in self._moving.items()}
 
     def _unfreeze(self, model: nn.Module, name: str, parameters: str) -> None:
         part = name.split(".")[0]
@@ -147,7 +170,7 @@ class GradientAdapter(Adapter):
 
         ``modules`` is among them only where ``TTT.MODULES`` overrides the method's own.
         """
-        ttt = cfg.TTT
+        ttt, file = cfg.TTT, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
         return {
             **({"modules": tuple(ttt.MODULES)} if ttt.MODULES else {}),
             "parameters": ttt.PARAMETERS,
@@ -160,6 +183,7 @@ class GradientAdapter(Adapter):
             "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
             "restart_optimizer": ttt.OPTIMIZER.RESTART,
             "source_pull": ttt.OPTIMIZER.SOURCE_PULL,
+            "source_gradients": read_checkpoint(file) if file else None,
             "steps_per_frame": ttt.STEPS_PER_FRAME,
             "batch_size": ttt.BATCH_SIZE,
             "micro_batch_size": ttt.MICRO_BATCH_SIZE,
@@ -253,6 +277,7 @@ class GradientAdapter(Adapter):
             self._restore(buffers)
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
         self.scaler.unscale_(self.optimizer)
+        self._scale_gradients()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
         # One transfer per step: every read of a GPU scalar waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
@@ -265,6 +290,11 @@ class GradientAdapter(Adapter):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return dict(zip(sums, values, strict=True)), norm, moved
+
+    def _scale_gradients(self) -> None:
+        own = [(p.grad, scale) for p, scale in self._scales.items() if p.grad is not None]
+        if own:
+            torch._foreach_mul_([grad for grad, _ in own], [scale for _, scale in own])
 
     @torch.no_grad()
     def _pull_to_source(self) -> None:
@@ -324,3 +354,37 @@ class GradientAdapter(Adapter):
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+
+def measure_gradients(
+    adapter: GradientAdapter, batches: Iterable[list[Sample]], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
+
+    A model that was trained on these images has no gradient there in the mean, so that what single
+    batches give is noise. A gradient divided by it is a signal-to-noise ratio: about 1 on more of
+    the same, larger on images that are unlike them. It is what AdamW estimates on the stream
+    itself, where a shift makes the estimate large, too, and the step small.
+
+    Args:
+        adapter: with its source weights, which stay as they are.
+        batches: of samples, at least one, as large as those of a stream.
+        generator: for the masks.
+
+    Returns:
+        The root mean square over the elements and batches of each moving parameter's gradient by
+        the parameter's name, () float32 on the CPU.
+    """
+    names = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
+    squares = {name: torch.zeros((), device=p.device) for name, p in names.items()}
+    count = 0
+    for batch in batches:
+        with module_mode(adapter.model, adapter.training_step):
+            losses = adapter.losses(batch, generator)
+            torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum().backward()
+        count += 1
+        for name, parameter in names.items():
+            if parameter.grad is not None:
+                squares[name] += parameter.grad.float().square().mean()
+                parameter.grad = None
+    return {name: (total / count).sqrt().cpu() for name, total in squares.items()}

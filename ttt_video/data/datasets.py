@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
+from torch import Tensor
+from tqdm import tqdm
 
 from ttt_video.errors import UserError
+
+from .images import FrameTransform, read_rgb
 
 
 def datasets_root() -> Path:
@@ -44,3 +49,14 @@ def register_all() -> None:
     register_coco_videos()
     register_kitti_step()
     register_world_stills()
+
+
+def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
+    """The first images of a registered data set, sized as a stream's frames are.
+
+    Raises:
+        UserError: there is no such data set, or an image cannot be read.
+    """
+    check_registered(name, "--dataset")
+    for record in tqdm(DatasetCatalog.get(name)[:count], desc=name, unit="image"):
+        yield transform(read_rgb(record["file_name"]))

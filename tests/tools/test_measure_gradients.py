@@ -1,0 +1,70 @@
+"""tools/measure_gradients.py on a data set of four pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from ttt_video.adaptation import build_adapter
+from ttt_video.cli import load_config
+from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "quick/stream_world.yaml"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import measure_gradients
+
+    yield measure_gradients
+    sys.modules.pop("measure_gradients")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    records = [{"file_name": str(tmp_path / f"{index}.png")} for index in range(4)]
+    DatasetCatalog.register("four_pictures", lambda: records)
+    yield "four_pictures"
+    DatasetCatalog.remove("four_pictures")
+
+
+def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
+    file = tmp_path / "gradients.safetensors"
+    argv = ["--config", CONFIG, "--dataset", pictures, "--output", str(file), "--batches", "2"]
+    tool.main([*argv, "TTT.BATCH_SIZE", "2"])
+    assert "tensors, written to" in capsys.readouterr().out
+    sizes = read_checkpoint(str(file))
+    assert all(size.shape == () and size >= 0 for size in sizes.values())
+    opts = ["TTT.OPTIMIZER.NAME", "SGD", "TTT.OPTIMIZER.SOURCE_GRADIENTS", str(file)]
+    cfg = load_config(CONFIG, opts=opts)
+    adapter = build_adapter(cfg, load_source_model(cfg))
+    moving = {name for name, p in adapter.model.named_parameters() if p.requires_grad}
+    assert sizes.keys() == moving
+    assert any(name.startswith("recon_head.") for name in moving)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--batches", "0"], "at least 1"),
+        (["--dataset", "nowhere"], "unknown data set"),
+        (["--method", "none"], "takes no gradient step"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(tool, tmp_path, flags, reason):
+    argv = ["--config", CONFIG, "--output", str(tmp_path / "x.safetensors")]
+    with pytest.raises(UserError, match=reason):
+        tool.main([*argv, *flags])

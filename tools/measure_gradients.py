@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Measures how large a method's gradient is on training images, tensor by tensor.
+
+python tools/measure_gradients.py --config quick/stream_world.yaml --output gradients.safetensors
+
+The file is for TTT.OPTIMIZER.SOURCE_GRADIENTS, with the same weights, method and TTT.BATCH_SIZE.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from ttt_video.adaptation import build_adapter
+from ttt_video.adaptation.gradient import GradientAdapter, measure_gradients
+from ttt_video.cli import add_config_arguments, load_config, run_tool
+from ttt_video.data.datasets import training_images
+from ttt_video.data.images import FrameTransform
+from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
+    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--batches", type=int, default=100, metavar="N", help="default: 100")
+    add_config_arguments(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, measures, writes."""
+    args = argument_parser().parse_args(argv)
+    if args.batches < 1:
+        raise UserError(f"--batches is {args.batches}; give at least 1")
+    cfg = load_config(args.config_file, args.preset, args.opts, method=args.method)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here
+    adapter = build_adapter(cfg, load_source_model(cfg))
+    if not isinstance(adapter, GradientAdapter):
+        raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient step of its own")
+    name, size = args.dataset or next(iter(cfg.DATASETS.TRAIN), ""), cfg.TTT.BATCH_SIZE
+    images = training_images(name, FrameTransform.from_config(cfg), args.batches * size)
+    samples = [{"image": image} for image in images]
+    batches = [samples[i : i + size] for i in range(0, len(samples), size)]
+    generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
+    gradients = measure_gradients(adapter, batches, generator)
+    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "method": cfg.TTT.METHOD}
+    save_safetensors(gradients, args.output, {**metadata, "batches": str(len(batches))})
+    print(f"{len(gradients)} tensors, written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
