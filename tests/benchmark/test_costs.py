@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -88,15 +89,15 @@ def test_works_are_called_in_turn():
     assert all(len(run["seconds"]["all"]) == 2 for run in runs.values())
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "sched_getaffinity"), reason="Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak cannot be reset")
 def test_peak_memory_is_that_of_the_work():
-    """64 MiB that come and go count for this work, and not for the next."""
+    """256 MiB that come and go count for this work, and not for the next."""
     before = reset_peak_memory(CPU)
-    del_me = torch.ones(2**24)
-    assert peak_memory(CPU) - before > 60 * 2**20
-    del del_me
+    work = torch.ones(2**26)
+    assert peak_memory(CPU) - before > 128 * 2**20  # the system may take other pages meanwhile
+    del work
     before = reset_peak_memory(CPU)
-    assert peak_memory(CPU) - before < 30 * 2**20
+    assert peak_memory(CPU) - before < 128 * 2**20
 
 
 def test_stages_of_a_step_are_all_there_in_their_order(tiny_cfg, tiny_model, make_video):
