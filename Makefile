@@ -13,12 +13,13 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4
 export GOMP_SPINCOUNT ?= 3000
 
 .DELETE_ON_ERROR:
-.PHONY: demo format help lint setup test test-all test-slow
+.PHONY: benchmark demo format help lint setup test test-all test-slow
 
 help:
 	@echo "make demo       install what is missing, then adapt a model to a video and show it"
 	@echo "make test       install what is missing, then run the fast tests"
 	@echo "make test-slow  the other tests; make test-all runs both"
+	@echo "make benchmark  install what is missing, then compare all methods; ARGS=--quick is shorter"
 	@echo "make lint       formatting, lint and types, as in CI; make format mends the formatting"
 
 $(VENV)/bin/python:
@@ -29,6 +30,9 @@ setup: $(VENV)/bin/python
 
 demo: setup
 	$(RUN) -W ignore::FutureWarning tools/demo.py $(ARGS)
+
+benchmark: setup
+	$(RUN) -W ignore::FutureWarning tools/sweep.py benchmark $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)

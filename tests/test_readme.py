@@ -17,7 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 # Commands for a fresh machine, which .ci/run runs as they are.
-IN_CI = {"make demo", "make test"}
+IN_CI = {"make demo", "make test", "make benchmark ARGS=--quick"}
 # Every other command is run below as it is shown, and ended early by these arguments.
 SHORTENED_BY = {
     "tools/stream_eval.py": ["--max-frames", "2"],

@@ -78,8 +78,9 @@ def plot_setting_curve(
 ) -> bool:
     """A metric against a numeric setting on a log axis, as figure 4; the frozen model is a line.
 
-    A line per row name; several sources are thin lines under their mean. 0, "no limit" for a
-    window, is drawn right of the largest value. Bars show the standard deviation over seeds.
+    A line per method; several sources are thin lines under their mean. Where some sources have
+    all values, the others are left out. 0, "no limit" for a window, is drawn right of the largest
+    value. Bars show the standard deviation over seeds.
 
     Returns:
         Whether there was anything to draw.
@@ -88,10 +89,18 @@ def plot_setting_curve(
     if not varied:
         return False
     values = sorted({r[key] for r in varied}, key=lambda v: (v == 0, v))
+    whole = [
+        source
+        for (source,), own in group(varied, "source").items()
+        if {r[key] for r in own} == {*values}
+    ]
+    if whole:
+        records = [r for r in records if r["source"] in whole]
+        varied = [r for r in varied if r["source"] in whole]
     place = {v: v or 2 * max(values) or 1 for v in values}
     with _axes(path) as axes:
         for color, ((name,), members) in zip(
-            _colors(), group(varied, "name").items(), strict=False
+            _colors(), group(varied, "method").items(), strict=False
         ):
             sources = group(members, "source")
             for (source,), own in sources.items() if len(sources) > 1 else ():
