@@ -100,7 +100,7 @@ def test_other_videos_than_the_files(tool, sweep_file, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, shuffle"),
+        (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
         (["mine.yaml", "--workers", "0"], "--workers is 0"),
         (["mine.yaml", "--slurm", "partition"], "--slurm partition: give KEY=VALUE"),
     ],

@@ -27,6 +27,8 @@ class GridSampleFlops(FlopCounterMode):
             custom_mapping={
                 aten.grid_sampler_2d: _sampled(0),
                 aten.grid_sampler_2d_backward: _sampled(1, factor=2),
+                # Which of the two it is hangs on the tensors, even where no gradient is recorded.
+                aten._embedding_bag: _bag,
                 aten._embedding_bag_forward_only: _bag,
             },
         )

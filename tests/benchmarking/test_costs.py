@@ -42,9 +42,11 @@ def test_deformable_attention_is_counted_the_same_with_and_without_gradients():
     locations = torch.rand(2, 5, 3, 2, 4, 2)
     expected = 2 * 4 * 2 * 5 * 3 * 2 * 4 * 6
     assert count_flops(lambda: deformable_attention(value, shapes, locations, weights)) == expected
-    with torch.no_grad():
-        flops = count_flops(lambda: deformable_attention(value, shapes, locations, weights))
-    assert flops == expected
+    for needed in (False, True):
+        value.requires_grad_(needed)
+        with torch.no_grad():
+            flops = count_flops(lambda: deformable_attention(value, shapes, locations, weights))
+        assert flops == expected
 
 
 def test_attention_is_counted_as_its_two_matrix_products():
