@@ -168,6 +168,27 @@ def test_a_finished_run_that_is_resumed_is_scored_at_its_own_length(tmp_path):
     assert scores[0] == scores[1]
 
 
+def test_an_evaluation_is_on_disk_before_the_checkpoint_that_comes_after_it(tmp_path):
+    """A run that is killed in between makes the steps again, and lacks no evaluation."""
+    cfg = make_cfg(
+        tmp_path, "SOLVER.MAX_ITER", 21, "SOLVER.CHECKPOINT_PERIOD", 20, "TEST.EVAL_PERIOD", 20,
+        "DATASETS.TEST", f"('{DATASET}',)",
+    )  # fmt: skip
+    trainer = JointTrainer(cfg)
+    trainer.resume_or_load(False)
+    saved = trainer.checkpointer.save
+    seen = []
+
+    def save(name, **state):
+        if name == "model_0000019":
+            seen.extend(map(json.loads, (tmp_path / "metrics.json").read_text().splitlines()))
+        saved(name, **state)
+
+    trainer.checkpointer.save = save
+    trainer.train()
+    assert [(row["iteration"], "sem_seg/mIoU" in row) for row in seen] == [(19, True)]
+
+
 def test_the_seed_decides(tmp_path):
     first, again, other = (
         train(make_cfg(tmp_path / name, "SEED", seed, "SOLVER.MAX_ITER", 1)).model.state_dict()

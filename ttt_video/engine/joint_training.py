@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -242,7 +243,11 @@ class JointTrainer(DefaultTrainer):
         if not comm.is_main_process():
             return built
         cfg, model = self.cfg, bare_model(self.model)
-        writer = built.pop()  # stays last, so that it writes what the others record
+        writer = built.pop()  # after all that it writes
+        # Last of all: what comes before a checkpoint is on disk, and a run that is killed and
+        # resumed from it lacks no evaluation.
+        saver = next(hook for hook in built if isinstance(hook, PeriodicCheckpointer))
+        built.remove(saver)
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
             built.append(KeepBest(self.checkpointer, headline_metric(cfg.DATASETS.TEST)))
         period = cfg.TTT.RECON.PICTURE_PERIOD
@@ -251,7 +256,7 @@ class JointTrainer(DefaultTrainer):
             stream = self.data_loader.stream
             images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
             built.append(ReconstructionPictures(model, images, period, cfg.INPUT.FORMAT))
-        return [*built, writer]
+        return [*built, writer, saver]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
