@@ -5,10 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
-from PIL import Image
 
 from ttt_video.adaptation import build_adapter
 from ttt_video.cli import load_config
@@ -27,18 +24,6 @@ def tool(monkeypatch):
 
     yield measure_gradients
     sys.modules.pop("measure_gradients")
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    records = [{"file_name": str(tmp_path / f"{index}.png")} for index in range(4)]
-    DatasetCatalog.register("four_pictures", lambda: records)
-    yield "four_pictures"
-    DatasetCatalog.remove("four_pictures")
 
 
 def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
