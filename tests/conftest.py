@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from hypothesis import settings
+from tiny import TINY
 from torch import nn
 
 from ttt_video.cli import load_config
@@ -21,30 +22,6 @@ settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 
 Video = list[dict[str, Any]]
-
-TINY = [
-    "MODEL.DEVICE", "cpu",
-    "MODEL.SWIN.EMBED_DIM", "16",
-    "MODEL.SWIN.DEPTHS", "[1, 1, 1, 1]",
-    "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]",
-    "MODEL.SWIN.WINDOW_SIZE", "4",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32",
-    "MODEL.SEM_SEG_HEAD.MASK_DIM", "32",
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1",
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", "4",
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD", "32",
-    "MODEL.MASK_FORMER.HIDDEN_DIM", "32",
-    "MODEL.MASK_FORMER.NHEADS", "4",
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32",
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8",
-    "MODEL.MASK_FORMER.DEC_LAYERS", "2",
-    "INPUT.MIN_SIZE_TEST", "0",
-    "DATASETS.TRAIN", "()",
-    "DATASETS.TEST", "()",
-    "TTT.BATCH_SIZE", "4",
-    "TTT.MICRO_BATCH_SIZE", "4",
-    "TTT.WINDOW_SIZE", "3",
-]  # fmt: skip
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 from ttt_video.adaptation import SlidingWindow, build_adapter
 from ttt_video.benchmark import loop, models
