@@ -10,6 +10,7 @@ the sweep file.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,12 @@ def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
 
 
+def has_frame_budget(cell: Cell) -> bool:
+    """Whether the file or the command line gives the cell less than all the time it needs."""
+    values = dict(itertools.pairwise(cell.arguments))
+    return float(values.get("TTT.FRAME_BUDGET_MS", 0)) > 0
+
+
 def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
     """Runs what is not finished; the cells that failed, and why."""
     missing = [cell for cell in sweep.cells if not finished(cell)]
@@ -116,6 +123,11 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; give at least 1")
     workers = min(args.workers or default_workers(), max(len(missing), 1))
+    if workers > 1 and args.slurm is None and any(map(has_frame_budget, missing)):
+        raise UserError(
+            "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
+            "--workers 1"
+        )
     if missing:
         render_worlds(sweep.worlds, TOOLS, workers)
     ended: Iterator[tuple[Cell, str | None]]

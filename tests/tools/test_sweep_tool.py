@@ -103,6 +103,7 @@ def test_other_videos_than_the_files(tool, sweep_file, capsys):
         (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
         (["mine.yaml", "--workers", "0"], "--workers is 0"),
         (["mine.yaml", "--slurm", "partition"], "--slurm partition: give KEY=VALUE"),
+        (["mine.yaml", "--workers", "2", "TTT.FRAME_BUDGET_MS", "50"], "with TTT.FRAME_BUDGET_MS"),
     ],
 )
 def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):

@@ -22,6 +22,12 @@ from .sweep import Cell, WorldVideos
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def _thread_environment(threads: int | str) -> dict[str, str]:
+    """For a process beside others. OpenMP's threads would spin on cores that those wait for."""
+    spin = os.environ.get("GOMP_SPINCOUNT", "3000")
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "GOMP_SPINCOUNT": spin}
+
+
 def default_workers() -> int:
     """One process per GPU where there are any, else one per core that this process may use."""
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
@@ -102,7 +108,7 @@ def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> N
         flags = [*world.arguments, "--output", str(world.folder)]
         command = [sys.executable, str(tools / "make_world.py"), *flags]
         log = world.folder.parent / "log.txt"
-        return _run(command, log, dict.fromkeys(_THREAD_VARIABLES, "1"))
+        return _run(command, log, _thread_environment(1))
 
     with ThreadPoolExecutor(workers) as pool:
         for reason in pool.map(render, worlds):
@@ -132,7 +138,7 @@ def run_local(
 
     def run(cell: Cell) -> str | None:
         slot = slots.get()
-        environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        environment = _thread_environment(threads)
         if len(gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         try:
@@ -182,7 +188,7 @@ def run_on_cluster(
         executor.update_parameters(name="ttt_video", slurm_array_parallelism=workers, **parameters)
     except (NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
-    environment = dict.fromkeys(_THREAD_VARIABLES, threads)
+    environment = _thread_environment(threads)
     with executor.batch():
         jobs = [executor.submit(run_cell, cell, tools, environment) for cell in cells]
     cell_of = dict(zip((job.job_id for job in jobs), cells, strict=True))
