@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +238,26 @@ def test_missing_labels_are_named(record, task, key):
 def test_label_map_with_colors_is_refused(record):
     Image.fromarray(IMAGE).save(record["sem_seg_file_name"])
     with pytest.raises(UserError, match="one 8-bit channel"):
+        make_mapper("semantic")(record)
+
+
+@pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
+def test_files_that_cannot_be_read_are_named(record, key):
+    Path(record[key]).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"\.png cannot be read \(") as error:
+        make_mapper("semantic")(record)
+    assert "\n" not in str(error.value)
+    Path(record[key]).unlink()
+    with pytest.raises(UserError, match=r"\.png cannot be read \(No such file"):
+        make_mapper("semantic")(record)
+
+
+def test_sizes_that_differ_are_told_in_a_line(record):
+    with pytest.raises(UserError, match=r"\(6, 4\).*\(8, 4\)") as error:
+        make_mapper("semantic")({**record, "width": 8})
+    assert "\n" not in str(error.value)
+    Image.fromarray(LABELS[:3]).save(record["sem_seg_file_name"])
+    with pytest.raises(UserError, match=r"labels\.png has 3x6 pixels, but its image 4x6"):
         make_mapper("semantic")(record)
 
 

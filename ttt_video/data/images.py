@@ -20,8 +20,7 @@ from ttt_video.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
-# What Pillow's decoders raise on files that are cut off, overwritten or no images at all.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -34,6 +33,7 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""What Pillow's decoders raise on files that are cut off, overwritten or no images at all"""
 
 
 class BadFrame(UserError):
@@ -104,9 +104,14 @@ def read_rgb(file_name: str) -> np.ndarray:
             elif upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")
             return np.asarray(upright.convert("RGB"))
-    except _DECODING_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadFrame(f"frame {file_name} cannot be read ({' '.join(reason.split())})") from error
+    except DECODING_ERRORS as error:
+        raise BadFrame(f"frame {file_name} cannot be read ({decoding_reason(error)})") from error
+
+
+def decoding_reason(error: Exception) -> str:
+    """One of :data:`DECODING_ERRORS` in a line."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(reason.split())
 
 
 def read_label_image(file_name: str | os.PathLike[str]) -> np.ndarray:
@@ -121,14 +126,14 @@ def read_label_image(file_name: str | os.PathLike[str]) -> np.ndarray:
     try:
         with Image.open(file_name) as opened:
             return np.array(opened)
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise UserError(f"{file_name} is not a readable label image") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DECODING_ERRORS:  # A broken orientation tag does not make the pixels unreadable.
+    except DECODING_ERRORS:  # A broken orientation tag does not make the pixels unreadable.
         return image
 
 

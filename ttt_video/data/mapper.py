@@ -16,6 +16,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from pycocotools import mask as rle
 from torch.nn import functional as F
 
+from ttt_video.data.images import DECODING_ERRORS, decoding_reason
 from ttt_video.errors import UserError, require
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
@@ -162,9 +163,8 @@ class JointDatasetMapper:
         """Maps one detectron2 dataset dict, which is not modified.
 
         Raises:
-            UserError: the record lacks the label that the task needs.
-            detectron2.data.detection_utils.SizeMismatchError: the image is not of the size that
-                the record says.
+            UserError: the record lacks the label that the task needs, a file cannot be read, or
+                image, labels and the size that the record says differ.
         """
         record = copy.deepcopy(record)
         missing = [key for key in _LABEL_KEYS[self.task] if key not in record]
@@ -173,11 +173,15 @@ class JointDatasetMapper:
                 f"{record['file_name']}: the {self.task} task needs {missing[0]!r} in the "
                 "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set"
             )
-        image = utils.read_image(record["file_name"], self.image_format)
-        utils.check_image_size(record, image)
+        image = _read(record["file_name"], self.image_format)
+        try:
+            utils.check_image_size(record, image)
+        except utils.SizeMismatchError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        height, width = image.shape[:2]
         sem_seg = None
         if self.task == "semantic":
-            sem_seg = _read_labels(record.pop("sem_seg_file_name"))
+            sem_seg = _read_labels(record.pop("sem_seg_file_name"), (height, width))
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         image, shape = augmented.image, augmented.image.shape[:2]
@@ -190,7 +194,7 @@ class JointDatasetMapper:
             classes, masks = instance_target(record.pop("annotations"), shape, transforms)
         else:
             # Moved as the uint8 picture that it is: that is exact, and faster than on ids.
-            colors = utils.read_image(record.pop("pan_seg_file_name"), "RGB")
+            colors = _read_labels(record.pop("pan_seg_file_name"), (height, width), "RGB")
             colors = transforms.apply_segmentation(colors)
             classes, masks = panoptic_target(colors, record.pop("segments_info"))
 
@@ -213,14 +217,31 @@ class JointDatasetMapper:
         return F.pad(tensor, (0, right, 0, bottom), value=value)
 
 
-def _read_labels(file_name: str) -> np.ndarray:
-    """An (H, W) uint8 label map, read as stored: converting to grey would lose palette indices."""
-    labels = utils.read_image(file_name)
-    if labels.ndim != 2 or labels.dtype != np.uint8:
+def _read(file_name: str, image_format: str | None = None) -> np.ndarray:
+    """detectron2's ``read_image``; a file that it cannot read is named in one line."""
+    try:
+        return utils.read_image(file_name, image_format)
+    except DECODING_ERRORS as error:
+        raise UserError(f"{file_name} cannot be read ({decoding_reason(error)})") from error
+
+
+def _read_labels(
+    file_name: str, image_size: tuple[int, int], image_format: str | None = None
+) -> np.ndarray:
+    """A label image of the image's (height, width).
+
+    Without a format it must be an (H, W) uint8 map, and is read as stored: converting to grey
+    would lose palette indices.
+    """
+    labels = _read(file_name, image_format)
+    if image_format is None and (labels.ndim != 2 or labels.dtype != np.uint8):
         raise UserError(
             f"{file_name}: a label map must have one 8-bit channel of class ids, but this is "
             f"{labels.dtype} of shape {labels.shape}"
         )
+    if labels.shape[:2] != image_size:
+        own, wanted = ("x".join(map(str, size)) for size in (labels.shape[:2], image_size))
+        raise UserError(f"{file_name} has {own} pixels, but its image {wanted}")
     return labels
 
 
