@@ -92,6 +92,8 @@ def test_a_preset_is_the_same_from_every_config(preset):
         "JOINT", "NEW_CLASSES", "RECON.WEIGHT", "RECON.NORMALIZE_TARGET", "RECON.INIT_FROM_MAIN",
         "RECON.PICTURE_PERIOD",
     )  # fmt: skip
+    if preset == "realtime":  # the source's gradients are measured with the weights
+        models += ("OPTIMIZER.SOURCE_GRADIENTS",)
     others = ("OFFLINE.", "LN_ADAPT.", "SELF_TRAIN.", "CLASS_BALANCE.", "ENSEMBLE.")
     fixed = {
         key: value

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from .config import get_cfg, validate_config
 from .errors import UserError
 
-PRESETS = ("paper", "release")
+PRESETS = ("paper", "release", "realtime")
 
 
 def config_dir() -> Path:
@@ -142,7 +142,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--preset``, ``--allow-unsafe-yaml`` and ``--register``."""
-    parser.add_argument("--preset", choices=PRESETS, help="published settings to merge on top")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings to merge on top: the published ones, or much less work per frame",
+    )
     add_register_argument(parser)
     parser.add_argument(
         "--allow-unsafe-yaml",

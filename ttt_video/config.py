@@ -159,7 +159,7 @@ def _ttt_defaults() -> CfgNode:
     cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
 
     ttt = cfg.TTT = CfgNode()
-    # Name of the preset merged last ("paper", "release"), recorded with every result.
+    # Name of the preset merged last ("paper", "release", "realtime"), recorded with every result.
     ttt.PRESET = ""
     # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
     # "probing" (f and g frozen, only the head h learns, Section 3).

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
 
 from ttt_video.cli import config_dir, load_config
+from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
 from ttt_video.engine.sweep_results import (
     add_gains,
@@ -273,8 +274,7 @@ def write_run(cell, score: float, *, frozen: float | None = None, complete: bool
         "preset": "paper", "weights_sha256": ("b" if cell.name == "other" else "a") * 64,
     }  # fmt: skip
     (cell.folder / "summary.json").write_text(json.dumps(summary))
-    note = {"arguments": list(cell.arguments), "environment": dict(cell.environment)}
-    (cell.folder / "cell.json").write_text(json.dumps(note))
+    (cell.folder / "cell.json").write_text(json.dumps(sweep_workers._note(cell)))
 
 
 def records_of(sweep) -> list:
@@ -475,6 +475,26 @@ def test_a_folder_of_other_settings_is_left_alone(sweep_of, tools):
     assert not finished(other)
     assert "holds a run of other settings" in run_cell(other, tools, {})
     assert finished(cell)
+
+
+def test_other_weights_or_keys_under_the_same_name_are_another_cell(sweep_of, tools, tmp_path):
+    config, weights = tmp_path / "own.yaml", tmp_path / "own.pth"
+    config.write_text("TTT: {WINDOW_SIZE: 4}")
+    weights.write_bytes(b"first")
+
+    def cell():
+        sweep_workers._content.cache_clear()  # as in another process
+        return local_sweep(sweep_of, config=str(config), weights=str(weights)).cells[0]
+
+    assert run_cell(cell(), tools, {"OMP_NUM_THREADS": "1"}) is None
+    assert finished(cell())
+    weights.write_bytes(b"second")
+    assert not finished(cell())
+    weights.write_bytes(b"first")
+    assert finished(cell())
+    config.write_text("TTT: {WINDOW_SIZE: 5}")
+    assert not finished(cell())
+    assert "holds a run of other settings" in run_cell(cell(), tools, {})
 
 
 def test_jobs_through_submitit(sweep_of, tools, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import queue
@@ -10,11 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils.file_io import PathManager
 
+from ..cli import load_config
 from ..errors import UserError
 from ..files import write_atomically
 from .sweep import Cell, WorldVideos
@@ -54,7 +59,7 @@ def run_cell(cell: Cell, tools: Path, environment: Mapping[str, str]) -> str | N
         text = json.dumps(_note(cell), indent=1) + "\n"
         write_atomically(cell.folder / "cell.json", lambda part: part.write_text(text, "utf-8"))
     if _read_note(cell) != _note(cell):
-        return f"{cell.folder} holds a run of other settings; choose another --output"
+        return f"{cell.folder} holds a run of other settings or weights; choose another --output"
     flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
     command = [sys.executable, str(tools / "stream_eval.py"), *flags]
     reason = _run(command, cell.folder / "log.txt", {**environment, **cell.environment})
@@ -70,7 +75,33 @@ def finished(cell: Cell) -> bool:
 
 def _note(cell: Cell) -> dict[str, Any]:
     """What ``cell.json`` says of a folder: two cells with the same note give the same rows."""
-    return {"arguments": list(cell.arguments), "environment": dict(cell.environment)}
+    given = dict(itertools.pairwise(cell.arguments))
+    flags = ("--config", "--preset", "--method", "--weights")
+    return {
+        "arguments": list(cell.arguments),
+        "environment": dict(cell.environment),
+        "content": _content(*(given.get(flag) for flag in flags)),
+    }
+
+
+@lru_cache
+def _content(
+    config: str | None, preset: str | None, method: str | None, weights: str | None
+) -> str | None:
+    """A hash of what these flags lead to: files change, and their names do not.
+
+    None where the cell's own process has to tell, such as for a method of ``--register``.
+    """
+    try:
+        cfg = load_config(config, preset, method=method)
+        cfg.MODEL.DEVICE = ""
+        digest = hashlib.sha256(cfg.dump().encode())
+        source = weights or cfg.MODEL.WEIGHTS
+        if source and Path(PathManager.get_local_path(source)).is_file():
+            digest.update(Path(PathManager.get_local_path(source)).read_bytes())
+    except (UserError, OSError):
+        return None
+    return digest.hexdigest()
 
 
 def _read_note(cell: Cell) -> Any:
