@@ -227,6 +227,7 @@ def _ttt_defaults() -> CfgNode:
     ttt.OPTIMIZER.SOURCE_GRADIENTS = ""
     # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
     ttt.CROP = CfgNode()
+    ttt.CROP.RESIZE = 1.0  # of the frame's sides before the crop; 0.5: a quarter of the pixels
     ttt.CROP.SIZE = []  # [height, width] of a random crop; [] = the whole frame
     ttt.CROP.FLIP = False  # mirror left-right with probability 1/2
     # Large-scale jitter: resize to SCALE * CROP.SIZE before the crop; [] = off. Short crops are
@@ -340,6 +341,7 @@ def validate_config(cfg: CfgNode) -> None:
         "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
     )
     require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
+    require(ttt.CROP.RESIZE > 0, "TTT.CROP.RESIZE", "above 0, a factor on a frame's sides")
     require(
         len(ttt.CROP.SIZE) in (0, 2) and all(side >= 1 for side in ttt.CROP.SIZE),
         "TTT.CROP.SIZE",

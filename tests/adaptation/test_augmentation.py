@@ -157,4 +157,16 @@ def test_from_config(tiny_cfg):
     tiny_cfg.TTT.CROP.SIZE = [16, 32]
     tiny_cfg.TTT.CROP.FLIP = True
     tiny_cfg.TTT.CROP.SCALE_RANGE = [0.1, 2.0]
-    assert RandomCrop.from_config(tiny_cfg) == RandomCrop((16, 32), True, (0.1, 2.0))
+    tiny_cfg.TTT.CROP.RESIZE = 0.5
+    assert RandomCrop.from_config(tiny_cfg) == RandomCrop((16, 32), True, (0.1, 2.0), 0.5)
+
+
+def test_resizing_comes_before_the_crop():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 24), np.uint8))
+    half = RandomCrop(resize=0.5)(image, generator())
+    assert half.shape == (3, 8, 12)
+    same = RandomCrop(size=(8, 12), scale_range=(1.0, 1.0))(image, generator())
+    assert torch.equal(half, same)
+    crop = RandomCrop(size=(4, 4), resize=0.5)(image, generator())
+    windows = half.unfold(1, 4, 1).unfold(2, 4, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    assert any(torch.equal(crop, window) for window in windows)
