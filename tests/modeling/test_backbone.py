@@ -8,11 +8,11 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock
+from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
 from torchvision.ops import StochasticDepth
 
 from ttt_video.errors import UserError
-from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT
+from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT, shift_mask
 
 SWIN = {
     "in_chans": 4,
@@ -99,6 +99,19 @@ def test_padding_is_not_multiplied():
         layer.register_forward_hook(lambda layer, args, out: seen.append(out.numel() // 35))
     block(noise(1, 35, 8), noise(6, 9, 9))
     assert seen == [24, 8]
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 12), (5, 9), (3, 17), (1, 1)])
+@pytest.mark.parametrize(("side", "shift"), [(4, 2), (7, 3), (2, 1)])
+def test_mask_of_a_stage_equals_detectron2s(monkeypatch, height, width, side, shift):
+    stage = BasicLayer(8, 2, 2, window_size=side, drop_path=0.0)
+    seen = []
+    monkeypatch.setattr(stage.blocks[1], "forward", lambda x, mask: seen.append(mask) or x)
+    stage(torch.randn(1, height * width, 8), height, width)
+    assert stage.shift_size == shift
+    mask = shift_mask(height, width, side, shift, torch.device("cpu"))
+    assert torch.equal(mask, seen[0])
+    assert shift_mask(height, width, side, shift, torch.device("cpu")) is mask
 
 
 def test_dropout_of_attention_in_training_only():
@@ -209,7 +222,6 @@ def test_stochastic_depth_in_training_only():
         torch.testing.assert_close(first, other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
 def test_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointed in (False, True):

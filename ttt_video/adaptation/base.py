@@ -62,7 +62,10 @@ def require_keys(cfg: CfgNode, method: str, **values: Any) -> None:
 def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode for a while; afterwards every module has its own flag back."""
     flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    if any(flag != training for _, flag in flags):
+        model.train(training)
+    else:  # hundreds of modules, twice a frame
+        flags = []
     try:
         yield
     finally:

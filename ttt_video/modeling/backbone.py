@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock
+from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
@@ -94,6 +96,56 @@ class FastSwinBlock(SwinTransformerBlock):
         return bias.expand(batch, *bias.shape).flatten(0, 1)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+def shift_mask(height: int, width: int, side: int, shift: int, device: torch.device) -> Tensor:
+    """Which tokens of a shifted window see each other: (nW, N, N) float32, 0 or -100.
+
+    A map that is shifted around its edges has windows whose tokens are no neighbours. The result
+    depends on nothing but the arguments, so it is made once per size and shared; callers must not
+    write to it.
+
+    Args:
+        height, width: of the map, in tokens; it is padded to whole windows.
+        side: of a window, in tokens; N is its square.
+        shift: in tokens, less than ``side``.
+        device: of the result.
+    """
+
+    def regions(length: int) -> Tensor:
+        padded = -(-length // side) * side
+        position = torch.arange(padded, device=device)
+        return (position >= padded - side).long() + (position >= padded - shift)
+
+    rows, columns = regions(height), regions(width)
+    region = (3 * rows[:, None] + columns).view(len(rows) // side, side, len(columns) // side, side)
+    region = region.transpose(1, 2).reshape(-1, side * side)
+    apart = region[:, None, :] != region[:, :, None]
+    return torch.zeros(apart.shape, device=device).masked_fill_(apart, -100.0)
+
+
+class FastSwinStage(BasicLayer):
+    """detectron2's stage of blocks; its mask is made once per size (:func:`shift_mask`)."""
+
+    def forward(self, x: Tensor, H: int, W: int) -> tuple[Tensor, int, int, Tensor, int, int]:
+        """The stage's tokens with their map's size, and the same after downsampling.
+
+        Args:
+            x: (B, H * W, C) tokens.
+            H, W: of their map.
+        """
+        mask = shift_mask(H, W, self.window_size, self.shift_size, x.device)
+        for block in self.blocks:
+            block.H, block.W = H, W
+            if self.use_checkpoint:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
+        if self.downsample is None:
+            return x, H, W, x, H, W
+        return x, H, W, self.downsample(x, H, W), (H + 1) // 2, (W + 1) // 2
+
+
 @BACKBONE_REGISTRY.register()
 class SwinTransformerTTT(SwinTransformer):
     """detectron2's Swin with Mask2Former's feature names and parameter names.
@@ -116,6 +168,8 @@ class SwinTransformerTTT(SwinTransformer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid")  # not the user's to mend
             super().__init__(drop_path_rate=0.0, **swin)
+        for layer in self.layers:
+            layer.__class__ = FastSwinStage
         blocks = [block for layer in self.layers for block in layer.blocks]
         rates = torch.linspace(0, drop_path_rate, len(blocks)).tolist()
         for block, rate in zip(blocks, rates, strict=True):
