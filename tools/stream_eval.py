@@ -8,7 +8,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
-from ttt_video.cli import add_config_arguments, load_config, run_files, run_tool
+from ttt_video.cli import (
+    DEFAULT_STREAM_CONFIG,
+    add_config_arguments,
+    load_config,
+    run_files,
+    run_tool,
+)
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
 from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
 from ttt_video.engine.run_directory import Row, RunDirectory
@@ -16,8 +22,6 @@ from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_mod
 from ttt_video.errors import UserError
 from ttt_video.structures import FrameSource
 from ttt_video.visualization.overlay_video import OverlayVideos
-
-DEFAULT_CONFIG = "quick/stream_world.yaml"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -103,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.save_every < 0:
         raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
     if args.config_file is None:
-        args.config_file = DEFAULT_CONFIG
-        print(f"config: {DEFAULT_CONFIG} (no --config given)")
+        args.config_file = DEFAULT_STREAM_CONFIG
+        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
     cfg = load_config(
         args.config_file,
         args.preset,

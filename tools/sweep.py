@@ -10,7 +10,6 @@ the sweep file.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +111,7 @@ def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
 
 def has_frame_budget(cell: Cell) -> bool:
     """Whether the file or the command line gives the cell less than all the time it needs."""
-    values = dict(itertools.pairwise(cell.arguments))
-    return float(values.get("TTT.FRAME_BUDGET_MS", 0)) > 0
+    return float(cell.overrides.get("TTT.FRAME_BUDGET_MS", 0)) > 0
 
 
 def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:

@@ -20,6 +20,9 @@ from .errors import UserError
 
 PRESETS = ("paper", "release", "realtime")
 
+DEFAULT_STREAM_CONFIG = "quick/stream_world.yaml"
+"""What ``tools/stream_eval.py`` runs where it is given no config."""
+
 
 def config_dir() -> Path:
     """The folder of the shipped configs: inside an installed package, else beside it."""
@@ -84,6 +87,17 @@ def merge_method(cfg: CfgNode, name: str) -> None:
     cfg.TTT.METHOD = name
 
 
+def key_values(opts: Sequence[str]) -> dict[str, str]:
+    """detectron2's trailing overrides by their keys; of two for one key the last counts.
+
+    Raises:
+        UserError: a key without a value.
+    """
+    if len(opts) % 2:
+        raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+    return dict(zip(opts[::2], opts[1::2], strict=True))
+
+
 def load_config(
     config_file: str | None,
     preset: str | None = None,
@@ -110,9 +124,7 @@ def load_config(
         file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")
         _merge_fragment(cfg, file, f"preset {file}")
         cfg.TTT.PRESET = preset
-    if len(opts) % 2:
-        raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
-    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    overrides = key_values(opts)
     method = overrides.get("TTT.METHOD", method)
     selected = method or cfg.TTT.METHOD
     for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method):  # the one under an ensemble first

@@ -14,7 +14,7 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
 
-from ttt_video.cli import config_dir, load_config
+from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_dir, load_config
 from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
 from ttt_video.engine.sweep_results import (
@@ -115,7 +115,7 @@ def test_worlds_are_rendered_to_where_their_data_set_is_looked_for(sweep_of, tmp
         "--seed 7 --corruption fog none --rgb-labels --frames 2"
     )
     assert sweep.worlds[0].folder == tmp_path / "out/videos/w/kitti_step"
-    assert sweep.cells[0].arguments[:2] == ("--dataset", "kitti_step_video_sem_seg_val")
+    assert sweep.cells[0].arguments[:2] == ["--dataset", "kitti_step_video_sem_seg_val"]
     assert sweep.cells[0].environment == {"DETECTRON2_DATASETS": str(tmp_path / "out/videos/w")}
     assert sweep.worlds[1].folder == tmp_path / "out/videos/c/coco_videos"
     assert "coco_videos_panoptic_all" in sweep.cells[2].arguments
@@ -477,24 +477,43 @@ def test_a_folder_of_other_settings_is_left_alone(sweep_of, tools):
     assert finished(cell)
 
 
-def test_other_weights_or_keys_under_the_same_name_are_another_cell(sweep_of, tools, tmp_path):
-    config, weights = tmp_path / "own.yaml", tmp_path / "own.pth"
+NAMED_FILES = {
+    "--weights": "weights",
+    "MODEL.WEIGHTS": "settings",
+    "TTT.LN_ADAPT.SOURCE_STATISTICS": "settings",
+    "TTT.OPTIMIZER.SOURCE_GRADIENTS": "settings",
+}
+
+
+@pytest.mark.parametrize("key", NAMED_FILES)
+def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_path, key):
+    config, file = tmp_path / "own.yaml", tmp_path / "own.pth"
     config.write_text("TTT: {WINDOW_SIZE: 4}")
-    weights.write_bytes(b"first")
+    file.write_bytes(b"first")
+    entry = NAMED_FILES[key]
+    named = {entry: str(file) if entry == "weights" else {key: str(file)}}
 
     def cell():
-        sweep_workers._content.cache_clear()  # as in another process
-        return local_sweep(sweep_of, config=str(config), weights=str(weights)).cells[0]
+        sweep_workers._file_digest.cache_clear()  # as in another process
+        return local_sweep(sweep_of, config=str(config), **named).cells[0]
 
     assert run_cell(cell(), tools, {"OMP_NUM_THREADS": "1"}) is None
     assert finished(cell())
-    weights.write_bytes(b"second")
+    file.write_bytes(b"second")
     assert not finished(cell())
-    weights.write_bytes(b"first")
+    file.write_bytes(b"first")
     assert finished(cell())
     config.write_text("TTT: {WINDOW_SIZE: 5}")
     assert not finished(cell())
     assert "holds a run of other settings" in run_cell(cell(), tools, {})
+
+
+def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):
+    content = {
+        config: sweep_workers._content(local_sweep(sweep_of, config=config).cells[0])
+        for config in (None, DEFAULT_STREAM_CONFIG, "quick/online_world.yaml")
+    }
+    assert content[None] == content[DEFAULT_STREAM_CONFIG] != content["quick/online_world.yaml"]
 
 
 def test_jobs_through_submitit(sweep_of, tools, tmp_path):

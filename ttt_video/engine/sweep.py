@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..cli import key_values
 from ..errors import UserError
 from ..evaluation.tables import PROTOCOLS
 
@@ -48,7 +49,8 @@ class Cell:
         settings: all settings of the grid, by key.
         source: name of the videos.
         seed: ``SEED``.
-        arguments: flags of ``tools/stream_eval.py``, all but ``--output`` and ``--resume``.
+        flags: of ``tools/stream_eval.py``, all but ``--output`` and ``--resume``.
+        overrides: its KEY VALUE pairs: the grid's, ``SEED`` and the command line's.
         environment: variables to set.
         folder: of the run.
         clip: whether it is only there for its video, the frozen model's beside it.
@@ -60,13 +62,19 @@ class Cell:
     settings: Mapping[str, Any]
     source: str
     seed: int
-    arguments: tuple[str, ...]
+    flags: tuple[str, ...]
+    overrides: Mapping[str, str]
     environment: Mapping[str, str]
     folder: Path
     clip: bool = False
 
     def __str__(self) -> str:
         return f"{self.row} / {self.source} / seed {self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of ``tools/stream_eval.py``: the flags, and then the overrides."""
+        return [*self.flags, *itertools.chain(*self.overrides.items())]
 
     def summary(self) -> dict[str, Any] | None:
         """What the run found; None unless it is finished."""
@@ -145,6 +153,7 @@ def read_sweep(
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
     shared = _grid(spec.get("settings"), "settings")
     seeds = _seeds(spec.get("seeds", [0]), "seeds")
+    last = key_values(overrides)
     for name, row in rows.items():
         # What replaces the sources of the file replaces its choices among them, too.
         chosen = [*opened] if "sources" in (replace or {}) else _row_sources(name, row, opened)
@@ -158,7 +167,8 @@ def read_sweep(
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
             for source, seed in itertools.product(chosen, own_seeds):
                 own, environment = opened[source]
-                arguments = _arguments(spec, row, sources[source], own, name, settings, seed)
+                cell_flags = [*flags, *own, *_flags(spec, row, sources[source], name)]
+                pairs = {**_own_settings(sources[source]), **settings, "SEED": seed}
                 sweep.cells.append(
                     Cell(
                         row=label,
@@ -167,7 +177,8 @@ def read_sweep(
                         settings=settings,
                         source=source,
                         seed=seed,
-                        arguments=(*flags, *arguments, *overrides),
+                        flags=tuple(cell_flags),
+                        overrides={**{k: str(v) for k, v in pairs.items()}, **last},
                         environment=environment,
                         folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
                         clip=clip,
@@ -283,35 +294,31 @@ def _source(
     return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}
 
 
-def _arguments(
-    spec: Mapping[str, Any],
-    row: Mapping[str, Any],
-    source: Mapping[str, Any],
-    source_flags: list[str],
-    name: str,
-    settings: Mapping[str, Any],
-    seed: int,
+def _flags(
+    spec: Mapping[str, Any], row: Mapping[str, Any], source: Mapping[str, Any], name: str
 ) -> list[str]:
     """The tool's flags; what a row says goes before its source, and that before the sweep."""
-    arguments = list(source_flags)
+    flags: list[str] = []
     for flag in ("config", "preset", "weights"):
         value = row.get(flag, source.get(flag, spec.get(flag)))
         if value is not None:
-            arguments += [f"--{flag}", str(value)]
-    arguments += ["--method", row.get("method", name)]
+            flags += [f"--{flag}", str(value)]
+    flags += ["--method", row.get("method", name)]
     clip = row.get("clip", False)
     if not clip:
-        arguments.append("--no-video")
+        flags.append("--no-video")
     if spec.get("frames") is not None:
-        arguments += ["--max-frames", str(spec["frames"])]
+        flags += ["--max-frames", str(spec["frames"])]
     if clip or spec.get("compare"):
-        arguments.append("--compare")
-    own = _grid(source.get("settings"), "settings of a source")
-    if any(len(values) > 1 for values in own.values()):
+        flags.append("--compare")
+    return flags
+
+
+def _own_settings(source: Mapping[str, Any]) -> dict[str, Any]:
+    grid = _grid(source.get("settings"), "settings of a source")
+    if any(len(values) > 1 for values in grid.values()):
         raise UserError("settings of a source are single values, not axes of the grid")
-    for key, value in {**{k: v[0] for k, v in own.items()}, **settings, "SEED": seed}.items():
-        arguments += [key, str(value)]
-    return arguments
+    return {key: values[0] for key, values in grid.items()}
 
 
 def _figures(figures: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..cli import load_config
+from ..cli import DEFAULT_STREAM_CONFIG, load_config
 from ..errors import UserError
 from ..files import write_atomically
 from .sweep import Cell, WorldVideos
@@ -75,33 +75,37 @@ def finished(cell: Cell) -> bool:
 
 def _note(cell: Cell) -> dict[str, Any]:
     """What ``cell.json`` says of a folder: two cells with the same note give the same rows."""
-    given = dict(itertools.pairwise(cell.arguments))
-    flags = ("--config", "--preset", "--method", "--weights")
     return {
-        "arguments": list(cell.arguments),
+        "arguments": cell.arguments,
         "environment": dict(cell.environment),
-        "content": _content(*(given.get(flag) for flag in flags)),
+        "content": _content(cell),
     }
 
 
-@lru_cache
-def _content(
-    config: str | None, preset: str | None, method: str | None, weights: str | None
-) -> str | None:
-    """A hash of what these flags lead to: files change, and their names do not.
+def _content(cell: Cell) -> str | None:
+    """A hash of the config and of the files it names, which change while their names do not.
 
     None where the cell's own process has to tell, such as for a method of ``--register``.
     """
+    flags = dict(itertools.pairwise(cell.flags))
+    config = flags.get("--config", DEFAULT_STREAM_CONFIG)
+    pairs = cell.arguments[len(cell.flags) :]
     try:
-        cfg = load_config(config, preset, method=method)
+        cfg = load_config(config, flags.get("--preset"), pairs, method=cell.method)
         cfg.MODEL.DEVICE = ""
-        digest = hashlib.sha256(cfg.dump().encode())
-        source = weights or cfg.MODEL.WEIGHTS
-        if source and Path(PathManager.get_local_path(source)).is_file():
-            digest.update(Path(PathManager.get_local_path(source)).read_bytes())
+        cfg.MODEL.WEIGHTS = flags.get("--weights", cfg.MODEL.WEIGHTS)
+        norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
+        files = [_file_digest(name) for name in (cfg.MODEL.WEIGHTS, norms, gradients) if name]
     except (UserError, OSError):
         return None
-    return digest.hexdigest()
+    return hashlib.sha256("\n".join([cfg.dump(), *files]).encode()).hexdigest()
+
+
+@lru_cache
+def _file_digest(name: str) -> str:
+    """Of a file's bytes; nothing of a folder or of what is not there."""
+    path = Path(PathManager.get_local_path(name))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _read_note(cell: Cell) -> Any:
