@@ -77,8 +77,7 @@ class GradientAdapter(Adapter):
             source_pull: share of the way back to the source weights that the weights move after
                 every step.
             source_gradients: of :func:`measure_gradients`. The gradient of each tensor is divided
-                by its own number before it is clipped: what counts is how much larger it is than
-                on the source's images.
+                by its own number before it is clipped, so that tensors move alike.
             steps_per_frame: gradient steps per frame.
             batch_size: samples per step.
             micro_batch_size: samples per forward and backward; the gradient is that of the batch.
@@ -361,10 +360,8 @@ def measure_gradients(
 ) -> dict[str, Tensor]:
     """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
 
-    A model that was trained on these images has no gradient there in the mean, so that what single
-    batches give is noise. A gradient divided by it is a signal-to-noise ratio: about 1 on more of
-    the same, larger on images that are unlike them. It is what AdamW estimates on the stream
-    itself, where a shift makes the estimate large, too, and the step small.
+    It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
+    into the estimate, too.
 
     Args:
         adapter: with its source weights, which stay as they are.
