@@ -39,6 +39,10 @@ def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
     moving = {name for name, p in adapter.model.named_parameters() if p.requires_grad}
     assert sizes.keys() == moving
     assert any(name.startswith("recon_head.") for name in moving)
+    # Another loss has gradients of another size, and none of g.
+    cfg = load_config(CONFIG, opts=opts, method="tent")
+    with pytest.raises(UserError, match=r"gradients of recon_head.*another method's"):
+        build_adapter(cfg, load_source_model(cfg))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,14 @@ class GradientAdapter(Adapter):
                 f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
                 "this model and method by tools/measure_gradients.py"
             )
+        foreign = {name.split(".")[0] for name in source} - {*self.parts}
+        if self.parts and foreign:
+            raise UserError(
+                f"TTT.OPTIMIZER.SOURCE_GRADIENTS has gradients of {min(foreign)}, of which the "
+                "loss of this method does not depend: they are another method's. Measure its own "
+                "by tools/measure_gradients.py, or choose a config without, such as "
+                "quick/stream_world.yaml"
+            )
         sizes = {name: float(source[name]) for name in self._moving}
         least = median(sizes.values()) / 5
         return {p: 1.0 / max(sizes[name], least) for name, p in self._moving.items()}
