@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = load_config(args.config_file, args.preset, args.opts, method=args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here
+    cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here,
+    cfg.TTT.PRESET = ""  # and no preset misses it
     adapter = build_adapter(cfg, load_source_model(cfg))
     if not isinstance(adapter, GradientAdapter):
         raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient step of its own")

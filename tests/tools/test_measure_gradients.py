@@ -26,6 +26,19 @@ def tool(monkeypatch):
     sys.modules.pop("measure_gradients")
 
 
+def test_the_preset_in_these_units_says_that_they_are_missing(tool, pictures, tmp_path, caplog):
+    cfg = load_config(CONFIG, "realtime")
+    build_adapter(cfg, load_source_model(cfg))
+    assert "SOURCE_GRADIENTS names none: measure them by" in caplog.text
+    caplog.clear()
+    file = tmp_path / "gradients.safetensors"
+    argv = ["--config", CONFIG, "--dataset", pictures, "--output", str(file), "--batches", "1"]
+    tool.main([*argv, "--preset", "realtime"])
+    cfg = load_config(CONFIG, "realtime", ["TTT.OPTIMIZER.SOURCE_GRADIENTS", str(file)])
+    build_adapter(cfg, load_source_model(cfg))
+    assert "SOURCE_GRADIENTS" not in caplog.text
+
+
 def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
     file = tmp_path / "gradients.safetensors"
     argv = ["--config", CONFIG, "--dataset", pictures, "--output", str(file), "--batches", "2"]

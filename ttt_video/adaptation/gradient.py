@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from ..errors import UserError
 from ..modeling.weights import read_checkpoint
 from .base import Adapter, module_mode
 from .window import Sample, SlidingWindow
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -178,6 +181,13 @@ class GradientAdapter(Adapter):
         ``modules`` is among them only where ``TTT.MODULES`` overrides the method's own.
         """
         ttt, file = cfg.TTT, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
+        if ttt.PRESET == "realtime" and not file:
+            logger.warning(
+                "--preset realtime steps by %g in units of the gradients on training images, and "
+                "TTT.OPTIMIZER.SOURCE_GRADIENTS names none: measure them by "
+                "tools/measure_gradients.py, or choose TTT.OPTIMIZER.BASE_LR and CLIP_NORM anew",
+                ttt.OPTIMIZER.BASE_LR,
+            )
         return {
             **({"modules": tuple(ttt.MODULES)} if ttt.MODULES else {}),
             "parameters": ttt.PARAMETERS,
