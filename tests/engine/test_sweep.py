@@ -20,6 +20,7 @@ from ttt_video.engine.sweep import read_sweep
 from ttt_video.engine.sweep_results import (
     add_gains,
     cell_record,
+    comparable,
     metric_columns,
     results_table,
     to_csv,
@@ -311,6 +312,21 @@ def test_table_by_hand(scored):
         "5.000", "6.000", "7.000",
     ]  # fmt: skip
     assert len({len(line) for line in table}) == 1
+
+
+def test_means_are_over_the_sources_that_all_rows_have(scored):
+    """k = 4 never ran on street, where gains are smaller: of k = 1 kitti alone counts, too."""
+    records = [
+        r for r in records_of(scored) if (r["source"], r.get("TTT.WINDOW_SIZE")) != ("street", 4)
+    ]
+    assert {r["source"] for r in comparable(records, "gain_mIoU")} == {"kitti"}
+    table = results_table(records)
+    gain = table.head.index("gain mIoU")
+    assert [row[gain] for row in table.rows] == ["+0.00", "+3.50", "+6.50"]
+    # Rows that share no source cannot be compared.
+    apart = [r for r in records if (r["source"], r.get("TTT.WINDOW_SIZE")) != ("kitti", 1)]
+    assert comparable(apart, "gain_mIoU") == []
+    assert {row[gain] for row in results_table(apart).rows} == {"-"}
 
 
 def test_without_labels_the_table_tells_a_collapse(sweep_of):

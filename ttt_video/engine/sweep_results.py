@@ -106,6 +106,18 @@ def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[R
     return groups
 
 
+def comparable(records: Sequence[Record], key: str) -> list[Record]:
+    """Records with ``key``, on those sources alone on which every row has it.
+
+    The means of two rows over them differ by the rows, not by their sources.
+    """
+    having = [record for record in records if _has(record, key)]
+    rows = group(having, "row").values()
+    shared = [{record["source"] for record in members} for members in rows]
+    common = set.intersection(*shared) if shared else set()
+    return [record for record in having if record["source"] in common]
+
+
 def metric_columns(
     records: Sequence[Record], metrics: Sequence[str] = METRICS
 ) -> list[tuple[str, str]]:
@@ -130,11 +142,11 @@ class ResultsTable(NamedTuple):
 def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> ResultsTable:
     """A line per row, a column per source and metric, gains, seconds per frame.
 
-    A cell is the mean over the seeds, with the standard deviation where there are several; the
-    gain in a metric is the mean over its sources. Without labels the columns are the number of
-    predicted classes, the entropy, and the share of pixels that change from frame to frame.
-    Seconds per frame are the mean over those sources that all rows ran on. Failed and missing cells
-    are a dash. The notes are the rule of each metric, presets and weights.
+    A cell is the mean over the seeds, with the standard deviation where there are several. Gains
+    and seconds per frame are means over those sources that all rows have them of. Without labels
+    the columns are the number of predicted classes, the entropy, and the share of pixels that
+    change from frame to frame. Failed and missing cells are a dash. The notes are the rule of each
+    metric, presets and weights.
     """
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
@@ -143,19 +155,17 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
     times = ["adapt s/frame", "predict s/frame", "s/frame"]
     head = ["method", *heads, *(f"gain {metric}" for metric in gained), *times]
     lines = []
-    rows = group(records, "row")
-    common = set.intersection(*({r["source"] for r in members} for members in rows.values()))
-    for (row,), members in rows.items():
+    formats = {f"gain_{metric}": "+.2f" for metric in gained}
+    formats |= dict.fromkeys(("adapt_seconds", "predict_seconds", "total_seconds"), ".3f")
+    compared = {key: group(comparable(records, key), "row") for key in formats}
+    for (row,), members in group(records, "row").items():
         cells = [
             _spread([r[metric] for r in members if r["source"] == source and _has(r, metric)])
             for source, metric in columns
         ]
-        for metric in gained:
-            gains = [r[f"gain_{metric}"] for r in members if _has(r, f"gain_{metric}")]
-            cells.append(f"{fmean(gains):+.2f}" if gains else "-")
-        for key in ("adapt_seconds", "predict_seconds", "total_seconds"):
-            seconds = [r[key] for r in members if r["source"] in common and _has(r, key)]
-            cells.append(f"{fmean(seconds):.3f}" if seconds else "-")
+        for key, shown in formats.items():
+            values = [record[key] for record in compared[key].get((row,), [])]
+            cells.append(format(fmean(values), shown) if values else "-")
         lines.append([row, *cells])
     notes = [f"{line}." for line in (*_rules(columns), *_origins(records))]
     return ResultsTable(head, lines, notes)

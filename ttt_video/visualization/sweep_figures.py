@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from ..engine.sweep_results import METRICS, Record, group
+from ..engine.sweep_results import METRICS, Record, comparable, group
 from .curves import PALETTE, plot_curves
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
@@ -165,12 +165,12 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
 def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -> bool:
     """Gain over the frozen model in points against seconds per frame, a point per row.
 
-    Both are means over sources and seeds.
+    Both are means over seeds and the sources that all rows ran on.
 
     Returns:
         Whether there was anything to draw.
     """
-    gained = [r for r in records if r.get(f"gain_{metric}") is not None]
+    gained = comparable(records, f"gain_{metric}")
     if not gained:
         return False
     with _axes(path, 8.5) as axes:
