@@ -94,7 +94,9 @@ def test_a_preset_is_the_same_from_every_config(preset):
     )  # fmt: skip
     if preset == "realtime":  # the source's gradients are measured with the weights
         models += ("OPTIMIZER.SOURCE_GRADIENTS",)
-    others = ("OFFLINE.", "LN_ADAPT.", "SELF_TRAIN.", "CLASS_BALANCE.", "ENSEMBLE.")
+    others = (
+        "OFFLINE.", "LN_ADAPT.", "LINE_SEARCH.", "SELF_TRAIN.", "CLASS_BALANCE.", "ENSEMBLE.",
+    )  # fmt: skip
     fixed = {
         key: value
         for key, value in keys(load_config("joint_cityscapes.yaml", preset).TTT).items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ttt_video.adaptation.ln_adapt import measure_statistics
+from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.cli import add_config_arguments, load_config, run_tool
 from ttt_video.data.datasets import training_images
 from ttt_video.data.images import FrameTransform

@@ -10,6 +10,7 @@ that are already there are left as they are.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -241,6 +242,11 @@ def _ttt_defaults() -> CfgNode:
     # File of tools/measure_norm_statistics.py: what the layers gave on the training images.
     ttt.LN_ADAPT.SOURCE_STATISTICS = ""
     ttt.LN_ADAPT.PRIOR = 16.0  # frames that the source statistics weigh as much as
+    ttt.LINE_SEARCH = CfgNode()
+    # How far along the adaptation a prediction may go: 0 = the frozen model, 1 = the adapted one.
+    ttt.LINE_SEARCH.SCALES = [0.0, 0.25, 0.5, 1.0, 2.0, 3.0]
+    ttt.LINE_SEARCH.EVERY = 5  # updates from one search to the next
+    ttt.LINE_SEARCH.DECAY = 0.5  # weight of the searches before, in [0, 1)
     ttt.SELF_TRAIN = CfgNode()
     ttt.SELF_TRAIN.THRESHOLD = 0.9  # lambda: confidence above which a prediction is a label
     ttt.CLASS_BALANCE = CfgNode()
@@ -331,6 +337,14 @@ def validate_config(cfg: CfgNode) -> None:
     require(ttt.OFFLINE.STEPS >= 1, "TTT.OFFLINE.STEPS", "at least 1")
     require(ttt.OFFLINE.EVAL_EVERY >= 1, "TTT.OFFLINE.EVAL_EVERY", "at least 1")
     require(ttt.LN_ADAPT.PRIOR >= 0, "TTT.LN_ADAPT.PRIOR", "a number of frames, at least 0")
+    require(
+        len(ttt.LINE_SEARCH.SCALES) > 0
+        and all(0 <= scale < math.inf for scale in ttt.LINE_SEARCH.SCALES),
+        "TTT.LINE_SEARCH.SCALES",
+        "a list of factors on the adaptation, at least one and none negative",
+    )
+    require(ttt.LINE_SEARCH.EVERY >= 1, "TTT.LINE_SEARCH.EVERY", "at least 1")
+    require(0 <= ttt.LINE_SEARCH.DECAY < 1, "TTT.LINE_SEARCH.DECAY", "in [0, 1)")
     require(0 <= ttt.SELF_TRAIN.THRESHOLD <= 1, "TTT.SELF_TRAIN.THRESHOLD", "in [0, 1]")
     require(ttt.CLASS_BALANCE.THRESHOLD >= 0, "TTT.CLASS_BALANCE.THRESHOLD", "at least 0")
     require(ttt.OPTIMIZER.BASE_LR >= 0, "TTT.OPTIMIZER.BASE_LR", "at least 0")

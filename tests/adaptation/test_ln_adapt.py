@@ -11,11 +11,10 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ttt_video.adaptation import SlidingWindow
-from ttt_video.adaptation.ln_adapt import (
-    NormAdapter,
+from ttt_video.adaptation.ln_adapt import NormAdapter, ln_adapt
+from ttt_video.adaptation.norm_statistics import (
     Statistics,
     channel_statistics,
-    ln_adapt,
     measure_statistics,
     norm_layers,
 )

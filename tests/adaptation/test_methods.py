@@ -19,11 +19,20 @@ from ttt_video.adaptation import (
     ReconstructionAdapter,
 )
 from ttt_video.adaptation.base import build_adapter
-from ttt_video.adaptation.ln_adapt import measure_statistics
+from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.adaptation.offline_ttt_mae_oracle import OfflineOracleAdapter
 from ttt_video.cli import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+
+
+@pytest.fixture
+def source_statistics(tiny_cfg, tiny_model, make_video, tmp_path) -> None:
+    """Those of ``tiny_model``, in ``tiny_cfg``."""
+    images = [frame["image"] for frame in make_video("source")]
+    file = tmp_path / "norms.safetensors"
+    save_safetensors(measure_statistics(tiny_model, images), file)
+    tiny_cfg.TTT.LN_ADAPT.SOURCE_STATISTICS = str(file)
 
 
 class TestNoAdaptation(AdapterContract):
@@ -58,6 +67,15 @@ class TestOnlineTTTMAEWithEverySourceOfRandomness(AdapterContract):
         "TTT.CROP.FLIP", True,
         "TTT.CROP.SCALE_RANGE", "[0.5, 2.0]",
     )  # fmt: skip
+
+
+class TestOnlineTTTMAELineSearch(AdapterContract):
+    method = "online_ttt_mae_line_search"
+    settings = ("TTT.LINE_SEARCH.EVERY", 2)
+
+    @pytest.fixture(autouse=True)
+    def _with_statistics(self, source_statistics):
+        """Of the model's own layers."""
 
 
 @pytest.mark.slow  # the code of another row, with other keys or inside of another
@@ -140,11 +158,8 @@ class TestLNAdapt(AdapterContract):
     still = ("TTT.LN_ADAPT.PRIOR", 1e30)
 
     @pytest.fixture(autouse=True)
-    def _source_statistics(self, tiny_cfg, tiny_model, make_video, tmp_path):
-        images = [frame["image"] for frame in make_video("source")]
-        file = tmp_path / "norms.safetensors"
-        save_safetensors(measure_statistics(tiny_model, images), file)
-        tiny_cfg.TTT.LN_ADAPT.SOURCE_STATISTICS = str(file)
+    def _with_statistics(self, source_statistics):
+        """Of the model's own layers."""
 
 
 class OfflineContract(AdapterContract):

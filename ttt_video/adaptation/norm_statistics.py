@@ -1,0 +1,170 @@
+"""What each channel of a model's normalisation layers gives: its mean and variance, on any images.
+
+Measured once on training images (:func:`measure_statistics`), they tell later how far a stream's
+activations are from those that the layers after them are used to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..modeling.weights import read_checkpoint
+from .base import module_mode
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of each channel, (C,) float32."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Of several images together, each of the same weight."""
+        means = torch.stack([part.mean for part in parts])
+        variances = torch.stack([part.variance for part in parts])
+        return cls(means.mean(0), variances.mean(0) + means.var(0, correction=0))
+
+    def shift_from(self, source: Statistics) -> Tensor:
+        """(C,) distances of the means, in standard deviations of ``source``."""
+        return (self.mean - source.mean).abs() / (source.variance + 1e-5).sqrt()
+
+
+def norm_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
+    """Layer, group and batch normalisations with a scale and shift, within the named modules."""
+    kinds = (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds)
+        and getattr(layer, "weight", None) is not None
+        and any(name == module or name.startswith(f"{module}.") for module in modules)
+    }
+
+
+def channel_statistics(layer: nn.Module, x: Tensor) -> Statistics:
+    """Of the activations that the layer's scale and shift are applied to.
+
+    Args:
+        layer: one of :func:`norm_layers`.
+        x: its input; channels are the last axis for layer normalisation, else the second.
+    """
+    x = x.float()
+    axis = 1
+    if isinstance(layer, nn.LayerNorm):
+        x, axis = F.layer_norm(x, layer.normalized_shape, eps=layer.eps), -1
+    elif isinstance(layer, nn.GroupNorm):
+        x = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    by_channel = x.movedim(axis, 0).flatten(1)
+    return Statistics(by_channel.mean(1), by_channel.var(1, correction=0))
+
+
+@contextmanager
+def hooked(
+    layers: Mapping[str, nn.Module], hook: Callable[[str, nn.Module, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """``hook(name, layer, input)`` at every forward of the layers; a tensor replaces the output."""
+    handles = [
+        layer.register_forward_hook(lambda m, x, _, name=name: hook(name, m, x[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statistics]]]:
+    """What each layer gives meanwhile, one entry per forward of it."""
+    seen: dict[str, list[Statistics]] = {name: [] for name in layers}
+
+    def measure(name: str, layer: nn.Module, x: Tensor) -> None:
+        seen[name].append(channel_statistics(layer, x))
+
+    with hooked(layers, measure):
+        yield seen
+
+
+@torch.no_grad()
+def measure_statistics(
+    model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("backbone", "sem_seg_head")
+) -> dict[str, Tensor]:
+    """What a training set's images give, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
+
+    Args:
+        model: with its source weights.
+        images: (3, H, W) uint8, as a stream's.
+        modules: whose layers are measured.
+
+    Returns:
+        ``<layer>.mean`` and ``<layer>.variance`` of each layer and group normalisation.
+    """
+    layers = norm_layers(model, modules)
+    with module_mode(model, training=False), measuring(layers) as seen:
+        for image in images:
+            model([{"image": image}])
+    pooled = {name: Statistics.pooled(parts) for name, parts in seen.items() if parts}
+    result: dict[str, Tensor] = {}
+    for name, statistics in pooled.items():
+        if not isinstance(layers[name], BATCH_NORMS):  # those hold their own
+            result[f"{name}.mean"] = statistics.mean.cpu()
+            result[f"{name}.variance"] = statistics.variance.cpu()
+    return result
+
+
+def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What ``TTT.LN_ADAPT.SOURCE_STATISTICS`` holds.
+
+    Raises:
+        UserError: it names no file, and some layer is not a batch normalisation.
+    """
+    file = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
+    if file:
+        return read_checkpoint(file)
+    if all(isinstance(layer, BATCH_NORMS) for layer in layers.values()):
+        return {}  # those hold their own
+    raise UserError(
+        "TTT.LN_ADAPT.SOURCE_STATISTICS is empty: layer norms hold no statistics of the "
+        "training images; measure them once with tools/measure_norm_statistics.py"
+    )
+
+
+def fit_statistics(
+    layers: Mapping[str, nn.Module], measured: Mapping[str, Tensor]
+) -> dict[str, Statistics]:
+    """What each layer gave on the training images; batch normalisations hold their own.
+
+    Args:
+        layers: of :func:`norm_layers`.
+        measured: of :func:`measure_statistics`.
+
+    Raises:
+        UserError: ``measured`` has nothing that fits one of them.
+    """
+    return {name: _fit(name, layer, measured) for name, layer in layers.items()}
+
+
+def _fit(name: str, layer: nn.Module, measured: Mapping[str, Tensor]) -> Statistics:
+    scale: Tensor = layer.weight  # type: ignore[assignment]
+    if isinstance(layer, BATCH_NORMS):
+        return Statistics(*(t.float().clone() for t in (layer.running_mean, layer.running_var)))  # type: ignore[union-attr]
+    found = [measured.get(f"{name}.{kind}") for kind in Statistics._fields]
+    if any(t is None or t.shape != scale.shape for t in found):
+        raise UserError(
+            f"TTT.LN_ADAPT.SOURCE_STATISTICS has nothing that fits layer {name}: measure it "
+            "with this model by tools/measure_norm_statistics.py"
+        )
+    return Statistics(*(t.to(scale.device, torch.float32) for t in found if t is not None))
