@@ -124,7 +124,7 @@ class GradientAdapter(Adapter):
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
         self._scales = self._gradient_scales(source_gradients) if source_gradients else {}
 
-    def _gradient_scales(self, source: Mapping[str, Tensor]) -> dict[nn.Parameter, float]:
+    def _gradient_scales(self, source: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor | float]:
         """Factor on each moving parameter's gradient.
 
         A tensor with hardly a gradient on the source's images, such as the bias of attention's
@@ -146,7 +146,10 @@ class GradientAdapter(Adapter):
             )
         sizes = {name: float(source[name]) for name in self._moving}
         least = median(sizes.values()) / 5
-        return {p: 1.0 / max(sizes[name], least) for name, p in self._moving.items()}
+        scales = {p: 1.0 / max(sizes[name], least) for name, p in self._moving.items()}
+        # A GPU takes a list of numbers in one kernel; a CPU makes tensors of them in every step.
+        on_cpu = self.device.type == "cpu"
+        return {p: torch.tensor(scale) if on_cpu else scale for p, scale in scales.items()}
 
     def _unfreeze(self, model: nn.Module, name: str, parameters: str) -> None:
         part = name.split(".")[0]
@@ -295,11 +298,14 @@ class GradientAdapter(Adapter):
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
         self.scaler.unscale_(self.optimizer)
         self._scale_gradients()
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         # One transfer per step: every read of a GPU scalar waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
+            if 0 < self.clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
+                torch._foreach_mul_(grads, self.clip_norm / (grad_norm + 1e-6))
             self.scaler.step(self.optimizer)
             self._pull_to_source()
         else:
@@ -310,8 +316,9 @@ class GradientAdapter(Adapter):
 
     def _scale_gradients(self) -> None:
         own = [(p.grad, scale) for p, scale in self._scales.items() if p.grad is not None]
+        scales: list[Any] = [scale for _, scale in own]
         if own:
-            torch._foreach_mul_([grad for grad, _ in own], [scale for _, scale in own])
+            torch._foreach_mul_([grad for grad, _ in own], scales)
 
     @torch.no_grad()
     def _pull_to_source(self) -> None:
