@@ -40,6 +40,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
+        "numba>=0.60",  # the first for Python 3.10 to 3.13 is 0.61
         "numpy>=1.23",
         "scipy>=1.9",
         "Pillow>=10.1",
@@ -56,7 +57,7 @@ setup(
         "fast": ["torch-ms-deform-attn==0.1.1"],
         # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
         # a second OpenCV: pip install --no-deps 'imagecorruptions-imaug==1.1.5'
-        "corruptions": ["numba>=0.57", "scikit-image>=0.20"],
+        "corruptions": ["scikit-image>=0.20"],
         # Sweeps on a Slurm cluster (tools/sweep.py --slurm).
         "cluster": ["submitit>=1.5"],
         # SegFormer, one of the frozen baselines (configs/baselines/).

@@ -5,19 +5,25 @@ from __future__ import annotations
 import importlib.machinery
 import itertools
 import math
+import multiprocessing
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ttt_video.modeling import deformable_attention as module
+from ttt_video.modeling import deformable_cpu
 from ttt_video.modeling.deformable_attention import (
     MSDeformAttn,
     attention_function,
     deformable_attention,
+    sampled_attention,
 )
+from ttt_video.modeling.deformable_cpu import attend
 
 
 def bilinear(level: Tensor, x: float, y: float) -> Tensor:
@@ -59,9 +65,11 @@ def test_equals_plain_loops(shapes):
     value, locations, weights = random_inputs(shapes)
     assert (locations < 0).any()
     assert (locations > 1).any()
-    out = deformable_attention(value, shapes, locations, weights)
-    assert out.shape == (2, 3, 6)
-    torch.testing.assert_close(out, by_loops(value, shapes, locations, weights))
+    expected = by_loops(value, shapes, locations, weights)
+    for attention in (deformable_attention, sampled_attention):
+        out = attention(value, shapes, locations, weights)
+        assert out.shape == (2, 3, 6)
+        torch.testing.assert_close(out, expected)
 
 
 def test_a_pixel_centre_reads_that_pixel_and_outside_reads_zero():
@@ -70,6 +78,89 @@ def test_a_pixel_centre_reads_that_pixel_and_outside_reads_zero():
     locations = torch.tensor(points).view(1, 3, 1, 1, 1, 2)
     out = deformable_attention(value, ((3, 4),), locations, torch.ones(1, 3, 1, 1, 1))
     torch.testing.assert_close(out.flatten(), torch.tensor([4.0 + 2.0, 0.0, 0.0]))
+
+
+# ---- the loops for CPUs
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def gradients(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> list[Tensor]:
+    inputs = [t.detach().requires_grad_() for t in (value, locations, weights)]
+    out = deformable_attention(inputs[0], shapes, *inputs[1:])
+    return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+
+@pytest.mark.parametrize("dim", [1, 8, 19])
+def test_threads_share_the_work_and_change_no_bit(dim, three_threads):
+    """Five heads by one, two and seven threads."""
+    torch.manual_seed(0)
+    shapes = ((7, 5), (3, 3))
+    value = torch.randn(2, 44, 5, dim)
+    locations, weights = torch.rand(2, 30, 5, 2, 4, 2), torch.rand(2, 30, 5, 2, 4)
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(gradients(value, shapes, locations, weights))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_tensors_may_lie_in_memory_in_any_order():
+    torch.manual_seed(0)
+    shapes = ((3, 4),)
+    inputs = random_inputs(shapes)
+    strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs]
+    assert not any(t.is_contiguous() for t in strided)
+    for a, b in zip(
+        gradients(inputs[0], shapes, *inputs[1:]),
+        gradients(strided[0], shapes, *strided[1:]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_the_operator_keeps_torchs_rules():
+    """Its schema, its gradients' registration and the shapes that it promises torch.compile."""
+    value, locations, weights = random_inputs(((3, 4), (2, 1)))
+    inputs = tuple(t.requires_grad_() for t in (value, locations, weights))
+    torch.library.opcheck(attend, (inputs[0], [3, 4, 2, 1], *inputs[1:]))
+
+
+def _marked(heads: int) -> list[int]:
+    """How often each head was gone through."""
+    counts = np.zeros(heads, int)
+
+    def loops(counts, start: int, stop: int) -> None:
+        counts[start:stop] += 1
+
+    deformable_cpu._run(loops, heads, counts)
+    return counts.tolist()
+
+
+def test_every_head_is_one_threads_also_in_a_fork(three_threads):
+    """The parent's threads are not there, and waiting for one of them would never end."""
+    for heads in (1, 2, 3, 8):
+        assert _marked(heads) == [1] * heads
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_marked, (8,)).get(timeout=60) == [1] * 8
+
+
+def test_without_a_folder_to_write_to_the_loops_are_compiled_all_the_same(monkeypatch):
+    """Numba cannot keep its code of a function that it finds in no file."""
+    source = "def twice(x):\n    return 2 * x\n"
+    names: dict[str, Callable[[int], int]] = {}
+    exec(compile(source, "<nowhere>", "exec"), names)
+    assert deformable_cpu._compiled(names["twice"])(21) == 42
+
+
+# ---- the module
 
 
 def make_module() -> MSDeformAttn:

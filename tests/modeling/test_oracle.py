@@ -14,7 +14,7 @@ from ttt_video.cli import load_config
 from ttt_video.modeling.deformable_attention import (
     MSDeformAttn,
     deformable_attention,
-    gathered_attention,
+    sampled_attention,
 )
 
 pytest.importorskip("transformers", reason="the oracle is in the test extra")
@@ -297,8 +297,12 @@ def test_matches_under_mixed_precision_are_those_of_full_precision(pair):
 
 # ---- parts
 
+both_attentions = pytest.mark.parametrize("attention", [deformable_attention, sampled_attention])
+"""By compiled loops, as it runs on a CPU, and by grid_sample, as it runs elsewhere."""
 
-def test_deformable_attention_function():
+
+@both_attentions
+def test_deformable_attention_function(attention):
     """Double precision, points far outside included: values and all three gradients."""
     torch.manual_seed(0)
     shapes = ((6, 9), (3, 5), (2, 2))
@@ -306,7 +310,7 @@ def test_deformable_attention_function():
     locations = 2 * torch.rand(2, 11, 4, 3, 5, 2, dtype=torch.float64) - 0.5
     weights = torch.rand(2, 11, 4, 3, 5, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (value, locations, weights)]
-    ours = deformable_attention(value, shapes, locations, weights)
+    ours = attention(value, shapes, locations, weights)
     theirs = multi_scale_deformable_attention(value, list(shapes), locations, weights)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     direction = torch.randn_like(ours)
@@ -319,8 +323,8 @@ def test_deformable_attention_function():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_deformable_attention_without_gradients(dtype):
-    """Another way on CPUs: bags of rows. Points far outside, on pixels and on edges included."""
+def test_deformable_attention_at_the_edges(dtype):
+    """Points far outside, on pixels, on edges, and many of them on the same pixels."""
     torch.manual_seed(0)
     shapes = ((6, 9), (3, 5), (1, 2))
     value = torch.randn(2, sum(h * w for h, w in shapes), 4, 3, dtype=dtype)
@@ -328,25 +332,34 @@ def test_deformable_attention_without_gradients(dtype):
     locations[:, ::4] = (18 * locations[:, ::4]).round() / 18
     locations[:, 0, 0] = 1e9
     weights = torch.rand(2, 41, 4, 3, 5, dtype=dtype)
+    inputs = [t.requires_grad_() for t in (value, locations, weights)]
+    atol = 1e-11 if dtype.itemsize == 8 else 1e-4
     expected = multi_scale_deformable_attention(value, list(shapes), locations, weights)
-    with torch.no_grad():
-        ours = deformable_attention(value, shapes, locations, weights)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12 if dtype.itemsize == 8 else 1e-5)
-    torch.testing.assert_close(ours, gathered_attention(value, shapes, locations, weights))
+    ours = deformable_attention(value, shapes, locations, weights)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=atol)
+    with torch.inference_mode():
+        assert torch.equal(deformable_attention(value, shapes, locations, weights), ours)
+    direction = torch.randn_like(ours)
+    grads = torch.autograd.grad(ours, inputs, direction)
+    for one, two in zip(grads, torch.autograd.grad(expected, inputs, direction), strict=True):
+        # On a pixel the function of a place has a corner, and rounding says which side is meant.
+        smooth = slice(None) if one.shape != locations.shape else slice(1, None, 4)
+        torch.testing.assert_close(one[:, smooth], two[:, smooth], rtol=1e-4, atol=atol)
 
 
-@torch.no_grad()
-def test_deformable_attention_of_places_that_are_not_numbers():
+@both_attentions
+def test_deformable_attention_of_places_that_are_not_numbers(attention):
     """They give no numbers for their query, and nobody else's."""
     value, weights = torch.randn(1, 6, 1, 2), torch.rand(1, 3, 1, 1, 1)
     locations = torch.rand(1, 3, 1, 1, 1, 2)
     locations[0, 1] = float("nan")
-    out = deformable_attention(value, ((2, 3),), locations, weights)
+    out = attention(value, ((2, 3),), locations, weights)
     assert out[0, 1].isnan().all()
     assert out[0, ::2].isfinite().all()
 
 
-def test_deformable_attention_gradients_by_differences():
+@both_attentions
+def test_deformable_attention_gradients_by_differences(attention):
     torch.manual_seed(0)
     shapes = ((3, 4), (2, 2))
     value = torch.randn(1, 16, 2, 2, dtype=torch.float64)
@@ -356,7 +369,7 @@ def test_deformable_attention_gradients_by_differences():
     locations = (cells.double() - 0.5) / sizes
     weights = torch.rand(1, 3, 2, 2, 2, dtype=torch.float64)
     inputs = tuple(t.requires_grad_() for t in (value, locations, weights))
-    assert torch.autograd.gradcheck(lambda v, at, w: deformable_attention(v, shapes, at, w), inputs)
+    assert torch.autograd.gradcheck(lambda v, at, w: attention(v, shapes, at, w), inputs)
 
 
 def test_deformable_attention_module():

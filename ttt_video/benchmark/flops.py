@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..modeling import deformable_cpu  # noqa: F401 - defines operators that are counted here
+
 
 class GridSampleFlops(FlopCounterMode):
     """torch's counter, and the bilinear sampling that it leaves out.
 
     It counts 2 per multiply-add of matrix products, convolutions and attention, forward and
-    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients. A bag of rows
-    is a multiply-add for each number in them.
+    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients.
     """
 
     def __init__(self) -> None:
@@ -27,9 +28,9 @@ class GridSampleFlops(FlopCounterMode):
             custom_mapping={
                 aten.grid_sampler_2d: _sampled(0),
                 aten.grid_sampler_2d_backward: _sampled(1, factor=2),
-                # Which of the two it is hangs on the tensors, even where no gradient is recorded.
-                aten._embedding_bag: _bag,
-                aten._embedding_bag_forward_only: _bag,
+                # Its gradient of the places also holds what the weights' gradient is made of.
+                torch.ops.ttt_video.deformable_attention: _attended(),
+                torch.ops.ttt_video.deformable_attention_backward: _attended(factor=2),
             },
         )
 
@@ -44,9 +45,15 @@ def _sampled(image: int, factor: int = 1) -> Callable[..., int]:
     return count
 
 
-def _bag(weight: Any, indices: Any, *shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Of rows of weight (N, D) that are weighted and summed up."""
-    return 2 * weight[1] * math.prod(indices)
+def _attended(factor: int = 1) -> Callable[..., int]:
+    """Of deformable attention: as many samples as there are weights, of D numbers each."""
+
+    def count(
+        value: Any, sizes: Any, locations: Any, weights: Any, *shapes: Any, **kwargs: Any
+    ) -> int:
+        return factor * 2 * 4 * value[3] * math.prod(weights)
+
+    return count
 
 
 def count_flops(work: Callable[[], object]) -> int:

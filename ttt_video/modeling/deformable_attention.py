@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
 
-The default is PyTorch's ``grid_sample``: forward and backward, CPU and GPU. The compiled package
+On a CPU, loops that Numba compiles; elsewhere PyTorch's ``grid_sample``. The compiled package
 ``torch-ms-deform-attn`` is used instead on the devices that its installed build supports.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import itertools
 import math
 import warnings
 from collections.abc import Callable
 from functools import cache, reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,8 +38,15 @@ def deformable_attention(
     Returns:
         (B, Q, M * D).
     """
-    if value.device.type == "cpu" and not torch.is_grad_enabled():
-        return gathered_attention(value, shapes, locations, weights)
+    if value.device.type == "cpu":
+        from .deformable_cpu import attend  # where there is a GPU, Numba is not even imported
+
+        return attend(value, [*chain(*shapes)], locations, weights).flatten(2)
+    return sampled_attention(value, shapes, locations, weights)
+
+
+def sampled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """:func:`deformable_attention` by ``grid_sample``, on any device."""
     batch, _, heads, dim = value.shape
     queries = locations.shape[1]
     levels = value.split([h * w for h, w in shapes], dim=1)
@@ -51,59 +58,6 @@ def deformable_attention(
         sampled = F.grid_sample(maps, grid, "bilinear", "zeros", align_corners=False)
         sums.append(_SumOverPoints.apply(sampled, gain))
     return reduce(torch.add, sums).view(batch, heads * dim, queries).transpose(1, 2)
-
-
-def gathered_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """:func:`deformable_attention` without gradients, and faster on a CPU.
-
-    The four neighbours of every point are rows of ``value`` as it lies in memory, and all that a
-    query sums up is one bag of rows: nothing as large as the samples is ever written.
-    """
-    batch, total, heads, dim = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-    bags = batch * queries * heads
-    rows = torch.empty(bags, levels, 4, points, dtype=torch.int32)
-    gains = torch.empty(bags, levels, 4, points, dtype=value.dtype)
-    first = torch.arange(batch)[:, None, None] * (total * heads)
-    first = first + torch.arange(heads)[:, None] + torch.zeros(points, dtype=torch.long)
-    first = first[:, None].expand(batch, queries, heads, points).reshape(bags, points).int()
-    start = 0
-    for level, (height, width) in enumerate(shapes):
-        (left, right), across = _neighbours(locations[..., level, :, 0], width)
-        (above, below), along = _neighbours(locations[..., level, :, 1], height)
-        weight = weights[..., level, :].reshape(bags, points)
-        columns = [x.mul_(heads) for x in (left, right)]
-        lines = [y.mul_(width * heads).add_(first).add_(start * heads) for y in (above, below)]
-        shares = [share.mul_(weight) for share in along]
-        for corner, (y, x) in enumerate(itertools.product(range(2), range(2))):
-            torch.add(lines[y], columns[x], out=rows[:, level, corner])
-            torch.mul(shares[y], across[x], out=gains[:, level, corner])
-        start += height * width
-    out = F.embedding_bag(
-        rows.flatten(1),
-        value.reshape(-1, dim),
-        mode="sum",
-        per_sample_weights=gains.flatten(1),
-    )
-    return out.view(batch, queries, heads * dim)
-
-
-def _neighbours(
-    location: Tensor, length: int
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Both pixels around each place on an axis (int32), and their shares: 0 beyond the ends.
-
-    ``location`` (B, Q, M, P) spans the axis of ``length`` pixels by 0..1; all results (B Q M, P).
-    """
-    share = location.flatten(0, 2) * length
-    share.sub_(0.5)
-    before = share.floor()
-    share.sub_(before)
-    low = before.int().clamp_(0, length - 1)  # of what is not finite, too
-    lower = (1 - share).mul_(low == before)  # a pixel that had to be moved to be one was none
-    after = before.add_(1)
-    high = after.int().clamp_(0, length - 1)
-    return (low, high), (lower, share.mul_(high == after))
 
 
 class _SumOverPoints(torch.autograd.Function):

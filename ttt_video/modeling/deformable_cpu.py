@@ -1,0 +1,248 @@
+"""Deformable attention on a CPU: loops that Numba compiles when they are first run.
+
+A point's four neighbours are read once, forward and backward, and nothing as large as the samples
+is ever written. Machine code is kept on disk, beside this file or in Numba's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,  # heads are shared out among threads
+    "error_model": "numpy",
+    # Sums may be reordered, which vectorises them; numbers that are not finite stay what they are.
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return numba.njit(function, cache=True, **_OPTIONS)
+    except RuntimeError:  # there is no folder to write to: compiled in every process
+        return numba.njit(function, **_OPTIONS)
+
+
+# In the loops, numbers are float32 so that float32 stays what it is (float64 does, too), and places
+# in memory are unsigned, as Numba looks for a sign at every access of an array.
+_ZERO, _HALF, _ONE, _FAR = (np.float32(x) for x in (0, 0.5, 1, -2))
+
+
+@_compiled
+def _neighbours(place: Any, length: Any) -> Any:
+    """Both pixels around a place on an axis of ``length`` pixels, which is spanned by 0..1.
+
+    Returns their indices, shares of the sample, and derivatives of the shares by ``place``. A pixel
+    beyond the ends has no share, and the index of one that can be read.
+    """
+    size = np.float32(length)
+    position = place * size - _HALF
+    inside = position if position > _FAR else _FAR
+    inside = inside if inside < size else size
+    below = np.floor(inside)
+    low = np.int64(below)
+    high = low + 1
+    share = position - below
+    nothing = share * _ZERO  # not a number where the place is none
+    first, second = 0 <= low < length, 0 <= high < length
+    return (
+        min(max(low, 0), length - 1),
+        min(max(high, 0), length - 1),
+        _ONE - share if first else nothing,
+        share if second else nothing,
+        -size if first else _ZERO,
+        size if second else _ZERO,
+    )
+
+
+@_compiled
+def _forward(
+    value: Any, shapes: Any, locations: Any, weights: Any, out: Any, start: Any, stop: Any
+) -> None:
+    """Fills ``out`` (B, Q, M, D) for the heads from ``start`` to ``stop``."""
+    batch, total, heads, dim = value.shape
+    _, queries, _, levels, points = weights.shape
+    values = value.reshape(-1)
+    pixel = heads * dim
+    for b in range(batch):
+        for q in range(queries):
+            for m in range(start, stop):
+                summed = out[b, q, m]
+                summed[:] = _ZERO
+                base = (b * total * heads + m) * dim
+                for i in range(levels):
+                    height, width = shapes[i, 0], shapes[i, 1]
+                    for p in range(points):
+                        left, right, x0, x1, _, _ = _neighbours(locations[b, q, m, i, p, 0], width)
+                        above, below, y0, y1, _, _ = _neighbours(locations[b, q, m, i, p, 1], height)
+                        upper, lower = base + above * width * pixel, base + below * width * pixel
+                        at0, at1 = np.uint64(upper + left * pixel), np.uint64(upper + right * pixel)
+                        at2, at3 = np.uint64(lower + left * pixel), np.uint64(lower + right * pixel)
+                        y0 *= weights[b, q, m, i, p]
+                        y1 *= weights[b, q, m, i, p]
+                        gain0, gain1, gain2, gain3 = y0 * x0, y0 * x1, y1 * x0, y1 * x1
+                        for d in range(dim):
+                            e = np.uint64(d)
+                            summed[d] += (gain0 * values[at0 + e] + gain1 * values[at1 + e]) + (
+                                gain2 * values[at2 + e] + gain3 * values[at3 + e]
+                            )
+                    base += height * width * pixel
+
+
+@_compiled
+def _backward(
+    value: Any,
+    shapes: Any,
+    locations: Any,
+    weights: Any,
+    grad: Any,
+    grad_value: Any,
+    grad_locations: Any,
+    grad_weights: Any,
+    start: Any,
+    stop: Any,
+) -> None:
+    """Adds to ``grad_value``, which is of zeros, and fills the other two, as :func:`_forward`."""
+    batch, total, heads, dim = value.shape
+    _, queries, _, levels, points = weights.shape
+    values, grad_values = value.reshape(-1), grad_value.reshape(-1)
+    pixel = heads * dim
+    at = np.empty(4, np.uint64)
+    gain, product = np.empty(4, value.dtype), np.empty(4, value.dtype)
+    for b in range(batch):
+        for q in range(queries):
+            for m in range(start, stop):
+                given = grad[b, q, m]
+                base = (b * total * heads + m) * dim
+                for i in range(levels):
+                    height, width = shapes[i, 0], shapes[i, 1]
+                    for p in range(points):
+                        x, y = locations[b, q, m, i, p, 0], locations[b, q, m, i, p, 1]
+                        left, right, x0, x1, dx0, dx1 = _neighbours(x, width)
+                        above, below, y0, y1, dy0, dy1 = _neighbours(y, height)
+                        upper, lower = base + above * width * pixel, base + below * width * pixel
+                        at[0], at[1] = upper + left * pixel, upper + right * pixel
+                        at[2], at[3] = lower + left * pixel, lower + right * pixel
+                        weight = weights[b, q, m, i, p]
+                        gain[0], gain[1] = weight * y0 * x0, weight * y0 * x1
+                        gain[2], gain[3] = weight * y1 * x0, weight * y1 * x1
+                        for k in range(4):
+                            first, share, dot = at[k], gain[k], _ZERO
+                            for d in range(dim):
+                                e = first + np.uint64(d)
+                                dot += values[e] * given[d]
+                                grad_values[e] += share * given[d]
+                            product[k] = dot
+                        p0, p1, p2, p3 = product[0], product[1], product[2], product[3]
+                        grad_weights[b, q, m, i, p] = y0 * (x0 * p0 + x1 * p1) + y1 * (
+                            x0 * p2 + x1 * p3
+                        )
+                        grad_locations[b, q, m, i, p, 0] = weight * (
+                            y0 * (dx0 * p0 + dx1 * p1) + y1 * (dx0 * p2 + dx1 * p3)
+                        )
+                        grad_locations[b, q, m, i, p, 1] = weight * (
+                            x0 * (dy0 * p0 + dy1 * p2) + x1 * (dy0 * p1 + dy1 * p3)
+                        )
+                    base += height * width * pixel
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Of one process: threads do not outlive a fork."""
+    return ThreadPoolExecutor(threads)
+
+
+def _run(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
+    """The loops over all heads, by as many threads as torch has. Each writes to its own heads."""
+    threads = min(torch.get_num_threads(), heads)
+    ends = [heads * i // threads for i in range(threads + 1)]
+    if threads > 1:
+        others = _pool(os.getpid(), threads - 1)
+        shares = [others.submit(loops, *arrays, *pair) for pair in pairwise(ends[:-1])]
+    loops(*arrays, *ends[-2:])
+    if threads > 1:
+        for share in shares:
+            share.result()
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.contiguous().numpy() for tensor in tensors]
+
+
+def _shapes(sizes: Sequence[int]) -> np.ndarray:
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+@torch.library.custom_op("ttt_video::deformable_attention", mutates_args=(), device_types="cpu")
+def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """:func:`.deformable_attention.deformable_attention` of float32 or float64 CPU tensors.
+
+    Args:
+        value: (B, S, M, D).
+        sizes: height and width of each level in turn, 2 L numbers.
+        locations: (B, Q, M, L, P, 2).
+        weights: (B, Q, M, L, P).
+
+    Returns:
+        (B, Q, M, D).
+    """
+    batch, _, heads, dim = value.shape
+    out = value.new_empty(batch, locations.shape[1], heads, dim)
+    value_array, *rest = _arrays(value, locations, weights)
+    _run(_forward, heads, value_array, _shapes(sizes), *rest, out.numpy())
+    return out
+
+
+@torch.library.custom_op(
+    "ttt_video::deformable_attention_backward", mutates_args=(), device_types="cpu"
+)
+def attend_backward(
+    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``value``, ``locations`` and ``weights`` for that of the output."""
+    contiguous = torch.contiguous_format
+    grads = (
+        torch.zeros_like(value, memory_format=contiguous),
+        torch.empty_like(locations, memory_format=contiguous),
+        torch.empty_like(weights, memory_format=contiguous),
+    )
+    value_array, *rest = _arrays(value, locations, weights, grad)
+    _run(_backward, value.shape[2], value_array, _shapes(sizes), *rest, *_arrays(*grads))
+    return grads
+
+
+@attend.register_fake
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    batch, _, heads, dim = value.shape
+    return value.new_empty(batch, locations.shape[1], heads, dim)
+
+
+@attend_backward.register_fake
+def _(
+    value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.sizes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    grads = attend_backward(value, ctx.sizes, locations, weights, grad)
+    return grads[0], None, grads[1], grads[2]
+
+
+attend.register_autograd(_gradients, setup_context=_save)
