@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,78 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
+
+
+class Places(NamedTuple):
+    """Where a map's tokens are in its windows, and whose places the windows' are."""
+
+    tokens: Tensor  # (nW * N,): the token at each place of the windows; any at padding
+    windows: Tensor  # (H * W,): the place of each token
+    padding: Tensor  # (nW * N - H * W,): the places that hold none
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # shared tensors must also serve autograd
+def window_places(height: int, width: int, side: int, shift: int, device: torch.device) -> Places:
+    """Of a map that is padded to whole windows and then rolled up and left by ``shift`` tokens.
+
+    Made once per size and shared, as :func:`shift_mask`; callers must not write to it.
+    """
+    tokens = height * width
+    token = torch.arange(tokens, device=device).view(height, width)
+    token = F.pad(token, (0, -width % side, 0, -height % side), value=tokens)
+    token = token.roll((-shift, -shift), (0, 1)) if shift else token
+    rows, columns = token.shape[0] // side, token.shape[1] // side
+    token = token.view(rows, side, columns, side).transpose(1, 2).flatten()
+    place = token.argsort()
+    return Places(token.clamp(max=tokens - 1), place[:tokens], place[tokens:])
+
+
+class _Windows(torch.autograd.Function):
+    """(B, H W, C) tokens to (B, nW N, C) places in windows; padding is ``fill`` (C,) or zero.
+
+    Whole tokens move, forward and backward, by one copy each, padding, shift and all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fill: Tensor | None, places: Places) -> Tensor:
+        ctx.places, ctx.filled = places, fill is not None
+        out = x.index_select(1, places.tokens)
+        if len(places.padding):
+            out[:, places.padding] = 0 if fill is None else fill.to(out.dtype)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        places: Places = ctx.places
+        fill = None
+        if ctx.needs_input_grad[1]:
+            fill = grad.index_select(1, places.padding).sum((0, 1))
+        return grad.index_select(1, places.windows), fill, None
+
+
+class _Tokens(torch.autograd.Function):
+    """The way back of :class:`_Windows`: padding is left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return x.index_select(1, places.windows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        places: Places = ctx.places
+        out = grad.index_select(1, places.tokens)
+        if len(places.padding):
+            out[:, places.padding] = 0
+        return out, None
 
 
 class FastSwinBlock(SwinTransformerBlock):
@@ -25,7 +92,7 @@ class FastSwinBlock(SwinTransformerBlock):
 
     Maps are padded to whole windows after the projection to queries, keys and values and cropped
     before the one that follows the attention, so padding is never multiplied by a weight; tokens
-    are put in their windows by the copy that sorts them by heads; attention is fused.
+    go to their windows, and back, by one copy; attention is fused.
 
     It holds the same parameters and adds none: an existing block is turned into one by assigning
     its class.
@@ -46,43 +113,38 @@ class FastSwinBlock(SwinTransformerBlock):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
-        attn, side, heads = self.attn, self.window_size, self.attn.num_heads
+        attn, side, shift = self.attn, self.window_size, self.shift_size
         batch, _, dim = x.shape
-        height, width = self.H, self.W
-        rows, columns = math.ceil(height / side), math.ceil(width / side)
-        qkv = self._pad(attn.qkv(x).view(batch, height, width, 3 * dim))
-        if self.shift_size:
-            qkv = qkv.roll((-self.shift_size, -self.shift_size), (1, 2))
-        qkv = qkv.view(batch, rows, side, columns, side, 3, heads, dim // heads)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, side * side, dim // heads)
-        query, key, value = qkv.unbind(0)
-        bias = self._bias(mask if self.shift_size else None, batch)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias.to(qkv.dtype),
-            dropout_p=attn.attn_drop.p if self.training else 0.0,
-            scale=attn.scale,
-        )
-        out = out.view(batch, rows, columns, heads, side, side, dim // heads)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * side, columns * side, dim)
-        if self.shift_size:
-            out = out.roll((self.shift_size, self.shift_size), (1, 2))
-        out = out[:, :height, :width].reshape(batch, height * width, dim)
-        return attn.proj_drop(attn.proj(out))
+        places = window_places(self.H, self.W, side, shift, x.device)
+        qkv = _Windows.apply(attn.qkv(x), attn.qkv.bias, places)
+        qkv = qkv.view(-1, side**2, 3, attn.num_heads, dim // attn.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self._bias(mask if shift else None, batch).to(qkv.dtype)
+        if bias.requires_grad and x.device.type == "cpu":
+            # Fused attention has no gradient of its bias there: torch would go about it in twelve
+            # operations.
+            out = self._attention_by_products(query, key, value, bias)
+        else:
+            out = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=bias,
+                dropout_p=attn.attn_drop.p if self.training else 0.0,
+                scale=attn.scale,
+            )
+        out = out.transpose(1, 2).reshape(batch, -1, dim)
+        return attn.proj_drop(attn.proj(_Tokens.apply(out, places)))
 
-    def _pad(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3 C) to whole windows, by what the projection makes of zeros: its bias."""
-        batch, height, width, dim = qkv.shape
-        bottom, right = -height % self.window_size, -width % self.window_size
-        bias = self.attn.qkv.bias
-        fill = qkv.new_zeros(dim) if bias is None else bias.to(qkv.dtype)
-        if right:
-            qkv = torch.cat([qkv, fill.expand(batch, height, right, dim)], 2)
-        if bottom:
-            qkv = torch.cat([qkv, fill.expand(batch, bottom, width + right, dim)], 1)
-        return qkv
+    def _attention_by_products(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+    ) -> Tensor:
+        windows, heads, tokens, _ = query.shape
+        q, k, v = (x.reshape(windows * heads, tokens, -1) for x in (query, key, value))
+        bias = bias.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
+        logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.attn.scale)
+        weights = self.attn.attn_drop(logits.softmax(-1))
+        return torch.bmm(weights, v).view(windows, heads, tokens, -1)
 
     def _bias(self, mask: Tensor | None, batch: int) -> Tensor:
         """Relative position biases and mask: (1 or B * nW, heads, N, N)."""
