@@ -8,11 +8,23 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
+from detectron2.modeling.backbone.swin import (
+    BasicLayer,
+    SwinTransformer,
+    SwinTransformerBlock,
+    window_partition,
+)
 from torchvision.ops import StochasticDepth
 
 from ttt_video.errors import UserError
-from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT, shift_mask
+from ttt_video.modeling.backbone import (
+    FastSwinBlock,
+    SwinTransformerTTT,
+    _Tokens,
+    _Windows,
+    shift_mask,
+    window_places,
+)
 
 SWIN = {
     "in_chans": 4,
@@ -114,6 +126,28 @@ def test_mask_of_a_stage_equals_detectron2s(monkeypatch, height, width, side, sh
     assert shift_mask(height, width, side, shift, torch.device("cpu")) is mask
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("filled", [True, False])
+@pytest.mark.parametrize(("height", "width", "shift"), [(6, 6, 0), (6, 6, 1), (5, 7, 1), (1, 2, 2)])
+def test_tokens_go_to_their_windows_and_back(batch, filled, height, width, shift):
+    """Places against detectron2's partition, and gradients against differences."""
+    places = window_places(height, width, 3, shift, torch.device("cpu"))
+    x = noise(batch, height * width, 2).double().requires_grad_()
+    fill = torch.tensor([7.0, 8.0], dtype=torch.float64, requires_grad=True) if filled else None
+    windows = _Windows.apply(x, fill, places)
+    assert torch.equal(_Tokens.apply(windows, places), x)
+
+    padded = torch.zeros(batch, -(-height // 3) * 3, -(-width // 3) * 3, 2, dtype=torch.float64)
+    padded += 0 if fill is None else fill.detach()
+    padded[:, :height, :width] = x.detach().view(batch, height, width, 2)
+    expected = window_partition(padded.roll((-shift, -shift), (1, 2)), 3)
+    assert torch.equal(windows.view(expected.shape), expected)
+
+    inputs = (x, fill) if filled else (x,)
+    assert torch.autograd.gradcheck(lambda x, f=None: _Windows.apply(x, f, places), inputs)
+    assert torch.autograd.gradcheck(lambda x: _Tokens.apply(x, places), windows.detach().requires_grad_())
+
+
 def test_dropout_of_attention_in_training_only():
     torch.manual_seed(0)
     block = SwinTransformerBlock(8, num_heads=2, window_size=2, attn_drop=0.5)
@@ -125,15 +159,17 @@ def test_dropout_of_attention_in_training_only():
     assert torch.equal(block(x, mask), block(x, mask))
 
 
-def test_bfloat16_is_close():
+@pytest.mark.parametrize("grad", [False, True], ids=["fused", "by products"])
+def test_bfloat16_is_close(grad):
     ours, _ = pair()
     x = noise(1, 4, 64, 64)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         expected = ours(x)
         with torch.autocast("cpu", torch.bfloat16):
             features = ours(x)
     for name in NAMES:
         torch.testing.assert_close(features[name].float(), expected[name], rtol=0, atol=0.1)
+        assert features[name].requires_grad == grad
 
 
 # ---- parameters and names
