@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "TTT.RESET": ("video", "frame", "never"),
     "TTT.PREDICT": ("after", "before"),
     "TTT.FRAME_ORDER": ("time", "shuffled"),
-    "TTT.PARAMETERS": ("all", "norm"),
+    "TTT.PARAMETERS": ("all", "norm", "matrices"),
     "TTT.STEP_MODE": ("train", "eval"),
     "TTT.PRECISION": ("fp32", "bf16", "fp16"),
     "TTT.OPTIMIZER.NAME": ("SGD", "ADAMW"),
@@ -203,7 +203,9 @@ def _ttt_defaults() -> CfgNode:
     # Submodules of the model that move, such as ["backbone"] or ["backbone.layers.3"];
     # [] = those of the method.
     ttt.MODULES = []
-    ttt.PARAMETERS = "all"  # which of their parameters: "all", or "norm": normalisation layers only
+    # Which of their parameters: "all"; "norm", those of normalisation layers; "matrices", those
+    # that multiply: no biases, norms, queries and position tables.
+    ttt.PARAMETERS = "all"
     # When to return to the source weights (f0, g0) and a fresh optimizer.
     ttt.RESET = "video"
     # "train": stochastic depth and dropout on in the step; predictions are always in eval mode.

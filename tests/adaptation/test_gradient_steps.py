@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ttt_video.adaptation import GradientAdapter, SlidingWindow
+from ttt_video.adaptation import GradientAdapter, SlidingWindow, build_adapter
 from ttt_video.adaptation.gradient import HALVINGS, measure_gradients
 from ttt_video.errors import UserError
 
@@ -569,3 +569,33 @@ def test_state_holds_what_moved_and_the_optimizer(settings, tmp_path):
             for key, value in state.items():
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(right[index][key]))
         assert other.scaler.state_dict() == whole.scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("all", {"0.weight", "0.bias", "1.weight", "1.bias"}),
+        ("norm", {"1.weight", "1.bias"}),
+        ("matrices", {"0.weight"}),
+    ],
+)
+def test_kinds_of_parameters_that_move(parameters, expected):
+    adapter = ToyAdapter(toy(), parameters=parameters)
+    names = {n for n, p in adapter.model.backbone.named_parameters() if p.requires_grad}
+    assert names == expected
+
+
+def test_matrices_of_a_whole_model(tiny_cfg, tiny_model, make_video):
+    """All that multiplies moves, attention's projections included, and nothing that is added."""
+    tiny_cfg.TTT.PARAMETERS = "matrices"
+    adapter = build_adapter(tiny_cfg, tiny_model)
+    parts = [*tiny_model.backbone.modules(), *tiny_model.recon_head.modules()]
+    linear = [m.weight for m in parts if isinstance(m, (nn.Linear, nn.Conv2d))]
+    linear += [m.in_proj_weight for m in parts if isinstance(m, nn.MultiheadAttention)]
+    assert {id(p) for p in adapter.parameters} == {id(p) for p in linear}
+    before = {name: p.clone() for name, p in tiny_model.named_parameters()}
+    window = SlidingWindow(2)
+    window.push(make_video()[0])
+    adapter.adapt(window, torch.Generator().manual_seed(0))
+    moved = {n for n, p in tiny_model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in tiny_model.named_parameters() if p.requires_grad}

@@ -145,7 +145,9 @@ def test_tokens_go_to_their_windows_and_back(batch, filled, height, width, shift
 
     inputs = (x, fill) if filled else (x,)
     assert torch.autograd.gradcheck(lambda x, f=None: _Windows.apply(x, f, places), inputs)
-    assert torch.autograd.gradcheck(lambda x: _Tokens.apply(x, places), windows.detach().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: _Tokens.apply(x, places), windows.detach().requires_grad_()
+    )
 
 
 def test_dropout_of_attention_in_training_only():

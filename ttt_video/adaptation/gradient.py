@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import Any, ClassVar
@@ -24,6 +24,16 @@ from .window import Sample, SlidingWindow
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
+    "all": lambda layer, name, parameter: True,
+    "norm": lambda layer, name, parameter: isinstance(layer, NORM_LAYERS),
+    # "in_proj_weight" of attention, too; queries, levels and tables are looked up or added.
+    "matrices": lambda layer, name, parameter: (
+        name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
+    ),
+}
+"""Of which layer and by which name a parameter moves (``TTT.PARAMETERS``)."""
 
 HALVINGS = 16
 """Times that a step of fp16 is tried again with half the loss scale: from 2**16 down to 1."""
@@ -68,7 +78,8 @@ class GradientAdapter(Adapter):
         Args:
             model: with its source weights; it must have a ``device``.
             modules: names of the submodules that move, those within others included.
-            parameters: which of their parameters: "all", or "norm", those of normalisation layers.
+            parameters: which of their parameters: "all"; "norm", those of normalisation layers; or
+                "matrices", those that multiply: of linear layers and convolutions, without biases.
             optimizer: "SGD" or "ADAMW".
             lr: learning rate; that of ``backbone`` is multiplied by ``backbone_multiplier``.
             momentum: of SGD.
@@ -103,8 +114,11 @@ class GradientAdapter(Adapter):
             model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
         )
         if not groups:
-            kind = "normalisation layers" if parameters == "norm" else "parameters"
-            raise UserError(f"nothing to adapt: the model has no {kind} under {list(modules)}")
+            kind = {"all": "", "norm": " of normalisation layers", "matrices": " that multiply"}
+            raise UserError(
+                f"nothing to adapt: the model has no parameters{kind[parameters]} under "
+                f"{list(modules)}"
+            )
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
         self.clip_norm = clip_norm
@@ -170,12 +184,10 @@ class GradientAdapter(Adapter):
                 f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
                 + ", ".join(child for child, _ in model.named_children())
             ) from error
-        if parameters == "all":
-            module.requires_grad_(True)
-            return
         for layer in module.modules():
-            if isinstance(layer, NORM_LAYERS):
-                layer.requires_grad_(True)
+            for own, parameter in layer.named_parameters(recurse=False):
+                if _CHOICES[parameters](layer, own, parameter):
+                    parameter.requires_grad_(True)
 
     @staticmethod
     def config_arguments(cfg: CfgNode) -> dict[str, Any]:

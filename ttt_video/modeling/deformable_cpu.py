@@ -83,8 +83,9 @@ def _forward(
                 for i in range(levels):
                     height, width = shapes[i, 0], shapes[i, 1]
                     for p in range(points):
-                        left, right, x0, x1, _, _ = _neighbours(locations[b, q, m, i, p, 0], width)
-                        above, below, y0, y1, _, _ = _neighbours(locations[b, q, m, i, p, 1], height)
+                        x, y = locations[b, q, m, i, p, 0], locations[b, q, m, i, p, 1]
+                        left, right, x0, x1, _, _ = _neighbours(x, width)
+                        above, below, y0, y1, _, _ = _neighbours(y, height)
                         upper, lower = base + above * width * pixel, base + below * width * pixel
                         at0, at1 = np.uint64(upper + left * pixel), np.uint64(upper + right * pixel)
                         at2, at3 = np.uint64(lower + left * pixel), np.uint64(lower + right * pixel)
