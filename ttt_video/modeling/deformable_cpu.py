@@ -66,6 +66,25 @@ def _neighbours(place: Any, length: Any) -> Any:
 
 
 @_compiled
+def _corners(x: Any, y: Any, height: Any, width: Any, base: Any, pixel: Any) -> Any:
+    """Where the four pixels around (x, y) begin in memory, and their shares and slopes by axis.
+
+    A map begins at ``base``, and its pixels are ``pixel`` numbers apart. Upper left, upper right,
+    lower left, lower right.
+    """
+    left, right, x0, x1, dx0, dx1 = _neighbours(x, width)
+    above, below, y0, y1, dy0, dy1 = _neighbours(y, height)
+    upper, lower = base + above * width * pixel, base + below * width * pixel
+    at = (
+        np.uint64(upper + left * pixel),
+        np.uint64(upper + right * pixel),
+        np.uint64(lower + left * pixel),
+        np.uint64(lower + right * pixel),
+    )
+    return at, (x0, x1), (y0, y1), (dx0, dx1), (dy0, dy1)
+
+
+@_compiled
 def _forward(
     value: Any, shapes: Any, locations: Any, weights: Any, out: Any, start: Any, stop: Any
 ) -> None:
@@ -84,11 +103,8 @@ def _forward(
                     height, width = shapes[i, 0], shapes[i, 1]
                     for p in range(points):
                         x, y = locations[b, q, m, i, p, 0], locations[b, q, m, i, p, 1]
-                        left, right, x0, x1, _, _ = _neighbours(x, width)
-                        above, below, y0, y1, _, _ = _neighbours(y, height)
-                        upper, lower = base + above * width * pixel, base + below * width * pixel
-                        at0, at1 = np.uint64(upper + left * pixel), np.uint64(upper + right * pixel)
-                        at2, at3 = np.uint64(lower + left * pixel), np.uint64(lower + right * pixel)
+                        corners = _corners(x, y, height, width, base, pixel)
+                        (at0, at1, at2, at3), (x0, x1), (y0, y1), _, _ = corners
                         y0 *= weights[b, q, m, i, p]
                         y1 *= weights[b, q, m, i, p]
                         gain0, gain1, gain2, gain3 = y0 * x0, y0 * x1, y1 * x0, y1 * x1
@@ -129,11 +145,8 @@ def _backward(
                     height, width = shapes[i, 0], shapes[i, 1]
                     for p in range(points):
                         x, y = locations[b, q, m, i, p, 0], locations[b, q, m, i, p, 1]
-                        left, right, x0, x1, dx0, dx1 = _neighbours(x, width)
-                        above, below, y0, y1, dy0, dy1 = _neighbours(y, height)
-                        upper, lower = base + above * width * pixel, base + below * width * pixel
-                        at[0], at[1] = upper + left * pixel, upper + right * pixel
-                        at[2], at[3] = lower + left * pixel, lower + right * pixel
+                        corners = _corners(x, y, height, width, base, pixel)
+                        at[:], (x0, x1), (y0, y1), (dx0, dx1), (dy0, dy1) = corners
                         weight = weights[b, q, m, i, p]
                         gain[0], gain[1] = weight * y0 * x0, weight * y0 * x1
                         gain[2], gain[3] = weight * y1 * x0, weight * y1 * x1
