@@ -40,7 +40,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "numba>=0.60",  # the first for Python 3.10 to 3.13 is 0.61
+        "numba>=0.61",
         "numpy>=1.23",
         "scipy>=1.9",
         "Pillow>=10.1",

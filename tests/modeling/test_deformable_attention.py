@@ -113,7 +113,6 @@ def test_threads_share_the_work_and_change_no_bit(dim, three_threads):
 
 
 def test_tensors_may_lie_in_memory_in_any_order():
-    torch.manual_seed(0)
     shapes = ((3, 4),)
     inputs = random_inputs(shapes)
     strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs]
@@ -152,7 +151,7 @@ def test_every_head_is_one_threads_also_in_a_fork(three_threads):
         assert pool.apply_async(_marked, (8,)).get(timeout=60) == [1] * 8
 
 
-def test_without_a_folder_to_write_to_the_loops_are_compiled_all_the_same(monkeypatch):
+def test_without_a_folder_to_write_to_the_loops_are_compiled_all_the_same():
     """Numba cannot keep its code of a function that it finds in no file."""
     source = "def twice(x):\n    return 2 * x\n"
     names: dict[str, Callable[[int], int]] = {}

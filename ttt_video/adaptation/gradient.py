@@ -114,10 +114,9 @@ class GradientAdapter(Adapter):
             model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
         )
         if not groups:
-            kind = {"all": "", "norm": " of normalisation layers", "matrices": " that multiply"}
             raise UserError(
-                f"nothing to adapt: the model has no parameters{kind[parameters]} under "
-                f"{list(modules)}"
+                f"nothing to adapt: no parameter under {list(modules)} is of the kind "
+                f"TTT.PARAMETERS {parameters}"
             )
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)

@@ -180,13 +180,11 @@ def _run(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
     """The loops over all heads, by as many threads as torch has. Each writes to its own heads."""
     threads = min(torch.get_num_threads(), heads)
     ends = [heads * i // threads for i in range(threads + 1)]
-    if threads > 1:
-        others = _pool(os.getpid(), threads - 1)
-        shares = [others.submit(loops, *arrays, *pair) for pair in pairwise(ends[:-1])]
-    loops(*arrays, *ends[-2:])
-    if threads > 1:
-        for share in shares:
-            share.result()
+    *others, own = pairwise(ends)
+    shares = [_pool(os.getpid(), threads - 1).submit(loops, *arrays, *pair) for pair in others]
+    loops(*arrays, *own)
+    for share in shares:
+        share.result()
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
