@@ -66,15 +66,23 @@ def test_features_equal_detectron2s(size):
         assert features[name].shape == (2, 12 * 2**i, height, width)
 
 
-def test_gradients_equal_detectron2s():
+@pytest.mark.parametrize("frozen", [False, True], ids=["biases learn", "biases are frozen"])
+@pytest.mark.parametrize("side", [4, 7])
+def test_gradients_equal_detectron2s(side, frozen):
     """Those of the relative position biases too, which fused attention takes as its mask."""
-    ours, plain = pair()
+    ours, plain = pair(window_size=side)
     x = noise(1, 4, 70, 90)
     for model in (ours, plain):
+        for layer in model.layers if frozen else ():
+            for block in layer.blocks:
+                block.attn.relative_position_bias_table.requires_grad_(False)
         sum((f * noise(*f.shape)).sum() for f in model(x).values()).backward()
     expected = dict(plain.named_parameters())
     for name, parameter in ours.named_parameters():
         reference = expected[name].grad
+        if frozen and name.endswith("table"):
+            assert parameter.grad is reference is None
+            continue
         scale = reference.abs().max().clamp(min=1e-3)
         torch.testing.assert_close(
             parameter.grad / scale, reference / scale, rtol=0, atol=1e-4, msg=name
