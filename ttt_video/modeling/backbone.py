@@ -118,17 +118,15 @@ class FastSwinBlock(SwinTransformerBlock):
         places = window_places(self.H, self.W, side, shift, x.device)
         qkv = _Windows.apply(attn.qkv(x), attn.qkv.bias, places)
         qkv = qkv.view(-1, side**2, 3, attn.num_heads, dim // attn.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(mask if shift else None, batch).to(qkv.dtype)
-        if bias.requires_grad and x.device.type == "cpu":
-            # Fused attention has no gradient of its bias there: torch would go about it in twelve
-            # operations.
-            out = self._attention_by_products(query, key, value, bias)
+        if qkv.requires_grad and qkv.device.type == "cpu":
+            # Fused attention is the slower way back there; of its bias it has no gradient at all,
+            # for which torch goes about it in twelve operations.
+            out = self._attention_by_products(qkv, bias)
         else:
             out = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
+                *qkv.unbind(0),
                 attn_mask=bias,
                 dropout_p=attn.attn_drop.p if self.training else 0.0,
                 scale=attn.scale,
@@ -136,15 +134,14 @@ class FastSwinBlock(SwinTransformerBlock):
         out = out.transpose(1, 2).reshape(batch, -1, dim)
         return attn.proj_drop(attn.proj(_Tokens.apply(out, places)))
 
-    def _attention_by_products(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
-    ) -> Tensor:
-        windows, heads, tokens, _ = query.shape
-        q, k, v = (x.reshape(windows * heads, tokens, -1) for x in (query, key, value))
+    def _attention_by_products(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """(windows, heads, N, D) of (3, windows, heads, N, D) and a bias for all or each."""
+        _, windows, heads, tokens, _ = qkv.shape
+        query, key, value = qkv.reshape(3, windows * heads, tokens, -1).unbind(0)
         bias = bias.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
-        logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.attn.scale)
+        logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.attn.scale)
         weights = self.attn.attn_drop(logits.softmax(-1))
-        return torch.bmm(weights, v).view(windows, heads, tokens, -1)
+        return torch.bmm(weights, value).view(windows, heads, tokens, -1)
 
     def _bias(self, mask: Tensor | None, batch: int) -> Tensor:
         """Relative position biases and mask: (1 or B * nW, heads, N, N)."""

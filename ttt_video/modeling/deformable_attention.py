@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
 
-On a CPU, loops that Numba compiles; elsewhere PyTorch's ``grid_sample``. The compiled package
-``torch-ms-deform-attn`` is used instead on the devices that its installed build supports.
+On a CPU, loops that Numba compiles. Elsewhere PyTorch's ``grid_sample``, or the compiled package
+``torch-ms-deform-attn`` on the devices that its installed build supports.
 """
 
 from __future__ import annotations
@@ -103,8 +103,11 @@ def _compiled_attention(
 
 @cache
 def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]:
-    """The fastest implementation that runs on a device type ("cpu", "cuda"), tried once."""
-    if importlib.util.find_spec("torch_ms_deform_attn") is None:
+    """The fastest implementation that runs on a device type ("cpu", "cuda"), tried once.
+
+    On a CPU the package's loops are slower than ours.
+    """
+    if device_type == "cpu" or importlib.util.find_spec("torch_ms_deform_attn") is None:
         return deformable_attention
     value = torch.ones(1, 1, 1, 1, device=device_type)
     samples = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
