@@ -51,9 +51,8 @@ setup(
     extras_require={
         # Webcam input and detectron2's Visualizer; not beside another wheel that provides cv2.
         "opencv": ["opencv-python-headless>=4.6"],
-        # Compiled deformable attention, picked up when it is importable. It is built against the
-        # installed torch: pip install --no-build-isolation 'torch-ms-deform-attn==0.1.1'
-        # (with FORCE_CPU=1 where there is no CUDA toolkit).
+        # Compiled deformable attention for GPUs, picked up when it is importable. It is built against
+        # the installed torch: pip install --no-build-isolation 'torch-ms-deform-attn==0.1.1'
         "fast": ["torch-ms-deform-attn==0.1.1"],
         # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
         # a second OpenCV: pip install --no-deps 'imagecorruptions-imaug==1.1.5'
