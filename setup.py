@@ -51,7 +51,7 @@ setup(
     extras_require={
         # Webcam input and detectron2's Visualizer; not beside another wheel that provides cv2.
         "opencv": ["opencv-python-headless>=4.6"],
-        # Compiled deformable attention for GPUs, picked up when it is importable. It is built against
+        # Compiled deformable attention for GPUs, picked up when it is importable. It is built for
         # the installed torch: pip install --no-build-isolation 'torch-ms-deform-attn==0.1.1'
         "fast": ["torch-ms-deform-attn==0.1.1"],
         # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
