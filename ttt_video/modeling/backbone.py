@@ -125,8 +125,11 @@ class FastSwinBlock(SwinTransformerBlock):
             # for which torch goes about it in twelve operations.
             out = self._attention_by_products(qkv, bias)
         else:
+            query, key, value = qkv.unbind(0)
             out = F.scaled_dot_product_attention(
-                *qkv.unbind(0),
+                query,
+                key,
+                value,
                 attn_mask=bias,
                 dropout_p=attn.attn_drop.p if self.training else 0.0,
                 scale=attn.scale,
