@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from ttt_video.adaptation import SlidingWindow, build_adapter
 from ttt_video.benchmark import loop, models
 from ttt_video.benchmark.inputs import peer_of, write_video
 from ttt_video.errors import UserError
+from ttt_video.modeling.deformable_attention import COMPILED, deformable_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ["--config", "joint_cityscapes.yaml"]
@@ -144,12 +148,20 @@ def test_constancy(run):
 
 
 @needs_transformers
-def test_attention_beside_a_reference(run):
+@pytest.mark.parametrize("installed", [False, True])
+def test_attention_beside_a_reference_and_the_compiled_package(run, monkeypatch, installed):
+    def compiled(value, sizes, starts, locations, weights):
+        return deformable_attention(value, tuple(map(tuple, sizes.tolist())), locations, weights)
+
+    stub = ModuleType(COMPILED)
+    stub.__spec__ = ModuleSpec(COMPILED, None)
+    stub.ms_deform_attn = compiled
+    monkeypatch.setitem(sys.modules, COMPILED, stub if installed else None)
     results, _ = run("attention")
     cases = results["attention"]["cases"]
     assert [case["pass"] for case in cases] == ["forward", "forward_backward"]
     for case in cases:
-        check_runs(case, ["ttt_video", "reference"])
+        check_runs(case, ["ttt_video", "reference", *([COMPILED] if installed else [])])
         assert max(case["difference"].values()) < 1e-4
 
 

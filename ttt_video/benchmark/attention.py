@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import UserError
-from ..modeling.deformable_attention import attention_function
+from ..modeling.deformable_attention import COMPILED, attention_function, compiled_attention
 from .comparison import OURS, Options, compare, difference
 
 REFERENCE = "reference"
@@ -20,7 +21,8 @@ def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
     """One layer's sampling and summing, forward, and forward and backward, in float32.
 
     The shapes are those of the pixel decoder's encoder for images of the given sizes; the points
-    are where a trained layer's are, some pixels around their query.
+    are where a trained layer's are, some pixels around their query. On a CPU the compiled package
+    is another peer where it is installed.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     ours = attention_function(device.type)
@@ -34,6 +36,8 @@ def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
                 "--no-peers"
             ) from error
         functions[REFERENCE] = peer.multi_scale_deformable_attention
+        if device.type == "cpu" and importlib.util.find_spec(COMPILED) is not None:
+            functions[COMPILED] = compiled_attention
     heads = cfg.MODEL.MASK_FORMER.NHEADS
     points = cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS
     dim = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM // heads
@@ -70,7 +74,7 @@ def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
         for name, work in (("forward", no_grad), ("forward_backward", both)):
             works = {who: lambda f=f, work=work: work(f) for who, f in functions.items()}
             cases.append({**case, "pass": name, **compare(works, device, options)})
-    return {"implementation": ours.__name__.strip("_"), "cases": cases}
+    return {"implementation": ours.__name__, "cases": cases}
 
 
 def _values(

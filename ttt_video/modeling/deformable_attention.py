@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 
 Shapes = tuple[tuple[int, int], ...]
 
+COMPILED = "torch_ms_deform_attn"
+"""The module of the compiled package."""
+
 
 def deformable_attention(
     value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
@@ -85,11 +88,9 @@ class _SumOverPoints(torch.autograd.Function):
         return grad.unsqueeze(2) * weights.unsqueeze(1), grad_weights
 
 
-def _compiled_attention(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
-) -> Tensor:
+def compiled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """:func:`deformable_attention` by the compiled package."""
-    compiled = importlib.import_module("torch_ms_deform_attn")
+    compiled = importlib.import_module(COMPILED)
     sizes = torch.tensor(shapes, device=value.device)
     areas = sizes.prod(1)
     return compiled.ms_deform_attn(
@@ -107,12 +108,12 @@ def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Te
 
     On a CPU the package's loops are slower than ours.
     """
-    if device_type == "cpu" or importlib.util.find_spec("torch_ms_deform_attn") is None:
+    if device_type == "cpu" or importlib.util.find_spec(COMPILED) is None:
         return deformable_attention
     value = torch.ones(1, 1, 1, 1, device=device_type)
     samples = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device_type)
     try:
-        _compiled_attention(value, ((1, 1),), samples, samples[..., 0])
+        compiled_attention(value, ((1, 1),), samples, samples[..., 0])
     except (RuntimeError, NotImplementedError):  # a build without kernels for this device
         return deformable_attention
     except (ImportError, OSError) as error:  # a build for another version of torch
@@ -122,7 +123,7 @@ def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Te
             stacklevel=2,
         )
         return deformable_attention
-    return _compiled_attention
+    return compiled_attention
 
 
 @lru_cache(maxsize=64)
