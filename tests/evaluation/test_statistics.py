@@ -98,7 +98,7 @@ def test_permutation_by_hand(differences, p):
 @given(st.lists(numbers, min_size=2, max_size=8))
 @example([0.0, 0.0, 0.0, 0.0, 28.0, 100.0, -28.562, -100.0])
 def test_permutation_is_scipys(differences):
-    # In whole thousandths, whose sums are exact: to scipy, sums that rounding parts are unequal.
+    # In whole thousandths: their sums are exact, and scipy misses ties that rounding parts.
     theirs = scipy.stats.permutation_test(
         (np.rint(1000 * np.array(differences)),),
         np.sum,

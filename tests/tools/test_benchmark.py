@@ -161,7 +161,9 @@ def test_attention_beside_a_reference_and_the_compiled_package(run, monkeypatch,
     cases = results["attention"]["cases"]
     assert [case["pass"] for case in cases] == ["forward", "forward_backward"]
     for case in cases:
-        check_runs(case, ["ttt_video", "reference", *([COMPILED] if installed else [])])
+        peers = ["reference", *([COMPILED] if installed else [])]
+        check_runs(case, ["ttt_video", *peers])
+        assert len(case["difference"]) == 4 * len(peers)
         assert max(case["difference"].values()) < 1e-4
 
 

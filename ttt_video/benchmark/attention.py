@@ -29,13 +29,13 @@ def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
     functions: dict[str, Any] = {OURS: ours}
     if options.peers:
         try:
-            from transformers.models.mask2former import modeling_mask2former as peer
+            from transformers.models.mask2former import modeling_mask2former
         except ImportError as error:
             raise UserError(
                 "the reference is Hugging Face's: pip install 'transformers>=5.20,<6', or add "
                 "--no-peers"
             ) from error
-        functions[REFERENCE] = peer.multi_scale_deformable_attention
+        functions[REFERENCE] = modeling_mask2former.multi_scale_deformable_attention
         if device.type == "cpu" and importlib.util.find_spec(COMPILED) is not None:
             functions[COMPILED] = compiled_attention
     heads = cfg.MODEL.MASK_FORMER.NHEADS
@@ -56,15 +56,14 @@ def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
 
         case["values"] = list(values[0].shape)
         if options.peers:
-            plain = functions[REFERENCE]
+            outputs = ("output", "values", "locations", "weights")
             case["difference"] = {
-                "output": difference(forward(ours), forward(plain), "the output"),
-                **{
-                    name: difference(a, b, f"the gradient of the {name}")
-                    for name, a, b in zip(
-                        ("values", "locations", "weights"), both(ours), both(plain), strict=True
-                    )
-                },
+                f"{who}, {name}": difference(a, b, f"{who}: {name} or its gradient")
+                for who, peer in functions.items()
+                if who != OURS
+                for name, a, b in zip(
+                    outputs, [forward(ours), *both(ours)], [forward(peer), *both(peer)], strict=True
+                )
             }
 
         def no_grad(function: Any, forward: Any = forward) -> Any:

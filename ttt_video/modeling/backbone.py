@@ -120,9 +120,9 @@ class FastSwinBlock(SwinTransformerBlock):
         qkv = qkv.view(-1, side**2, 3, attn.num_heads, dim // attn.num_heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(mask if shift else None, batch).to(qkv.dtype)
-        if qkv.requires_grad and qkv.device.type == "cpu":
-            # Fused attention is the slower way back there; of its bias it has no gradient at all,
-            # for which torch goes about it in twelve operations.
+        if bias.requires_grad and x.device.type == "cpu":
+            # Fused attention has no gradient of its bias there: torch would go about it in twelve
+            # operations.
             out = self._attention_by_products(qkv, bias)
         else:
             query, key, value = qkv.unbind(0)
