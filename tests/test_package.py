@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import python_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ttt_video"
@@ -131,7 +132,8 @@ def _python(*args: str, folder: Path, **variables: str) -> str:
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("elsewhere")
-    report: dict[str, Any] = json.loads(_python("-c", PROBE, folder=folder, PYTHONPATH=str(ROOT)))
+    said = _python("-c", PROBE, folder=folder, PYTHONPATH=python_path())
+    report: dict[str, Any] = json.loads(said)
     assert Path(report["file"]).parent == PACKAGE
     assert list(folder.iterdir()) == []
     return report
@@ -223,7 +225,7 @@ def test_installed_wheel_finds_its_configs_and_weights(wheel: Path, tmp_path: Pa
         "cfg = load_config('quick/joint_world.yaml', preset='release')\n"
         "print(PathManager.get_local_path('ttt_video://quick_joint_world.safetensors'))\n",
         folder=tmp_path,
-        PYTHONPATH=str(site),
+        PYTHONPATH=python_path(site),
     )
     config, weights = map(Path, said.split())
     assert config == site / "ttt_video/configs/joint_cityscapes.yaml"

@@ -133,6 +133,7 @@ class Kill(HookBase):
         self.step = step
 
     def before_step(self):
+        """Ends the training as an error does, after which detectron2 runs ``after_train``."""
         if self.trainer.iter == self.step:
             raise RuntimeError("killed")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import python_path
 
 from ttt_video.data.world.layouts import write_cityscapes, write_coco
 from ttt_video.data.world.video import WorldFrame
@@ -73,8 +74,7 @@ def command(config: str, out: Path, *args: object) -> list[str]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    paths = {"DETECTRON2_DATASETS": str(root), "PYTHONPATH": path}
+    paths = {"DETECTRON2_DATASETS": str(root), "PYTHONPATH": python_path()}
     return {**os.environ, **paths, "OMP_NUM_THREADS": "1"}
 
 

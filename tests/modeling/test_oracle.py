@@ -271,15 +271,21 @@ def test_matches(pair):
     assert_same_matches(ours, oracle_matches(pair.oracle, prediction, targets))
 
 
-def test_matches_with_predictions_that_are_not_finite(pair):
+def test_predictions_that_are_not_finite_are_matched_last(pair):
+    """The others are matched as if it were not there, which the oracle shows without it."""
     torch.manual_seed(7)
     (prediction,) = random_predictions(1, 1, 20, 7)
     targets = random_targets([19], 7)
-    prediction["pred_masks"].data[0, 4] = float("nan")
-    torch.manual_seed(8)
-    ours = pair.model.criterion.matcher(prediction, targets)
-    assert 4 not in ours[0][0]
-    assert_same_matches(ours, oracle_matches(pair.oracle, prediction, targets))
+    others = torch.arange(20) != 4
+    alone = {name: values[:, others] for name, values in prediction.items()}
+    ((queries, indices),) = oracle_matches(pair.oracle, alone, targets)
+    expected = [(torch.arange(20)[others][queries], indices)]
+    places = [("pred_masks", torch.nan), ("pred_masks", torch.inf), ("pred_logits", torch.nan)]
+    for name, value in places:
+        broken = {key: values.detach().clone() for key, values in prediction.items()}
+        broken[name][0, 4] = value
+        torch.manual_seed(8)
+        assert_same_matches(pair.model.criterion.matcher(broken, targets), expected)
 
 
 def test_matches_under_mixed_precision_are_those_of_full_precision(pair):

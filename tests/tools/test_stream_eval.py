@@ -19,6 +19,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from processes import python_path
 
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import load_config, run_tool
@@ -323,7 +324,7 @@ def test_default_output_is_new_for_every_run(tool, model_files, tmp_path, monkey
 def kill_at(command: list[str], out: Path, count: int) -> None:
     """Runs the tool in a process of its own and kills it once ``count`` rows are there."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = python_path()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     frames = out / "frames.jsonl"

@@ -20,6 +20,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from PIL import Image
+from processes import python_path
 from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.errors import UserError
@@ -70,12 +71,11 @@ def command(*args):
 
 
 def environment(root):
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ,
         "DETECTRON2_DATASETS": str(root),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from types import SimpleNamespace
@@ -69,6 +70,22 @@ def test_video_reads_back(tmp_path, fps):
         assert np.abs(image - flat(index)).max() <= 6
     assert not encoder_threads()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
+    """x264 takes as many threads as this process has cores, and its bytes depend on them."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    allowed = os.sched_getaffinity(0)
+    files = [tmp_path / "one.mp4", tmp_path / "all.mp4"]
+    try:
+        for path, cores in zip(files, ({min(allowed)}, allowed), strict=True):
+            os.sched_setaffinity(0, cores)
+            with VideoWriter(path, fps=10) as video:
+                for index in range(12):
+                    video.write(np.roll(noise, 7 * index, axis=1))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_finished_file_has_its_index_in_front_and_names_its_colours(tmp_path):

@@ -60,10 +60,13 @@ class HungarianMatcher(nn.Module):
         for logits, mask_logits, target in zip(
             outputs["pred_logits"].float(), outputs["pred_masks"].float(), targets, strict=True
         ):
-            cost = self._cost(logits, mask_logits, target)
             # A prediction that is not finite is matched last. The loss then tells of it, where the
-            # assignment could only fail.
+            # assignment could only fail. It takes no part in the matrix products, because nothing
+            # says that they keep a NaN to its own row on every machine.
+            finite = mask_logits.isfinite().all(2).all(1)[:, None]
+            cost = self._cost(logits, mask_logits.where(finite[:, None], 0), target)
             worst = torch.finfo(cost.dtype).max
+            cost = cost.masked_fill(~finite, worst)
             cost = cost.nan_to_num(nan=worst, posinf=worst, neginf=worst)
             queries, indices = linear_sum_assignment(cost.cpu().numpy())
             matches.append((torch.as_tensor(queries), torch.as_tensor(indices)))

@@ -18,6 +18,7 @@ from ttt_video.files import write_atomically
 from ttt_video.visualization.overlay import BACKGROUND, resize
 
 _QUEUE = 4  # frames that may wait for the encoder
+_THREADS = 4  # of x264, whose bytes depend on their number: the same on every machine
 _BT709 = 1  # ISO/IEC 23091-2 code of BT.709's primaries, transfer and matrix
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 
@@ -158,6 +159,7 @@ class VideoWriter:
         stream.height, stream.width = self._size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
+        context.thread_count = _THREADS
         context.gop_size = max(1, round(2 * self._rate))
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
