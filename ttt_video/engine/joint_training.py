@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -215,7 +215,13 @@ class JointTrainer(DefaultTrainer):
             self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
 
     def after_train(self) -> None:
-        """detectron2's; a finished run that is resumed makes no step and counts none."""
+        """Runs detectron2's hooks; a finished run that is resumed makes no step and counts none.
+
+        A run that failed in its last step is not evaluated: detectron2 would take it for finished,
+        and the best weights could be some that a run without the failure never evaluates.
+        """
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
