@@ -107,9 +107,9 @@ def _decompress(counts: bytes) -> np.ndarray | None:
     fourth run on it is the difference to the run before the last. pycocotools reads anything.
     """
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((codes & 0x20) == 0)
-    if len(codes) == 0 or ((codes < 0) | (codes > 63)).any() or last[-1:] != len(codes) - 1:
+    if len(codes) == 0 or ((codes < 0) | (codes > 63)).any() or codes[-1] & 0x20:
         return None
+    last = np.flatnonzero((codes & 0x20) == 0)
     first = np.concatenate([[0], last[:-1] + 1])
     digits = last - first + 1
     if digits.max() > 7:  # beyond 2^31 pixels
