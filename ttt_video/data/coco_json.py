@@ -304,27 +304,25 @@ def _used_keys(images: Sequence[Json]) -> tuple[str, str] | None:
     if all(chosen.values()):
         return str(chosen["video_id"]), str(chosen["frame_index"])
     known = [key for keys in FRAME_KEYS.values() for key in keys]
+    if any(has(image, key) for image in images for key in known):
+        lacking = [
+            image
+            for image in images
+            if not all(any(has(image, key) for key in keys) for keys in FRAME_KEYS.values())
+        ]
+        raise UserError(
+            f"{len(lacking)} of {len(images)} images have no video_id and frame_index (or "
+            f"frame_id), as {image_name(lacking[0])}; give both to all, or to none"
+            if lacking
+            else "some images have frame_index and others frame_id: use one key for all"
+        )
     for image in images:
-        told = [key for key in known if has(image, key)]
-        others = [k for k in image if k not in known and has(image, k)]
-        foreign = [k for k in others if _OTHER_FRAME_KEYS.search(k)]
-        if not told and foreign:
+        foreign = [key for key in image if has(image, key) and _OTHER_FRAME_KEYS.search(key)]
+        if foreign:
             raise UserError(
                 f"{image_name(image)} names its video or frame by {', '.join(map(repr, foreign))}; "
                 "expected are video_id and frame_index (or frame_id), or no such key and a folder "
                 "for each video: rename the keys, or remove them"
-            )
-        if told:
-            lacking = [
-                other
-                for other in images
-                if not all(any(has(other, k) for k in keys) for keys in FRAME_KEYS.values())
-            ]
-            raise UserError(
-                f"{len(lacking)} of {len(images)} images have no video_id and frame_index (or "
-                f"frame_id), as {image_name(lacking[0])}; give both to all, or to none"
-                if lacking
-                else "some images have frame_index and others frame_id: use one key for all"
             )
     return None
 
