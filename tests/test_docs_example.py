@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from pycocotools import mask as rle
 
 from ttt_video.cli import load_config, run_files
 from ttt_video.data.checking import DatasetCheck
@@ -39,7 +41,10 @@ TINY = [
 
 @pytest.fixture
 def data_set(tmp_path: Path) -> tuple[Path, Path]:
-    """Five pictures of a box and a triangle; category ids with gaps, as COCO's have."""
+    """Five pictures of a box and a triangle; category ids with gaps, as COCO's have.
+
+    Masks are polygons and, in every second picture, run lengths.
+    """
     images = tmp_path / "pictures"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -62,7 +67,7 @@ def data_set(tmp_path: Path) -> tuple[Path, Path]:
                     "id": len(content["annotations"]) + 1,
                     "image_id": i + 1,
                     "category_id": category,
-                    "segmentation": [polygon],
+                    "segmentation": run_lengths(polygon) if i % 2 else [polygon],
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": 0,
@@ -71,6 +76,12 @@ def data_set(tmp_path: Path) -> tuple[Path, Path]:
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(content))
     return images, annotations
+
+
+def run_lengths(polygon: list[int]) -> dict[str, Any]:
+    """A polygon as the project's own layout of COCO has masks."""
+    (shape,) = rle.frPyObjects([polygon], 70, 100)
+    return {"size": shape["size"], "counts": shape["counts"].decode()}
 
 
 def run(script: Path, data_set: tuple[Path, Path], cwd: Path, *opts: str) -> str:

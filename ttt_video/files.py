@@ -36,11 +36,14 @@ def file_stem(video_id: str) -> str:
     return f"{plain}-{hashlib.sha256(video_id.encode()).hexdigest()[:8]}"
 
 
-def read_json_object(file: str | os.PathLike[str], *, hint: str = "") -> dict[str, Any]:
+def read_json_object(
+    file: str | os.PathLike[str], *, hint: str = "", expected: str = ""
+) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        UserError: it cannot be read (``hint`` says where it should come from), or holds no object.
+        UserError: it cannot be read (``hint`` says where it should come from), or holds no object
+            (``expected`` says what it should hold).
     """
     try:
         content = json.loads(Path(file).read_bytes())
@@ -49,5 +52,5 @@ def read_json_object(file: str | os.PathLike[str], *, hint: str = "") -> dict[st
     except ValueError as error:
         raise UserError(f"{file} is no JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object")
+        raise UserError(f"{file} holds no JSON object{expected}")
     return content

@@ -215,14 +215,27 @@ def test_what_is_missing_is_named(root, tmp_path, monkeypatch):
         DatasetCatalog.get("coco_videos_instance_havana")
 
 
+def segment(content, position):
+    return content["annotations"][0]["segments_info"][position]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.pop("images"), "KeyError 'images'"),
-        (lambda c: c["images"].pop(), "KeyError"),
+        (lambda c: c.pop("images"), "has no list 'images'"),
+        (lambda c: c["images"].pop(), "bar_11.png is of image 11, not listed"),
+        (lambda c: c["images"].append(c["images"][0]), "and image 1 (bar_1.png) have one id"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "more than one annotation"),
         (lambda c: c["annotations"][0].pop("segments_info"), "'segments_info'"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=12), "12 is not one"),
-        (lambda c: c["annotations"][0]["segments_info"][1].pop("segmentation"), "'segmentation'"),
+        (lambda c: c["annotations"][0]["segments_info"][1].pop("segmentation"), "300 has no mask"),
+        (lambda c: segment(c, 0).update(segmentation=[]), "segment 7 has no mask"),
+        (lambda c: segment(c, 0).update(segmentation=[[0, 0, 1, 1]]), "polygon of 4 numbers"),
+        (lambda c: segment(c, 1)["segmentation"].update(size=[W, H]), "its image is [6, 8]"),
+        (lambda c: segment(c, 1)["segmentation"]["counts"].append(1), "49 pixels, but its image"),
+        (lambda c: segment(c, 1).update(id=PERSON_ID), "segment 7 is listed twice"),
+        (lambda c: segment(c, 1).update(area=float("nan")), "300 has area nan"),
+        (lambda c: segment(c, 1).update(iscrowd=None), "300 has iscrowd None"),
     ],
 )
 def test_damaged_annotations(root, change, said):

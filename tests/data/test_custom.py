@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from ttt_video.data import register_custom_coco_video, register_custom_video
@@ -193,6 +194,52 @@ def test_json_says_videos_and_indices(tmp_path, name):
     assert metadata.evaluator_type == "video_instance"
 
 
+def test_the_form_of_mmtracking_and_bdd100k(tmp_path, name):
+    """Two videos in one folder, whose names would interleave; frames in another order."""
+    for n in range(4):
+        save(tmp_path / "in" / f"{n}.jpg", np.full((H, W, 3), 60 * n, np.uint8))
+    places = [(2, 5), (1, 0), (2, 0), (1, 10**12)]  # of picture n: video, frame; milliseconds
+    write_json(
+        tmp_path / "a.json",
+        [
+            {"id": n + 1, "file_name": f"{n}.jpg", "video_id": v, "frame_id": t}
+            for n, (v, t) in enumerate(places)
+        ],
+        [1],
+        videos=[{"id": 1, "name": "b1c66a42"}, {"id": 2, "name": "0000f77c"}],
+    )
+    register_custom_coco_video(name, tmp_path / "a.json", tmp_path / "in")
+    sources = open_dataset(name, FrameTransform())
+    assert [source.video_id for source in sources] == ["0000f77c", "b1c66a42"]
+    shown = [[round(f["image"].float().mean().item() / 60) for f in source] for source in sources]
+    assert shown == [[2, 0], [1, 3]]
+    assert [f["frame_index"] for f in sources[1]] == [0, 10**12]
+
+
+def test_records_are_those_of_detectron2s_loader_and_the_stated_areas(tmp_path, name):
+    frames(tmp_path / "in", (1, 2))
+    listed = [{"id": 1, "file_name": "f1.png"}, {"id": 2, "file_name": "f2.png"}]
+    file = tmp_path / "a.json"
+    write_json(file, listed, [1, 1, 2])
+    content = json.loads(file.read_text())
+    content["annotations"][1]["segmentation"] = {"size": [H, W], "counts": [7, 3, 38]}
+    content["annotations"][1]["area"] = 400.5
+    del content["annotations"][2]["area"], content["annotations"][2]["bbox"]
+    del content["annotations"][2]["iscrowd"]
+    file.write_text(json.dumps(content))
+    register_custom_coco_video(name, file, tmp_path / "in")
+    ours = DatasetCatalog.get(name)
+    theirs = load_coco_json(str(file), str(tmp_path / "in"), f"{name}_theirs")
+    MetadataCatalog.pop(f"{name}_theirs")
+    areas = [[a.pop("area", None) for a in record["annotations"]] for record in ours]
+    assert areas == [[9, 400.5], [None]]
+    # What the file does not say: no crowd, and the box of the mask.
+    theirs[1]["annotations"][0].update(iscrowd=0, bbox=[1.0, 1.0, 3.0, 3.0])
+    for index, record in enumerate(theirs):
+        record.update(video_id="in", frame_index=index)
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("labelled_only", [False, True])
 def test_folders_say_videos_and_indices(tmp_path, name, labelled_only):
     frames(tmp_path / "in" / "b", (2, 10, 9))
@@ -241,9 +288,12 @@ def test_json_that_does_not_fit(tmp_path, name):
     with pytest.raises(UserError, match="lists no images"):
         DatasetCatalog.get(name)
     image = {"id": 1, "file_name": "f1.png"}
-    write_json(path, [image, {**image, "id": 2, "video_id": 1, "frame_index": 0}], [])
-    with pytest.raises(UserError, match="1 of 2 images have no video_id"):
+    write_json(path, [image, {"id": 2, "file_name": "f2.png", "video_id": 1, "frame_index": 0}], [])
+    with pytest.raises(UserError, match=r"a\.json: 1 of 2 images have no video_id"):
         DatasetCatalog.get(name)
+    write_json(path, [image], [1], annotations=[{"id": 1, "image_id": 1, "category_id": 4}])
+    with pytest.raises(UserError, match=r"a\.json: annotation 1 of image 1 has no mask"):
+        open_dataset(name, FrameTransform())
     write_json(path, [image], [])
     with pytest.raises(UserError, match=r"f1\.png is listed, but not there"):
         DatasetCatalog.get(name)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from ttt_video.cli import config_dir, load_config
+from ttt_video.data import register_custom_coco_video
 from ttt_video.engine.hooks import KeepBest, ReconstructionPictures
 from ttt_video.engine.joint_training import (
     JointTrainer,
@@ -392,6 +394,96 @@ def test_evaluation_wants_labels_for_every_image(tmp_path, monkeypatch):
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: [first, *others])
     with pytest.raises(UserError, match=r"without 'sem_seg_file_name'; .*labelled_only=True"):
         JointTrainer.check_evaluation(make_cfg(tmp_path, "DATASETS.TEST", f"('{DATASET}',)"))
+
+
+@pytest.fixture
+def own_objects(tmp_path):
+    """Registers a json of COCO's, after a change; there is a frame that it does not list."""
+    names = []
+
+    def register(change, by=register_coco_instances, **options):
+        name = f"joint_training_test_objects_{len(names)}"
+        names.append(name)
+        for n in range(3):
+            Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / f"{n}.png")
+        content = {
+            "images": [
+                {"id": n, "file_name": f"{n}.png", "height": 32, "width": 64} for n in range(2)
+            ],
+            "annotations": [
+                {
+                    "id": n,
+                    "image_id": n,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "area": 100,
+                    "bbox": [0, 0, 10, 10],
+                    "segmentation": [[0, 0, 10, 0, 10, 10]],
+                }
+                for n in range(2)
+            ],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        change(content)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        places = {"json_file": str(tmp_path / f"{name}.json"), "image_root": str(tmp_path)}
+        by(name, **places, **options)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def instance_cfg(folder, name, key="TRAIN"):
+    return make_cfg(
+        folder, f"DATASETS.{key}", f"('{name}',)", "INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj",
+        "INPUT.IMAGE_SIZE", 64, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1,
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False,
+    )  # fmt: skip
+
+
+def first_object(**values):
+    return lambda content: content["annotations"][0].update(values)
+
+
+@pytest.mark.parametrize("shape", [[], None, {"size": [64, 32], "counts": [2048]}])
+def test_objects_without_a_proper_mask_are_refused_before_training(tmp_path, own_objects, shape):
+    """Also those that detectron2's loader of COCO's json lets pass."""
+    name = own_objects(first_object(segmentation=shape), metadata={})
+    with pytest.raises(UserError, match=r"/0\.png: object 0 of its annotations has ") as error:
+        JointTrainer.build_train_loader(instance_cfg(tmp_path, name))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"json: annotation 0 of image 0 has "):
+        JointTrainer.check_evaluation(instance_cfg(tmp_path, name, "TEST"))
+
+
+@pytest.mark.parametrize("labelled_only", [False, True])
+def test_training_on_objects_wants_them_in_every_image(tmp_path, own_objects, labelled_only):
+    options = {"by": register_custom_coco_video, "labelled_only": labelled_only}
+    name = own_objects(lambda content: None, **options)
+    train_cfg, test_cfg = (instance_cfg(tmp_path, name, key) for key in ("TRAIN", "TEST"))
+    if labelled_only:
+        assert len(JointTrainer.build_train_loader(train_cfg).stream.records) == 2
+        JointTrainer.check_evaluation(test_cfg)
+        return
+    for call in (
+        lambda: JointTrainer.build_train_loader(train_cfg),
+        lambda: JointTrainer.check_evaluation(test_cfg),
+    ):
+        with pytest.raises(UserError, match=r"no '?annotations'?; .*labelled_only=True") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_objects_are_evaluated_as_in_a_stream(tmp_path, own_objects):
+    name = own_objects(first_object(area=5000), by=register_custom_coco_video, labelled_only=True)
+    cfg = instance_cfg(tmp_path, name, "TEST")
+    results = JointTrainer.test(cfg, JointTrainer.build_model(cfg))
+    assert set(results["segm"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-a"}
+    assert results["segm"]["APm"] >= 0  # by the stated area; the mask is of 50 pixels
+    assert np.isnan(results["segm"]["APl"])
 
 
 def test_optional_libraries_are_asked_for_before_training(tmp_path, monkeypatch):

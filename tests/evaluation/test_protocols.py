@@ -6,10 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from ttt_video.evaluation.evaluators import InstanceStreamEvaluator, PanopticStreamEvaluator
 from ttt_video.evaluation.protocols import (
     TASKS,
     LabelInfo,
@@ -165,3 +169,50 @@ def test_label_info_of_data_sets():
     kitti = LabelInfo.of("kitti_step_video_sem_seg_val")
     assert kitti.classes[:2] == ("road", "sidewalk")
     assert (len(kitti.classes), kitti.ignore_label, kitti.period) == (19, 255, 1)
+
+
+@pytest.mark.parametrize(
+    ("info", "category"),
+    [
+        (LabelInfo(), 255),
+        (LabelInfo(classes=("a",) * 133, things=frozenset(range(80))), 255),
+        (LabelInfo(classes=("a",) * 255), 255),
+        (LabelInfo(classes=("a",) * 256), None),
+        (LabelInfo(things=frozenset({0, 255})), None),
+        (LabelInfo(classes=("a", "b"), ignore_label=2), 2),
+        (LabelInfo(classes=("a", "b"), ignore_label=1), None),
+    ],
+)
+def test_a_class_is_not_the_unlabelled_category(info, category):
+    assert info.unlabelled_category == category
+
+
+@pytest.mark.parametrize(("classes", "pq", "release"), [(300, 50.0, 50.0), (133, 100.0, 100.0)])
+def test_segments_of_category_255(tmp_path, classes, pq, release):
+    """A class is found, category 255 is missed: a class of 300, and unlabelled beside 133."""
+    ids = np.repeat([[1, 2]], 4, axis=0).astype(np.uint8)
+    Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1)).save(tmp_path / "ids.png")
+    frame = {
+        "pan_seg_file_name": str(tmp_path / "ids.png"),
+        "segments_info": [{"id": 1, "category_id": 4}, {"id": 2, "category_id": 255}],
+    }
+    predicted = torch.from_numpy((ids == 1).astype(np.int32))
+    info = LabelInfo(classes=tuple(map(str, range(classes))), things=frozenset())
+    record = PanopticStreamEvaluator(info).record(
+        frame, {"panoptic_seg": (predicted, [{"id": 1, "category_id": 4, "isthing": False}])}
+    )
+    numbers = score([ScoredFrame("a", 0, {"panoptic_seg": record})], info)
+    assert (numbers["PQ"], numbers["PQ_frame_release"]) == (pq, release)
+
+
+@pytest.mark.parametrize(("classes", "stuff"), [(300, 2), (133, 1)])
+def test_the_releases_stuff_of_category_255(classes, stuff):
+    info = LabelInfo(classes=tuple(map(str, range(classes))), things=frozenset({0}))
+    found = Instances((2, 2))
+    found.pred_masks = torch.zeros(0, 2, 2)
+    found.scores, found.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    frame = {
+        "annotations": [],
+        "segments_info": [{"id": 1, "category_id": 9}, {"id": 2, "category_id": 255}],
+    }
+    assert InstanceStreamEvaluator(info).record(frame, {"instances": found})["stuff"] == stuff

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from PIL import Image
 
-from ttt_video.data import register_custom_video
+from ttt_video.data import register_custom_coco_video, register_custom_video
 from ttt_video.data.checking import DatasetCheck
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
 from ttt_video.data.world import WorldVideo, layouts
@@ -226,6 +227,66 @@ def test_missing_label_files_and_segments(root):
         f"panoptic labels: 1 files are missing, as {labels / 'bar_11.png'}",
         f"{labels / 'bar_1.png'}: 1 segments are in the picture only, as id {1 + 512 + 3 * 65536}",
     ]
+
+
+def coco_content(root, kind):
+    file = root / "coco" / "annotations" / f"{kind}_val2017.json"
+    return file, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("register", [register_coco_instances, register_custom_coco_video])
+def test_every_kind_of_mistake_in_a_coco_json(root, own, register):
+    """Of detectron2's registration too, whose loader takes two images of one id for one."""
+    file, content = coco_content(root, "instances")
+    content["images"][1]["id"] = 1
+    content["annotations"][0]["segmentation"] = []
+    content["annotations"][1]["category_id"] = 12
+    file.write_text(json.dumps(content))
+    arguments = {"metadata": {}} if register is register_coco_instances else {}
+    register(own, json_file=str(file), image_root=str(root / "coco" / "val2017"), **arguments)
+    said = problems(own)
+    assert all(line.startswith(f"{file}: ") for line in said)
+    kinds = ["have one id", "has no mask", "has category 12", "not listed"]
+    assert [any(kind in line for line in said) for kind in kinds] == [True] * 4
+    assert len(said) == 4
+
+
+def test_mistakes_in_coco_panoptic(root, own):
+    file, content = coco_content(root, "panoptic")
+    content["annotations"].append(content["annotations"][0])
+    file.write_text(json.dumps(content))
+    MetadataCatalog.get(own).set(panoptic_json=str(file), evaluator_type="coco_panoptic_seg")
+    DatasetCatalog.register(own, lambda: [])
+    assert problems(own) == [
+        f"{file}: image 1 has more than one annotation: keep one",
+        f"{file}: file '000000000001.png' has more than one annotation: keep one",
+    ]
+
+
+def test_objects_of_own_loaders(own, tmp_path):
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "0.png")
+    record = {"file_name": str(tmp_path / "0.png"), "height": 4, "width": 6, "video_id": "a"}
+    record |= {"frame_index": 0, "annotations": [{"category_id": 0, "segmentation": []}]}
+    DatasetCatalog.register(own, lambda: [record])
+    MetadataCatalog.get(own).set(thing_classes=["a"], evaluator_type="video_instance")
+    (problem,) = problems(own)
+    assert "0.png: object 0 of its annotations has no mask" in problem
+
+
+def test_class_255_of_300_is_a_class(own, tmp_path):
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "0.png")
+    shape = {"size": [4, 6], "counts": [0, 24]}
+    objects = [{"category_id": k, "segmentation": shape} for k in (255, 7, 7)]
+    record = {"file_name": str(tmp_path / "0.png"), "height": 4, "width": 6, "video_id": "a"}
+    DatasetCatalog.register(own, lambda: [{**record, "frame_index": 0, "annotations": objects}])
+    metadata = MetadataCatalog.get(own)
+    metadata.set(thing_classes=[f"c{k}" for k in range(300)], evaluator_type="video_instance")
+    check = DatasetCheck(own)
+    text = "\n".join(check.lines)
+    assert check.problems == []
+    assert "2 of 300 classes occur" in text
+    assert "c255 33.33 %" in text
+    assert "unlabelled" not in text
 
 
 @pytest.mark.usefixtures("root")

@@ -162,16 +162,21 @@ def test_labels_over_their_image(labelled):
 def test_panoptic_labels(tmp_path):
     ids = np.zeros((8, 8, 3), np.uint8)
     ids[:4] = (1, 2, 3)  # id 1 + 2 * 256 + 3 * 65536
+    ids[4] = (9, 0, 0)
     Image.fromarray(ids).save(tmp_path / "ids.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
     record = {
         "file_name": str(tmp_path / "image.png"),
         "pan_seg_file_name": str(tmp_path / "ids.png"),
-        "segments_info": [{"id": 1 + 2 * 256 + 3 * 65536, "category_id": 1}],
+        "segments_info": [
+            {"id": 1 + 2 * 256 + 3 * 65536, "category_id": 1},
+            {"id": 9, "category_id": 299},
+        ],
     }
     DatasetCatalog.register("figures_panoptic", lambda: [record])
     MetadataCatalog.get("figures_panoptic").set(
-        stuff_classes=["a", "b"], stuff_colors=[(2, 2, 2), (200, 100, 50)]
+        stuff_classes=[str(k) for k in range(300)],
+        stuff_colors=[(2, 2, 2), (200, 100, 50), *[(40, 40, 40)] * 297, (20, 200, 60)],
     )
     try:
         picture = label_picture("figures_panoptic", record["file_name"])
@@ -179,6 +184,7 @@ def test_panoptic_labels(tmp_path):
         DatasetCatalog.remove("figures_panoptic")
         MetadataCatalog.remove("figures_panoptic")
     assert tuple(picture[0, 0]) == (100, 50, 25)
+    assert tuple(picture[4, 0]) == (10, 100, 30)
     assert tuple(picture[7, 0]) == (0, 0, 0)
 
 

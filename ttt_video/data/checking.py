@@ -15,11 +15,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ttt_video.data.coco_json import CocoError, instance_faults, panoptic_faults
+from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.coco_videos import RELEASED_VIDEOS
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.images import BadFrame, read_label_image, read_rgb
 from ttt_video.data.kitti_step import read_sem_seg
 from ttt_video.errors import UserError, require
+from ttt_video.files import read_json_object
 
 Record = dict[str, Any]
 MAX_NAMES = 20  # in one line
@@ -74,8 +77,16 @@ class DatasetCheck:
     def _load(self) -> list[Record]:
         missing = [path for path in self._paths() if not os.path.exists(path)]
         self.problems += [f"missing: {path}" for path in missing]
+        if faults := self._json_faults():
+            self.problems += faults
+            return []
         try:
-            return list(DatasetCatalog.get(self.name))
+            records = list(DatasetCatalog.get(self.name))
+            if self.metadata.get("evaluator_type") in ("coco", "video_instance"):
+                check_annotations(records)
+            return records
+        except CocoError as error:
+            self.problems += error.lines
         except UserError as error:
             self.problems.append(str(error))
         except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
@@ -85,6 +96,16 @@ class DatasetCheck:
             if not missing:  # else that is the reason
                 self.problems.append(f"cannot be loaded: {reason}")
         return []
+
+    def _json_faults(self) -> list[str]:
+        """What detectron2's own loaders of COCO's json files drop, or take as it comes."""
+        faults: list[str] = []
+        if self.metadata.get("evaluator_type") in ("coco", "coco_panoptic_seg"):
+            for key, check in (("json_file", instance_faults), ("panoptic_json", panoptic_faults)):
+                file = self.metadata.get(key)
+                if file and os.path.exists(file):
+                    faults += [f"{file}: {fault}" for fault in check(read_json_object(file))]
+        return faults
 
     def _paths(self) -> list[str]:
         """Where detectron2's own data sets say that they lie."""
@@ -196,7 +217,10 @@ class DatasetCheck:
                 )
 
     def _report_classes(self, seen: Counter[int], classes: list[str], unit: str) -> None:
-        unlabelled = seen.pop(self.metadata.get("ignore_label", 255), 0)
+        void = self.metadata.get("ignore_label", 255)
+        if self.kind != "semantic" and void < len(classes):
+            void = None  # a class like any other
+        unlabelled = seen.pop(void, 0)
         total = sum(seen.values())
         wrong = sorted(value for value in seen if not 0 <= value < len(classes))
         if wrong:

@@ -20,8 +20,9 @@ from typing import Any, Literal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
-from pycocotools import mask as rle
 
+from ttt_video.data.coco_json import CocoError, panoptic_faults
+from ttt_video.data.coco_masks import compress, mask_fault
 from ttt_video.data.datasets import datasets_root
 from ttt_video.data.images import list_folder
 from ttt_video.errors import UserError
@@ -75,25 +76,25 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
     json_file = root / "annotations" / "train" / f"{video}.json"
     labels = {}
     content = read_json_object(json_file, hint=LAYOUT_HINT)
-    try:
-        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-        for annotation in content["annotations"]:
-            height, width = sizes[annotation["image_id"]]
-            name = annotation["file_name"]
-            segments = [_segment(segment) for segment in annotation["segments_info"]]
-            labels[name] = {
-                "height": height,
-                "width": width,
-                "pan_seg_file_name": str(root / "panoptic_images" / video / name),
-                "segments_info": segments,
-            }
-            if task == "instance":
-                labels[name]["annotations"] = [_object(s) for s in segments if s["isthing"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{json_file} is not COCO Videos' format: {type(error).__name__} {error}; see "
-            "datasets/README.md"
-        ) from error
+    # Category 255, and which are COCO's, is known without the file's list.
+    faults = panoptic_faults(content, listed_categories=False) or _video_faults(content, task)
+    if faults:
+        raise CocoError(f"{json_file} is not COCO Videos' format", faults)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        height, width = sizes[annotation["image_id"]]
+        name = annotation["file_name"]
+        segments = [_segment(s, height, width) for s in annotation["segments_info"]]
+        labels[name] = {
+            "height": height,
+            "width": width,
+            "pan_seg_file_name": str(root / "panoptic_images" / video / name),
+            "segments_info": segments,
+        }
+        if task == "instance":
+            labels[name]["annotations"] = [
+                {**s, "bbox_mode": BoxMode.XYWH_ABS} for s in segments if s["isthing"]
+            ]
     records = []
     for index, image in enumerate(list_folder(root / "raw_images" / video)[0]):
         frame = {
@@ -113,27 +114,35 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
     return records
 
 
-def _segment(segment: Record) -> Record:
+def _video_faults(content: Record, task: Task) -> list[str]:
+    """The first mistake in what COCO Videos has beyond COCO's panoptic form: classes and masks."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            name = f"{annotation['file_name']}: segment {segment['id']}"
+            category = segment["category_id"]
+            if category != UNLABELLED and category not in CLASS_OF_CATEGORY:
+                return [f"{name}: category_id {category} is not one of COCO's"]
+            thing = CLASS_OF_CATEGORY.get(category, NUM_THINGS) < NUM_THINGS
+            fault = mask_fault(segment.get("segmentation"), *sizes[annotation["image_id"]])
+            if task == "instance" and thing and fault:
+                return [f"{name} {fault}: give it a mask or remove it"]
+    return []
+
+
+def _segment(segment: Record, height: int, width: int) -> Record:
     """A segment of the file with contiguous class id; uncompressed masks are compressed."""
-    category = segment["category_id"]
-    if category != UNLABELLED and category not in CLASS_OF_CATEGORY:
-        raise ValueError(f"category_id {category} is not one of COCO's")
-    class_id = UNLABELLED if category == UNLABELLED else CLASS_OF_CATEGORY[category]
+    class_id = CLASS_OF_CATEGORY.get(segment["category_id"], UNLABELLED)
     converted = {
         **segment,
         "category_id": class_id,
         "isthing": class_id < NUM_THINGS,
         "iscrowd": segment.get("iscrowd", 0),
     }
-    shape = segment.get("segmentation")
-    if isinstance(shape, dict) and isinstance(shape["counts"], list):
-        converted["segmentation"] = rle.frPyObjects(shape, *shape["size"])
+    mask = segment.get("segmentation")
+    if isinstance(mask, dict) and not mask_fault(mask, height, width):
+        converted["segmentation"] = compress(mask, height, width)
     return converted
-
-
-def _object(segment: Record) -> Record:
-    """A thing as detectron2's annotation; KeyError where it has no mask."""
-    return {**segment, "segmentation": segment["segmentation"], "bbox_mode": BoxMode.XYWH_ABS}
 
 
 def load_coco_videos(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from pycocotools import mask as rle
 
+from ttt_video.data.coco_json import frame_places, read_instances
+from ttt_video.data.coco_masks import compress
 from ttt_video.data.images import list_folder, natural_key
 from ttt_video.errors import UserError
-from ttt_video.files import read_json_object
 
 Record = dict[str, Any]
-_FRAME_KEYS = ("video_id", "frame_index")
 
 
 def register_custom_video(
@@ -147,15 +147,17 @@ def register_custom_coco_video(
 ) -> None:
     """Register videos, or stills, with instances in COCO's json format; nothing is read yet.
 
-    A frame's video and place in it are the ``video_id`` and ``frame_index`` of its entry in the
-    json's ``images`` (``videos``, with ``id`` and ``name``, may name the videos). Without these, a
-    video is a folder below ``image_root``, its frames are in the natural order of their names,
-    and images that the json does not list are frames without labels.
+    A frame's video and place in it are the ``video_id`` and ``frame_index`` (or ``frame_id``, as
+    in mmtracking and BDD100K) of its entry in the json's ``images``; ``videos``, with ``id`` and
+    ``name``, may name the videos. Without these, a video is a folder below ``image_root``, its
+    frames are in the natural order of their names, and images that the json does not list are
+    frames without labels.
 
     Args:
         name: the data set's new name, for ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``--dataset``.
         json_file: ``images``, ``annotations``, ``categories``. A listed image without annotations
-            is labelled: there is nothing in it.
+            is labelled: there is nothing in it. Every annotation has a mask; without ``iscrowd`` it
+            is no crowd, without ``area`` it is as large as its mask.
         image_root: what the json's ``file_name`` is relative to.
         labelled_only: leave out the frames that the json does not list, as training needs.
 
@@ -166,7 +168,7 @@ def register_custom_coco_video(
     DatasetCatalog.register(
         name, lambda: load_custom_coco_video(json_file, image_root, name, labelled_only)
     )
-    # detectron2 fills in the classes when the json is read.
+    # The classes are known when the json is read.
     MetadataCatalog.get(name).set(
         json_file=str(json_file),
         image_root=str(image_root),
@@ -185,36 +187,61 @@ def load_custom_coco_video(
 
     Returns:
         detectron2's dicts of instance segmentation with ``video_id`` and ``frame_index``, video by
-        video in time order; frames that the json does not list have no ``annotations``.
+        video in time order; frames that the json does not list have no ``annotations``. These have
+        ``area`` where the json states it.
 
     Raises:
-        UserError: the json is missing or not COCO's; only some images have a video and an index.
+        UserError: the json is missing, not COCO's, or has a mistake; it says the videos in keys
+            that are not known, or not for all images.
     """
-    content = read_json_object(json_file)
-    try:
-        images = {image["id"]: image for image in content["images"]}
-        content["annotations"]  # without which detectron2 would take all images for empty ones
-        titles = {video["id"]: video["name"] for video in content.get("videos", [])}
-        records = load_coco_json(os.fspath(json_file), os.fspath(image_root), name)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"{json_file} is not COCO's format: {type(error).__name__} {error}"
-        ) from error
-    if not records:
+    content = read_instances(json_file)
+    if not content["images"]:
         raise UserError(f"{json_file} lists no images")
-    told = Counter(all(key in image for key in _FRAME_KEYS) for image in images.values())
-    if len(told) > 1:
-        raise UserError(
-            f"{json_file}: {told[False]} of {told.total()} images have no video_id and "
-            "frame_index; give them to all, or to none"
-        )
-    if told[True]:
-        for record in records:
-            image = images[record["image_id"]]
-            record["video_id"] = str(titles.get(image["video_id"], image["video_id"]))
-            record["frame_index"] = int(image["frame_index"])
-        return sorted(records, key=lambda r: (natural_key(r["video_id"]), r["frame_index"]))
-    return _by_folder(records, Path(image_root), labelled_only)
+    try:
+        places = frame_places(content["images"], content.get("videos", []))
+    except UserError as error:
+        raise UserError(f"{json_file}: {error}") from error
+    records = _coco_records(content, os.fspath(image_root), name)
+    if places is None:
+        return _by_folder(records, Path(image_root), labelled_only)
+    for record in records:
+        record["video_id"], record["frame_index"] = places[record["image_id"]]
+    return sorted(records, key=lambda r: (natural_key(r["video_id"]), r["frame_index"]))
+
+
+def _coco_records(content: dict[str, Any], image_root: str, name: str) -> list[Record]:
+    """detectron2's dicts of checked COCO instances; the data set's metadata learns the classes."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    classes = {category["id"]: index for index, category in enumerate(categories)}
+    MetadataCatalog.get(name).set(
+        thing_classes=[category["name"] for category in categories],
+        thing_dataset_id_to_contiguous_id=classes,
+    )
+    records = {
+        image["id"]: {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": [],
+        }
+        for image in content["images"]
+    }
+    for annotation in content["annotations"]:
+        image = records[annotation["image_id"]]
+        mask = annotation["segmentation"]
+        lengths = compress(mask, image["height"], image["width"])
+        converted = {
+            "category_id": classes[annotation["category_id"]],
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "segmentation": mask if isinstance(mask, list) else lengths,
+            "bbox": annotation.get("bbox") or rle.toBbox(lengths).tolist(),
+            "bbox_mode": BoxMode.XYWH_ABS,
+        }
+        if "area" in annotation:
+            converted["area"] = annotation["area"]
+        image["annotations"].append(converted)
+    return list(records.values())
 
 
 def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool) -> list[Record]:

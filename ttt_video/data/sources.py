@@ -12,8 +12,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, list_folder, read_rgb
@@ -164,7 +165,8 @@ def open_dataset(
     Arguments as for `DatasetSource`.
 
     Raises:
-        UserError: the name is unknown, its files are missing, or its records are no video frames.
+        UserError: the name is unknown, its files are missing, its records are no video frames, or
+            an object has no mask.
     """
     check_registered(name)
     try:
@@ -173,6 +175,8 @@ def open_dataset(
         raise UserError(
             f"data set {name} cannot be loaded ({error}): is DETECTRON2_DATASETS set to its folder?"
         ) from error
+    if MetadataCatalog.get(name).get("evaluator_type") == "video_instance":
+        check_annotations(dicts)
     videos: dict[str, list[Record]] = {}
     for record in dicts:
         missing = {"file_name", "video_id", "frame_index"} - record.keys()

@@ -21,7 +21,6 @@ from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBa
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import (
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -31,12 +30,14 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ttt_video.data.coco_masks import LABELLED_ONLY, check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.loader import TrainingLoader, TrainingStream
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
 from ttt_video.errors import UserError, require
+from ttt_video.evaluation.instance_sets import InstanceSetEvaluator, ThingEvaluator
 from ttt_video.modeling.weights import TTTCheckpointer
 
 # Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
@@ -297,8 +298,11 @@ class JointTrainer(DefaultTrainer):
                 "image(s) of each process in SOLVER.IMS_PER_BATCH"
             )
         records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        mapper = JointDatasetMapper(cfg, True)
+        if mapper.task == "instance":
+            check_annotations(records, everywhere=True)
         return TrainingLoader(
-            TrainingStream(records, JointDatasetMapper(cfg, True), seed=seed),
+            TrainingStream(records, mapper, seed=seed),
             batch_size=total // world_size,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             rank=comm.get_rank(),
@@ -334,17 +338,18 @@ class JointTrainer(DefaultTrainer):
                 return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
             except KeyError as error:
                 raise UserError(
-                    f"data set {dataset_name!r} has images without {error}; a video that is "
-                    "labelled in parts is registered for this with labelled_only=True"
+                    f"data set {dataset_name!r} has images without {error}; {LABELLED_ONLY}"
                 ) from error
         evaluators: list[DatasetEvaluator] = []
         if _HEADLINE[kind] == "panoptic_seg/PQ":
             # Without what it asks for: it pins numpy<2 without need.
             require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
             evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+        if kind == "video_instance":
+            return InstanceSetEvaluator(dataset_name)
         things_too = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file")
         if _HEADLINE[kind] == "segm/AP" or things_too:
-            segm = _ThingEvaluator(
+            segm = ThingEvaluator(
                 dataset_name,
                 tasks=("segm",),
                 distributed=True,
@@ -355,21 +360,6 @@ class JointTrainer(DefaultTrainer):
         return DatasetEvaluators(evaluators)
 
 
-class _ThingEvaluator(COCOEvaluator):
-    """Average precision of a panoptic data set's things.
-
-    detectron2's metadata of COCO panoptic lists all 133 classes as ``thing_classes``, of which its
-    own evaluator can name no more than the 80 things that come first.
-    """
-
-    def _derive_coco_results(
-        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        things = len(self._metadata.thing_dataset_id_to_contiguous_id)
-        names = None if class_names is None else class_names[:things]
-        return super()._derive_coco_results(coco_eval, iou_type, names)
-
-
 @contextmanager
 def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
     """Turns what detectron2 raises where the data sets of a config key are missing into a line."""
@@ -377,6 +367,13 @@ def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
         check_registered(name, key)
     try:
         yield
+    except KeyError as error:
+        reason = " ".join(map(str, error.args))
+        if reason == "annotations":
+            reason = f"some images have no annotations; {LABELLED_ONLY}"
+        raise UserError(
+            f"data set {', '.join(names)} of {key} cannot be loaded: {reason}"
+        ) from error
     except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..data.coco_masks import compress, mask_fault
 from ..data.images import read_label_image
 from ..data.kitti_step import read_sem_seg
 from ..errors import UserError
@@ -82,10 +83,10 @@ class PanopticStreamEvaluator(StreamingEvaluator):
             raise UserError(
                 f"{file_name} cannot be compared with the prediction ({error}): {_DO_THEY_AGREE}"
             ) from error
-        ignore_label = self.info.ignore_label
+        unlabelled = self.info.unlabelled_category
         return {
-            "standard": panoptic_counts(overlaps.with_void(ignore_label)),
-            "release": panoptic_counts_release(overlaps, ignore_label),
+            "standard": panoptic_counts(overlaps.with_void(unlabelled)),
+            "release": panoptic_counts_release(overlaps, unlabelled),
         }
 
     def frame_metrics(self, record: Record) -> dict[str, float | None]:
@@ -107,7 +108,9 @@ class InstanceStreamEvaluator(StreamingEvaluator):
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         instances: Instances = output["instances"]
-        labels = [a for a in frame["annotations"] if a["category_id"] != self.info.ignore_label]
+        # Objects of a data set that does not name its classes are all of a class.
+        unlabelled = self.info.unlabelled_category if self.info.classes else None
+        labels = [a for a in frame["annotations"] if a["category_id"] != unlabelled]
         rles = self._rles(frame, labels, instances.image_size)
         labelled_areas = np.array([int(mask_util.area(rle)) for rle in rles])
         masks = np.zeros((0, *instances.image_size), dtype=np.uint8)
@@ -134,7 +137,10 @@ class InstanceStreamEvaluator(StreamingEvaluator):
     def _rles(
         frame: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], size: tuple[int, int]
     ) -> list[dict[str, Any]]:
-        rles = [_rle(label["segmentation"], *size) for label in labels]
+        for label in labels:
+            if fault := mask_fault(label.get("segmentation"), None, None):
+                raise UserError(f"an object in the labels of {frame.get('file_name')} {fault}")
+        rles = [compress(label["segmentation"], *size) for label in labels]
         for rle in rles:
             if tuple(rle["size"]) != tuple(size):
                 raise UserError(
@@ -152,7 +158,7 @@ class InstanceStreamEvaluator(StreamingEvaluator):
                 s["category_id"]
                 for s in frame.get("segments_info", ())
                 if s["category_id"] not in self.info.things
-                and s["category_id"] != self.info.ignore_label
+                and s["category_id"] != self.info.unlabelled_category
                 and not s.get("iscrowd", 0)
             }
         )
@@ -263,15 +269,6 @@ def read_panoptic(file_name: str) -> np.ndarray:
     four_bytes = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
     four_bytes[..., :3] = pixels
     return four_bytes.view("<i4")[..., 0]
-
-
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO's run lengths of polygons, or of run lengths in any form."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
 
 
 EVALUATORS: dict[str, type[StreamingEvaluator]] = {

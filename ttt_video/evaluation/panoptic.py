@@ -38,8 +38,8 @@ class Overlaps:
     predicted_area: np.ndarray
     labelled_area: np.ndarray
 
-    def with_void(self, category_id: int) -> Overlaps:
-        """The same labels, but segments of one category are void."""
+    def with_void(self, category_id: int | None) -> Overlaps:
+        """The same labels, but segments of one category are void; None: of no category."""
         keep = np.array([s["category_id"] != category_id for s in self.labelled], dtype=bool)
         return replace(
             self,
@@ -111,7 +111,9 @@ def panoptic_counts(overlaps: Overlaps) -> dict[str, list[float]]:
     return _count(overlaps, matches, missed=~crowd, excused=excused)
 
 
-def panoptic_counts_release(overlaps: Overlaps, ignore_label: int = 255) -> dict[str, list[float]]:
+def panoptic_counts_release(
+    overlaps: Overlaps, unlabelled_category: int | None = 255
+) -> dict[str, list[float]]:
     """The same by the rules of the authors' release.
 
     Crowd segments are ordinary ones. Segments of the unlabelled category are no void: they excuse
@@ -124,7 +126,7 @@ def panoptic_counts_release(overlaps: Overlaps, ignore_label: int = 255) -> dict
     matches[matches > 1] = 0
     everything = np.ones(len(overlaps.labelled), dtype=bool)
     counts = _count(overlaps, matches, missed=everything, excused=overlaps.void)
-    counts.pop(str(ignore_label), None)
+    counts.pop(str(unlabelled_category), None)
     return counts
 
 

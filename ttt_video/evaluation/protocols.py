@@ -54,7 +54,7 @@ class LabelInfo:
 
     classes: names by contiguous id, may be empty.
     things: ids of the countable classes; None where nobody says.
-    ignore_label: of pixels and segments that do not count.
+    ignore_label: of pixels that do not count; see also ``unlabelled_category``.
     period: every how many frames the release scores one (10 for COCO Videos).
     """
 
@@ -78,6 +78,15 @@ class LabelInfo:
             ignore_label=metadata.get("ignore_label", 255),
             period=metadata.get("label_period", 1),
         )
+
+    @property
+    def unlabelled_category(self) -> int | None:
+        """Category of segments that do not count: ``ignore_label``, unless that is a class.
+
+        Label maps of 8 bits have no class 255, but COCO's json files may have any number.
+        """
+        largest = max(len(self.classes) - 1, *(self.things or ()), -1)
+        return None if self.ignore_label <= largest else self.ignore_label
 
     def name(self, class_id: int) -> str:
         """The class's name, else its id."""

@@ -274,7 +274,7 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
     else:
         rgb = np.asarray(Image.open(record["pan_seg_file_name"]).convert("RGB"), np.uint32)
         ids = rgb @ np.array([1, 256, 65536], np.uint32)
-        classes = np.full(ids.shape, 255, np.uint8)
+        classes = np.full(ids.shape, -1, np.int32)
         for segment in record["segments_info"]:
             classes[ids == segment["id"]] = segment["category_id"]
     names = metadata.get("stuff_classes") or metadata.get("thing_classes")
