@@ -237,7 +237,9 @@ def test_missing_labels_are_named(record, task, key):
 
 def test_label_map_with_colors_is_refused(record):
     Image.fromarray(IMAGE).save(record["sem_seg_file_name"])
-    with pytest.raises(UserError, match="one 8-bit channel"):
+    with pytest.raises(
+        UserError, match=r"labels\.png is no label map of class ids: it is 8-bit RGB"
+    ):
         make_mapper("semantic")(record)
 
 

@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ttt_video.data.coco_videos import coco_videos_metadata, load_coco_video
+from ttt_video.data.labels import read_segment_ids
 from ttt_video.data.world.layouts import write_coco_videos
 from ttt_video.data.world.video import WorldVideo
 from ttt_video.errors import UserError
@@ -24,7 +25,6 @@ from ttt_video.evaluation.evaluators import (
     SemSegStreamEvaluator,
     TemporalStreamEvaluator,
     build_evaluators,
-    read_panoptic,
     score_frame,
 )
 from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
@@ -145,7 +145,7 @@ def test_a_data_sets_type_says_what_is_scored(tiny_cfg, register, kind, evaluato
 def test_without_a_type_frames_are_scored_on_the_labels_they_have(
     tiny_cfg, register, sem_seg_frames
 ):
-    for name in ("", None, register(stuff_classes=["road"])):
+    for name in ("", None, register(stuff_classes=[str(k) for k in range(11)])):
         built = build_evaluators(tiny_cfg, name)
         assert len({e.name for e in built}) == len(built) == 5
         frame, output = sem_seg_frames[0]
@@ -189,7 +189,7 @@ def world(tmp_path_factory):
 
 def perfect_panoptic(frame: dict) -> dict:
     """The labels as a prediction; unlabelled segments are predicted as sky, which is wrong."""
-    ids = read_panoptic(frame["pan_seg_file_name"])
+    ids = read_segment_ids(frame["pan_seg_file_name"])
     segments = [{"id": s["id"], "category_id": s["category_id"]} for s in frame["segments_info"]]
     sky = coco_videos_metadata("panoptic")["stuff_classes"].index("sky-other-merged")
     for segment in segments:
@@ -227,7 +227,7 @@ def test_a_perfect_prediction_of_coco_videos_instances(world, tiny_cfg, register
     for frame in records:
         if "annotations" not in frame:
             continue
-        ids = read_panoptic(frame["pan_seg_file_name"])
+        ids = read_segment_ids(frame["pan_seg_file_name"])
         predicted = Instances(ids.shape)
         own = [ids == a["id"] for a in frame["annotations"]]
         predicted.pred_masks = torch.from_numpy(np.stack(own)).float()

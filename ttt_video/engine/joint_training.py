@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import (
     COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
@@ -30,13 +33,17 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from ttt_video.data.classes import check_predicted_classes, check_trained_classes
 from ttt_video.data.datasets import check_registered
+from ttt_video.data.labels import refuse_labels_as_frames
 from ttt_video.data.loader import TrainingLoader, TrainingStream
-from ttt_video.data.mapper import JointDatasetMapper
+from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
-from ttt_video.errors import UserError, require
+from ttt_video.engine.still_evaluation import CheckedLabels, CheckedPanopticEvaluator
+from ttt_video.errors import UserError, error_of_process, require
 from ttt_video.modeling.weights import TTTCheckpointer
 
 # Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
@@ -275,8 +282,8 @@ class JointTrainer(DefaultTrainer):
         """Batches of ``DATASETS.TRAIN`` in the reproducible order of :class:`TrainingStream`.
 
         Raises:
-            UserError: a data set is unknown, missing or empty, or the batch does not divide
-                among the processes and into their micro-batches.
+            UserError: a data set is unknown, missing, empty or of other classes than the model,
+                or the batch does not divide among the processes and into their micro-batches.
         """
         world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if total < 1 or total % world_size:
@@ -291,13 +298,31 @@ class JointTrainer(DefaultTrainer):
                 "image(s) of each process in SOLVER.IMS_PER_BATCH"
             )
         records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        mapper = JointDatasetMapper(cfg, True)
+        for name in cfg.DATASETS.TRAIN:
+            check_trained_classes(cfg, name, mapper.task)
         return TrainingLoader(
-            TrainingStream(records, JointDatasetMapper(cfg, True), seed=seed),
+            TrainingStream(records, mapper, seed=seed),
             batch_size=total // world_size,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             rank=comm.get_rank(),
             world_size=world_size,
         )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """detectron2's, with images read and resized as a stream's frames are."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """detectron2's; what a loading process refuses is told in one line."""
+        try:
+            return super().test(cfg, model, evaluators)
+        except UserError as error:
+            raise error_of_process(str(error)) or error from None
 
     @classmethod
     def check_evaluation(cls, cfg: CfgNode) -> None:
@@ -306,11 +331,12 @@ class JointTrainer(DefaultTrainer):
         Also without ``TEST.EVAL_PERIOD``, because a run ends with an evaluation.
 
         Raises:
-            UserError: a data set is unknown, missing or cannot be scored.
+            UserError: a data set is unknown, missing, of other classes, or cannot be scored.
         """
         for name in cfg.DATASETS.TEST:
             with _data_set_errors("DATASETS.TEST", [name]):
                 cls.build_test_loader(cfg, name)
+                check_predicted_classes(cfg, name)
                 cls.build_evaluator(cfg, name)
 
     @classmethod
@@ -325,7 +351,11 @@ class JointTrainer(DefaultTrainer):
         kind = evaluator_type(dataset_name)
         if _HEADLINE[kind] == "sem_seg/mIoU":
             try:
-                return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
+                return SemSegEvaluator(
+                    dataset_name,
+                    output_dir=output_dir,
+                    sem_seg_loading_fn=CheckedLabels(dataset_name),
+                )
             except KeyError as error:
                 raise UserError(
                     f"data set {dataset_name!r} has images without {error}; a video that is "
@@ -335,7 +365,7 @@ class JointTrainer(DefaultTrainer):
         if _HEADLINE[kind] == "panoptic_seg/PQ":
             # Without what it asks for: it pins numpy<2 without need.
             require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
-            evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+            evaluators.append(CheckedPanopticEvaluator(dataset_name, output_dir))
         things_too = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file")
         if _HEADLINE[kind] == "segm/AP" or things_too:
             segm = _ThingEvaluator(
@@ -389,6 +419,7 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
         raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
     with _data_set_errors("DATASETS.TRAIN", names):
         records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    refuse_labels_as_frames(", ".join(names), records)
     # detectron2's loader of Cityscapes lists folders in the order of the file system.
     if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
         records.sort(key=lambda record: record["file_name"])
