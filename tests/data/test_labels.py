@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,7 @@ def refused_everywhere(name):
 
 @pytest.mark.parametrize(
     ("bits", "color_type"),
-    [(1, GRAY), (2, GRAY), (4, GRAY), (8, GRAY), (1, PALETTE), (2, PALETTE), (4, PALETTE)]
-    + [(8, PALETTE)],
+    itertools.product((1, 2, 4, 8), (GRAY, PALETTE)),
 )
 def test_class_maps_of_up_to_8_bits_are_read_as_stored(tmp_path, own, bits, color_type):
     file = write_raw_png(tmp_path / "l.png", IDS, bits=bits, color_type=color_type)

@@ -105,9 +105,7 @@ def load_custom_video(
         records += _video(folder, labels, label_suffix)
     labelled = [record for record in records if "sem_seg_file_name" in record]
     if not records:
-        beside = labels_dir is not None and labels_dir.exists() and labels_dir.samefile(frames_dir)
-        only = f" but label maps (files ending in {label_suffix!r})" if beside and files else ""
-        raise UserError(f"{frames_dir} holds no frames{only}")
+        raise UserError(f"{frames_dir} holds no frames")
     if not labelled and (labels_dir is not None or labelled_only):
         raise UserError(
             f"{labels_dir} holds no label map of any frame in {frames_dir}; a frame's is named by "

@@ -116,13 +116,13 @@ def _read(
 
 def _stored_as(image: ImageFile.ImageFile) -> str:
     """Pillow's raw mode of an image that is not decoded yet; else why its ids are not to be had."""
-    codec, _, _, arguments = image.tile[0] if image.tile else ("", None, None, "")
+    codec, _, _, arguments = image.tile[0] if image.tile else ("", (0, 0, 0, 0), 0, "")
     compression = str(image.info.get("compression", ""))
     if image.format not in _LOSSLESS or "jpeg" in compression or "webp" in compression:
         return f"{image.format}, whose compression may change ids"
     if codec.startswith("ppm"):
         return "of a greatest value other than 255"
-    return arguments if isinstance(arguments, str) else str(arguments[0])
+    return arguments[0] if isinstance(arguments, tuple) else str(arguments)
 
 
 def present_ids(class_map: np.ndarray) -> list[int]:
