@@ -102,7 +102,7 @@ def refused_everywhere(name):
 
 @pytest.mark.parametrize(
     ("bits", "color_type"),
-    itertools.product((1, 2, 4, 8), (GRAY, PALETTE)),
+    [*itertools.product((1, 2, 4, 8), (GRAY, PALETTE))],
 )
 def test_class_maps_of_up_to_8_bits_are_read_as_stored(tmp_path, own, bits, color_type):
     file = write_raw_png(tmp_path / "l.png", IDS, bits=bits, color_type=color_type)

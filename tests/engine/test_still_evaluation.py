@@ -56,9 +56,7 @@ def test_semantic_evaluation_of_either_kind_of_label_file(tmp_path, registered, 
     result = evaluator.evaluate()["sem_seg"]
     assert result["mIoU"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
     Image.fromarray(pixels + np.uint8(3)).save(tmp_path / "l.png")
-    with pytest.raises(
-        UserError, match=r"l\.png has label 3, but .* classes 0 to 2, and 255"
-    ):
+    with pytest.raises(UserError, match=r"l\.png has label 3, but .* classes 0 to 2, and 255"):
         evaluator.process([record], [{"sem_seg": scores}])
 
 
