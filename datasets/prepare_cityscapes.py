@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from ttt_video.cli import run_tool
 from ttt_video.data.cityscapes import train_ids
 from ttt_video.data.datasets import datasets_root
-from ttt_video.data.images import read_label_image
 from ttt_video.data.kitti_step import write_png
+from ttt_video.data.labels import read_class_map
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
 
@@ -31,11 +29,8 @@ def train_id_file(label_file: Path) -> Path:
 
 def convert(label_file: Path) -> None:
     """Write the train ids of one label map."""
-    labels = read_label_image(label_file)
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise UserError(f"{label_file} is no labelIds file: these have one channel of 8 bits")
     try:
-        converted = train_ids(labels)
+        converted = train_ids(read_class_map(label_file))
     except ValueError as error:
         raise UserError(f"{label_file}: {error}") from error
     write_png(train_id_file(label_file), converted)
@@ -48,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
     )
     root = parser.parse_args(argv).root or datasets_root() / "cityscapes"
-    found = sorted((root / "gtFine").glob("*/*/*_gtFine_labelIds.png"))
+    found = sorted((root / "gtFine").glob("[!.]*/[!.]*/[!.]*_gtFine_labelIds.png"))
     if not found:
         raise UserError(
             f"{root}/gtFine holds no <split>/<city>/*_gtFine_labelIds.png: unpack "

@@ -20,8 +20,8 @@ import numpy as np
 from ttt_video.cli import run_tool
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES, IGNORE_LABEL
 from ttt_video.data.datasets import datasets_root
-from ttt_video.data.images import read_label_image
 from ttt_video.data.kitti_step import write_png
+from ttt_video.data.labels import read_segment_colors
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
@@ -35,9 +35,7 @@ def outputs(panoptic_file: Path) -> tuple[Path, Path]:
 
 def convert(panoptic_file: Path) -> None:
     """Write size and train ids of one RGB map."""
-    pixels = read_label_image(panoptic_file)
-    if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        raise UserError(f"{panoptic_file} is not an RGB panoptic map")
+    pixels = read_segment_colors(panoptic_file)
     sem_seg = np.ascontiguousarray(pixels[..., 0])
     wrong = np.unique(sem_seg[(sem_seg >= len(CITYSCAPES_CLASSES)) & (sem_seg != IGNORE_LABEL)])
     if wrong.size:
@@ -55,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
     )
     root = parser.parse_args(argv).root or datasets_root() / "kitti_step"
-    maps = (root / "panoptic_maps").glob("*/*/[0-9]*.png")
+    maps = (root / "panoptic_maps").glob("[!.]*/[!.]*/[0-9]*.png")
     found = sorted(file for file in maps if not file.stem.endswith("_sem"))
     if not found:
         raise UserError(

@@ -15,6 +15,7 @@ from ttt_video.cli import (
     run_files,
     run_tool,
 )
+from ttt_video.data.classes import check_predicted_classes
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
 from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
 from ttt_video.engine.run_directory import Row, RunDirectory
@@ -121,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
     sources = open_sources(args, FrameTransform.from_config(cfg))
+    check_predicted_classes(cfg, args.dataset or "")
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     run = RunDirectory(output, resume=args.resume)

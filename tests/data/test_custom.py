@@ -107,6 +107,7 @@ def test_videos_without_labels_stream(tmp_path, name):
     assert [sorted(r) for r in DatasetCatalog.get(name)] == [
         ["file_name", "frame_index", "image_id", "video_id"]
     ] * 2
+    assert MetadataCatalog.get(name).get("evaluator_type") is None  # there is nothing to score
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,44 @@ def test_folders_that_do_not_fit(tmp_path, name):
         DatasetCatalog.get(name)
     frames(tmp_path / "in" / "more", (1,))
     with pytest.raises(UserError, match="separate them"):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize(("frame", "label"), [(".jpg", ".png"), (".png", "_sem.png")])
+def test_label_maps_beside_their_frames_are_no_frames(tmp_path, name, frame, label):
+    frames(tmp_path / "walk", (9, 10), frame)
+    labels(tmp_path / "walk", (10,), label)
+    register_custom_video(name, tmp_path / "walk", tmp_path / "walk", CLASSES, label_suffix=label)
+    (video,) = open_dataset(name, FrameTransform())
+    streamed = [(f["file_name"], f.get("sem_seg_file_name")) for f in video]
+    folder = f"{tmp_path}/walk"
+    assert streamed == [
+        (f"{folder}/f9{frame}", None),
+        (f"{folder}/f10{frame}", f"{folder}/f10{label}"),
+    ]
+
+
+def test_label_maps_among_the_frames_are_refused(tmp_path, name):
+    frames(tmp_path / "walk", (1, 2))
+    labels(tmp_path / "walk", (1,), "_sem.png")
+    for folder in (None, tmp_path / "gt"):
+        labels(tmp_path / "gt", (1, 2))
+        register_custom_video(name, tmp_path / "walk", folder, CLASSES)
+        with pytest.raises(UserError, match=r"f1\.png and f1_sem\.png are two pic.*label_suffix"):
+            DatasetCatalog.get(name)
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+    register_custom_video(name, tmp_path / "gt", tmp_path / "gt", CLASSES)
+    with pytest.raises(UserError, match=r"label map .*f1\.png has no frame in .*gt"):
+        DatasetCatalog.get(name)
+
+
+def test_label_maps_beside_the_frames_of_a_json_are_refused(tmp_path, name):
+    frames(tmp_path / "walk", (1, 2), ".jpg")
+    labels(tmp_path / "walk", (1,))
+    write_json(tmp_path / "a.json", [{"id": 1, "file_name": "f1.jpg"}], [])
+    register_custom_coco_video(name, tmp_path / "a.json", tmp_path / "walk")
+    with pytest.raises(UserError, match=r"f1\.jpg and f1\.png are two pictures of one frame"):
         DatasetCatalog.get(name)
 
 

@@ -154,6 +154,21 @@ def test_missing_folder_says_what_is_expected(roots):
         load_kitti_step_sem_seg(*roots)
 
 
+def test_hidden_folders_are_no_sequences(roots):
+    write_video(*roots, "0002", as_functions(*make_frames(1)))
+    for root in roots:
+        (root / ".ipynb_checkpoints").mkdir()
+    assert [d["video_id"] for d in load_kitti_step_sem_seg(*roots)] == ["0002"]
+
+
+def test_images_and_labels_may_lie_in_one_folder(tmp_path):
+    images, labels = make_frames(3)
+    write_video(tmp_path, tmp_path, "0002", as_functions(images, labels))
+    dicts = load_kitti_step_sem_seg(tmp_path, tmp_path)
+    assert [d["image_id"] for d in dicts] == [f"0002/{t:06d}" for t in range(3)]
+    np.testing.assert_array_equal(np.stack([read_sem_seg(d) for d in dicts]), labels)
+
+
 def test_missing_files(roots):
     write_video(*roots, "0000", as_functions(*make_frames(2)))
     (roots[1] / "0000" / "000001_sem.png").unlink()
@@ -173,7 +188,7 @@ def test_damaged_files(roots):
     with pytest.raises(UserError, match="000000_sem"):
         read_sem_seg(d)
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(label)
-    with pytest.raises(UserError, match=r"5x7x3.*train_id"):
+    with pytest.raises(UserError, match=r"no label map of class ids: it is 8-bit RGB, 5x7 "):
         read_sem_seg(d)
     with pytest.raises(UserError, match="'polygons'"):
         read_sem_seg({**d, "sem_seg_format": "polygons"})

@@ -9,16 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
+from raw_png import GRAY, write_raw_png
 
 from ttt_video.config import get_cfg
+from ttt_video.data.images import read_rgb
 from ttt_video.data.loader import seeded
-from ttt_video.data.mapper import JointDatasetMapper, panoptic_target, semantic_target
+from ttt_video.data.mapper import (
+    EvaluationMapper,
+    JointDatasetMapper,
+    panoptic_target,
+    semantic_target,
+)
 from ttt_video.errors import UserError
 
 # 4 x 6 labels: left half class 0, right half class 13, one ignored pixel.
@@ -237,7 +245,7 @@ def test_missing_labels_are_named(record, task, key):
 
 def test_label_map_with_colors_is_refused(record):
     Image.fromarray(IMAGE).save(record["sem_seg_file_name"])
-    with pytest.raises(UserError, match="one 8-bit channel"):
+    with pytest.raises(UserError, match="no label map of class ids: it is 8-bit RGB"):
         make_mapper("semantic")(record)
 
 
@@ -301,3 +309,47 @@ def test_coco_json_through_detectron2s_loader(record, tmp_path):
     assert instances.gt_classes.tolist() == [0]
     assert instances.gt_masks.tensor[0, 1:3, 1:4].all()
     assert instances.gt_masks.tensor.sum() == 6
+
+
+# ---- one reader of pictures
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_training_and_evaluation_read_what_a_stream_reads(tmp_path, image_format):
+    """16-bit gray is the high byte, and a phone's picture stands upright."""
+    deep = np.arange(24).reshape(4, 6) * 2730  # up to 62790
+    write_raw_png(tmp_path / "deep.png", deep, bits=16, color_type=GRAY)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(IMAGE).save(tmp_path / "phone.jpg", exif=exif)
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST = image_format, 0
+    for name, size in (("deep.png", (4, 6)), ("phone.jpg", (6, 4))):
+        record = {"file_name": str(tmp_path / name), "annotations": []}
+        expected = read_rgb(record["file_name"])
+        assert expected.shape[:2] == size
+        if name == "deep.png":
+            assert (expected == deep[..., None] // 256).all()
+        expected = expected[..., ::-1] if image_format == "BGR" else expected
+        trained = make_mapper("instance", image_format=image_format)(record)
+        evaluated = EvaluationMapper(cfg)(record)
+        for sample in (trained, evaluated):
+            np.testing.assert_array_equal(sample["image"].numpy(), expected.transpose(2, 0, 1))
+            assert (sample["height"], sample["width"]) == size
+        assert record.keys() == {"file_name", "annotations"}
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(0, 1333), (8, 1333), (8, 10)])
+def test_evaluation_resizes_as_detectron2s_mapper(record, smallest, largest):
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = "RGB", smallest, largest
+    theirs, ours = DatasetMapper(cfg, is_train=False)(record), EvaluationMapper(cfg)(record)
+    assert torch.equal(ours["image"], theirs["image"])
+    assert theirs.keys() - ours.keys() == {"sem_seg"}
+    assert ours["image_id"] == 7
+    with pytest.raises(UserError, match="got \\(6, 4\\), expect \\(9, 4\\)"):
+        EvaluationMapper(cfg)({**record, "width": 9})
+    Path(record["file_name"]).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"image\.png cannot be read \(") as error:
+        EvaluationMapper(cfg)(record)
+    assert type(error.value) is UserError  # by whose name it is known from another process

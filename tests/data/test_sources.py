@@ -449,6 +449,30 @@ def test_unknown_bad_frame_policy(tmp_path):
         FolderSource(tmp_path, KEEP, on_bad_frame="ignore")
 
 
+@pytest.mark.parametrize("label", ["frame{}.jpg", "frame{}_sem.png"])
+def test_label_maps_are_never_streamed_as_frames(tmp_path, label):
+    for video in ("a", "b"):
+        write_folder(tmp_path / video, 3)
+    mixed = tmp_path / "b" / label.format(2)
+    Image.fromarray(picture(0)).save(mixed)
+    frame = f"{tmp_path}/b/frame2.png"
+    for folder in (tmp_path, tmp_path / "b"):
+        with pytest.raises(UserError, match="labels must not be streamed as frames") as error:
+            open_folder(folder, KEEP)
+        assert all(name in str(error.value) for name in ("frame2.png", mixed.name))
+        assert "register_custom_video" in str(error.value)
+    records = [
+        {"file_name": name, "video_id": "b", "frame_index": index, "sem_seg_file_name": str(mixed)}
+        for index, name in enumerate([frame, str(mixed)])
+    ]
+    DatasetCatalog.register("labels_as_frames", lambda: records)
+    try:
+        with pytest.raises(UserError, match=f"{mixed} as a frame and as a label map"):
+            open_dataset("labels_as_frames", KEEP)
+    finally:
+        DatasetCatalog.pop("labels_as_frames")
+
+
 def test_open_folder_of_frames_and_of_folders(tmp_path):
     for name in ("video10", "video2"):
         write_folder(tmp_path / "all" / name, 2)

@@ -80,8 +80,8 @@ def test_cityscapes_goes_on_where_it_stopped(cityscapes, capsys):
     ("pixels", "said"),
     [
         (np.full((2, 2), 34, np.uint8), "label id 34 is not"),
-        (np.zeros((2, 2, 3), np.uint8), "no labelIds file"),
-        (np.zeros((2, 2), np.uint16), "no labelIds file"),
+        (np.zeros((2, 2, 3), np.uint8), "no label map of class ids: it is 8-bit RGB"),
+        (np.zeros((2, 2), np.uint16), "no label map of class ids: it is 16-bit gray"),
     ],
 )
 def test_cityscapes_files_of_another_kind(tmp_path, pixels, said):
@@ -139,7 +139,7 @@ def test_kitti_step_goes_on_where_it_stopped(kitti_step, capsys):
     ("pixels", "said"),
     [
         (np.full((2, 2, 3), 19, np.uint8), "red value 19 is not a class"),
-        (np.zeros((2, 2), np.uint8), "not an RGB panoptic map"),
+        (np.zeros((2, 2), np.uint8), "no label map of panoptic ids: it is 8-bit gray"),
     ],
 )
 def test_kitti_step_files_of_another_kind(tmp_path, pixels, said):

@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ttt_video.data.coco_videos import coco_videos_metadata, load_coco_video
+from ttt_video.data.labels import read_segment_ids
 from ttt_video.data.world.layouts import write_coco_videos
 from ttt_video.data.world.video import WorldVideo
 from ttt_video.errors import UserError
@@ -24,7 +25,6 @@ from ttt_video.evaluation.evaluators import (
     SemSegStreamEvaluator,
     TemporalStreamEvaluator,
     build_evaluators,
-    read_panoptic,
     score_frame,
 )
 from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
@@ -125,6 +125,45 @@ def test_labels_that_do_not_fit_are_told_with_their_file(sem_seg_frames, value, 
     assert "\n" not in str(error.value)
 
 
+def test_a_label_that_is_no_class_of_the_data_set_is_no_class_of_the_model(sem_seg_frames):
+    """Label 1 of a set of one class would be scored as the model's class 1."""
+    frame, output = sem_seg_frames[0]
+    two = LabelInfo(classes=("road",), ignore_label=255)
+    Image.fromarray(np.full((8, 9), 7, np.uint8)).save(frame["sem_seg_file_name"])
+    with pytest.raises(UserError, match=r"0\.png has label 7, but its data set has classes 0 to 0"):
+        SemSegStreamEvaluator(two).record(frame, output)
+    Image.fromarray(np.full((8, 9), 255, np.uint8)).save(frame["sem_seg_file_name"])
+    assert SemSegStreamEvaluator(two).record(frame, output) == {}
+
+
+@pytest.mark.parametrize("things", [None, frozenset({0, 1})])
+def test_a_category_that_is_no_class_is_told_with_its_file(tmp_path, things):
+    info = LabelInfo(classes=("cat", "dog"), things=things)
+    file = tmp_path / "l.png"
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(file)
+    objects = Instances((2, 2), pred_masks=torch.zeros(0, 2, 2), scores=torch.zeros(0))
+    objects.pred_classes = torch.zeros(0, dtype=torch.int64)
+    predicted = {
+        "panoptic_seg": (torch.zeros(2, 2, dtype=torch.int32), []),
+        "instances": objects,
+    }
+    rle = {"size": [2, 2], "counts": [4]}
+    for category, known in ((1, True), (255, True), (2, False), (-1, False)):
+        label = {"id": 5, "category_id": category, "segmentation": rle}
+        frame = {
+            "file_name": "f.jpg",
+            "pan_seg_file_name": str(file),
+            "segments_info": [label],
+            "annotations": [label],
+        }
+        for evaluator in (PanopticStreamEvaluator(info), InstanceStreamEvaluator(info)):
+            if known:
+                evaluator.record(frame, predicted)
+                continue
+            with pytest.raises(UserError, match=rf"(l\.png|f\.jpg) has label {category}, but its"):
+                evaluator.record(frame, predicted)
+
+
 @pytest.mark.parametrize(
     ("kind", "evaluator"),
     [
@@ -145,7 +184,7 @@ def test_a_data_sets_type_says_what_is_scored(tiny_cfg, register, kind, evaluato
 def test_without_a_type_frames_are_scored_on_the_labels_they_have(
     tiny_cfg, register, sem_seg_frames
 ):
-    for name in ("", None, register(stuff_classes=["road"])):
+    for name in ("", None, register(stuff_classes=[str(k) for k in range(11)])):
         built = build_evaluators(tiny_cfg, name)
         assert len({e.name for e in built}) == len(built) == 5
         frame, output = sem_seg_frames[0]
@@ -189,7 +228,7 @@ def world(tmp_path_factory):
 
 def perfect_panoptic(frame: dict) -> dict:
     """The labels as a prediction; unlabelled segments are predicted as sky, which is wrong."""
-    ids = read_panoptic(frame["pan_seg_file_name"])
+    ids = read_segment_ids(frame["pan_seg_file_name"])
     segments = [{"id": s["id"], "category_id": s["category_id"]} for s in frame["segments_info"]]
     sky = coco_videos_metadata("panoptic")["stuff_classes"].index("sky-other-merged")
     for segment in segments:
@@ -227,7 +266,7 @@ def test_a_perfect_prediction_of_coco_videos_instances(world, tiny_cfg, register
     for frame in records:
         if "annotations" not in frame:
             continue
-        ids = read_panoptic(frame["pan_seg_file_name"])
+        ids = read_segment_ids(frame["pan_seg_file_name"])
         predicted = Instances(ids.shape)
         own = [ids == a["id"] for a in frame["annotations"]]
         predicted.pred_masks = torch.from_numpy(np.stack(own)).float()

@@ -19,8 +19,9 @@ from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from ttt_video.data.labels import read_segment_ids
 from ttt_video.errors import UserError
-from ttt_video.evaluation.evaluators import PanopticStreamEvaluator, read_panoptic
+from ttt_video.evaluation.evaluators import PanopticStreamEvaluator
 from ttt_video.evaluation.panoptic import (
     add_panoptic_counts,
     class_quality,
@@ -399,10 +400,12 @@ def test_reading_labels(tmp_path):
     file = tmp_path / "labels.png"
     ids = IDS.reshape(2, 3)
     save_png(ids, file)
-    assert read_panoptic(str(file)).tolist() == ids.tolist()
+    assert read_segment_ids(str(file)).tolist() == ids.tolist()
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(file)
-    with pytest.raises(UserError, match=r"uint8, 2x2.*not an RGB"):
-        read_panoptic(str(file))
+    with pytest.raises(
+        UserError, match=r"no label map of panoptic ids: it is 8-bit gray, 2x2.*8-bit RGB PNG"
+    ):
+        read_segment_ids(str(file))
     file.write_text("no image")
-    with pytest.raises(UserError, match="not a readable"):
-        read_panoptic(str(file))
+    with pytest.raises(UserError, match=r"labels\.png cannot be read"):
+        read_segment_ids(str(file))

@@ -21,6 +21,7 @@ from PIL import Image
 from ttt_video.data import register_custom_coco_video, register_custom_video
 from ttt_video.data.checking import DatasetCheck
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
+from ttt_video.data.published_counts import PUBLISHED, compare_with_published
 from ttt_video.data.world import WorldVideo, layouts
 from ttt_video.errors import UserError
 
@@ -42,6 +43,8 @@ def whole(tmp_path_factory):
     layouts.write_coco_videos(root / "coco_videos", "bar", frames)
     layouts.write_coco(root / "coco", "val", frames[:3])
     layouts.write_cityscapes(root / "cityscapes", "val", "ulm", frames[:3])
+    for layout in root.iterdir():
+        (layout / "world.json").write_text("{}")  # as tools/make_world.py signs what it made
     return root
 
 
@@ -83,8 +86,7 @@ def problems(name):
         (
             "coco_videos_instance_all",
             "11 frames in 1 video(s) of 11, 2 with instance labels",
-            "released videos that are not here: bangkok, berkeley, havana, house, irvine, paris, "
-            "restaurant, school, tokyo",
+            "images: 11 of 11 files",
         ),
     ],
 )
@@ -167,7 +169,98 @@ def test_classes_and_shares_are_those_of_the_files(root):
     assert f"{len(np.unique(labels))} of 19 classes occur" in text
 
 
+# ---- published sets
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "total"),
+    [
+        ("cityscapes_fine_sem_seg_train", 18, 2_975),
+        ("cityscapes_fine_sem_seg_val", 3, 500),
+        ("cityscapes_fine_sem_seg_test", 6, 1_525),
+        ("kitti_step_video_sem_seg_train", 12, 5_027),
+        ("kitti_step_video_sem_seg_val", 9, 2_981),
+        ("coco_2017_train", 1, 118_287),
+        ("coco_2017_train_panoptic", 1, 118_287),
+        ("coco_2017_val", 1, 5_000),
+        ("coco_2017_val_panoptic", 1, 5_000),
+    ],
+)
+def test_counts_are_those_that_were_published(name, groups, total):
+    """The papers' and download pages' totals; those of each city and video add up to them."""
+    assert (len(PUBLISHED[name]), sum(PUBLISHED[name].values())) == (groups, total)
+    records = [
+        {"file_name": f"/{group}/{i}.png", "video_id": group}
+        for group, count in PUBLISHED[name].items()
+        for i in range(count)
+    ]
+    line, problem = compare_with_published(name, records)
+    assert line.startswith(f"published: {total:,} images")
+    assert problem == ""
+
+
+def test_what_is_missing_of_a_published_set_is_named(root):
+    (root / "kitti_step" / "world.json").unlink()
+    check = DatasetCheck("kitti_step_video_sem_seg_val")
+    assert "published: 2,981 images in 9 videos; here: 11 images in 1 videos" in check.lines
+    assert check.problems == [
+        "not the published images: 0002 has 11 of 233, 0006 is missing, 0007 is missing, 0008 is "
+        "missing, 0010 is missing, 0013 is missing, 0014 is missing, 0016 is missing, 0018 is "
+        "missing"
+    ]
+    city = [
+        {"file_name": f"/c/leftImg8bit/val/{c}/{i}.png"} for c in ("ulm", "lindau") for i in "12"
+    ]
+    assert compare_with_published("cityscapes_fine_sem_seg_val", city) == (
+        "published: 500 images in 3 cities; here: 4 images in 2 cities",
+        "not the published images: frankfurt is missing, lindau has 2 of 59, munster is missing, "
+        "ulm is not one of them",
+    )
+    assert compare_with_published("coco_2017_val", city) == (
+        "published: 5,000 images; here: 4 images",
+        "not the published images: 4 of 5000",
+    )
+    assert compare_with_published("my_own_set", city) == ("", "")
+
+
+def test_released_videos_that_are_missing_are_named(root):
+    (root / "coco_videos" / "world.json").unlink()
+    absent = "bangkok, berkeley, havana, house, irvine, paris, restaurant, school, tokyo"
+    for task in ("instance", "panoptic"):
+        check = DatasetCheck(f"coco_videos_{task}_all")
+        assert f"released videos that are not here: {absent}" in check.lines
+        assert check.problems == [f"released videos are missing: {absent}"]
+    assert problems("coco_videos_panoptic_bar") == []
+    for part in ("raw_images", "panoptic_images"):
+        (root / "coco_videos" / part / "bar").rename(root / "coco_videos" / part / "walk")
+    folder = root / "coco_videos" / "annotations" / "train"
+    (folder / "bar.json").rename(folder / "walk.json")
+    assert problems("coco_videos_panoptic_all") == []  # a set of one's own in this layout
+
+
 # ---- what is wrong is said
+
+
+def test_label_maps_among_frames(own, tmp_path):
+    for name in ("0.png", "0_sem.png"):
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / name)
+    register_custom_video(own, tmp_path, None, ["a"])
+    (problem,) = problems(own)
+    assert problem.startswith(f"{tmp_path}/0.png and 0_sem.png are two pictures of one frame")
+
+
+def test_records_that_list_label_maps_as_frames(own, tmp_path):
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / name)
+    labels = str(tmp_path / "1.png")
+    records = [
+        {"file_name": str(tmp_path / name), "sem_seg_file_name": labels}
+        for name in ("0.png", "1.png")
+    ]
+    DatasetCatalog.register(own, lambda: records)
+    MetadataCatalog.get(own).set(stuff_classes=["a"], ignore_label=255, evaluator_type="sem_seg")
+    (problem,) = problems(own)
+    assert f"lists {labels} as a frame and as a label map" in problem
 
 
 def test_cityscapes_without_train_ids_names_the_script(root, own):
@@ -186,7 +279,10 @@ def test_labels_out_of_range(root):
     labels[0, :2] = 19, 33
     Image.fromarray(labels).save(file)
     (problem,) = problems("kitti_step_video_sem_seg_val")
-    assert problem.startswith("label values [19, 33] are out of range: classes are 0-18, 255 is")
+    assert problem == (
+        "label values [19, 33] are out of range: classes are 0-18, 255 is unlabelled; "
+        f"19 is in {file}"
+    )
 
 
 def test_sizes_that_differ(root):

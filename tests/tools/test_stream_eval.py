@@ -23,6 +23,7 @@ from processes import python_path
 
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import load_config, run_tool
+from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.modeling.weights import save_safetensors, weights_hash
@@ -232,6 +233,29 @@ def labelled_dataset(tmp_path):
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
+
+
+def test_a_data_set_of_other_classes_is_refused_before_anything_is_written(refused, tmp_path):
+    name = "test_stream_eval_two_classes"
+    write_frames(tmp_path / "in", 2)
+    (tmp_path / "gt").mkdir()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 7, np.uint8)).save(tmp_path / "gt" / "frame8.png")
+    register_custom_video(name, tmp_path / "in", tmp_path / "gt", ["road", "sky"])
+    try:
+        line = refused("--dataset", name)
+    finally:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+    assert f"data set {name} has 2 classes, but the model 19 classes" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_label_maps_is_refused(refused, tmp_path):
+    folder = write_frames(tmp_path / "video", 2)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(folder / "frame8_sem.png")
+    line = refused("--video-dir", folder)
+    assert "frame8.png and frame8_sem.png are two pictures of one frame" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_registered_data_set_is_scored(stream, labelled_dataset, capsys):

@@ -140,7 +140,7 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
     evaluate = [*args, "--eval-only", *opts, "DATASETS.TEST", "('train_net_test_val',)"]
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
     run_here(*evaluate, *weights)
-    with pytest.raises(UserError, match="are of 19 classes, the model of 20"):
+    with pytest.raises(UserError, match="val has 19 classes, but the model 20 classes"):
         run_here(*evaluate, *weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 20)
 
 
@@ -176,6 +176,11 @@ def test_training_starts_from_other_classes_and_g_from_h_by_keys(run_here, tmp_p
     torch.save({"model": {k: v for k, v in content.items() if "recon_head" not in k}}, start)
     capsys.readouterr()
     again = [*opts, "MODEL.WEIGHTS", start, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 25]
+    with pytest.raises(UserError, match="train has 19 classes, but the model 25 classes"):
+        run_here(*args, *again, "OUTPUT_DIR", tmp_path / "second")
+    metadata = MetadataCatalog.pop("train_net_test_train").as_dict()
+    metadata["stuff_classes"] = [str(k) for k in range(25)]
+    MetadataCatalog.get("train_net_test_train").set(**metadata)
     with pytest.raises(UserError, match=r"are of 19 classes, the model of 25.*TTT\.NEW_CLASSES"):
         run_here(*args, *again, "OUTPUT_DIR", tmp_path / "second")
     keys = ["TTT.NEW_CLASSES", True, "TTT.RECON.INIT_FROM_MAIN", True]
@@ -184,6 +189,34 @@ def test_training_starts_from_other_classes_and_g_from_h_by_keys(run_here, tmp_p
     assert "mismatched  sem_seg_head.predictor.class_embed.weight: (20, 64)" in shown
     row = re.search(r"^recon_head.pixel_decoder +(.+)$", shown, re.MULTILINE)[1].split()
     assert int(row[2]) > 50  # copied from h
+
+
+def test_evaluation_refuses_what_it_cannot_read_as_it_is_meant(run_here, datasets_root, tmp_path):
+    """Images are read in a process of their own, label maps in this one."""
+    args = ["--config", "quick/joint_cityscapes.yaml"]
+    opts = [*SMALL, "DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    run_here(*args, *opts, "OUTPUT_DIR", tmp_path / "run")
+    evaluate = [*args, "--eval-only", *opts, "DATASETS.TEST", "('train_net_test_val',)"]
+    evaluate += ["DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", tmp_path / "run"]
+    evaluate += ["MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    folder = datasets_root / "cityscapes"
+    label = folder / "gtFine/val/town/town_000001_000019_gtFine_labelTrainIds.png"
+    image = folder / "leftImg8bit/val/town/town_000001_000019_leftImg8bit.png"
+    labels = np.array(Image.open(label))
+    for file, content, said in (
+        (label, labels + np.uint8(12), f"{label} has label 22, but its data set has classes 0 to"),
+        (label, labels.astype(np.uint16), "it is 16-bit gray"),
+        (image, None, f"frame {image} cannot be read"),
+    ):
+        whole = file.read_bytes()
+        if content is None:
+            file.write_bytes(whole[:100])
+        else:
+            Image.fromarray(content).save(file)
+        with pytest.raises(UserError, match=said) as error:
+            run_here(*evaluate)
+        file.write_bytes(whole)
+        assert "\n" not in str(error.value)
 
 
 def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +15,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ttt_video.data.classes import class_names
 from ttt_video.data.coco_json import CocoError, instance_faults, panoptic_faults
 from ttt_video.data.coco_masks import check_annotations
-from ttt_video.data.coco_videos import RELEASED_VIDEOS
 from ttt_video.data.datasets import check_registered
-from ttt_video.data.images import BadFrame, read_label_image, read_rgb
+from ttt_video.data.images import BadFrame, read_rgb
 from ttt_video.data.kitti_step import read_sem_seg
+from ttt_video.data.labels import read_segment_ids, refuse_labels_as_frames
+from ttt_video.data.published_counts import compare_with_published
 from ttt_video.errors import UserError, require
 from ttt_video.files import read_json_object
 
@@ -125,6 +127,13 @@ class DatasetCheck:
             self.problems.append(f"{len(twice)} images are listed more than once, as {twice[0]}")
         if not self.labelled:
             self.problems.append("nothing is labelled")
+        line, problem = compare_with_published(self.name, records)
+        self.lines += [line] if line else []
+        self.problems += [problem] if problem else []
+        try:
+            refuse_labels_as_frames(self.name, records)
+        except UserError as error:
+            self.problems.append(str(error))
 
     def _check_videos(self, records: list[Record]) -> None:
         """Frames that seem to be missing, by their numbers and by which are labelled."""
@@ -138,9 +147,6 @@ class DatasetCheck:
             gaps = [i for i, step in enumerate(steps) if step != 1]
             if gaps and len(gaps) < len(steps) / 2:  # else they are numbered in another way
                 self.problems.append(f"frames are missing after {frames[gaps[0]][1]}")
-        if self.name.startswith("coco_videos_") and self.name.endswith("_all"):
-            absent = [video for video in RELEASED_VIDEOS if video not in videos]
-            self.lines.append("released videos that are not here: " + (", ".join(absent) or "none"))
         period = self.metadata.get("label_period", 1)
         odd = [r["file_name"] for r in self.labelled if r.get("frame_index", 0) % period]
         if odd:
@@ -170,6 +176,7 @@ class DatasetCheck:
         classes = class_names(self.kind, self.metadata)
         sizes: Counter[tuple[int, ...]] = Counter()
         seen: Counter[int] = Counter()
+        first: dict[int, str] = {}  # class to the first file that has it
         for record in sample:
             try:
                 image = read_rgb(record["file_name"]).shape[:2]
@@ -190,6 +197,8 @@ class DatasetCheck:
             values, counts = np.unique(labels, return_counts=True)
             if self.kind == "semantic":
                 seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+                for value in values.tolist():
+                    first.setdefault(value, record["sem_seg_file_name"])
             else:
                 self._check_segments(record, set(values.tolist()) - {0})
         self.lines.append(
@@ -198,12 +207,11 @@ class DatasetCheck:
         )
         unit = "pixels decoded" if self.kind == "semantic" else "segments"
         if self.kind != "semantic":
-            seen = Counter(
-                part["category_id"]
-                for record in self.labelled
-                for part in record["annotations" if self.kind == "instance" else "segments_info"]
-            )
-        self._report_classes(seen, classes, unit)
+            for record in self.labelled:
+                for part in record["annotations" if self.kind == "instance" else "segments_info"]:
+                    seen[part["category_id"]] += 1
+                    first.setdefault(part["category_id"], record["file_name"])
+        self._report_classes(seen, classes, unit, first)
 
     def _check_segments(self, record: Record, drawn: set[int]) -> None:
         listed = {segment["id"] for segment in record["segments_info"]}
@@ -216,7 +224,9 @@ class DatasetCheck:
                     f"{record['pan_seg_file_name']}: {len(ids)} segments {what}, as id {min(ids)}"
                 )
 
-    def _report_classes(self, seen: Counter[int], classes: list[str], unit: str) -> None:
+    def _report_classes(
+        self, seen: Counter[int], classes: list[str], unit: str, first: Mapping[int, str]
+    ) -> None:
         void = self.metadata.get("ignore_label", 255)
         if self.kind != "semantic" and void < len(classes):
             void = None  # a class like any other
@@ -226,7 +236,8 @@ class DatasetCheck:
         if wrong:
             self.problems.append(
                 f"label values {wrong[:8]} are out of range: classes are 0-{len(classes) - 1}, "
-                f"{self.metadata.get('ignore_label', 255)} is unlabelled"
+                f"{self.metadata.get('ignore_label', 255)} is unlabelled; {wrong[0]} is in "
+                f"{first[wrong[0]]}"
             )
         known = [(c, n) for c, n in seen.most_common() if 0 <= c < len(classes)]
         self.lines.append(f"{len(known)} of {len(classes)} classes occur, share of {unit}:")
@@ -250,28 +261,11 @@ def label_kind(records: Iterable[Record], metadata: Any) -> str:
     return "semantic" if "sem_seg_file_name" in keys else ""
 
 
-def class_names(kind: str, metadata: Any) -> list[str]:
-    """Names of the contiguous classes of one kind of labels."""
-    return list(metadata.get("thing_classes" if kind == "instance" else "stuff_classes") or [])
-
-
-def read_panoptic(file_name: str) -> np.ndarray:
-    """(H, W) int64 segment ids of a COCO panoptic PNG, 0 = void.
-
-    Raises:
-        UserError: it is missing, unreadable, or not an RGB image.
-    """
-    colors = read_label_image(file_name)
-    if colors.ndim != 3 or colors.shape[2] != 3 or colors.dtype != np.uint8:
-        raise UserError(f"{file_name} ({colors.dtype}, {colors.shape}) is no RGB panoptic map")
-    return colors.astype(np.int64) @ np.array([1, 256, 256**2])
-
-
 def _decode(record: Record, kind: str) -> np.ndarray | None:
     """The label map of a record; None for objects that are listed as outlines."""
     if kind == "semantic":
         return read_sem_seg(record)
-    return read_panoptic(record["pan_seg_file_name"]) if kind == "panoptic" else None
+    return read_segment_ids(record["pan_seg_file_name"]) if kind == "panoptic" else None
 
 
 def _names(folder: str) -> set[str]:

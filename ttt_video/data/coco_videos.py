@@ -159,7 +159,7 @@ def load_coco_videos(
     """
     annotations = Path(root) / "annotations" / "train"
     if videos is None:
-        videos = sorted(file.stem for file in annotations.glob("*.json"))
+        videos = sorted(file.stem for file in annotations.glob("[!.]*.json"))
     if not videos:
         raise UserError(
             f"no COCO Videos: {annotations} holds no <video>.json; data sets are looked for under "

@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from ttt_video.data.coco_json import frame_places, read_instances
 from ttt_video.data.coco_masks import compress
 from ttt_video.data.images import list_folder, natural_key
+from ttt_video.data.labels import refuse_label_maps
 from ttt_video.errors import UserError
 
 Record = dict[str, Any]
@@ -37,8 +38,9 @@ def register_custom_video(
         frames_dir: a folder of frames, which is one video, or a folder of such folders. Frames
             are taken in the natural order of their names ("2.png" before "10.png").
         labels_dir: label maps in the same arrangement; None where there are no labels. A label map
-            is an 8 bit image of class ids (gray or palette), as large as its frame. Frames
-            without a label map are streamed, and not scored.
+            is a PNG of class ids (gray or palette, at most 8 bits), as large as its frame. Frames
+            without a label map are streamed, and not scored. May be ``frames_dir``: then the files
+            that end in ``label_suffix`` are label maps, and no frames.
         classes: name of class 0, 1, ...
         label_suffix: what follows a frame's stem in the name of its label map.
         ignore_label: value of pixels that are of no class; not a class id.
@@ -58,8 +60,9 @@ def register_custom_video(
     metadata: dict[str, Any] = {
         "stuff_classes": list(classes),
         "ignore_label": ignore_label,
-        "evaluator_type": "video_sem_seg",
     }
+    if labels_dir is not None:  # else there is nothing to score
+        metadata["evaluator_type"] = "video_sem_seg"
     if colors is not None:
         if len(colors) != len(classes):
             raise UserError(f"data set {name} has {len(classes)} classes, but {len(colors)} colors")
@@ -114,15 +117,23 @@ def load_custom_video(
 def _video(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
     """The records of one folder of frames; a missing folder of labels has none."""
     maps: dict[str, Path] = {}
+    files = list_folder(frames)[0]
     if labels is not None and labels.exists():
         maps = {
             file.name.removesuffix(label_suffix): file
             for file in list_folder(labels)[0]
             if file.name.endswith(label_suffix)
         }
+        if labels.samefile(frames):
+            files = [file for file in files if not file.name.endswith(label_suffix)]
+    refuse_label_maps(
+        files,
+        "keep the frames in a folder of their own, or name the label maps by label_suffix, with "
+        "that folder as labels_dir too",
+    )
     video_id = os.path.basename(os.path.abspath(frames))
     records = []
-    for index, file in enumerate(list_folder(frames)[0]):
+    for index, file in enumerate(files):
         record = {
             "file_name": str(file),
             "image_id": f"{video_id}/{file.stem}",
@@ -249,6 +260,7 @@ def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool)
     listed = {Path(record["file_name"]): record for record in records}
     ordered = []
     for folder in sorted({file.parent for file in listed}, key=lambda f: natural_key(str(f))):
+        refuse_label_maps(list_folder(folder)[0], "keep the frames in a folder of their own")
         inside = os.path.relpath(folder, image_root)
         video_id = os.path.basename(os.path.abspath(image_root)) if inside == "." else inside
         for index, file in enumerate(list_folder(folder)[0]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
@@ -112,22 +111,6 @@ def decoding_reason(error: Exception) -> str:
     """One of :data:`DECODING_ERRORS` in a line."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(reason.split())
-
-
-def read_label_image(file_name: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a label image as it is stored: no conversion touches ids.
-
-    Returns:
-        (H, W) or (H, W, channels), of the type that the file has.
-
-    Raises:
-        UserError: the file is missing, cut off, or no image.
-    """
-    try:
-        with Image.open(file_name) as opened:
-            return np.array(opened)
-    except DECODING_ERRORS as error:
-        raise UserError(f"{file_name} is not a readable label image") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -31,7 +31,8 @@ from .cityscapes import (
     IGNORE_LABEL,
 )
 from .datasets import datasets_root
-from .images import read_label_image
+from .images import DECODING_ERRORS
+from .labels import read_class_map, read_segment_colors
 
 TRAIN_ID_FORMAT = "train_id"
 PANOPTIC_FORMAT = "kitti_step_panoptic"
@@ -67,7 +68,11 @@ def load_kitti_step_sem_seg(
             raise UserError(_expected(root, "no such folder", image_root, panoptic_root))
     dicts: list[dict[str, Any]] = []
     for sequence in sorted(p for p in panoptic_root.iterdir() if p.is_dir()):
+        if sequence.name.startswith("."):  # of an editor, or of macOS
+            continue
+        # Digits alone: label maps may lie in the same folder.
         images = sorted((image_root / sequence.name).glob("[0-9]*.png"))
+        images = [image for image in images if image.stem.isdigit()]
         if not images:
             problem = f"no images of sequence {sequence.name}"
             raise UserError(_expected(image_root, problem, image_root, panoptic_root))
@@ -110,12 +115,15 @@ def _read_size(size_file: Path, image: Path) -> tuple[int, int]:
         try:
             size = json.loads(size_file.read_text())
             return int(size["imgHeight"]), int(size["imgWidth"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{size_file} does not hold imgHeight and imgWidth") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{size_file} does not hold imgHeight and imgWidth: make it again with "
+                "datasets/prepare_kitti_step.py, or remove it"
+            ) from error
     try:
         with Image.open(image) as opened:  # reads the header only
             return opened.height, opened.width
-    except OSError as error:
+    except DECODING_ERRORS as error:
         raise UserError(f"{image} is not a readable image") from error
 
 
@@ -143,13 +151,9 @@ def read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray:
     label_format = dataset_dict.get(SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT)
     if label_format not in (TRAIN_ID_FORMAT, PANOPTIC_FORMAT):
         raise UserError(f"unknown {SEM_SEG_FORMAT_KEY} {label_format!r} of {file_name}")
-    labels = read_label_image(file_name)
-    if label_format == PANOPTIC_FORMAT and labels.ndim == 3:
-        labels = np.ascontiguousarray(labels[..., 0])
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        shape = "x".join(str(n) for n in labels.shape)
-        raise UserError(f"{file_name} ({labels.dtype}, {shape}) is not a {label_format} label map")
-    return labels
+    if label_format == PANOPTIC_FORMAT:
+        return np.ascontiguousarray(read_segment_colors(file_name)[..., 0])
+    return read_class_map(file_name)
 
 
 def write_video(

@@ -16,7 +16,9 @@ from detectron2.structures.masks import polygons_to_bitmask
 from pycocotools import mask as rle
 from torch.nn import functional as F
 
-from ttt_video.data.images import DECODING_ERRORS, decoding_reason
+from ttt_video.data.images import BadFrame, FrameTransform, read_rgb
+from ttt_video.data.kitti_step import read_sem_seg
+from ttt_video.data.labels import read_segment_colors
 from ttt_video.errors import UserError, require
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
@@ -108,7 +110,7 @@ class JointDatasetMapper:
         image_format: "RGB" or "BGR".
         ignore_label: label of pixels without ground truth.
         size_divisibility: px; height and width are padded to a multiple of it, 0 for none.
-        is_train: only training is supported; detectron2's ``DatasetMapper`` serves evaluation.
+        is_train: only training is supported; `EvaluationMapper` serves evaluation.
     """
 
     @configurable
@@ -123,7 +125,7 @@ class JointDatasetMapper:
         size_divisibility: int = 0,
     ):
         if not is_train:
-            raise ValueError("JointDatasetMapper makes training samples; use DatasetMapper")
+            raise ValueError("JointDatasetMapper makes training samples; use EvaluationMapper")
         if task not in TASKS:
             raise ValueError(f"task must be one of {TASKS}, not {task!r}")
         self.task = task
@@ -173,18 +175,14 @@ class JointDatasetMapper:
                 f"{record['file_name']}: the {self.task} task needs {missing[0]!r} in the "
                 "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set"
             )
-        image = _read(record["file_name"], self.image_format)
-        try:
-            utils.check_image_size(record, image)
-        except utils.SizeMismatchError as error:
-            raise UserError(" ".join(str(error).split())) from error
-        height, width = image.shape[:2]
+        image = _read(record, self.image_format)
         sem_seg = None
         if self.task == "semantic":
-            sem_seg = _read_labels(record.pop("sem_seg_file_name"), (height, width))
+            sem_seg = _sized(read_sem_seg(record), record["sem_seg_file_name"], image)
+            del record["sem_seg_file_name"]
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
-        image, shape = augmented.image, augmented.image.shape[:2]
+        shape = augmented.image.shape[:2]
 
         if self.task == "semantic":
             classes, masks = semantic_target(augmented.sem_seg, self.ignore_label)
@@ -194,12 +192,13 @@ class JointDatasetMapper:
             classes, masks = instance_target(record.pop("annotations"), shape, transforms)
         else:
             # Moved as the uint8 picture that it is: that is exact, and faster than on ids.
-            colors = _read_labels(record.pop("pan_seg_file_name"), (height, width), "RGB")
+            file_name = record.pop("pan_seg_file_name")
+            colors = _sized(read_segment_colors(file_name), file_name, image)
             colors = transforms.apply_segmentation(colors)
             classes, masks = panoptic_target(colors, record.pop("segments_info"))
 
         visible = masks.any(axis=(1, 2))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         record["image"] = self._pad(pixels, IMAGE_PAD_VALUE)
         bitmasks = self._pad(torch.from_numpy(masks[visible]), 0)
         instances = Instances(tuple(bitmasks.shape[-2:]))
@@ -217,30 +216,45 @@ class JointDatasetMapper:
         return F.pad(tensor, (0, right, 0, bottom), value=value)
 
 
-def _read(file_name: str, image_format: str | None = None) -> np.ndarray:
-    """detectron2's ``read_image``; a file that it cannot read is named in one line."""
-    try:
-        return utils.read_image(file_name, image_format)
-    except DECODING_ERRORS as error:
-        raise UserError(f"{file_name} cannot be read ({decoding_reason(error)})") from error
+class EvaluationMapper:
+    """Reads and resizes one image for a model's prediction, as a stream does with its frames.
 
-
-def _read_labels(
-    file_name: str, image_size: tuple[int, int], image_format: str | None = None
-) -> np.ndarray:
-    """A label image of the image's (height, width).
-
-    Without a format it must be an (H, W) uint8 map, and is read as stored: converting to grey
-    would lose palette indices.
+    The result holds the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
+    ``height`` and ``width`` of the file.
     """
-    labels = _read(file_name, image_format)
-    if image_format is None and (labels.ndim != 2 or labels.dtype != np.uint8):
-        raise UserError(
-            f"{file_name}: a label map must have one 8-bit channel of class ids, but this is "
-            f"{labels.dtype} of shape {labels.shape}"
-        )
-    if labels.shape[:2] != image_size:
-        own, wanted = ("x".join(map(str, size)) for size in (labels.shape[:2], image_size))
+
+    def __init__(self, cfg: CfgNode):
+        self.transform = FrameTransform.from_config(cfg)
+
+    def __call__(self, record: Record) -> Record:
+        """Maps one detectron2 dataset dict, which is not modified.
+
+        Raises:
+            UserError: the image cannot be read, or has another size than the record says.
+        """
+        mapped = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
+        image = _read(mapped, "RGB")
+        return {**mapped, "image": self.transform(image)}
+
+
+def _read(record: Record, image_format: str) -> np.ndarray:
+    """Reads a record's image, (H, W, 3) uint8; the record learns its size, or must have it."""
+    try:
+        image = read_rgb(record["file_name"])
+    except BadFrame as error:
+        # The error of a loading process is known by the name of its class.
+        raise UserError(str(error)) from error
+    try:
+        utils.check_image_size(record, image)
+    except utils.SizeMismatchError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    return image[:, :, ::-1] if image_format == "BGR" else image
+
+
+def _sized(labels: np.ndarray, file_name: str, image: np.ndarray) -> np.ndarray:
+    """Returns the labels, which must be as large as their image."""
+    if labels.shape[:2] != image.shape[:2]:
+        own, wanted = ("x".join(map(str, pixels.shape[:2])) for pixels in (labels, image))
         raise UserError(f"{file_name} has {own} pixels, but its image {wanted}")
     return labels
 

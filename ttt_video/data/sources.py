@@ -18,6 +18,7 @@ from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, list_folder, read_rgb
+from ttt_video.data.labels import refuse_label_maps, refuse_labels_as_frames
 from ttt_video.data.video_sources import VideoFileSource, WebcamSource
 from ttt_video.errors import UserError
 from ttt_video.structures import FrameSource
@@ -98,6 +99,11 @@ class FolderSource(DatasetSource):
                 f"folder {folder} holds no frames: expected files ending in "
                 + " ".join(sorted(IMAGE_SUFFIXES))
             )
+        refuse_label_maps(
+            files,
+            "give a folder of frames alone, or register both with register_custom_video "
+            "(docs/custom_dataset.md)",
+        )
         video_id = os.path.basename(os.path.abspath(folder))
         dicts = [
             {"file_name": str(file), "video_id": video_id, "frame_index": index}
@@ -177,6 +183,7 @@ def open_dataset(
         ) from error
     if MetadataCatalog.get(name).get("evaluator_type") == "video_instance":
         check_annotations(dicts)
+    refuse_labels_as_frames(name, dicts)
     videos: dict[str, list[Record]] = {}
     for record in dicts:
         missing = {"file_name", "video_id", "frame_index"} - record.keys()

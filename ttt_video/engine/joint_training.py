@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import (
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
@@ -29,14 +32,18 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from ttt_video.data.classes import check_predicted_classes, check_trained_classes
 from ttt_video.data.coco_masks import LABELLED_ONLY, check_annotations
 from ttt_video.data.datasets import check_registered
+from ttt_video.data.labels import refuse_labels_as_frames
 from ttt_video.data.loader import TrainingLoader, TrainingStream
-from ttt_video.data.mapper import JointDatasetMapper
+from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
-from ttt_video.errors import UserError, require
+from ttt_video.engine.still_evaluation import CheckedLabels, CheckedPanopticEvaluator
+from ttt_video.errors import UserError, error_of_process, require
 from ttt_video.evaluation.instance_sets import InstanceSetEvaluator, ThingEvaluator
 from ttt_video.modeling.weights import TTTCheckpointer
 
@@ -164,6 +171,7 @@ class JointTrainer(DefaultTrainer):
     """
 
     iter: int
+    _hooks: list[HookBase]
 
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor fixes the step, the loader's wrapper and the
@@ -282,8 +290,8 @@ class JointTrainer(DefaultTrainer):
         """Batches of ``DATASETS.TRAIN`` in the reproducible order of :class:`TrainingStream`.
 
         Raises:
-            UserError: a data set is unknown, missing or empty, or the batch does not divide
-                among the processes and into their micro-batches.
+            UserError: a data set is unknown, missing, empty or of other classes than the model,
+                or the batch does not divide among the processes and into their micro-batches.
         """
         world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if total < 1 or total % world_size:
@@ -301,6 +309,8 @@ class JointTrainer(DefaultTrainer):
         mapper = JointDatasetMapper(cfg, True)
         if mapper.task == "instance":
             check_annotations(records, everywhere=True)
+        for name in cfg.DATASETS.TRAIN:
+            check_trained_classes(cfg, name, mapper.task)
         return TrainingLoader(
             TrainingStream(records, mapper, seed=seed),
             batch_size=total // world_size,
@@ -310,17 +320,33 @@ class JointTrainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """detectron2's, with images read and resized as a stream's frames are."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """detectron2's; what a loading process refuses is told in one line."""
+        try:
+            return super().test(cfg, model, evaluators)
+        except UserError as error:
+            raise error_of_process(str(error)) or error from None
+
+    @classmethod
     def check_evaluation(cls, cfg: CfgNode) -> None:
         """Raises what would end the evaluation of ``DATASETS.TEST``, hours of training before it.
 
         Also without ``TEST.EVAL_PERIOD``, because a run ends with an evaluation.
 
         Raises:
-            UserError: a data set is unknown, missing or cannot be scored.
+            UserError: a data set is unknown, missing, of other classes, or cannot be scored.
         """
         for name in cfg.DATASETS.TEST:
             with _data_set_errors("DATASETS.TEST", [name]):
                 cls.build_test_loader(cfg, name)
+                check_predicted_classes(cfg, name)
                 cls.build_evaluator(cfg, name)
 
     @classmethod
@@ -335,7 +361,11 @@ class JointTrainer(DefaultTrainer):
         kind = evaluator_type(dataset_name)
         if _HEADLINE[kind] == "sem_seg/mIoU":
             try:
-                return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir)
+                return SemSegEvaluator(
+                    dataset_name,
+                    output_dir=output_dir,
+                    sem_seg_loading_fn=CheckedLabels(dataset_name),
+                )
             except KeyError as error:
                 raise UserError(
                     f"data set {dataset_name!r} has images without {error}; {LABELLED_ONLY}"
@@ -344,7 +374,7 @@ class JointTrainer(DefaultTrainer):
         if _HEADLINE[kind] == "panoptic_seg/PQ":
             # Without what it asks for: it pins numpy<2 without need.
             require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
-            evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+            evaluators.append(CheckedPanopticEvaluator(dataset_name, output_dir))
         if kind == "video_instance":
             return InstanceSetEvaluator(dataset_name)
         things_too = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file")
@@ -392,6 +422,7 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
         raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
     with _data_set_errors("DATASETS.TRAIN", names):
         records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    refuse_labels_as_frames(", ".join(names), records)
     # detectron2's loader of Cityscapes lists folders in the order of the file system.
     if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
         records.sort(key=lambda record: record["file_name"])

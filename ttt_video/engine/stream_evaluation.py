@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..adaptation import NoAdaptation
+from ..data.classes import check_predicted_classes
 from ..data.decoded_source import frames_after
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError
@@ -90,7 +91,11 @@ class StreamEvaluation:
             observers: called with every result, also of frames whose rows are on disk already.
             save_every: frames from one saved state of a video to the next, from which an
                 interrupted run goes on; 0 saves none, and interrupted videos start anew.
+
+        Raises:
+            UserError: the data set has other classes than the model.
         """
+        check_predicted_classes(cfg, dataset_name)
         self.cfg = cfg
         self.run = run
         self.dataset_name = dataset_name

@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..data.coco_masks import compress, mask_fault
-from ..data.images import read_label_image
 from ..data.kitti_step import read_sem_seg
+from ..data.labels import check_class_ids, present_ids, read_segment_ids
 from ..errors import UserError
 from .base import StreamingEvaluator
 from .instances import frame_average_precision, mask_ious, mask_overlaps, match_class
@@ -46,13 +46,16 @@ class SemSegStreamEvaluator(StreamingEvaluator):
         predicted, num_classes = class_map(output), len(output["sem_seg"])
         labels = read_sem_seg(dict(frame))
         assert predicted is not None
+        file_name, ignore_label = frame["sem_seg_file_name"], self.info.ignore_label
+        classes = len(self.info.classes)
         try:
-            confusion = confusion_matrix(predicted, labels, num_classes, self.info.ignore_label)
+            confusion = confusion_matrix(predicted, labels, num_classes, ignore_label)
         except ValueError as error:
+            check_class_ids(present_ids(labels), classes, ignore_label, file_name)
             raise UserError(
-                f"{frame['sem_seg_file_name']} does not fit the predictions ({error}): "
-                + _DO_THEY_AGREE
+                f"{file_name} does not fit the predictions ({error}): {_DO_THEY_AGREE}"
             ) from error
+        check_class_ids(np.flatnonzero(confusion.any(1)).tolist(), classes, ignore_label, file_name)
         return class_counts(confusion)
 
     def frame_metrics(self, record: Record) -> dict[str, float | None]:
@@ -71,12 +74,14 @@ class PanopticStreamEvaluator(StreamingEvaluator):
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         predicted_map, predicted = output["panoptic_seg"]
-        file_name = frame["pan_seg_file_name"]
+        file_name, ignore_label = frame["pan_seg_file_name"], self.info.ignore_label
+        categories = [segment["category_id"] for segment in frame["segments_info"]]
+        check_class_ids(categories, len(self.info.classes), ignore_label, file_name)
         try:
             overlaps = measure_overlaps(
                 predicted_map.cpu().numpy(),
                 predicted,
-                read_panoptic(file_name),
+                read_segment_ids(file_name),
                 frame["segments_info"],
             )
         except ValueError as error:
@@ -108,6 +113,7 @@ class InstanceStreamEvaluator(StreamingEvaluator):
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         instances: Instances = output["instances"]
+        self._check_classes(frame)
         # Objects of a data set that does not name its classes are all of a class.
         unlabelled = self.info.unlabelled_category if self.info.classes else None
         labels = [a for a in frame["annotations"] if a["category_id"] != unlabelled]
@@ -132,6 +138,12 @@ class InstanceStreamEvaluator(StreamingEvaluator):
             pairs = ious[np.ix_(d, g)]
             things[str(k)] = match_class(scores[d], areas[d], pairs, sizes[g], crowd[g])
         return {"things": things, "stuff": self._stuff(frame)}
+
+    def _check_classes(self, frame: Mapping[str, Any]) -> None:
+        things = self.info.things  # the first ids, where a data set has stuff too
+        number = len(self.info.classes) if things is None else max(things, default=-1) + 1
+        categories = [label["category_id"] for label in frame["annotations"]]
+        check_class_ids(categories, number, self.info.ignore_label, frame.get("file_name"))
 
     @staticmethod
     def _rles(
@@ -254,21 +266,6 @@ def score_frame(
             records[evaluator.name] = record
             metrics.update(evaluator.frame_metrics(record))
     return {"records": records, "metrics": metrics} if records else {}
-
-
-def read_panoptic(file_name: str) -> np.ndarray:
-    """(H, W) int32 segment ids of an RGB label image: R + 256 G + 65536 B.
-
-    Raises:
-        UserError: the file is missing, unreadable, or no RGB image.
-    """
-    pixels = read_label_image(file_name)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        shape = "x".join(str(n) for n in pixels.shape)
-        raise UserError(f"{file_name} ({pixels.dtype}, {shape}) is not an RGB panoptic label image")
-    four_bytes = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
-    four_bytes[..., :3] = pixels
-    return four_bytes.view("<i4")[..., 0]
 
 
 EVALUATORS: dict[str, type[StreamingEvaluator]] = {

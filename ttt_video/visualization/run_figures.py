@@ -18,7 +18,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ..data.images import read_rgb
 from ..data.kitti_step import read_sem_seg
+from ..data.labels import read_segment_ids
 from ..engine.run_directory import file_stem, read_rows
 from ..errors import UserError
 from .curves import plot_curves
@@ -268,12 +270,11 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
     if record is None or not record.keys() & {"sem_seg_file_name", "pan_seg_file_name"}:
         return None
     metadata = MetadataCatalog.get(dataset)
-    image = np.asarray(Image.open(file_name).convert("RGB"))
+    image = read_rgb(file_name)
     if "sem_seg_file_name" in record:
         classes = read_sem_seg(record)
     else:
-        rgb = np.asarray(Image.open(record["pan_seg_file_name"]).convert("RGB"), np.uint32)
-        ids = rgb @ np.array([1, 256, 65536], np.uint32)
+        ids = read_segment_ids(record["pan_seg_file_name"])
         classes = np.full(ids.shape, -1, np.int32)
         for segment in record["segments_info"]:
             classes[ids == segment["id"]] = segment["category_id"]
