@@ -139,15 +139,9 @@ class GradientAdapter(Adapter):
         self._scales: dict[nn.Parameter, Tensor | float] = {}
         if source_gradients:
             scales = gradient_scales(self._moving, source_gradients, self.parts)
-            self._scales = self._factors(scales)
-
-    def _factors(self, scales: Mapping[str, float]) -> dict[nn.Parameter, Tensor | float]:
-        # A GPU takes a list of numbers in one kernel; a CPU makes tensors of them in every step.
-        on_cpu = self.device.type == "cpu"
-        return {
-            p: torch.tensor(scales[name]) if on_cpu else scales[name]
-            for name, p in self._moving.items()
-        }
+            # A GPU takes numbers in one kernel; a CPU would make tensors of them in every step.
+            factor = torch.tensor if self.device.type == "cpu" else float
+            self._scales = {p: factor(scales[name]) for name, p in self._moving.items()}
 
     @staticmethod
     def config_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -287,7 +281,6 @@ class GradientAdapter(Adapter):
     ) -> dict[str, Tensor]:
         """Scalars of a batch, by micro-batches, whose gradients accumulate."""
         sums: dict[str, Tensor] = {}
-        # Stochastic depth and dropout follow the video's random state, not the process's.
         random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
         with module_mode(self.model, self.training_step), random:
             for start in range(0, len(batch), self.micro_batch_size):
@@ -314,9 +307,9 @@ class GradientAdapter(Adapter):
     ) -> bool:
         """Whether the step that was just taken has made its own loss far too large.
 
-        The loss is computed again only after a step that is large: one that along the gradient
-        would take more than :data:`LARGE` of the loss away. Whatever the optimizer, the norms of
-        gradient and step bound that, tensor by tensor.
+        The loss is computed again only after a large step: one that, along the gradient, would take
+        more than :data:`LARGE` of the loss away. Whatever the optimizer, that is bounded, tensor by
+        tensor, by the norms of gradient and step.
 
         Args:
             loss: of the step. One that is not above 0 cannot grow by a factor: nothing is said.
