@@ -32,8 +32,7 @@ HALVINGS = 16
 
 LARGE = 0.5
 """A step that would take more than this share of the loss away is too large for its gradient to say
-what it does. Steps that made the loss of a small model larger had 0.2 and more, of those that
-doubled it none had less than 0.8; steps of the published settings have 0.01 to 0.25."""
+what it does (docs/methods/online_ttt_mae.md has what was seen)."""
 
 
 class GradientAdapter(Adapter):
