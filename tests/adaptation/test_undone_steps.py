@@ -154,3 +154,24 @@ def test_the_papers_step_on_random_weights_does_not_run_away(tiny_model, make_vi
 def test_every_run_has_the_limit(tiny_model, preset):
     cfg = load_config("joint_cityscapes.yaml", preset, ["MODEL.DEVICE", "cpu"])
     assert build_adapter(cfg, tiny_model).max_loss_growth == 3.0
+
+
+def test_a_stream_with_undone_steps_goes_on_from_a_saved_state():
+    """Some steps are taken, some undone; nothing of the check outlives its step."""
+
+    def adapter_of() -> ToyAdapter:
+        return ToyAdapter(toy(), lr=0.2, momentum=0.3, batch_size=2, max_loss_growth=1.5)
+
+    def records(adapter: ToyAdapter, random: torch.Generator, count: int) -> list[dict]:
+        return [adapter.adapt(window(), random) for _ in range(count)]
+
+    whole, random = adapter_of(), seeded()
+    records(whole, random, 1)
+    state, drawn = copy.deepcopy(whole.state_dict()), random.get_state()
+    expected = records(whole, random, 6)
+    assert 0 < sum(record["skipped_steps"] for record in expected) < 6
+    resumed = adapter_of()
+    resumed.load_state_dict(state)
+    random.set_state(drawn)
+    assert records(resumed, random, 6) == expected
+    assert_same(weights(resumed.model), weights(whole.model))
