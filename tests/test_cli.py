@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
 
-from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.adaptation import ADAPTER_REGISTRY, build_adapter
 from ttt_video.cli import (
+    DEFAULT_STREAM_CONFIG,
     PRESETS,
     add_config_arguments,
     config_dir,
@@ -18,11 +20,13 @@ from ttt_video.cli import (
     load_config,
     run_tool,
 )
+from ttt_video.engine.stream_evaluation import load_source_model
 from ttt_video.errors import UserError
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 FRAGMENTS = ("presets", "methods", "sweeps")  # merged on top of a config, or no config
 RUNNABLE = [name for name in SHIPPED if name.split("/")[0] not in FRAGMENTS]
+SWEEPS = ("all_methods", "all_shifts", "benchmark", "long_stream", "shuffle", "validation")
 METHODS = [Path(name).stem for name in SHIPPED if name.startswith("methods/")]
 
 
@@ -146,6 +150,67 @@ def test_order_is_defaults_file_preset_overrides(tmp_path):
     assert cfg.TTT.MASK_RATIO == 0.8  # the preset, over the file
     assert cfg.TTT.WINDOW_SIZE == 4  # the override, over the preset
     assert not cfg.is_frozen()
+
+
+OWN = """
+TTT:
+  BATCH_SIZE: 5
+  WINDOW_SIZE: 6
+  BY_METHOD:
+    tent: {BATCH_SIZE: 7, WINDOW_SIZE: 8, MASK_RATIO: 0.3, OPTIMIZER: {BASE_LR: 0.5}}
+"""
+
+
+def test_what_a_file_has_for_one_method_counts_as_the_files_for_that_method(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN)
+
+    def loaded(*args, **kwargs):
+        cfg = load_config(str(file), *args, **kwargs)
+        assert CfgNode() == cfg.TTT.BY_METHOD  # a run's config.yaml holds what counted
+        return cfg.TTT.BATCH_SIZE, cfg.TTT.WINDOW_SIZE, cfg.TTT.OPTIMIZER.BASE_LR
+
+    assert loaded() == loaded(method="self_train") == (5, 6, 0.01)
+    assert loaded(method="tent") == loaded(opts=["TTT.METHOD", "tent"]) == (7, 8, 0.5)
+    ensemble = ["TTT.ENSEMBLE.METHOD", "tent"]
+    assert loaded(method="majority_vote", opts=ensemble) == (7, 8, 0.5)
+    # The preset and overrides go before it.
+    assert loaded("paper", method="tent") == (32, 16, 0.01)
+    assert loaded(method="tent", opts=["TTT.BATCH_SIZE", "9"]) == (9, 8, 0.5)
+
+
+@pytest.mark.parametrize("own", ["tent: {BATCH: 7}", "tent: {BATCH_SIZE: many}", "tent: 3"])
+def test_a_mistake_in_what_a_method_has_is_one_line(tmp_path, own):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"TTT:\n  BY_METHOD:\n    {own}\n")
+    with pytest.raises(UserError, match=r"TTT\.BY_METHOD\.tent of config .*mine\.yaml") as error:
+        load_config(str(file), method="tent")
+    assert "\n" not in str(error.value)
+
+
+def test_the_small_model_takes_the_same_step_in_tool_demo_and_benchmark():
+    """SGD; a twin differs in its files."""
+    small = load_config(DEFAULT_STREAM_CONFIG).TTT
+    assert small.OPTIMIZER.NAME == "SGD"
+    sweeps = [yaml.safe_load(find_config(f"sweeps/{n}.yaml").read_text()) for n in SWEEPS]
+    assert {sweep["config"] for sweep in sweeps} == {DEFAULT_STREAM_CONFIG}
+    demo = (config_dir().parent / "tools/demo.py").read_text()
+    assert f'CONFIG = "{DEFAULT_STREAM_CONFIG}"' in demo
+    twin = load_config("quick/stream_world_panoptic.yaml").TTT
+    differing = {key for key, value in keys(small).items() if keys(twin)[key] != value}
+    assert differing == {"LN_ADAPT.SOURCE_STATISTICS", "OPTIMIZER.SOURCE_GRADIENTS"}
+
+
+@pytest.mark.parametrize("twin", ["", "_panoptic"])
+def test_every_method_runs_on_the_small_model_as_typed(twin):
+    config = f"quick/stream_world{twin}.yaml"
+    model = load_source_model(load_config(config))
+    of_pixels = {"self_train", "self_train_class_balance", "majority_vote", "temporal_smoothing"}
+    for method in {*METHODS} - (of_pixels if twin else set()):
+        cfg = load_config(config, method=method)
+        build_adapter(cfg, model)
+        reconstructs = not method.startswith(("tent", "self_train"))
+        assert ("SGD" if reconstructs else "ADAMW") == cfg.TTT.OPTIMIZER.NAME
 
 
 def test_without_a_file_the_defaults():

@@ -126,6 +126,9 @@ def test_closed_sets_of_values(key):
         ("TTT.OPTIMIZER.BASE_LR", float("nan")),
         ("TTT.OPTIMIZER.CLIP_NORM", -1.0),
         ("TTT.OPTIMIZER.SOURCE_PULL", 1.5),
+        ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", -1.0),
+        ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.9),
+        ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", float("nan")),
         ("TTT.CROP.SIZE", [64]),
         ("TTT.CROP.SIZE", [0, 64]),
         ("TTT.CROP.SIZE", [1, 2, 3]),
@@ -152,6 +155,8 @@ def test_gradients_in_units_of_the_source_are_for_sgd():
         ("TTT.MASK_PATCH_SIZE", 4),
         ("TTT.WINDOW_SIZE", 0),
         ("TTT.OPTIMIZER.BASE_LR", 0.0),
+        ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0),
+        ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", 1.0),
         ("TTT.CROP.SIZE", [1, 1]),
     ],
 )

@@ -128,14 +128,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.config_file is None:
         raise UserError("no config; give --config FILE, such as --config joint_cityscapes.yaml")
     options = options_of(args)
-    cfg = load_config(
-        args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
-    )
+    # Steps from random weights are large, and would be looked at again as few of a stream are.
+    opts = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", "0.0", *args.opts]
+    cfg = load_config(args.config_file, args.preset, opts, allow_unsafe_yaml=args.allow_unsafe_yaml)
     result: dict[str, Any] = {
         "command": args.command,
         "config": args.config_file,
         "preset": args.preset,
-        "overrides": args.opts,
+        "overrides": opts,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
         "results": {},
     }

@@ -13,7 +13,8 @@ import argparse
 import torch
 
 from ttt_video.adaptation import build_adapter
-from ttt_video.adaptation.gradient import GradientAdapter, measure_gradients
+from ttt_video.adaptation.gradient import GradientAdapter
+from ttt_video.adaptation.source_gradients import measure_gradients
 from ttt_video.cli import add_config_arguments, load_config, run_tool
 from ttt_video.data.datasets import training_images
 from ttt_video.data.images import FrameTransform

@@ -75,7 +75,9 @@ def report(summary: Row) -> str:
     if summary["loss_recon"] is not None:
         lines.append(f"reconstruction loss {summary['loss_recon']:.4f}")
     if summary["skipped_steps"]:
-        lines.append(f"{summary['skipped_steps']} steps skipped: loss or gradient not finite")
+        lines.append(
+            f"{summary['skipped_steps']} steps skipped: the loss was not finite, or exploded"
+        )
     if "frame_budget_used" in summary:
         lines.append(
             f"frame budget {summary['settings']['FRAME_BUDGET_MS']} ms: "

@@ -87,6 +87,16 @@ def merge_method(cfg: CfgNode, name: str) -> None:
     cfg.TTT.METHOD = name
 
 
+def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> None:
+    """Merges what a config file has for these methods alone: ``TTT.BY_METHOD``, then empty."""
+    own = cfg.TTT.BY_METHOD
+    for name in methods:
+        if name in own:
+            with _merging(f"TTT.BY_METHOD.{name} of config {file}"):
+                cfg.TTT.merge_from_other_cfg(own[name])
+    cfg.TTT.BY_METHOD = CfgNode(new_allowed=True)
+
+
 def key_values(opts: Sequence[str]) -> dict[str, str]:
     """detectron2's trailing overrides by their keys; of two for one key the last counts.
 
@@ -108,28 +118,31 @@ def load_config(
 ) -> CfgNode:
     """Defaults, the file, the preset, the method, KEY VALUE overrides; validated, not frozen.
 
+    What the file has for the selected method alone (``TTT.BY_METHOD``) counts as the file's.
     ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
     defaults to the GPU where PyTorch finds one, else to the CPU. A file with ``!!python/`` tags,
     which run code (some of Mask2Former's have them), is read only if ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    overrides = key_values(opts)
+    method = overrides.get("TTT.METHOD", method)
+    # The one under an ensemble first.
+    methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
     if config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
+        _merge_own_settings(cfg, file, methods)
     if preset is not None:
         # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
         coco = preset == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
         file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")
         _merge_fragment(cfg, file, f"preset {file}")
         cfg.TTT.PRESET = preset
-    overrides = key_values(opts)
-    method = overrides.get("TTT.METHOD", method)
     selected = method or cfg.TTT.METHOD
-    for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method):  # the one under an ensemble first
-        if name is not None:
-            merge_method(cfg, name)
+    for name in methods:
+        merge_method(cfg, name)
     cfg.TTT.METHOD = selected
     with _merging(f"overrides {' '.join(opts)}"):
         cfg.merge_from_list(list(opts))

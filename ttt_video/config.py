@@ -184,6 +184,10 @@ def _ttt_defaults() -> CfgNode:
 
     # --- test-time training ---
     ttt.METHOD = "online_ttt_mae"  # a name in ttt_video.adaptation.ADAPTER_REGISTRY
+    # TTT.* keys that a config file has for single methods, by name: what suits the loss of one does
+    # not suit another's. Those of the selected method count as the file's; cli.load_config merges
+    # them, and leaves none here.
+    ttt.BY_METHOD = CfgNode(new_allowed=True)
     ttt.WINDOW_SIZE = 16  # frames of explicit memory k, the current one included; 0 = unbounded
     ttt.BATCH_SIZE = 32  # samples per gradient step
     ttt.MICRO_BATCH_SIZE = 8  # samples per forward and backward; gradients accumulate
@@ -220,6 +224,9 @@ def _ttt_defaults() -> CfgNode:
     ttt.OPTIMIZER.BACKBONE_MULTIPLIER = 1.0  # learning rate of f, relative to BASE_LR
     ttt.OPTIMIZER.CLIP_NORM = 0.0  # L2 norm of the whole gradient; 0 = no clipping
     ttt.OPTIMIZER.RESTART = False  # forget the optimizer's state after every frame
+    # A step is undone if the loss on its own batch and masks is more than so many times as large
+    # after it; 0 = no step is. It is looked at after steps that are suspiciously large only.
+    ttt.OPTIMIZER.MAX_LOSS_GROWTH = 3.0
     # After every step the weights move this share of the way back to the source weights; 0 = none.
     # Continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
     ttt.OPTIMIZER.SOURCE_PULL = 0.0
@@ -240,6 +247,8 @@ def _ttt_defaults() -> CfgNode:
     ttt.OFFLINE = CfgNode()
     ttt.OFFLINE.STEPS = 1000  # gradient steps on the whole video before its first prediction
     ttt.OFFLINE.EVAL_EVERY = 100  # offline_ttt_mae_oracle: steps between two looks at the labels
+    # offline_ttt_mae_oracle: the source weights, step 0, are a candidate, too (not in the paper).
+    ttt.OFFLINE.ALLOW_ZERO = False
     ttt.LN_ADAPT = CfgNode()
     # File of tools/measure_norm_statistics.py: what the layers gave on the training images.
     ttt.LN_ADAPT.SOURCE_STATISTICS = ""
@@ -357,6 +366,12 @@ def validate_config(cfg: CfgNode) -> None:
         "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
     )
     require(ttt.OPTIMIZER.CLIP_NORM >= 0, "TTT.OPTIMIZER.CLIP_NORM", "at least 0 (0 = no clipping)")
+    growth = ttt.OPTIMIZER.MAX_LOSS_GROWTH
+    require(
+        growth == 0 or 1 <= growth < math.inf,
+        "TTT.OPTIMIZER.MAX_LOSS_GROWTH",
+        "a factor of at least 1, or 0 for no limit",
+    )
     require(ttt.CROP.RESIZE > 0, "TTT.CROP.RESIZE", "above 0, a factor on a frame's sides")
     require(
         len(ttt.CROP.SIZE) in (0, 2) and all(side >= 1 for side in ttt.CROP.SIZE),

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import GradientAdapter, SlidingWindow, build_adapter
-from ttt_video.adaptation.gradient import HALVINGS, measure_gradients
+from ttt_video.adaptation.gradient import HALVINGS
+from ttt_video.adaptation.source_gradients import measure_gradients
 from ttt_video.errors import UserError
 
 

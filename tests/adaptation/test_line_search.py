@@ -142,6 +142,6 @@ def test_statistics_are_needed_and_have_to_fit(cfg, tiny_model, tmp_path):
 
 
 def test_the_shipped_models_have_what_it_takes():
-    for name in ("quick/online_world.yaml", "quick/online_world_panoptic.yaml"):
+    for name in ("quick/stream_world.yaml", "quick/stream_world_panoptic.yaml"):
         config = load_config(name, method="online_ttt_mae_line_search")
         assert isinstance(build_adapter(config, load_source_model(config)), LineSearchAdapter)

@@ -20,7 +20,6 @@ from ttt_video.adaptation import (
 )
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.norm_statistics import measure_statistics
-from ttt_video.adaptation.offline_ttt_mae_oracle import OfflineOracleAdapter
 from ttt_video.cli import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
@@ -225,23 +224,6 @@ class TestOfflineTTTMAEOracle(OfflineContract):
             return video
 
         return make
-
-    @pytest.fixture(autouse=True)
-    def _prefers_what_has_moved(self, monkeypatch):
-        """Random labels choose a random step, which may be the source; here they barely count."""
-        real = OfflineOracleAdapter.__init__
-
-        def init(self, model, *, score, **settings):
-            source = [p.detach().clone() for p in model.parameters()]
-
-            def biased(frames, predict):
-                moved = zip(model.parameters(), source, strict=True)
-                distance = sum(float((p - s).square().sum()) for p, s in moved)
-                return 1e-12 * score(frames, predict) + distance
-
-            real(self, model, score=biased, **settings)
-
-        monkeypatch.setattr(OfflineOracleAdapter, "__init__", init)
 
     def test_one_result_per_frame_in_order_of_the_original_size(self, runner, make_video):
         results = list(runner.run(make_video(num_frames=4)))

@@ -9,7 +9,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from PIL import Image
 
-from ttt_video.adaptation.offline_ttt_mae_oracle import scorer
+from ttt_video.adaptation import RandomCrop
+from ttt_video.adaptation.offline_ttt_mae_oracle import OfflineOracleAdapter, scorer
+from ttt_video.cli import load_config
+from ttt_video.errors import UserError
 
 
 @pytest.fixture
@@ -54,3 +57,52 @@ def test_labels_that_the_data_set_ignores_do_not_count(score, tmp_path, ignored,
     frame = {"sem_seg_file_name": str(tmp_path / "labels.png")}
     metadata = {"evaluator_type": "video_sem_seg", "ignore_label": ignored}
     assert score(frame, {"sem_seg": scores}, **metadata) == expected
+
+
+def oracle(model, scores, **settings) -> OfflineOracleAdapter:
+    """Four steps, a look after every second; ``scores`` says what each look finds."""
+    found = iter(scores)
+    return OfflineOracleAdapter(
+        model, augment=RandomCrop(), lr=0.1, batch_size=1, num_steps=4, eval_every=2,
+        score=lambda frames, predict: next(found), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores", "chosen"),
+    [
+        # One look at the first frame says that there are labels; then those after 2 and 4 steps.
+        ({}, [99.0, 40.0, 50.0], (4, 50.0)),
+        ({}, [99.0, 50.0, 40.0], (2, 50.0)),
+        ({"allow_zero": False}, [99.0, 50.0, 50.0], (2, 50.0)),
+        ({"allow_zero": True}, [99.0, 40.0, 50.0], (0, 99.0)),
+        ({"allow_zero": True}, [30.0, 40.0, 50.0], (4, 50.0)),
+    ],
+)
+def test_the_source_weights_are_a_candidate_only_where_allowed(
+    tiny_model, make_video, settings, scores, chosen
+):
+    source = {name: p.clone() for name, p in tiny_model.named_parameters()}
+    adapter = oracle(tiny_model, scores, **settings)
+    adapter.watch(make_video(), torch.Generator().manual_seed(0))
+    record = adapter.adapt(None, None)
+    assert (record["offline_steps"], record["offline_score"]) == chosen
+    moved = any(not torch.equal(p, source[name]) for name, p in tiny_model.named_parameters())
+    assert moved == (chosen[0] > 0)
+
+
+def test_a_video_without_labels_is_refused_before_the_training(tiny_model, make_video):
+    adapter = oracle(tiny_model, [float("nan")] * 3)
+    adapter.take_steps = None  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="video a has no labels"):
+        adapter.watch(make_video(num_frames=3), torch.Generator())
+
+
+def test_one_labelled_frame_is_enough(tiny_model, make_video):
+    adapter = oracle(tiny_model, [float("nan"), 1.0, 5.0, 6.0])
+    adapter.watch(make_video(num_frames=3), torch.Generator().manual_seed(0))
+    assert adapter.adapt(None, None)["offline_score"] == 6.0
+
+
+def test_the_key_of_the_papers_candidates():
+    assert load_config(None).TTT.OFFLINE.ALLOW_ZERO is False

@@ -527,9 +527,13 @@ def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_p
 def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):
     content = {
         config: sweep_workers._content(local_sweep(sweep_of, config=config).cells[0])
-        for config in (None, DEFAULT_STREAM_CONFIG, "quick/online_world.yaml")
+        for config in (None, DEFAULT_STREAM_CONFIG, "quick/stream_world_panoptic.yaml")
     }
-    assert content[None] == content[DEFAULT_STREAM_CONFIG] != content["quick/online_world.yaml"]
+    assert (
+        content[None]
+        == content[DEFAULT_STREAM_CONFIG]
+        != content["quick/stream_world_panoptic.yaml"]
+    )
 
 
 def test_jobs_through_submitit(sweep_of, tools, tmp_path):

@@ -27,7 +27,7 @@ def tool(monkeypatch):
 
 
 def test_the_preset_in_these_units_says_that_they_are_missing(tool, pictures, tmp_path, caplog):
-    cfg = load_config(CONFIG, "realtime")
+    cfg = load_config(CONFIG, "realtime", ["TTT.OPTIMIZER.SOURCE_GRADIENTS", ""])
     build_adapter(cfg, load_source_model(cfg))
     assert "SOURCE_GRADIENTS names none: measure them by" in caplog.text
     caplog.clear()

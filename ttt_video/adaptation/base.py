@@ -73,6 +73,15 @@ def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def seeded_layers(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+    """Layers that draw at random follow a generator for a while, not the process's state."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
 class Adapter(ABC):
     """Owns a model during a stream: changes its weights, predicts with them, restores them.
 

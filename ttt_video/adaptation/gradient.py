@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from statistics import median
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,28 +14,25 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..engine.optimizer import NORM_LAYERS, make_optimizer, parameter_groups
+from ..engine.optimizer import make_optimizer, parameter_groups
 from ..errors import UserError
 from ..modeling.weights import read_checkpoint
-from .base import Adapter, module_mode
+from .base import Adapter, module_mode, seeded_layers
+from .moving_parameters import unfreeze
+from .snapshot import Snapshot
+from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
-    "all": lambda layer, name, parameter: True,
-    "norm": lambda layer, name, parameter: isinstance(layer, NORM_LAYERS),
-    # "in_proj_weight" of attention, too; queries, levels and tables are looked up or added.
-    "matrices": lambda layer, name, parameter: (
-        name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
-    ),
-}
-"""Of which layer and by which name a parameter moves (``TTT.PARAMETERS``)."""
-
 HALVINGS = 16
 """Times that a step of fp16 is tried again with half the loss scale: from 2**16 down to 1."""
+
+LARGE = 0.5
+"""A step that would take more than this share of the loss away is too large for its gradient to say
+what it does (docs/methods/online_ttt_mae.md has what was seen)."""
 
 
 class GradientAdapter(Adapter):
@@ -66,6 +62,7 @@ class GradientAdapter(Adapter):
         restart_optimizer: bool = False,
         source_pull: float = 0.0,
         source_gradients: Mapping[str, Tensor] | None = None,
+        max_loss_growth: float = 0.0,
         steps_per_frame: int = 1,
         batch_size: int = 32,
         micro_batch_size: int = 8,
@@ -92,6 +89,8 @@ class GradientAdapter(Adapter):
                 every step.
             source_gradients: of :func:`measure_gradients`. The gradient of each tensor is divided
                 by its own number before it is clipped, so that tensors move alike.
+            max_loss_growth: a step is undone if the loss on its own batch and masks is more than so
+                many times as large after it; 0 undoes none.
             steps_per_frame: gradient steps per frame.
             batch_size: samples per step.
             micro_batch_size: samples per forward and backward; the gradient is that of the batch.
@@ -109,7 +108,7 @@ class GradientAdapter(Adapter):
             raise ValueError(f"no step mode {step_mode!r}; train or eval")
         model.requires_grad_(False)
         for name in modules:
-            self._unfreeze(model, name, parameters)
+            unfreeze(model, name, parameters, self.parts)
         groups = parameter_groups(
             model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
         )
@@ -123,6 +122,7 @@ class GradientAdapter(Adapter):
         self.clip_norm = clip_norm
         self.restart_optimizer = restart_optimizer
         self.source_pull = source_pull
+        self.max_loss_growth = max_loss_growth
         self.steps_per_frame = steps_per_frame
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
@@ -135,58 +135,12 @@ class GradientAdapter(Adapter):
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
-        self._scales = self._gradient_scales(source_gradients) if source_gradients else {}
-
-    def _gradient_scales(self, source: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor | float]:
-        """Factor on each moving parameter's gradient.
-
-        A tensor with hardly a gradient on the source's images, such as the bias of attention's
-        keys, of which the output does not depend, counts as having a fifth of the median.
-        """
-        missing = self._moving.keys() - source.keys()
-        if missing:
-            raise UserError(
-                f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
-                "this model and method by tools/measure_gradients.py"
-            )
-        foreign = {name.split(".")[0] for name in source} - {*self.parts}
-        if self.parts and foreign:
-            raise UserError(
-                f"TTT.OPTIMIZER.SOURCE_GRADIENTS has gradients of {min(foreign)}, of which the "
-                "loss of this method does not depend: they are another method's. Measure its own "
-                "by tools/measure_gradients.py, or choose a config without, such as "
-                "quick/stream_world.yaml"
-            )
-        sizes = {name: float(source[name]) for name in self._moving}
-        least = median(sizes.values()) / 5
-        scales = {p: 1.0 / max(sizes[name], least) for name, p in self._moving.items()}
-        # A GPU takes a list of numbers in one kernel; a CPU makes tensors of them in every step.
-        on_cpu = self.device.type == "cpu"
-        return {p: torch.tensor(scale) if on_cpu else scale for p, scale in scales.items()}
-
-    def _unfreeze(self, model: nn.Module, name: str, parameters: str) -> None:
-        part = name.split(".")[0]
-        if self.parts and part not in self.parts:
-            raise UserError(
-                f"TTT.MODULES names {name!r}, which the loss of this method does not depend on; "
-                f"choose within {', '.join(self.parts)}"
-            )
-        try:
-            module = model.get_submodule(name)
-        except AttributeError as error:
-            if part == "recon_head" and getattr(model, part, None) is None:
-                raise UserError(
-                    "the weights have no decoder g (recon_head), which this method trains: give "
-                    "jointly trained ones, or choose a method without reconstruction"
-                ) from error
-            raise UserError(
-                f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
-                + ", ".join(child for child, _ in model.named_children())
-            ) from error
-        for layer in module.modules():
-            for own, parameter in layer.named_parameters(recurse=False):
-                if _CHOICES[parameters](layer, own, parameter):
-                    parameter.requires_grad_(True)
+        self._scales: dict[nn.Parameter, Tensor | float] = {}
+        if source_gradients:
+            scales = gradient_scales(self._moving, source_gradients, self.parts)
+            # A GPU takes numbers in one kernel; a CPU would make tensors of them in every step.
+            factor = torch.tensor if self.device.type == "cpu" else float
+            self._scales = {p: factor(scales[name]) for name, p in self._moving.items()}
 
     @staticmethod
     def config_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -215,6 +169,7 @@ class GradientAdapter(Adapter):
             "restart_optimizer": ttt.OPTIMIZER.RESTART,
             "source_pull": ttt.OPTIMIZER.SOURCE_PULL,
             "source_gradients": read_checkpoint(file) if file else None,
+            "max_loss_growth": ttt.OPTIMIZER.MAX_LOSS_GROWTH,
             "steps_per_frame": ttt.STEPS_PER_FRAME,
             "batch_size": ttt.BATCH_SIZE,
             "micro_batch_size": ttt.MICRO_BATCH_SIZE,
@@ -241,8 +196,8 @@ class GradientAdapter(Adapter):
         Returns:
             The mean of each scalar over the steps, ``grad_norm`` (before clipping, of the last
             step; 0 where there was nothing to learn, and so no step) and ``skipped_steps``: steps
-            whose loss or gradient was not finite, which left weights, buffers and optimizer
-            untouched; in fp16, at no loss scale.
+            whose loss or gradient was not finite (in fp16, at no loss scale), or that were undone
+            because the loss exploded. They leave weights, buffers and optimizer untouched.
         """
         record = self.take_steps(self.steps_per_frame, window, generator)
         if self.restart_optimizer:
@@ -277,12 +232,12 @@ class GradientAdapter(Adapter):
         scale: dict[str, Any] = {}
         losses, norm, moved = self._try_step(batch, generator)
         for _ in range(HALVINGS):
-            if moved or not all(map(math.isfinite, losses.values())):
+            if math.isfinite(norm) or not all(map(math.isfinite, losses.values())):
                 break
             scale = scale or self.scaler.state_dict()
             generator.set_state(before)  # the same masks
             losses, norm, moved = self._try_step(batch, generator)
-        if not moved and scale:
+        if not math.isfinite(norm) and scale:
             self.scaler.load_state_dict(scale)  # it was not to blame
         return losses, norm, moved
 
@@ -290,40 +245,95 @@ class GradientAdapter(Adapter):
         self, batch: list[Sample], generator: torch.Generator
     ) -> tuple[dict[str, float], float, bool]:
         """As :meth:`_step`, with the loss scale as it is; a failure halves it."""
-        sums: dict[str, Tensor] = {}
-        buffers = [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
-        with module_mode(self.model, self.training_step), self._random_layers(generator):
-            for start in range(0, len(batch), self.micro_batch_size):
-                micro_batch = batch[start : start + self.micro_batch_size]
-                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
-                    losses = self.losses(micro_batch, generator)
-                share = len(micro_batch) / len(batch)
-                total = torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum()
-                if total.requires_grad:
-                    self.scaler.scale(total * share).backward()
-                for name, loss in losses.items():
-                    value = loss.detach().float() * share
-                    sums[name] = sums[name] + value if name in sums else value
+        random = generator.get_state()
+        buffers = self._buffers()
+        sums = self._batch_losses(batch, generator, backward=True)
         if all(parameter.grad is None for parameter in self.parameters):
             self._restore(buffers)
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
         self.scaler.unscale_(self.optimizer)
         self._scale_gradients()
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norms = [*torch._foreach_norm(grads)]
+        grad_norm = torch.linalg.vector_norm(torch.stack(norms))
         # One transfer per step: every read of a GPU scalar waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
+        losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
+            before = Snapshot(self.parameters, self.optimizer) if self.max_loss_growth else None
             if 0 < self.clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
                 torch._foreach_mul_(grads, self.clip_norm / (grad_norm + 1e-6))
             self.scaler.step(self.optimizer)
             self._pull_to_source()
-        else:
+            if before and self._exploded(total_loss(losses), norms, before, batch, random):
+                before.restore()
+                moved = False
+        if not moved:
             self._restore(buffers)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return dict(zip(sums, values, strict=True)), norm, moved
+        return losses, norm, moved
+
+    def _batch_losses(
+        self, batch: list[Sample], generator: torch.Generator, *, backward: bool
+    ) -> dict[str, Tensor]:
+        """Scalars of a batch, by micro-batches, whose gradients accumulate."""
+        sums: dict[str, Tensor] = {}
+        random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
+        with module_mode(self.model, self.training_step), random:
+            for start in range(0, len(batch), self.micro_batch_size):
+                micro_batch = batch[start : start + self.micro_batch_size]
+                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+                    losses = self.losses(micro_batch, generator)
+                share = len(micro_batch) / len(batch)
+                total = torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum()
+                if backward and total.requires_grad:
+                    self.scaler.scale(total * share).backward()
+                for name, loss in losses.items():
+                    value = loss.detach().float() * share
+                    sums[name] = sums[name] + value if name in sums else value
+        return sums
+
+    @torch.no_grad()
+    def _exploded(
+        self,
+        loss: float,
+        norms: list[Tensor],
+        before: Snapshot,
+        batch: list[Sample],
+        random: Tensor,
+    ) -> bool:
+        """Whether the step that was just taken has made its own loss far too large.
+
+        The loss is computed again only after a large step: one that, along the gradient, would take
+        more than :data:`LARGE` of the loss away. Whatever the optimizer, that is bounded, tensor by
+        tensor, by the norms of gradient and step.
+
+        Args:
+            loss: of the step. One that is not above 0 cannot grow by a factor: nothing is said.
+            norms: of the gradients, of those parameters that have one, as they were clipped.
+            before: the parameters before the step.
+            batch: that the step was taken on.
+            random: state of the generator that its masks were drawn by.
+        """
+        if loss <= 0:
+            return False
+        moving = zip(self.parameters, before.distances(), strict=True)
+        lengths = {p: distance for p, distance in moving if p.grad is not None}
+        changes = torch._foreach_mul(norms, [*lengths.values()])
+        if self._scales:
+            scales: list[Any] = [self._scales[p] for p in lengths]
+            torch._foreach_div_(changes, scales)
+        if float(torch.stack(changes).sum()) <= LARGE * loss:
+            return False
+        buffers = self._buffers()
+        generator = torch.Generator()
+        generator.set_state(random)
+        sums = self._batch_losses(batch, generator, backward=False)
+        self._restore(buffers)
+        after = total_loss({name: float(value) for name, value in sums.items()})
+        return not after <= self.max_loss_growth * loss  # NaN, too
 
     def _scale_gradients(self) -> None:
         own = [(p.grad, scale) for p, scale in self._scales.items() if p.grad is not None]
@@ -337,22 +347,15 @@ class GradientAdapter(Adapter):
             source = [self._source[name] for name in self._moving]
             torch._foreach_lerp_([*self._moving.values()], source, self.source_pull)
 
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Those that a forward pass may move, and copies of them."""
+        return [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
+
     @staticmethod
     def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
         """What batch norm saw in a step that was not taken is forgotten."""
         for buffer, before in buffers:
             buffer.copy_(before)
-
-    @contextmanager
-    def _random_layers(self, generator: torch.Generator) -> Iterator[None]:
-        """Stochastic depth and dropout follow the video's random state, not the process's."""
-        if not self.training_step:
-            yield
-            return
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            yield
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -391,33 +394,6 @@ class GradientAdapter(Adapter):
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
-def measure_gradients(
-    adapter: GradientAdapter, batches: Iterable[list[Sample]], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
-
-    It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
-    into the estimate, too.
-
-    Args:
-        adapter: with its source weights, which stay as they are.
-        batches: of samples, at least one, as large as those of a stream.
-        generator: for the masks.
-
-    Returns:
-        The root mean square over the elements and batches of each moving parameter's gradient by
-        the parameter's name, () float32 on the CPU.
-    """
-    names = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
-    squares = {name: torch.zeros((), device=p.device) for name, p in names.items()}
-    count = 0
-    for batch in batches:
-        with module_mode(adapter.model, adapter.training_step):
-            losses = adapter.losses(batch, generator)
-            torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum().backward()
-        count += 1
-        for name, parameter in names.items():
-            if parameter.grad is not None:
-                squares[name] += parameter.grad.float().square().mean()
-                parameter.grad = None
-    return {name: (total / count).sqrt().cpu() for name, total in squares.items()}
+def total_loss(record: Mapping[str, float]) -> float:
+    """What a step minimises: the sum of the scalars whose names begin with ``loss_``."""
+    return sum(value for name, value in record.items() if name.startswith("loss_"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
@@ -27,17 +27,27 @@ Score = Callable[[list[Any], Callable[[Any], dict[str, Any]]], float]
 class OfflineOracleAdapter(OfflineReconstructionAdapter):
     """Offline TTT-MAE with the weights, among those of every so many steps, that score best."""
 
-    def __init__(self, model: nn.Module, *, score: Score, eval_every: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        score: Score,
+        eval_every: int,
+        allow_zero: bool = False,
+        **settings: Any,
+    ) -> None:
         """
         Args:
-            model: with its source weights, which are the first candidate (step 0).
+            model: with its source weights.
             score: of predictions, by labels.
             eval_every: steps between two candidates; the last step is one too.
+            allow_zero: the source weights, step 0, are the first candidate.
             settings: :class:`OfflineReconstructionAdapter`'s.
         """
         super().__init__(model, **settings)
         self.score = score
         self.eval_every = eval_every
+        self.allow_zero = allow_zero
         self._labelled: list[Any] = []
         self._best: tuple[float, int, dict[str, Tensor]] = (-math.inf, 0, {})
 
@@ -46,7 +56,10 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
         """Trains on the images of the video, then returns to the step that scored best."""
         self._labelled = list(video)
         self._best = (-math.inf, 0, {})
-        self._consider(0)
+        if self.allow_zero:
+            self._consider(0)
+        else:
+            self._require_labels()
         with torch.enable_grad():
             super().watch(self._labelled, generator)
         value, step, weights = self._best
@@ -61,15 +74,26 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
         if step % self.eval_every == 0 or step == self.num_steps:
             self._consider(step)
 
+    def _score(self, frames: list[Any]) -> float:
+        return self.score(frames, lambda frame: Adapter.predict(self, frame))
+
+    def _require_labels(self) -> None:
+        """Before the training, which may take hours: one frame that can be scored is enough."""
+        if all(math.isnan(self._score([frame])) for frame in self._labelled):
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            f"video {self._labelled[0]['video_id']} has no labels that the model's predictions "
+            "can be scored on, which offline_ttt_mae_oracle chooses its step by; "
+            "offline_ttt_mae needs none"
+        )
+
     @torch.no_grad()
     def _consider(self, step: int) -> None:
-        value = self.score(self._labelled, lambda frame: Adapter.predict(self, frame))
+        value = self._score(self._labelled)
         if math.isnan(value):
-            raise UserError(
-                f"video {self._labelled[0]['video_id']} has no labels that the model's predictions "
-                "can be scored on, which offline_ttt_mae_oracle chooses its step by; "
-                "offline_ttt_mae needs none"
-            )
+            self._refuse()
         if value > self._best[0]:
             weights = {name: tensor.detach().clone() for name, tensor in self._state.items()}
             self._best = (value, step, weights)
@@ -107,5 +131,6 @@ def offline_ttt_mae_oracle(cfg: CfgNode, model: nn.Module) -> OfflineOracleAdapt
         model,
         num_steps=cfg.TTT.OFFLINE.STEPS,
         eval_every=cfg.TTT.OFFLINE.EVAL_EVERY,
+        allow_zero=cfg.TTT.OFFLINE.ALLOW_ZERO,
         score=scorer(cfg),
     )

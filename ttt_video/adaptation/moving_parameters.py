@@ -1,0 +1,57 @@
+"""Which parameters of a model move in a gradient step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from torch import nn
+
+from ..engine.optimizer import NORM_LAYERS
+from ..errors import UserError
+
+_CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
+    "all": lambda layer, name, parameter: True,
+    "norm": lambda layer, name, parameter: isinstance(layer, NORM_LAYERS),
+    # "in_proj_weight" of attention, too; queries, levels and tables are looked up or added.
+    "matrices": lambda layer, name, parameter: (
+        name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
+    ),
+}
+"""Of which layer and by which name a parameter moves (``TTT.PARAMETERS``)."""
+
+
+def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str]) -> None:
+    """Lets the parameters of a submodule want gradients.
+
+    Args:
+        model: of which all else stays as it is.
+        name: of the submodule, those within others included.
+        parameters: which of its parameters: "all"; "norm", those of normalisation layers; or
+            "matrices", those that multiply: of linear layers and convolutions, without biases.
+        parts: of the model that the method's loss depends on; empty: any.
+
+    Raises:
+        UserError: there is no such submodule, or the loss does not depend on it.
+    """
+    part = name.split(".")[0]
+    if parts and part not in parts:
+        raise UserError(
+            f"TTT.MODULES names {name!r}, which the loss of this method does not depend on; "
+            f"choose within {', '.join(parts)}"
+        )
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        if part == "recon_head" and getattr(model, part, None) is None:
+            raise UserError(
+                "the weights have no decoder g (recon_head), which this method trains: give "
+                "jointly trained ones, or choose a method without reconstruction"
+            ) from error
+        raise UserError(
+            f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
+            + ", ".join(child for child, _ in model.named_children())
+        ) from error
+    for layer in module.modules():
+        for own, parameter in layer.named_parameters(recurse=False):
+            if _CHOICES[parameters](layer, own, parameter):
+                parameter.requires_grad_(True)

@@ -1,0 +1,84 @@
+"""Gradients in units of those on training images (``TTT.OPTIMIZER.SOURCE_GRADIENTS``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .base import module_mode
+from .window import Sample
+
+if TYPE_CHECKING:
+    from .gradient import GradientAdapter
+
+
+def gradient_scales(
+    moving: Collection[str], source: Mapping[str, Tensor], parts: Collection[str]
+) -> dict[str, float]:
+    """Factor on each moving parameter's gradient, by name.
+
+    A tensor with hardly a gradient on the source's images, such as the bias of attention's keys, of
+    which the output does not depend, counts as having a fifth of the median.
+
+    Args:
+        moving: names of the parameters that move.
+        source: of :func:`measure_gradients`.
+        parts: of the model that the method's loss depends on; empty: any.
+
+    Raises:
+        UserError: the file was measured with another model or method.
+    """
+    missing = {*moving} - source.keys()
+    if missing:
+        raise UserError(
+            f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
+            "this model and method by tools/measure_gradients.py"
+        )
+    foreign = {name.split(".")[0] for name in source} - {*parts}
+    if parts and foreign:
+        raise UserError(
+            f"TTT.OPTIMIZER.SOURCE_GRADIENTS has gradients of {min(foreign)}, of which the "
+            "loss of this method does not depend: they are another method's. Measure its own "
+            "by tools/measure_gradients.py, or set it to '' and choose TTT.OPTIMIZER.NAME, "
+            "BASE_LR and CLIP_NORM for this loss"
+        )
+    sizes = {name: float(source[name]) for name in moving}
+    least = median(sizes.values()) / 5
+    return {name: 1.0 / max(size, least) for name, size in sizes.items()}
+
+
+def measure_gradients(
+    adapter: GradientAdapter, batches: Iterable[list[Sample]], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
+
+    It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
+    into the estimate, too.
+
+    Args:
+        adapter: with its source weights, which stay as they are.
+        batches: of samples, at least one, as large as those of a stream.
+        generator: for the masks.
+
+    Returns:
+        The root mean square over the elements and batches of each moving parameter's gradient by
+        the parameter's name, () float32 on the CPU.
+    """
+    names = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
+    squares = {name: torch.zeros((), device=p.device) for name, p in names.items()}
+    count = 0
+    for batch in batches:
+        with module_mode(adapter.model, adapter.training_step):
+            losses = adapter.losses(batch, generator)
+            torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum().backward()
+        count += 1
+        for name, parameter in names.items():
+            if parameter.grad is not None:
+                squares[name] += parameter.grad.float().square().mean()
+                parameter.grad = None
+    return {name: (total / count).sqrt().cpu() for name, total in squares.items()}
