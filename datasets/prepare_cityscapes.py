@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
     )
     root = parser.parse_args(argv).root or datasets_root() / "cityscapes"
-    found = sorted((root / "gtFine").glob("*/*/*_gtFine_labelIds.png"))
+    found = sorted((root / "gtFine").glob("[!.]*/[!.]*/[!.]*_gtFine_labelIds.png"))
     if not found:
         raise UserError(
             f"{root}/gtFine holds no <split>/<city>/*_gtFine_labelIds.png: unpack "

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
     )
     root = parser.parse_args(argv).root or datasets_root() / "kitti_step"
-    maps = (root / "panoptic_maps").glob("*/*/[0-9]*.png")
+    maps = (root / "panoptic_maps").glob("[!.]*/[!.]*/[0-9]*.png")
     found = sorted(file for file in maps if not file.stem.endswith("_sem"))
     if not found:
         raise UserError(

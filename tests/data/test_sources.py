@@ -683,8 +683,8 @@ class _Packets:
     def __exit__(self, *_):
         self._container.close()
 
-    def demux(self, **which):
-        for number, packet in enumerate(self._container.demux(**which)):
+    def demux(self, stream):
+        for number, packet in enumerate(self._container.demux(stream)):
             yield _Broken() if number == 3 else packet
 
 
@@ -697,7 +697,12 @@ def test_packets_that_do_not_decode(tmp_path, monkeypatch):
     path = write_video(tmp_path / "clip.avi", 8, codec="mjpeg")  # every frame stands alone
     source = VideoFileSource(path, KEEP)
     whole = VideoFileSource._open
-    monkeypatch.setattr(VideoFileSource, "_open", lambda self: _Packets(whole(self)))
+
+    def open_damaged(self):
+        container, stream = whole(self)
+        return _Packets(container), stream
+
+    monkeypatch.setattr(VideoFileSource, "_open", open_damaged)
     frames = iter(source)
     assert [next(frames)["frame_index"] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(BadFrame, match=r"clip\.avi is damaged at about frame 3 .*on-bad-frame"):

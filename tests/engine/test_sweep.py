@@ -409,7 +409,10 @@ def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch
     sweep = sweep_of(rows={"none": None, "tent": None}, figures={"over_time": ["tent"]})
     for cell in sweep.cells:
         write_run(cell, 50)
-        rows = [{"metrics": {"mIoU": 10.0 * cell.seed + i}} for i in range(3)] + [{"metrics": {}}]
+        rows = [
+            {"video_id": "a", "frame_index": i, "metrics": {"mIoU": 10.0 * cell.seed + i}}
+            for i in range(3)
+        ] + [{"video_id": "a", "frame_index": 3, "metrics": {}}]
         (cell.folder / "frames.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     drawn = {}
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
 from ttt_video.data.datasets import datasets_root
-from ttt_video.data.images import list_folder
+from ttt_video.data.images import list_frames
 from ttt_video.errors import UserError
 from ttt_video.files import read_json_object
 
@@ -95,7 +95,7 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
             "datasets/README.md"
         ) from error
     records = []
-    for index, image in enumerate(list_folder(root / "raw_images" / video)[0]):
+    for index, image in enumerate(list_frames(root / "raw_images" / video)):
         frame = {
             "file_name": str(image),
             "image_id": f"{video}/{image.stem}",
@@ -150,7 +150,7 @@ def load_coco_videos(
     """
     annotations = Path(root) / "annotations" / "train"
     if videos is None:
-        videos = sorted(file.stem for file in annotations.glob("*.json"))
+        videos = sorted(file.stem for file in annotations.glob("[!.]*.json"))
     if not videos:
         raise UserError(
             f"no COCO Videos: {annotations} holds no <video>.json; data sets are looked for under "

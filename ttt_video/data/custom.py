@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from ttt_video.data.images import list_folder, natural_key
+from ttt_video.data.images import list_folder, list_frames, natural_key
 from ttt_video.errors import UserError
 from ttt_video.files import read_json_object
 
@@ -99,7 +99,10 @@ def load_custom_video(
     records = []
     for folder in [frames_dir] if files else folders:
         labels = labels_dir if labels_dir is None or files else labels_dir / folder.name
-        records += _video(folder, labels, label_suffix)
+        video = _video(folder, labels, label_suffix)
+        if not video:
+            raise UserError(f"folder {folder} holds no frames: remove it from {frames_dir}")
+        records += video
     labelled = [record for record in records if "sem_seg_file_name" in record]
     if not records:
         raise UserError(f"{frames_dir} holds no frames")
@@ -122,7 +125,7 @@ def _video(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]
         }
     video_id = os.path.basename(os.path.abspath(frames))
     records = []
-    for index, file in enumerate(list_folder(frames)[0]):
+    for index, file in enumerate(list_frames(frames)):
         record = {
             "file_name": str(file),
             "image_id": f"{video_id}/{file.stem}",
@@ -224,7 +227,7 @@ def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool)
     for folder in sorted({file.parent for file in listed}, key=lambda f: natural_key(str(f))):
         inside = os.path.relpath(folder, image_root)
         video_id = os.path.basename(os.path.abspath(image_root)) if inside == "." else inside
-        for index, file in enumerate(list_folder(folder)[0]):
+        for index, file in enumerate(list_frames(folder)):
             record = listed.pop(file, None)
             if record is None and labelled_only:
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.errors import UserError
+from ttt_video.files import path_text
 from ttt_video.structures import Frame, FrameSource
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class DecodedSource(ABC):
             raise UserError(f'on_bad_frame must be "stop" or "skip", not "{on_bad_frame}"')
         if prefetch < 0:
             raise ValueError(f"prefetch must be 0 or more frames, not {prefetch}")
-        self.video_id = video_id
+        self.video_id = path_text(video_id)  # it names files, and stands in pages and pictures
         self.num_frames = num_frames
         self.transform = transform
         self.on_bad_frame = on_bad_frame
@@ -101,15 +102,21 @@ class DecodedSource(ABC):
         self.skipped = []
         return self._hand_over(self.skipped, frame_index)
 
+    def _stop_waiting(self) -> None:  # noqa: B027 - most sources never wait
+        """Ends a read that waits for data; called before the background thread is joined."""
+
     def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:
         items = self._frames(after)
         if self.prefetch:
             items = run_ahead(items, self.prefetch)
-        with closing(items):
+        try:
             for passed, frame in items:
                 skipped += passed
                 if frame is not None:
                     yield frame
+        finally:
+            self._stop_waiting()
+            items.close()
 
     def _frames(self, after: int) -> Generator[tuple[list[str], Frame | None], None, None]:
         """Each frame with the files that were skipped since the one before; at last those alone."""
@@ -118,7 +125,7 @@ class DecodedSource(ABC):
         num_skipped = 0
         with closing(self._decode(after)) as decoded:
             for record, pixels in decoded:
-                name = record["file_name"]
+                name = path_text(record["file_name"])
                 if isinstance(pixels, BadFrame):
                     if self.on_bad_frame == "stop":
                         raise BadFrame(
@@ -147,6 +154,7 @@ class DecodedSource(ABC):
                     )
                 frame = {
                     **record,
+                    "file_name": name,
                     "image": self.transform(pixels),
                     "height": height,
                     "width": width,
