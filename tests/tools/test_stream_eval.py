@@ -22,6 +22,7 @@ from PIL import Image
 
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import load_config, run_tool
+from ttt_video.data.custom import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.modeling.weights import save_safetensors, weights_hash
@@ -451,6 +452,58 @@ def test_predictions_that_are_not_finite_are_told(stream, tmp_path, monkeypatch,
 
 
 # --- mistakes: one clear line and exit code 2 ---
+
+
+@pytest.mark.parametrize("fps", ["0", "-5", "nan", "inf"])
+def test_frame_rates_that_cannot_be(refused, tmp_path, fps):
+    folder = write_frames(tmp_path / "video", 1)
+    said = refused("--video-dir", folder, f"--fps={fps}")
+    assert "a video's frame rate must be between" in said
+    assert f"not {fps}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_any_bytes_are_streamed_and_resumed(stream, refused, tmp_path, capsys):
+    name = os.fsdecode(b"n:caf\xe9")
+    folder = write_frames(tmp_path / name, 3)
+    (folder / "frame10.png").rename(folder / os.fsdecode(b"frame10:\xff.png"))
+    video = write_mp4(tmp_path / "plain.mp4", 3).rename(tmp_path / f"{name}.mp4")
+    output = f"out{name}"
+    stream("--video-dir", folder, "--save-every", 2, "--max-frames", 2, output=output)
+    for out in (
+        stream("--video-dir", folder, "--save-every", 2, "--resume", output=output),
+        stream("--video", video, output=f"{output}2"),
+    ):
+        rows = rows_of(out)
+        assert [row["frame_index"] for row in rows] == [0, 1, 2]
+        assert {row["video_id"] for row in rows} == {"n:caf\\xe9"}
+        for row in rows:
+            row["file_name"].encode("utf-8")  # other readers of JSON refuse lone surrogates
+        assert summary_of(out)["complete"]
+        assert probe(out / "overlay.mp4")[3] == 3
+    assert "written to" in capsys.readouterr().out
+
+
+def test_overlay_has_the_colours_of_the_data_set(stream, tmp_path):
+    frames = write_frames(tmp_path / "video", 2)
+    register_custom_video(
+        "stream_eval_colours", frames, None, [f"c{i}" for i in range(19)], colors=[[0, 0, 0]] * 19
+    )
+    try:
+        out = stream("--dataset", "stream_eval_colours", "DATASETS.TEST", "('cityscapes_x',)")
+    finally:
+        DatasetCatalog.remove("stream_eval_colours")
+        MetadataCatalog.remove("stream_eval_colours")
+    with av.open(str(out / "overlay.mp4")) as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    original, adapted = np.array_split(shown, 2, axis=0 if shown.shape[0] > shown.shape[1] else 1)
+    # Black at half weight leaves half of the picture.
+    ratio = adapted[30:].mean(axis=(0, 1)) / original[30:].mean(axis=(0, 1))
+    assert ratio == pytest.approx([0.5] * 3, abs=0.08)
+    summary = summary_of(out)
+    videos = summary["metrics"]["adapted"]["videos"]
+    assert videos["video"]["frames"] == 2
+    assert videos["video"]["labelled_frames"] == 0
 
 
 def test_no_such_folder(refused, tmp_path):

@@ -120,7 +120,7 @@ def _check_part(folder: Path, part: str) -> None:
         check_part(folder / part)
     except UserError as error:
         raise UserError(
-            f"{error}; put it back, or remove {folder}, so that the video starts anew"
+            f"{error}: put it back, or remove {folder} to start the video anew"
         ) from error
 
 
