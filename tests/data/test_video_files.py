@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pickle
+import signal
 import socket
 import struct
 import threading
@@ -291,6 +292,41 @@ def test_waiting_for_a_pipe_is_told(fifo, monkeypatch):
     assert got == [b""]
 
 
+def test_an_interrupt_ends_the_wait_for_a_pipe(tmp_path, fifo, monkeypatch):
+    """In FFmpeg's call of our code Python's exceptions are lost."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.select, "select", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            VideoFileSource(fifo, KEEP)
+    hold = threading.Event()
+    thread = write_into(fifo, write_video(tmp_path / "clip.mkv", 60).read_bytes(), hold)
+    frames = iter(VideoFileSource(fifo, KEEP, prefetch=0))
+    next(frames)
+    monkeypatch.setattr(pipe.select, "select", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(frames)
+    hold.set()
+    thread.join(timeout=10)
+
+
+def test_an_interrupt_of_the_consumer_ends_the_wait_for_a_pipe(tmp_path, fifo):
+    hold = threading.Event()
+    thread = write_into(fifo, write_video(tmp_path / "clip.mkv", 60).read_bytes(), hold)
+    frames = iter(VideoFileSource(fifo, KEEP))
+    assert [next(frames)["frame_index"] for _ in range(58)] == [*range(58)]
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(frames)
+    assert not [t for t in threading.enumerate() if t.name.startswith("frames")]
+    hold.set()
+    thread.join(timeout=10)
+
+
 @pytest.mark.parametrize("sent", ["nothing", "half"])
 def test_a_silent_network_stream_is_an_error(tmp_path, monkeypatch, sent):
     monkeypatch.setattr(video_sources, "SILENCE", 0.3)
@@ -323,6 +359,31 @@ def test_a_url_is_not_taken_for_a_file_that_is_missing():
         VideoFileSource("gone:1.mp4", KEEP)
     with pytest.raises(UserError, match="nosuch://x is not a video that FFmpeg can read"):
         VideoFileSource("nosuch://x", KEEP)
+
+
+def test_waiting_for_a_camera_is_told(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    said = threading.Event()
+
+    class Camera:
+        def __init__(self, device):
+            pass
+
+        def isOpened(self):
+            return True
+
+        def read(self):
+            return not said.wait(timeout=30), None
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(video_sources, "PATIENCE", 0.05)
+    monkeypatch.setattr(video_sources.logger, "warning", lambda *_: said.set())
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    with pytest.raises(UserError, match="webcam 0 has no readable frame"):
+        list(WebcamSource(0, KEEP))
+    assert said.is_set()
 
 
 # --- cameras -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
@@ -24,11 +24,14 @@ Record = Mapping[str, Any]
 Item = TypeVar("Item")
 
 
-def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item, None, None]:
+def run_ahead(
+    items: Generator[Item, None, None], depth: int, stop: Callable[[], None] = lambda: None
+) -> Generator[Item, None, None]:
     """Runs a generator in one background thread, at most ``depth`` items ahead of the consumer.
 
     An exception is raised at the place of the item it stands for. The thread ends with the
-    generator: when that is exhausted, raises, is closed, or is garbage.
+    generator: when that is exhausted, raises, is closed, or is garbage. ``stop`` is called before
+    the thread is joined, to end a wait in ``items``.
     """
     end = object()
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
@@ -38,6 +41,7 @@ def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item,
             pending.append(pool.submit(next, items, end))
             yield item
     finally:
+        stop()
         pool.shutdown(wait=True, cancel_futures=True)
         items.close()
 
@@ -108,15 +112,12 @@ class DecodedSource(ABC):
     def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:
         items = self._frames(after)
         if self.prefetch:
-            items = run_ahead(items, self.prefetch)
-        try:
+            items = run_ahead(items, self.prefetch, self._stop_waiting)
+        with closing(items):
             for passed, frame in items:
                 skipped += passed
                 if frame is not None:
                     yield frame
-        finally:
-            self._stop_waiting()
-            items.close()
 
     def _frames(self, after: int) -> Generator[tuple[list[str], Frame | None], None, None]:
         """Each frame with the files that were skipped since the one before; at last those alone."""

@@ -28,6 +28,7 @@ class Pipe:
         """Opens the pipe without waiting for its writer."""
         self.name = path
         self._stopped = threading.Event()
+        self._error: BaseException | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -35,6 +36,20 @@ class Pipe:
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes, once there are any; none at the end, or after :meth:`stop`."""
+        try:
+            return self._read(size)
+        except BaseException as error:  # noqa: BLE001 - PyAV would drop it, Ctrl-C too
+            self._error = error
+            self.stop()
+            return b""
+
+    def raise_error(self) -> None:
+        """Raises what ended :meth:`read`, if anything did."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _read(self, size: int) -> bytes:
         told = time.monotonic()
         while not self._stopped.is_set():
             # Before the first writer came a pipe is not ready, and after the last one it is.

@@ -121,12 +121,17 @@ class VideoFileSource(DecodedSource):
         except av.error.ExitError as error:
             raise self._silent() from error
         except (av.error.FFmpegError, OSError) as error:
+            self._raise_interrupt()
             raise UserError(
                 f"{self.path} is not a video that FFmpeg can read ({error.strerror})"
             ) from error
 
     def _silent(self) -> UserError:
         return UserError(f"nothing came from {self.path} for {SILENCE:g} seconds: is it sending?")
+
+    def _raise_interrupt(self) -> None:
+        if self._pipe is not None:
+            self._pipe.raise_error()
 
     def _stop_waiting(self) -> None:
         if self._pipe is not None:
@@ -155,9 +160,11 @@ class VideoFileSource(DecodedSource):
         except av.error.ExitError as error:
             raise self._silent() from error
         except av.error.FFmpegError as error:
+            self._raise_interrupt()
             raise UserError(
                 f"video {self.path} cannot be read past frame {index}: {error}"
             ) from error
+        self._raise_interrupt()
         if self.num_frames is not None and index < self.num_frames:
             logger.warning(
                 "video %s ended after %d of the %d frames it announces: it may be cut off",
