@@ -76,7 +76,13 @@ def overlay_fps(asked: float | None, source: FrameSource) -> float:
     if asked is not None:
         return asked
     own = getattr(source, "fps", None) or DEFAULT_FPS
-    return own if MIN_FPS <= own <= MAX_FPS else DEFAULT_FPS
+    if MIN_FPS <= own <= MAX_FPS:
+        return own
+    print(
+        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: it gets "
+        f"{DEFAULT_FPS:g} (--fps)"
+    )
+    return DEFAULT_FPS
 
 
 def report(summary: Row) -> str:

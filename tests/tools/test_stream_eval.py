@@ -12,6 +12,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -463,6 +464,16 @@ def test_frame_rates_that_cannot_be(refused, tmp_path, fps):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "own", "expected"),
+    [(25.0, 1e-9, 25.0), (None, 30.0, 30.0), (None, None, 10.0), (None, 1e-9, 10.0)],
+)
+def test_frame_rate_of_the_overlay(tool, capsys, asked, own, expected):
+    assert tool.overlay_fps(asked, SimpleNamespace(fps=own, video_id="slow")) == expected
+    said = capsys.readouterr().out
+    assert said.startswith("video slow has 1e-09 frames") == (asked is None and own == 1e-9)
+
+
 def test_names_of_any_bytes_are_streamed_and_resumed(stream, refused, tmp_path, capsys):
     name = os.fsdecode(b"n:caf\xe9")
     folder = write_frames(tmp_path / name, 3)
@@ -659,7 +670,6 @@ def test_output_that_is_a_file(refused, tmp_path):
         (["--max-frames", 0], "--max-frames is 0"),
         (["--workers", 0], "--workers is 0"),
         (["--save-every", -1], "--save-every is -1"),
-        (["--fps", -1], "must be positive, not -1"),
         (["TTT.WINDOW_SIZE"], "stands alone"),
         (["TTT.WINDOW", 3], "TTT.WINDOW"),
         (["TTT.MASK_RATIO", 1.5], "TTT.MASK_RATIO is 1.5"),

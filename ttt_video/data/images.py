@@ -112,19 +112,25 @@ def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
         raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
     # The stem goes first, so that "frame.png" precedes "frame1.png".
     entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
-    folders = sorted((e for e in entries if e.is_dir()), key=lambda e: natural_key(e.name))
     images: list[Path] = []
+    folders: list[Path] = []
     others: list[Path] = []
     for entry in entries:
-        if entry.is_dir():
-            continue
         named_so = entry.suffix.lower() in IMAGE_SUFFIXES
-        if not named_so and not entry.exists():
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file():
+            (images if named_so else others).append(entry)
+        elif entry.exists():  # a pipe, a socket, a device
+            others.append(entry)
+        elif named_so:
+            images.append(entry)
+        else:
             raise UserError(
                 f"{entry} is a link to nothing ({os.readlink(entry)}): mend or remove it"
             )
-        is_image = named_so and (entry.is_file() or not entry.exists())
-        (images if is_image else others).append(entry)
+    # What follows a dot in a folder's name is no suffix.
+    folders.sort(key=lambda folder: natural_key(folder.name))
     return images, folders, others
 
 

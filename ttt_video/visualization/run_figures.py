@@ -18,6 +18,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ..data.images import read_rgb
 from ..data.kitti_step import read_sem_seg
 from ..engine.run_directory import file_stem, read_rows
 from ..errors import UserError
@@ -269,7 +270,7 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
     if record is None or not record.keys() & {"sem_seg_file_name", "pan_seg_file_name"}:
         return None
     metadata = MetadataCatalog.get(dataset)
-    image = np.asarray(Image.open(record["file_name"]).convert("RGB"))
+    image = read_rgb(record["file_name"])
     if "sem_seg_file_name" in record:
         classes = read_sem_seg(record)
     else:
