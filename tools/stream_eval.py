@@ -79,8 +79,8 @@ def overlay_fps(asked: float | None, source: FrameSource) -> float:
     if MIN_FPS <= own <= MAX_FPS:
         return own
     print(
-        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: it gets "
-        f"{DEFAULT_FPS:g} (--fps)"
+        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: "
+        f"{DEFAULT_FPS:g} instead (--fps)"
     )
     return DEFAULT_FPS
 

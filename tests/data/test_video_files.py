@@ -200,6 +200,15 @@ def test_of_several_videos_the_default_is_read_and_named(tmp_path, default, capl
     assert is_the_film(source)
 
 
+def test_a_format_that_cannot_be_decoded_is_named(tmp_path):
+    path = write_video(tmp_path / "new.mp4")
+    content = path.read_bytes()
+    assert content.count(b"mp4v") == 1
+    path.write_bytes(content.replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))
+    with pytest.raises(UserError, match=r"the video in .*new\.mp4 is in a format that this FFmpeg"):
+        VideoFileSource(path, KEEP)
+
+
 # --- names and tags ------------------------------------------------------------------------------
 
 
