@@ -370,6 +370,16 @@ def test_a_url_is_not_taken_for_a_file_that_is_missing():
         VideoFileSource("nosuch://x", KEEP)
 
 
+def test_file_names_for_opencv(tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "plain.avi").rename("a:b.avi")
+    frames = list(WebcamSource("a:b.avi", KEEP))
+    assert frames[-1]["frame_index"] == 3
+    with pytest.raises(UserError, match=r"OpenCV takes no name that is no UTF-8: caf\\xe9\.avi"):
+        list(WebcamSource(os.fsdecode(b"caf\xe9.avi"), KEEP))
+
+
 def test_waiting_for_a_camera_is_told(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     said = threading.Event()

@@ -21,7 +21,7 @@ from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.data.pipe import PATIENCE, Pipe
 from ttt_video.errors import UserError
-from ttt_video.files import ffmpeg_name
+from ttt_video.files import ffmpeg_name, path_text
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -240,7 +240,13 @@ class WebcamSource(DecodedSource):
                 "a webcam is read through OpenCV: pip install opencv-python-headless"
             ) from error
 
-        capture = cv2.VideoCapture(self.device)
+        address = self.device
+        if isinstance(address, str):
+            if path_text(address) != address:  # OpenCV would crash
+                raise UserError(f"OpenCV takes no name that is no UTF-8: {path_text(address)}")
+            if os.path.isfile(address):
+                address = ffmpeg_name(address)
+        capture = cv2.VideoCapture(address)
         if not capture.isOpened():
             capture.release()
             raise UserError(f"cannot open camera or stream {self.device!r}: is it there and free?")
