@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     # A run of its own for other settings or weights, be they overrides or another version's.
     settings = hashlib.sha256(f"{cfg.dump()}{weights_hash(model)}".encode()).hexdigest()[:8]
     run = RunDirectory(folder / f"run-{settings}", resume=True)
-    overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True)
+    overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True, dataset_name=dataset)
     grid = GridRows(overlay, model, args.frames)
     evaluation = StreamEvaluation(
         cfg, model, run, dataset_name=dataset, compare=True, overlay=overlay, observers=[grid]

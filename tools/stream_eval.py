@@ -21,8 +21,12 @@ from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
 from ttt_video.engine.run_directory import Row, RunDirectory
 from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.errors import UserError
+from ttt_video.files import path_text
 from ttt_video.structures import FrameSource
 from ttt_video.visualization.overlay_video import OverlayVideos
+from ttt_video.visualization.video import MAX_FPS, MIN_FPS, check_fps
+
+DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -68,6 +72,20 @@ def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[Fr
     return open_dataset(args.dataset, transform, on_bad_frame=args.on_bad_frame)
 
 
+def overlay_fps(asked: float | None, source: FrameSource) -> float:
+    """Frames per second of the overlay: as asked, else the video's where it has a possible one."""
+    if asked is not None:
+        return asked
+    own = getattr(source, "fps", None) or DEFAULT_FPS
+    if MIN_FPS <= own <= MAX_FPS:
+        return own
+    print(
+        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: "
+        f"{DEFAULT_FPS:g} instead (--fps)"
+    )
+    return DEFAULT_FPS
+
+
 def report(summary: Row) -> str:
     """The summary in a few lines."""
     seconds = summary["seconds"]
@@ -109,6 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--workers is {args.workers}; give at least 1")
     if args.save_every < 0:
         raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
+    if args.fps is not None:
+        check_fps(args.fps)
     if args.config_file is None:
         args.config_file = DEFAULT_STREAM_CONFIG
         print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
@@ -130,8 +150,13 @@ def main(argv: list[str] | None = None) -> None:
     run = RunDirectory(output, resume=args.resume)
     overlay = None
     if not args.no_video:
-        fps = args.fps or getattr(sources[0], "fps", None) or 10.0
-        overlay = OverlayVideos(cfg, run.path, fps=fps, single=len(sources) == 1)
+        overlay = OverlayVideos(
+            cfg,
+            run.path,
+            fps=overlay_fps(args.fps, sources[0]),
+            single=len(sources) == 1,
+            dataset_name=args.dataset or "",
+        )
     settings = {
         "dataset_name": args.dataset or "",
         "compare": args.compare,
@@ -144,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)
     print(report(summary))
-    print(f"written to {run.path}")
+    print(f"written to {path_text(run.path)}")
 
 
 if __name__ == "__main__":

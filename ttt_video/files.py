@@ -25,6 +25,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Returns a path as text that every file, page and terminal takes.
+
+    Bytes of a name that are no UTF-8, which Python keeps as lone surrogates, become ``\\xNN``.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def ffmpeg_name(path: str | os.PathLike[str]) -> str:
+    """Returns the name by which FFmpeg opens a local file, which may contain colons.
+
+    Without the prefix FFmpeg takes what stands before a colon for a protocol.
+    """
+    return f"file:{os.fsdecode(path)}"
+
+
 def file_stem(video_id: str) -> str:
     """A name for a video's files: its id, or where that is no file name, a part and a hash of it.
 

@@ -18,13 +18,22 @@ class _Labels(TypedDict, total=False):
     segments_info: list[dict[str, Any]]
 
 
-class Frame(_Labels):
+class _Live(TypedDict, total=False):
+    """Keys of a live camera's frames."""
+
+    dropped: int
+
+
+class Frame(_Labels, _Live):
     """One frame of a video: a detectron2 dataset dict, so models and evaluators take it as it is.
 
     image: (3, h, w) uint8 at network resolution, channels in ``cfg.INPUT.FORMAT`` order.
     height, width: original size in pixels, the size of the model's outputs.
     video_id: the video's name; frame_index: 0-based position in the video.
-    file_name: where the frame was read from; for a video file ``"<file>#<index>"``.
+    file_name: where the frame was read from, as text (see ``files.path_text``); for a video file
+    ``"<file>#<index>"``.
+    dropped: pictures that a live camera gave since the frame before and nobody saw; without the
+    key, none.
     Further keys are the data set's labels, passed on unread.
     """
 

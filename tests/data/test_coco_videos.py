@@ -129,6 +129,15 @@ def test_every_frame_is_listed_in_time_order_and_every_tenth_is_labelled(root):
         assert "annotations" not in record
 
 
+def test_hidden_files_are_no_videos(root):
+    videos = {r["video_id"] for r in load_coco_videos(root, "panoptic")}
+    (root / "annotations" / "train" / "._bar.json").write_bytes(b"\0\5\x16\7")  # as macOS leaves
+    (root / "raw_images" / "bar" / "._bar_1.png").write_bytes(b"\0\5\x16\7")
+    records = load_coco_videos(root, "panoptic")
+    assert {r["video_id"] for r in records} == videos
+    assert not [r for r in records if "/._" in r["file_name"]]
+
+
 def test_segments_have_contiguous_classes_and_keep_what_is_unlabelled(root):
     record = load_coco_video(root, "bar", "panoptic")[10]
     assert (record["height"], record["width"]) == (H, W)

@@ -12,7 +12,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from ttt_video.data import register_custom_coco_video, register_custom_video
-from ttt_video.data.images import FrameTransform
+from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.data.kitti_step import read_sem_seg
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.data.sources import open_dataset
@@ -108,6 +108,28 @@ def test_videos_without_labels_stream(tmp_path, name):
         ["file_name", "frame_index", "image_id", "video_id"]
     ] * 2
     assert MetadataCatalog.get(name).get("evaluator_type") is None  # there is nothing to score
+
+
+def test_no_frame_of_own_videos_is_left_out_without_a_word(tmp_path, name, caplog):
+    frames(tmp_path / "in" / "1.1", (1, 2, 3))
+    frames(tmp_path / "in" / "1.05", (1,))
+    (tmp_path / "in" / ".cache").mkdir()
+    frame = tmp_path / "in" / "1.1" / "f2.png"
+    frame.rename(frame.with_suffix(".heic"))
+    (tmp_path / "in" / "1.1" / "f10.png").symlink_to("gone.png")
+    register_custom_video(name, tmp_path / "in", None, CLASSES)
+    found = [r["file_name"].split("/in/")[1] for r in DatasetCatalog.get(name)]
+    assert found == ["1.05/f1.png", "1.1/f1.png", "1.1/f3.png", "1.1/f10.png"]
+    assert "1 files are not read as frames, such as f2.heic" in caplog.text
+    with pytest.raises(BadFrame, match=r"f10\.png cannot be read"):
+        list(open_dataset(name, FrameTransform())[1])
+    (tmp_path / "in" / "empty").mkdir()
+    with pytest.raises(UserError, match=r"folder .*/empty holds no frames: remove it"):
+        DatasetCatalog.get(name)
+    (tmp_path / "in" / "empty").rmdir()
+    (tmp_path / "in" / "video3").symlink_to("gone")
+    with pytest.raises(UserError, match=r"video3 is a link to nothing \(gone\)"):
+        DatasetCatalog.get(name)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import logging
+import os
 import random
 import struct
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -107,6 +110,40 @@ def test_natural_order_is_total_for_any_names(names):
 def test_natural_order_sorts_numbers_as_numbers(before, numbers, after):
     names = [f"{before}{number}{after}" for number in numbers]
     assert sorted(names, key=natural_key) == [f"{before}{n}{after}" for n in sorted(numbers)]
+
+
+@given(
+    st.text(alphabet="abc", max_size=3),
+    st.sampled_from("_- =@"),
+    st.lists(st.decimals(0, 10**9, places=3), min_size=2),
+    st.sampled_from(["", "_left", "-b"]),
+    st.booleans(),
+)
+def test_decimal_time_stamps_sort_as_numbers(before, separator, times, after, padded):
+    start = before + separator if before else ""
+
+    def name(time) -> str:
+        return f"{start}{time if padded else time.normalize():f}{after}"
+
+    ordered = sorted({name(time) for time in times}, key=natural_key)
+    assert ordered == [name(time) for time in sorted(set(times))]
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["1.05", "1.1"],
+        ["1", "1.05", "1.25", "1.5", "2"],
+        ["v1.9", "v1.10"],  # not from a clock
+        ["2024.9.1", "2024.10.1"],
+        ["x1.9y", "x1.10y"],
+        ["1.9.png", "1.10.png"],
+        ["1305031102.05", "1305031102.1", "1305031103"],
+    ],
+)
+def test_order_of_dotted_names(ordered):
+    for order in itertools.permutations(ordered):
+        assert sorted(order, key=natural_key) == ordered
 
 
 # --- reading images ------------------------------------------------------------------------------
@@ -359,11 +396,78 @@ def test_folder_frames(tmp_path, prefetch):
 
 
 def test_every_suffix_is_a_frame_in_any_case(tmp_path):
-    suffixes = ["png", "JPG", "jpeg", "BMP", "webp", "PPM", "tif", "TIFF"]
+    suffixes = [
+        "png",
+        "JPG",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "BMP",
+        "dib",
+        "webp",
+        "PPM",
+        "pgm",
+        "pbm",
+        "pnm",
+        "tga",
+        "jp2",
+        "avif",
+        "tif",
+        "TIFF",
+    ]
     for index, suffix in enumerate(suffixes):
-        Image.fromarray(picture(index)).save(tmp_path / f"{index}.{suffix}")
+        mode = {"pgm": "L", "pbm": "1"}.get(suffix, "RGB")
+        Image.fromarray(picture(index)).convert(mode).save(tmp_path / f"{index}.{suffix}")
     names = [frame["file_name"] for frame in FolderSource(tmp_path, KEEP)]
     assert [name.rsplit(".", 1)[1] for name in names] == suffixes
+
+
+def test_files_that_are_no_frames_are_told(tmp_path, caplog):
+    write_folder(tmp_path, 3)
+    for name in ("frame1.heic", "notes.txt", ".hidden.heic"):
+        (tmp_path / name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert FolderSource(tmp_path, KEEP).num_frames == 3
+    (message,) = caplog.messages
+    assert "2 files are not read as frames, such as frame1.heic; frames end in .avif " in message
+
+
+def test_a_link_to_nothing_is_a_frame_that_cannot_be_read(tmp_path):
+    folder = write_folder(tmp_path / "video", 4)
+    (folder / "frame2.png").unlink()
+    (folder / "frame2.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(BadFrame, match=r"frame2\.png cannot be read .*--on-bad-frame skip"):
+        list(FolderSource(folder, KEEP))
+    source = FolderSource(folder, KEEP, on_bad_frame="skip")
+    assert [frame["frame_index"] for frame in source] == [0, 1, 3]
+    assert source.skipped == [str(folder / "frame2.png")]
+
+
+def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path):
+    write_folder(tmp_path / "all" / "a", 1)
+    (tmp_path / "all" / "b").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"all/b is a link to nothing \(.*gone\)"):
+        open_folder(tmp_path / "all", KEEP)
+
+
+def test_folders_named_by_a_clock_are_in_order(tmp_path):
+    for name in ("1.1", "1.05", "10.5", "2.5"):
+        write_folder(tmp_path / name, 1)
+    names = [source.video_id for source in open_folder(tmp_path, KEEP)]
+    assert names == ["1.05", "1.1", "2.5", "10.5"]
+
+
+def test_names_that_are_no_utf_8_and_names_with_colons(tmp_path):
+    for name in (b"caf\xe9", b"a:b"):
+        folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        folder.mkdir()
+        file = os.fsdecode(name) + ".png"
+        Image.fromarray(picture(3)).save(folder / file)
+        (frame,) = FolderSource(folder, KEEP)
+        text = name.decode("utf-8", "backslashreplace")
+        assert frame["video_id"] == text
+        assert frame["file_name"] == f"{tmp_path}/{text}/{text}.png"
+        np.testing.assert_array_equal(pixels(frame), picture(3))
 
 
 def test_frames_are_resized_once_and_keep_their_original_size(tmp_path):
@@ -588,6 +692,14 @@ def test_dataset_of_a_wrong_size(tmp_path):
         list(DatasetSource([{**record, "height": 40, "width": 24}], KEEP))
 
 
+@pytest.mark.parametrize("index", [-1, 1.5, "0", None])
+def test_indices_that_are_none_are_refused(tmp_path, index):
+    records = [{**r} for r in video_records(tmp_path, "v", 3)]
+    records[1]["frame_index"] = index
+    with pytest.raises(UserError, match=rf"video v has a frame with frame_index {index!r}: give"):
+        DatasetSource(records, KEEP)
+
+
 def test_a_source_is_one_video(tmp_path):
     records = video_records(tmp_path, "a", 1) + video_records(tmp_path, "b", 1)
     with pytest.raises(UserError, match="name 2"):
@@ -707,8 +819,8 @@ class _Packets:
     def __exit__(self, *_):
         self._container.close()
 
-    def demux(self, **which):
-        for number, packet in enumerate(self._container.demux(**which)):
+    def demux(self, stream):
+        for number, packet in enumerate(self._container.demux(stream)):
             yield _Broken() if number == 3 else packet
 
 
@@ -721,7 +833,12 @@ def test_packets_that_do_not_decode(tmp_path, monkeypatch):
     path = write_video(tmp_path / "clip.avi", 8, codec="mjpeg")  # every frame stands alone
     source = VideoFileSource(path, KEEP)
     whole = VideoFileSource._open
-    monkeypatch.setattr(VideoFileSource, "_open", lambda self: _Packets(whole(self)))
+
+    def open_damaged(self):
+        container, stream = whole(self)
+        return _Packets(container), stream
+
+    monkeypatch.setattr(VideoFileSource, "_open", open_damaged)
     frames = iter(source)
     assert [next(frames)["frame_index"] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(BadFrame, match=r"clip\.avi is damaged at about frame 3 .*on-bad-frame"):

@@ -207,6 +207,35 @@ def test_the_callers_work_counts_and_waiting_for_a_frame_does_not(make_runner):
     assert max(records(results, "behind_seconds")) == 0
 
 
+@pytest.mark.parametrize("slow", [0.510, 0.5, 3.0])
+def test_pictures_that_a_camera_dropped_leave_no_debt(make_runner, slow):
+    """A live camera gives its newest picture: at most one period of the debt is left."""
+    period = 0.106
+    runner = make_runner(period, predict=lambda index: slow if index == 20 else 0.010, sample=0.005)
+    clock = runner.adapter.clock
+
+    def camera(num_frames: int):
+        """Picture n comes at n periods; whoever is late gets the newest, who is early waits."""
+        (frame,) = video(1)
+        seen = -1
+        for _ in range(num_frames):
+            newest = max(int(clock.seconds / period + 1e-9), seen + 1)
+            clock.seconds = max(clock.seconds, newest * period)
+            arrived.append(clock.seconds - newest * period)
+            yield {**frame, "frame_index": newest, "dropped": newest - seen - 1}
+            seen = newest
+
+    arrived: list[float] = []
+    results = list(runner.run(camera(60)))
+    behind = records(results, "behind_seconds")
+    assert behind == pytest.approx(arrived, abs=1e-6)  # from its arrival to its being taken up
+    assert max(behind) <= period
+    assert max(behind) > 0
+    samples = records(results, "step_samples")
+    assert samples[2:21] == [18] * 19
+    assert samples[23:] == [18] * 37  # the recording of the same camera pays for five frames
+
+
 def test_frames_between_two_updates_are_not_skipped_for_the_budget(make_runner):
     results = list(make_runner(0.106, runner={"update_every": 3}).run(video(9)))
     assert records(results, "skipped_updates") == [1] + [0] * 8

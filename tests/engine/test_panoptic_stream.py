@@ -156,7 +156,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path, task, metho
         numbers = summary["metrics"][who]
         for name in (metric, f"{metric}_video_mean", f"{metric}_frame_release"):
             assert 0 <= numbers[name] <= 100
-        assert {v: n["frames"] for v, n in numbers["videos"].items()} == {"corner": 1, "street": 2}
+        labelled = {video: n["labelled_frames"] for video, n in numbers["videos"].items()}
+        assert labelled == {"corner": 1, "street": 2}
+        frames = {video: n["frames"] for video, n in numbers["videos"].items()}
+        assert frames == {"corner": 3, "street": 12}
     assert any(row["records"] != row["frozen"]["records"] for row in rows)
     if method == "tent_class_balance":
         assert all("source_classes" in row for row in rows)

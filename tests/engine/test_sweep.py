@@ -409,7 +409,10 @@ def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch
     sweep = sweep_of(rows={"none": None, "tent": None}, figures={"over_time": ["tent"]})
     for cell in sweep.cells:
         write_run(cell, 50)
-        rows = [{"metrics": {"mIoU": 10.0 * cell.seed + i}} for i in range(3)] + [{"metrics": {}}]
+        rows = [
+            {"video_id": "a", "frame_index": i, "metrics": {"mIoU": 10.0 * cell.seed + i}}
+            for i in range(3)
+        ] + [{"video_id": "a", "frame_index": 3, "metrics": {}}]
         (cell.folder / "frames.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     drawn = {}
     monkeypatch.setattr(
@@ -421,6 +424,25 @@ def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch
     assert [*lines] == ["tent"]
     assert lines["tent"][:3] == [5.0, 6.0, 7.0]
     assert math.isnan(lines["tent"][3])
+
+
+def test_curves_over_time_end_where_a_video_ends(sweep_of, tmp_path, monkeypatch):
+    sweep = sweep_of(rows={"none": None, "tent": None}, figures={"over_time": ["tent"]})
+    for cell in sweep.cells:
+        write_run(cell, 50)
+        # As two workers write them, and by their names in another order than that of text.
+        rows = [("v10", 0, 1.0), ("v2", 1, 3.0), ("v2", 0, 2.0), ("v10", 1, 4.0), ("v2", 2, 5.0)]
+        text = "".join(
+            json.dumps({"video_id": v, "frame_index": i, "metrics": {"mIoU": m}}) + "\n"
+            for v, i, m in rows
+        )
+        (cell.folder / "frames.jsonl").write_text(text)
+    drawn = []
+    monkeypatch.setattr(
+        sweep_figures, "plot_curves", lambda lines, *_, starts, **__: drawn.append((lines, starts))
+    )
+    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path)
+    assert drawn == [({"tent": [2.0, 3.0, 5.0, 1.0, 4.0]}, [3, 5])] * 2
 
 
 def test_figures_are_drawn_from_the_records(scored, tmp_path):

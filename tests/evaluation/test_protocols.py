@@ -118,7 +118,7 @@ def test_numbers_of_a_video_are_those_of_a_run_of_that_video_alone():
         alone = score([f for f in frames if f.video_id == video], info)
         own = {k: v for k, v in alone.items() if k not in ("per_class", "videos")}
         own = {k: v for k, v in own.items() if not k.endswith("_video_mean")}
-        assert together["videos"][video] == {"frames": 4, **own}
+        assert together["videos"][video] == {"frames": 4, "labelled_frames": 4, **own}
     assert set(together) >= {"mIoU", "PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"}
     assert together["PQ_stuff"] is None
 

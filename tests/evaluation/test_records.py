@@ -48,8 +48,12 @@ def test_summary_by_hand():
     assert adapted["mIoU_frame_release"] == pytest.approx((65 + 0 + 50) / 3)
     assert adapted["mIoU_video_mean"] == pytest.approx((45 + 100) / 2)
     assert adapted["videos"] == {
-        "a": pytest.approx({"frames": 2, "mIoU": 45, "mIoU_frame_release": 32.5}),
-        "b": pytest.approx({"frames": 1, "mIoU": 100, "mIoU_frame_release": 50}),
+        "a": pytest.approx(
+            {"frames": 2, "labelled_frames": 2, "mIoU": 45, "mIoU_frame_release": 32.5}
+        ),
+        "b": pytest.approx(
+            {"frames": 1, "labelled_frames": 1, "mIoU": 100, "mIoU_frame_release": 50}
+        ),
     }
     assert summary["seconds"]["adapt"]["mean"] == pytest.approx(2.0)
     assert summary["seconds"]["predict"]["mean"] == pytest.approx(0.6)
@@ -90,7 +94,7 @@ def test_summary_of_labelled_frames_without_a_labelled_pixel():
         **undefined,
         "mIoU_video_mean": None,
         "per_class": {"IoU": {}},
-        "videos": {"a": {"frames": 1, **undefined}},
+        "videos": {"a": {"frames": 1, "labelled_frames": 1, **undefined}},
     }
 
 
@@ -125,5 +129,20 @@ def test_summary_does_not_depend_on_the_order_of_rows_to_the_last_bit():
 
 def test_unlabelled_frames_between_labelled_ones_count_for_nothing():
     labelled = row(0, records=sem_seg({"0": [3, 0, 1]}))
-    assert summarize([labelled, row(1)])["metrics"] == summarize([labelled])["metrics"]
-    assert summarize([labelled, row(1)])["frames"] == 2
+    one, two = summarize([labelled]), summarize([labelled, row(1)])
+    assert (one["frames"], two["frames"]) == (1, 2)
+    own = two["metrics"]["adapted"]["videos"]["a"]
+    assert (own["frames"], own["labelled_frames"]) == (2, 1)
+    own["frames"] = 1
+    assert two["metrics"] == one["metrics"]
+
+
+def test_frames_of_an_unlabelled_video_are_counted():
+    records = {"prediction": {"classes": 3, "entropy": 0.5}}
+    unlabelled = [row(i, "b", records=records) for i in range(3)]
+    rows = [*unlabelled, row(3, "b"), row(0, "a", records=sem_seg({"0": [3, 0, 1]}))]
+    summary = summarize([{**r, "frozen": {**r}} for r in rows])
+    for who in ("adapted", "frozen"):
+        videos = summary["metrics"][who]["videos"]
+        assert {name: own["frames"] for name, own in videos.items()} == summary["videos"]
+        assert {name: own["labelled_frames"] for name, own in videos.items()} == {"a": 1, "b": 0}

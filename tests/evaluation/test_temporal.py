@@ -90,7 +90,7 @@ def test_frames_of_a_video_are_compared_with_the_one_before(video):
         assert evaluator.frame_metrics(record).keys() == {"change", "flicker"}
     rows = [ScoredFrame("a", i, {"temporal": r}) for i, r in enumerate(records) if r]
     scores = score(rows, LabelInfo())
-    assert scores["videos"]["a"]["frames"] == 0  # none is scored against its labels
+    assert scores["videos"]["a"]["labelled_frames"] == 0  # none is scored against its labels
     assert scores["flicker"] == change_shares(add_changes(records[1:]))["flicker"]
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -478,6 +479,68 @@ def test_predictions_that_are_not_finite_are_told(stream, tmp_path, monkeypatch,
 # --- mistakes: one clear line and exit code 2 ---
 
 
+@pytest.mark.parametrize("fps", ["0", "-5", "nan", "inf"])
+def test_frame_rates_that_cannot_be(refused, tmp_path, fps):
+    folder = write_frames(tmp_path / "video", 1)
+    said = refused("--video-dir", folder, f"--fps={fps}")
+    assert "a video's frame rate must be between" in said
+    assert f"not {fps}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "expected"),
+    [(25.0, 1e-9, 25.0), (None, 30.0, 30.0), (None, None, 10.0), (None, 1e-9, 10.0)],
+)
+def test_frame_rate_of_the_overlay(tool, capsys, asked, own, expected):
+    assert tool.overlay_fps(asked, SimpleNamespace(fps=own, video_id="slow")) == expected
+    said = capsys.readouterr().out
+    assert said.startswith("video slow has 1e-09 frames") == (asked is None and own == 1e-9)
+
+
+def test_names_of_any_bytes_are_streamed_and_resumed(stream, refused, tmp_path, capsys):
+    name = os.fsdecode(b"n:caf\xe9")
+    folder = write_frames(tmp_path / name, 3)
+    (folder / "frame10.png").rename(folder / os.fsdecode(b"frame10:\xff.png"))
+    video = write_mp4(tmp_path / "plain.mp4", 3).rename(tmp_path / f"{name}.mp4")
+    output = f"out{name}"
+    stream("--video-dir", folder, "--save-every", 2, "--max-frames", 2, output=output)
+    for out in (
+        stream("--video-dir", folder, "--save-every", 2, "--resume", output=output),
+        stream("--video", video, output=f"{output}2"),
+    ):
+        rows = rows_of(out)
+        assert [row["frame_index"] for row in rows] == [0, 1, 2]
+        assert {row["video_id"] for row in rows} == {"n:caf\\xe9"}
+        for row in rows:
+            row["file_name"].encode("utf-8")  # other readers of JSON refuse lone surrogates
+        assert summary_of(out)["complete"]
+        assert probe(out / "overlay.mp4")[3] == 3
+    assert "written to" in capsys.readouterr().out
+
+
+def test_overlay_has_the_colours_of_the_data_set(stream, tmp_path):
+    frames = write_frames(tmp_path / "video", 2)
+    register_custom_video(
+        "stream_eval_colours", frames, None, [f"c{i}" for i in range(19)], colors=[[0, 0, 0]] * 19
+    )
+    try:
+        out = stream("--dataset", "stream_eval_colours", "DATASETS.TEST", "('cityscapes_x',)")
+    finally:
+        DatasetCatalog.remove("stream_eval_colours")
+        MetadataCatalog.remove("stream_eval_colours")
+    with av.open(str(out / "overlay.mp4")) as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    original, adapted = np.array_split(shown, 2, axis=0 if shown.shape[0] > shown.shape[1] else 1)
+    # Black at half weight leaves half of the picture.
+    ratio = adapted[30:].mean(axis=(0, 1)) / original[30:].mean(axis=(0, 1))
+    assert ratio == pytest.approx([0.5] * 3, abs=0.08)
+    summary = summary_of(out)
+    videos = summary["metrics"]["adapted"]["videos"]
+    assert videos["video"]["frames"] == 2
+    assert videos["video"]["labelled_frames"] == 0
+
+
 def test_no_such_folder(refused, tmp_path):
     assert f"no such folder: {tmp_path}/nowhere" in refused("--video-dir", tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()
@@ -631,7 +694,6 @@ def test_output_that_is_a_file(refused, tmp_path):
         (["--max-frames", 0], "--max-frames is 0"),
         (["--workers", 0], "--workers is 0"),
         (["--save-every", -1], "--save-every is -1"),
-        (["--fps", -1], "must be positive, not -1"),
         (["TTT.WINDOW_SIZE"], "stands alone"),
         (["TTT.WINDOW", 3], "TTT.WINDOW"),
         (["TTT.MASK_RATIO", 1.5], "TTT.MASK_RATIO is 1.5"),

@@ -47,6 +47,22 @@ def test_curves_do_not_go_through_pyplot(tmp_path, monkeypatch):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_lines_and_means_do_not_cross_from_video_to_video(tmp_path, monkeypatch):
+    lines = []
+
+    def plot(self, x, y, *args, **settings):
+        lines.append((list(x), list(y), settings.get("label")))
+
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", plot)
+    values = [0.0, 0.0, 0.0, 90.0, 90.0, 5.0]
+    plot_curves({"a": values}, tmp_path / "a.svg", "t", "y", rolling=3, starts=[0, 3, 5, 6])
+    thin, thick = lines[0::2][:2], lines[1::2][:2]
+    assert [line[:2] for line in thin] == [([0, 1, 2], [0, 0, 0]), ([3, 4], [90, 90])]
+    assert [line[1] for line in thick] == [[0, 0, 0], [90, 90]]
+    assert lines[4:] == [([5], [5.0], None)]
+    assert [line[2] for line in thick] == ["a", None]  # one name in the legend
+
+
 @given(
     st.lists(st.one_of(st.floats(-100, 100), st.just(float("nan"))), max_size=30),
     st.integers(1, 12),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 
 from ttt_video.engine.stream import FrameResult
 from ttt_video.errors import UserError
@@ -54,6 +56,43 @@ def test_frames_are_drawn_in_the_encoders_thread_and_in_order(
     assert len(threads) == len(results)
     assert threading.main_thread() not in threads
     assert (tmp_path / "overlay.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
+
+
+def test_colours_are_those_of_the_data_set(tiny_cfg, results, tmp_path):
+    MetadataCatalog.get("overlay_set").set(stuff_colors=[[200, 0, 0]] * 19)
+    MetadataCatalog.get("overlay_test").set(stuff_colors=[[0, 0, 200]] * 19)
+    tiny_cfg.DATASETS.TEST = ("overlay_test",)
+    results[0].frame["image"].zero_()
+    for name, color in (("overlay_set", (100, 0, 0)), ("", (0, 0, 100))):
+        videos = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True, dataset_name=name)
+        assert (videos.panels(results[0], None)["online_ttt_mae"] == color).all()
+    for name in ("overlay_set", "overlay_test"):
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_missing_part_is_told_before_the_video_goes_on(tiny_cfg, results, tmp_path, spoil):
+    parts = tmp_path / "parts"
+    first = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
+    first.start("a", parts)
+    for result in results[:2]:
+        first.write(result, None)
+        names = first.cut()
+    assert len(names) == 2
+    spoil(parts / names[1])
+    again = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
+    words = f"{names[1]}, a part of .*: put it back, or remove {parts} to start"
+    with pytest.raises(UserError, match=words):
+        again.start("a", parts, frames=2, parts=names)
+    with pytest.raises(UserError, match=rf"{names[1]}, a part of an overlay video"):
+        first.finish()
+    assert not (tmp_path / "overlay.mp4").exists()
+
+
+@pytest.mark.parametrize("fps", [0.0, -5.0, float("nan"), float("inf"), 1e-9])
+def test_impossible_frame_rates_are_told_before_the_first_frame(tiny_cfg, tmp_path, fps):
+    with pytest.raises(UserError, match="frame rate must be between"):
+        OverlayVideos(tiny_cfg, tmp_path, fps=fps, single=True)
 
 
 def test_what_goes_wrong_in_drawing_is_raised_in_the_loop(overlay, results, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -187,8 +189,32 @@ def test_errors_of_the_encoder_surface(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
 def test_impossible_frame_rates(tmp_path, fps):
-    with pytest.raises(UserError, match="frame rate must be positive"):
+    with pytest.raises(UserError, match=r"frame rate must be between 0\.0001 and 100000 "):
         VideoWriter(tmp_path / "a.mp4", fps)
+
+
+@pytest.mark.parametrize("period", [2, 2001, 2003, 10_000])
+def test_slow_videos(tmp_path, period):
+    with VideoWriter(tmp_path / "a.mp4", 1 / period) as video:
+        for index in range(40):
+            video.write(flat(index))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == Fraction(1, period)
+    assert times == pytest.approx([period * i for i in range(40)])
+
+
+@pytest.mark.parametrize("name", [b"a:b.mp4", b"caf\xe9.mp4", b"50%d.mp4"])
+def test_any_file_name_is_written(tmp_path, name):
+    folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"o:\xff")))
+    folder.mkdir()
+    path = folder / os.fsdecode(name)
+    with VideoWriter(path, 10) as video:
+        video.write(flat(0))
+    assert [file.name for file in folder.iterdir()] == [path.name]
+    with VideoWriter(tmp_path / "plain.mp4", 10) as video:
+        video.write(flat(0))
+    assert path.read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
 
 def test_missing_folder(tmp_path):

@@ -24,7 +24,7 @@ from detectron2.structures import BoxMode
 from ttt_video.data.coco_json import CocoError, panoptic_faults
 from ttt_video.data.coco_masks import compress, mask_fault
 from ttt_video.data.datasets import datasets_root
-from ttt_video.data.images import list_folder
+from ttt_video.data.images import list_frames
 from ttt_video.errors import UserError
 from ttt_video.files import read_json_object
 
@@ -96,7 +96,7 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
                 {**s, "bbox_mode": BoxMode.XYWH_ABS} for s in segments if s["isthing"]
             ]
     records = []
-    for index, image in enumerate(list_folder(root / "raw_images" / video)[0]):
+    for index, image in enumerate(list_frames(root / "raw_images" / video)):
         frame = {
             "file_name": str(image),
             "image_id": f"{video}/{image.stem}",

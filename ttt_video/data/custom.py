@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 
 from ttt_video.data.coco_json import frame_places, read_instances
 from ttt_video.data.coco_masks import compress
-from ttt_video.data.images import list_folder, natural_key
+from ttt_video.data.images import list_folder, list_frames, natural_key
 from ttt_video.data.labels import refuse_label_maps
 from ttt_video.errors import UserError
 
@@ -102,7 +102,10 @@ def load_custom_video(
     records = []
     for folder in [frames_dir] if files else folders:
         labels = labels_dir if labels_dir is None or files else labels_dir / folder.name
-        records += _video(folder, labels, label_suffix)
+        video = _video(folder, labels, label_suffix)
+        if not video:
+            raise UserError(f"folder {folder} holds no frames: remove it from {frames_dir}")
+        records += video
     labelled = [record for record in records if "sem_seg_file_name" in record]
     if not records:
         raise UserError(f"{frames_dir} holds no frames")
@@ -117,7 +120,7 @@ def load_custom_video(
 def _video(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
     """The records of one folder of frames; a missing folder of labels has none."""
     maps: dict[str, Path] = {}
-    files = list_folder(frames)[0]
+    files = list_frames(frames)
     if labels is not None and labels.exists():
         maps = {
             file.name.removesuffix(label_suffix): file
@@ -260,10 +263,11 @@ def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool)
     listed = {Path(record["file_name"]): record for record in records}
     ordered = []
     for folder in sorted({file.parent for file in listed}, key=lambda f: natural_key(str(f))):
-        refuse_label_maps(list_folder(folder)[0], "keep the frames in a folder of their own")
+        files = list_frames(folder)
+        refuse_label_maps(files, "keep the frames in a folder of their own")
         inside = os.path.relpath(folder, image_root)
         video_id = os.path.basename(os.path.abspath(image_root)) if inside == "." else inside
-        for index, file in enumerate(list_folder(folder)[0]):
+        for index, file in enumerate(files):
             record = listed.pop(file, None)
             if record is None and labelled_only:
                 continue

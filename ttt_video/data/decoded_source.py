@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
@@ -14,6 +14,7 @@ import numpy as np
 
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.errors import UserError
+from ttt_video.files import path_text
 from ttt_video.structures import Frame, FrameSource
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,14 @@ Record = Mapping[str, Any]
 Item = TypeVar("Item")
 
 
-def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item, None, None]:
+def run_ahead(
+    items: Generator[Item, None, None], depth: int, stop: Callable[[], None] = lambda: None
+) -> Generator[Item, None, None]:
     """Runs a generator in one background thread, at most ``depth`` items ahead of the consumer.
 
     An exception is raised at the place of the item it stands for. The thread ends with the
-    generator: when that is exhausted, raises, is closed, or is garbage.
+    generator: when that is exhausted, raises, is closed, or is garbage. ``stop`` is called before
+    the thread is joined, to end a wait in ``items``.
     """
     end = object()
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
@@ -37,6 +41,7 @@ def run_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item,
             pending.append(pool.submit(next, items, end))
             yield item
     finally:
+        stop()
         pool.shutdown(wait=True, cancel_futures=True)
         items.close()
 
@@ -81,7 +86,7 @@ class DecodedSource(ABC):
             raise UserError(f'on_bad_frame must be "stop" or "skip", not "{on_bad_frame}"')
         if prefetch < 0:
             raise ValueError(f"prefetch must be 0 or more frames, not {prefetch}")
-        self.video_id = video_id
+        self.video_id = path_text(video_id)  # it names files, and stands in pages and pictures
         self.num_frames = num_frames
         self.transform = transform
         self.on_bad_frame = on_bad_frame
@@ -101,10 +106,13 @@ class DecodedSource(ABC):
         self.skipped = []
         return self._hand_over(self.skipped, frame_index)
 
+    def _stop_waiting(self) -> None:  # noqa: B027 - most sources never wait
+        """Ends a read that waits for data; called before the background thread is joined."""
+
     def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:
         items = self._frames(after)
         if self.prefetch:
-            items = run_ahead(items, self.prefetch)
+            items = run_ahead(items, self.prefetch, self._stop_waiting)
         with closing(items):
             for passed, frame in items:
                 skipped += passed
@@ -118,7 +126,7 @@ class DecodedSource(ABC):
         num_skipped = 0
         with closing(self._decode(after)) as decoded:
             for record, pixels in decoded:
-                name = record["file_name"]
+                name = path_text(record["file_name"])
                 if isinstance(pixels, BadFrame):
                     if self.on_bad_frame == "stop":
                         raise BadFrame(
@@ -147,6 +155,7 @@ class DecodedSource(ABC):
                     )
                 frame = {
                     **record,
+                    "file_name": name,
                     "image": self.transform(pixels),
                     "height": height,
                     "width": width,

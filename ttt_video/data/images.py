@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import struct
 import zlib
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from ttt_video.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
+    }
+)
+"""Names that end so are frames, and no others"""
 
 DECODING_ERRORS = (
     OSError,
@@ -39,23 +49,59 @@ class BadFrame(UserError):
     """One frame cannot be read; the frames after it may be fine."""
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts ``frame2`` before ``frame10``: runs of digits compare as numbers.
+# A decimal number that is no part of a word or of a longer dotted number; or else a whole number.
+_NUMBER = re.compile(r"((?<![^\W_])(?<!\.)[0-9]+\.[0-9]+(?![^\W_])(?!\.)|[0-9]+)")
 
-    Only the digits 0-9 count as numbers; everything else compares as text. Names that differ only
-    in leading zeros are ordered by the name itself, so the order is total.
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Returns a sort key that puts ``frame2`` before ``frame10``: digits compare as numbers.
+
+    A decimal number that stands alone or between separators, as a clock writes it, compares by its
+    value: ``1.05`` before ``1.1``; in ``v1.9`` and ``2024.5.1`` the dots are text. Only the digits
+    0-9 count as numbers; everything else compares as text. Names that differ only in zeros that
+    change no value are ordered by the name itself, so the order is total.
     """
-    # Splitting by a group puts text at even and digits at odd places: unlike types never meet.
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    # Splitting by a group puts text at even and numbers at odd places: unlike types never meet.
+    parts = enumerate(_NUMBER.split(name))
+    return [_number(part) if place % 2 else part for place, part in parts], name
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """A number's whole part, and its decimals, which compare as text once closing zeros are off."""
+    whole, _, decimals = digits.partition(".")
+    return int(whole), decimals.rstrip("0")
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image files and sub-folders of a folder, each in natural order; hidden ones left out.
+    """Lists the image files and sub-folders of a folder in natural order, without hidden ones.
+
+    A link that leads nowhere counts as the file that its name says, so that it is missed when it is
+    read.
 
     Raises:
-        UserError: it is missing, a file, or cannot be read.
+        UserError: it is missing, a file, or cannot be read; a link that may have been a folder
+            leads nowhere.
     """
+    files, folders, _ = _sort_entries(folder)
+    return files, folders
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The image files of :func:`list_folder`; says which other files are left out."""
+    files, _, others = _sort_entries(folder)
+    if files and others:
+        logger.warning(
+            "%s: %d files are not read as frames, such as %s; frames end in %s",
+            folder,
+            len(others),
+            others[0].name,
+            " ".join(sorted(IMAGE_SUFFIXES)),
+        )
+    return files
+
+
+def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Image files, folders, and other files."""
     if not folder.exists():
         raise UserError(f"no such folder: {folder}")
     if not folder.is_dir():
@@ -66,8 +112,26 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
         raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
     # The stem goes first, so that "frame.png" precedes "frame1.png".
     entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
-    files = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
-    return files, [e for e in entries if e.is_dir()]
+    images: list[Path] = []
+    folders: list[Path] = []
+    others: list[Path] = []
+    for entry in entries:
+        named_so = entry.suffix.lower() in IMAGE_SUFFIXES
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file():
+            (images if named_so else others).append(entry)
+        elif entry.exists():  # a pipe, a socket, a device
+            others.append(entry)
+        elif named_so:
+            images.append(entry)
+        else:
+            raise UserError(
+                f"{entry} is a link to nothing ({os.readlink(entry)}): mend or remove it"
+            )
+    # What follows a dot in a folder's name is no suffix.
+    folders.sort(key=lambda folder: natural_key(folder.name))
+    return images, folders, others
 
 
 def read_rgb(file_name: str) -> np.ndarray:

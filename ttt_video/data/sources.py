@@ -17,7 +17,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
-from ttt_video.data.images import IMAGE_SUFFIXES, BadFrame, FrameTransform, list_folder, read_rgb
+from ttt_video.data.images import (
+    IMAGE_SUFFIXES,
+    BadFrame,
+    FrameTransform,
+    list_folder,
+    list_frames,
+    read_rgb,
+)
 from ttt_video.data.labels import refuse_label_maps, refuse_labels_as_frames
 from ttt_video.data.video_sources import VideoFileSource, WebcamSource
 from ttt_video.errors import UserError
@@ -57,6 +64,12 @@ class DatasetSource(DecodedSource):
             prefetch: frames to decode ahead in a background thread; 0 decodes on demand.
         """
         indices = [record["frame_index"] for record in dicts]
+        odd = [i for i in indices if not isinstance(i, int | np.integer) or i < 0]
+        if odd:
+            raise UserError(
+                f"video {dicts[0]['video_id']} has a frame with frame_index {odd[0]!r}: give whole "
+                "numbers, from 0 on"
+            )
         videos = sorted({str(record["video_id"]) for record in dicts})
         if len(videos) != 1:
             raise UserError(f"a source is one video, but its records name {len(videos)}: {videos}")
@@ -93,7 +106,7 @@ class FolderSource(DatasetSource):
         prefetch: int = 2,
     ) -> None:
         """Lists the folder; nothing is decoded yet. Arguments as for `DatasetSource`."""
-        files, _ = list_folder(Path(folder))
+        files = list_frames(Path(folder))
         if not files:
             raise UserError(
                 f"folder {folder} holds no frames: expected files ending in "

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
+import stat
 import threading
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.images import BadFrame, FrameTransform
+from ttt_video.data.pipe import PATIENCE, Pipe
 from ttt_video.errors import UserError
+from ttt_video.files import ffmpeg_name, path_text
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+SILENCE = 30.0
+"""Seconds without data after which a network stream counts as dead."""
 
 
 class VideoFileSource(DecodedSource):
-    """A video file, decoded from start to end through PyAV, upright as its rotation tag says.
+    """A video decoded from start to end through PyAV, upright as its display matrix says.
+
+    It is a file, a named pipe, which can be read once, or a URL that FFmpeg opens. Of several video
+    streams the first that the file marks as default is taken; attached pictures are none.
 
     Attributes:
         fps: average frame rate in 1/s; None where the file does not tell.
@@ -39,40 +52,98 @@ class VideoFileSource(DecodedSource):
 
         With ``on_bad_frame="skip"`` every packet that does not decode counts as one frame.
         """
-        self.path = str(path)
-        with self._open() as container:
-            stream = container.streams.video[0]
-            self.fps = float(stream.average_rate) if stream.average_rate else None
-            # A container without a frame count (Matroska) has its packets counted, not decoded.
-            num_frames = stream.frames
-            if not num_frames:
-                with suppress(av.error.FFmpegError):
-                    num_frames = sum(packet.size > 0 for packet in container.demux(stream))
+        self.path = os.fsdecode(path)
+        self._pipe: Pipe | None = None
+        self._unread: av.container.InputContainer | None = None  # the pipe's, before its first use
+        container, stream = self._open()
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        if (count := len(_films(container))) > 1:
+            logger.warning(
+                "%s holds %d videos: stream %d is read alone", self.path, count, stream.index
+            )
+        num_frames = stream.frames
+        # A container without a frame count (Matroska) has its packets counted, not decoded. What
+        # is no file may never end.
+        if not num_frames and os.path.isfile(self.path):
+            with suppress(av.error.FFmpegError):
+                num_frames = sum(packet.size > 0 for packet in container.demux(stream))
+        if self._pipe is None:
+            container.close()
+        else:
+            self._unread = container
         super().__init__(
             Path(self.path).stem, num_frames or None, transform, on_bad_frame, prefetch
         )
 
-    def _open(self) -> av.container.InputContainer:
-        if os.path.isdir(self.path):
-            raise UserError(f"{self.path} is a folder, not a video file: use --video-dir for it")
+    def __getstate__(self) -> dict[str, object]:
+        if self._pipe is not None:
+            raise UserError(f"{self.path} is a pipe, which cannot be handed on: use one worker")
+        return self.__dict__
+
+    def _open(self) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+        """The open video and the stream that is the film."""
+        if self._pipe is not None:
+            if self._unread is None:
+                raise UserError(
+                    f"{self.path} is a pipe, which can be read only once: write it to a file, and "
+                    "give that"
+                )
+            container, self._unread = self._unread, None
+        else:
+            container = self._open_container()
         try:
-            container = av.open(self.path)
-        except FileNotFoundError as error:
-            raise UserError(f"no such video file: {self.path}") from error
-        except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path} is not a video that FFmpeg can read ({error})") from error
-        # FFmpeg takes any text file for terminal output ("tty") and draws its letters.
-        if container.format.name == "tty" or not container.streams.video:
+            return container, _film(container, self.path)
+        except UserError:
             container.close()
-            raise UserError(f"{self.path} has no video in it")
-        return container
+            raise
+
+    def _open_container(self) -> av.container.InputContainer:
+        try:
+            mode = os.stat(self.path).st_mode
+        except (OSError, ValueError) as error:
+            if "://" not in self.path:
+                raise UserError(f"no such video file: {self.path}") from error
+            name = self.path
+        else:
+            name = ffmpeg_name(self.path)
+            if stat.S_ISDIR(mode):
+                raise UserError(f"{self.path} is a folder, not a video file: use --video-dir")
+            if not stat.S_ISREG(mode):
+                self._pipe = Pipe(self.path)
+        try:
+            # What a title tag says, in whatever encoding, is nobody's business here.
+            return av.open(
+                self._pipe or name,
+                "r",
+                metadata_errors="replace",
+                timeout=SILENCE if name == self.path else None,
+            )
+        except av.error.ExitError as error:
+            raise self._silent() from error
+        except (av.error.FFmpegError, OSError) as error:
+            self._raise_interrupt()
+            raise UserError(
+                f"{self.path} is not a video that FFmpeg can read ({error.strerror})"
+            ) from error
+
+    def _silent(self) -> UserError:
+        return UserError(f"nothing came from {self.path} for {SILENCE:g} seconds: is it sending?")
+
+    def _raise_interrupt(self) -> None:
+        if self._pipe is not None:
+            self._pipe.raise_error()
+
+    def _stop_waiting(self) -> None:
+        if self._pipe is not None:
+            self._pipe.stop()
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         index = 0
+        container, stream = self._open()
         try:
-            with self._open() as container:
+            with container:
                 # The last packet of demux() is empty: it flushes the frames the decoder holds back.
-                for packet in container.demux(video=0):
+                for packet in container.demux(stream):
                     try:
                         pictures = packet.decode()
                     except av.error.InvalidDataError as error:
@@ -84,14 +155,16 @@ class VideoFileSource(DecodedSource):
                         continue
                     for picture in pictures:
                         if index > after:
-                            rgb = picture.to_ndarray(format="rgb24")
-                            quarter_turns = round(picture.rotation / 90)  # counter-clockwise
-                            yield self._record(index), np.rot90(rgb, quarter_turns)
+                            yield self._record(index), _upright(picture)
                         index += 1
+        except av.error.ExitError as error:
+            raise self._silent() from error
         except av.error.FFmpegError as error:
+            self._raise_interrupt()
             raise UserError(
                 f"video {self.path} cannot be read past frame {index}: {error}"
             ) from error
+        self._raise_interrupt()
         if self.num_frames is not None and index < self.num_frames:
             logger.warning(
                 "video %s ended after %d of the %d frames it announces: it may be cut off",
@@ -104,11 +177,48 @@ class VideoFileSource(DecodedSource):
         return {"file_name": f"{self.path}#{index}", "frame_index": index}
 
 
+def _film(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
+    """The stream that is the film: the first that is marked as default, else the first."""
+    films = _films(container)
+    # FFmpeg takes any text file for terminal output ("tty") and draws its letters.
+    if container.format.name == "tty" or not films:
+        raise UserError(f"{path} has no video in it")
+    readable = [stream for stream in films if stream.codec_context is not None]
+    if not readable:
+        raise UserError(f"the video in {path} is in a format that this FFmpeg cannot decode")
+    return next((s for s in readable if s.disposition & Disposition.default), readable[0])
+
+
+def _films(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """All video streams but attached pictures, such as covers."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _upright(picture: av.VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8 RGB pixels as they are to be shown: mirrored, then turned to the nearest
+    quarter.
+
+    The display matrix maps a pixel (p, q), q downwards, to (a p + c q, b p + d q); 16.16 fixed
+    point, row by row a b u, c d v, x y w (libavutil/display.h, ISO/IEC 14496-12).
+    """
+    rgb = picture.to_ndarray(format="rgb24")
+    side_data = picture.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return rgb
+    matrix = bytes(side_data)  # type: ignore[call-overload]
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if a * d - b * c < 0:
+        rgb, a, b = rgb[:, ::-1], -a, -b
+    quarters = round(math.atan2(b, a) / (math.pi / 2))  # clockwise
+    return np.rot90(rgb, -quarters)
+
+
 class WebcamSource(DecodedSource):
     """A camera or a network stream, through OpenCV; it ends when the device does.
 
     Always yields the newest picture: those that arrive while the consumer is busy are dropped, so
-    that a slow model stays live. ``frame_index`` counts the camera's pictures, dropped ones too.
+    that a slow model stays live. ``frame_index`` counts the camera's pictures, dropped ones too;
+    ``dropped`` says how many were dropped since the frame before.
     """
 
     def __init__(self, device: int | str, transform: FrameTransform) -> None:
@@ -130,7 +240,13 @@ class WebcamSource(DecodedSource):
                 "a webcam is read through OpenCV: pip install opencv-python-headless"
             ) from error
 
-        capture = cv2.VideoCapture(self.device)
+        address = self.device
+        if isinstance(address, str):
+            if path_text(address) != address:  # OpenCV would crash
+                raise UserError(f"OpenCV takes no name that is no UTF-8: {path_text(address)}")
+            if os.path.isfile(address):
+                address = ffmpeg_name(address)
+        capture = cv2.VideoCapture(address)
         if not capture.isOpened():
             capture.release()
             raise UserError(f"cannot open camera or stream {self.device!r}: is it there and free?")
@@ -156,11 +272,22 @@ class WebcamSource(DecodedSource):
         # A daemon, as a read from a dead network stream may hang and must not keep Python alive.
         thread = threading.Thread(target=grab, name="webcam", daemon=True)
         thread.start()
+        seen = -1
         try:
-            while (item := newest.get()) is not None:
+            while (item := self._newest(newest)) is not None:
                 index, bgr = item
-                name = f"{self.device}#{index}"
-                yield {"file_name": name, "frame_index": index}, bgr[:, :, ::-1]
+                name, dropped = f"{self.device}#{index}", index - seen - 1
+                seen = index
+                record = {"file_name": name, "frame_index": index, "dropped": dropped}
+                yield record, bgr[:, :, ::-1]
         finally:
             stop.set()
             thread.join(timeout=2)
+
+    def _newest(self, pictures: queue.Queue[Item]) -> Item:
+        """The newest picture, once there is one; says so while nothing comes."""
+        while True:
+            try:
+                return pictures.get(timeout=PATIENCE)
+            except queue.Empty:
+                logger.warning("%s: still waiting for a picture", self.video_id)

@@ -1,8 +1,9 @@
 """A frame budget (``TTT.FRAME_BUDGET_MS``): the loop keeps up with a camera.
 
-The camera gives a frame every T seconds, and frames wait until the loop takes them up. Each of them
-is predicted; what gives way is the step, and :meth:`FrameBudget.max_samples` is the one place where
-that is decided.
+The camera gives a frame every T seconds. The frames of a recording wait until the loop takes them
+up; a live camera drops those for which the loop comes too late, and their time with them. Each
+frame that is taken up is predicted; what gives way is the step, and :meth:`FrameBudget.max_samples`
+is the one place where that is decided.
 """
 
 from __future__ import annotations
@@ -51,12 +52,17 @@ class FrameBudget:
         """The camera starts anew: no debt. What is known of the machine stays known."""
         self.behind = self._done = self._other_now = 0.0
 
-    def take_frame(self) -> None:
-        """The next frame has arrived, T seconds after the one before, and is taken up."""
+    def take_frame(self, dropped: int = 0) -> None:
+        """The next frame has arrived, T seconds after the one before, and is taken up.
+
+        Args:
+            dropped: pictures that the camera gave since the frame before, and that nobody saw: each
+                of them came T seconds after the other, and no debt is left of that time.
+        """
         if self._predict:
             self._other.append(self._other_now)
         self._other_now = 0.0
-        self.behind = max(0.0, self._done - self.seconds)
+        self.behind = max(0.0, self._done - (1 + dropped) * self.seconds)
         self._done = self.behind
 
     def max_samples(self) -> int:

@@ -152,7 +152,7 @@ class StreamRunner:
             self.start_video(frame["video_id"])
         start = self.now()
         if self.budget is not None:
-            self.budget.take_frame()
+            self.budget.take_frame(frame.get("dropped", 0))
         sample = self.window.push(frame)
         if self.reset == "frame":
             self.adapter.reset_weights()

@@ -336,6 +336,7 @@ class Scores:
     def __init__(self, info: LabelInfo) -> None:
         self.info = info
         self._tallies: dict[str, dict[str, Tally]] = {}
+        self._frames: dict[str, int] = {}
         self._labelled: dict[str, int] = {}
 
     def add(self, frame: ScoredFrame) -> None:
@@ -349,20 +350,26 @@ class Scores:
                 value = tallies[name].release(record)
                 if value is not None:
                     tallies[name].frame_values.append(value)
+        self._frames[frame.video_id] = self._frames.get(frame.video_id, 0) + 1
         labelled = any(TASKS[name].main for name in frame.records)
         self._labelled[frame.video_id] = self._labelled.get(frame.video_id, 0) + labelled
 
     def result(self) -> Row:
         """Metric to value, ``per_class`` (metric to class to value) and ``videos``: video to
-        ``frames``, the number of labelled frames, and the same metrics. Empty without frames.
+        ``frames``, ``labelled_frames`` (how many there are) and the same metrics. Empty without
+        records.
         """
-        if not self._tallies:
+        if not any(self._tallies.values()):
             return {}
         videos: dict[str, Row] = {}
         for video_id, tallies in sorted(self._tallies.items()):
             numbers = self._numbers([tallies])
             numbers.pop("per_class", None)
-            videos[video_id] = {"frames": self._labelled[video_id], **numbers}
+            counts = {
+                "frames": self._frames[video_id],
+                "labelled_frames": self._labelled[video_id],
+            }
+            videos[video_id] = {**counts, **numbers}
         result = self._numbers([tallies for _, tallies in sorted(self._tallies.items())])
         for name in {task.main for task in TASKS.values()} & result.keys():
             values = [video[name] for video in videos.values() if video.get(name) is not None]

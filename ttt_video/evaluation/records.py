@@ -52,8 +52,9 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         if "frozen" in row:
             seconds["frozen_predict"].append(row["frozen"]["predict_seconds"])
         for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
-            if part.get("records"):
-                scores[who].add(ScoredFrame(video_id, row["frame_index"], part["records"]))
+            if part:
+                records = part.get("records", {})
+                scores[who].add(ScoredFrame(video_id, row["frame_index"], records))
     metrics = {who: result for who, own in scores.items() if (result := own.result())}
     return {
         "frames": sum(videos.values()),

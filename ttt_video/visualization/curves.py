@@ -12,7 +12,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 FROZEN_COLOR = "#7F7F7F"  # of the line called "frozen", in every picture
 
 
-def rolling_mean(values: Sequence[float], width: int) -> np.ndarray:
+def rolling_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
     """Mean over the ``width`` positions around each, fewer at both ends; NaN does not count.
 
     An even width takes one position more before than after. All NaN gives NaN.
@@ -39,6 +39,7 @@ def plot_curves(
     xlabel: str = "frame",
     x: Sequence[float] | None = None,
     rolling: int = 1,
+    starts: Sequence[int] = (),
 ) -> None:
     """Writes a line plot: one line per name; NaN leaves a gap.
 
@@ -51,6 +52,7 @@ def plot_curves(
         x: the positions of all lines; None is 0, 1, 2, ...
         rolling: above 1, the values are drawn thin and pale, and their :func:`rolling_mean` of this
             width on top.
+        starts: where in the values a new video starts; neither lines nor means cross these places.
     """
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
@@ -58,14 +60,20 @@ def plot_curves(
     axes = figure.add_subplot()
     colors = iter(PALETTE * (1 + len(series) // len(PALETTE)))
     for name, values in series.items():
-        positions = range(len(values)) if x is None else x
+        positions = np.arange(len(values)) if x is None else np.asarray(x)
         color = FROZEN_COLOR if name == "frozen" else next(colors)
-        # A line of one point would be invisible.
-        marker = "o" if len(values) == 1 else None
-        if rolling > 1 and len(values) > 1:
-            axes.plot(positions, values, color=color, linewidth=0.6, alpha=0.35)
-            values = rolling_mean(values, rolling).tolist()
-        axes.plot(positions, values, color=color, label=name, linewidth=1.6, marker=marker)
+        places = [place for place in starts if 0 < place < len(values)]
+        parts = zip(
+            np.split(positions, places), np.split(np.asarray(values, float), places), strict=True
+        )
+        for number, (where, own) in enumerate(parts):
+            # A line of one point would be invisible.
+            marker = "o" if len(own) == 1 else None
+            if rolling > 1 and len(own) > 1:
+                axes.plot(where, own, color=color, linewidth=0.6, alpha=0.35)
+                own = rolling_mean(own, rolling)
+            label = name if number == 0 else None
+            axes.plot(where, own, color=color, label=label, linewidth=1.6, marker=marker)
     mean_of = f", mean of {rolling} frames" if rolling > 1 else ""
     axes.set(title=title, xlabel=f"{xlabel}{mean_of}", ylabel=ylabel)
     axes.grid(alpha=0.3)

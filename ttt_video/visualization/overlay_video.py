@@ -11,9 +11,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..errors import UserError
 from ..files import file_stem
 from .overlay import overlay_painter, side_by_side, to_rgb
-from .video import VideoWriter, join_videos
+from .video import VideoWriter, check_fps, check_part, join_videos
 
 if TYPE_CHECKING:
     from ..engine.stream import FrameResult
@@ -29,17 +30,23 @@ class OverlayVideos:
     again, so a video that was interrupted and went on at a cut is the same file as any other.
     """
 
-    def __init__(self, cfg: CfgNode, folder: Path, *, fps: float, single: bool) -> None:
+    def __init__(
+        self, cfg: CfgNode, folder: Path, *, fps: float, single: bool, dataset_name: str = ""
+    ) -> None:
         """
         Args:
-            cfg: gives the channel order and the colours (metadata of the first test set).
+            cfg: gives the channel order.
             folder: of the video files.
             fps: frames per second.
             single: there is one video; its file is ``overlay.mp4``, not ``overlay-VIDEO.mp4``.
+            dataset_name: of the videos, whose metadata has the colours; where there is none, the
+                first test set of the config has them.
         """
+        check_fps(fps)
         self.format = cfg.INPUT.FORMAT
         self.method = cfg.TTT.METHOD
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        named = dataset_name or next(iter(cfg.DATASETS.TEST), None)
+        self.metadata = MetadataCatalog.get(named) if named else None
         self.folder = folder
         self.fps = fps
         self.single = single
@@ -55,7 +62,12 @@ class OverlayVideos:
             parts_folder: where its parts are kept until the caller removes them.
             frames: number of frames in the parts that are finished.
             parts: names of those, from :meth:`cut`.
+
+        Raises:
+            UserError: one of them is missing or damaged.
         """
+        for part in parts:
+            _check_part(parts_folder, part)
         name = "overlay.mp4" if self.single else f"overlay-{file_stem(video_id)}.mp4"
         self.path = self.folder / name
         self.parts_folder = parts_folder
@@ -101,6 +113,15 @@ class OverlayVideos:
                 if shown is not None
             },
         )
+
+
+def _check_part(folder: Path, part: str) -> None:
+    try:
+        check_part(folder / part)
+    except UserError as error:
+        raise UserError(
+            f"{error}: put it back, or remove {folder} to start the video anew"
+        ) from error
 
 
 def _paint(

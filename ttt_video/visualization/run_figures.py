@@ -23,6 +23,7 @@ from ..data.kitti_step import read_sem_seg
 from ..data.labels import read_segment_ids
 from ..engine.run_directory import file_stem, read_rows
 from ..errors import UserError
+from ..files import ffmpeg_name, path_text
 from .curves import plot_curves
 from .grid import picture_grid
 from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
@@ -249,7 +250,7 @@ def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarra
     if file is None:
         return None
     position = list(run.videos[video_id]).index(frame_index)  # skipped frames are in no video
-    with av.open(str(file)) as container:
+    with av.open(ffmpeg_name(file)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number == position:
                 return frame.to_ndarray(format="rgb24")
@@ -265,12 +266,12 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
     """
     if dataset not in DatasetCatalog.list():
         return None
-    records = (r for r in DatasetCatalog.get(dataset) if r["file_name"] == file_name)
+    records = (r for r in DatasetCatalog.get(dataset) if path_text(r["file_name"]) == file_name)
     record = next(records, None)
     if record is None or not record.keys() & {"sem_seg_file_name", "pan_seg_file_name"}:
         return None
     metadata = MetadataCatalog.get(dataset)
-    image = read_rgb(file_name)
+    image = read_rgb(record["file_name"])
     if "sem_seg_file_name" in record:
         classes = read_sem_seg(record)
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from ..data.images import natural_key
+from ..engine.run_directory import read_rows
 from ..engine.sweep_results import METRICS, Record, comparable, group
 from .curves import PALETTE, plot_curves
 
@@ -202,29 +204,38 @@ def plot_over_time(
 ) -> list[Path]:
     """Each frame's metric with its mean over 15 frames, a figure per source and a line per row.
 
-    Frames are numbered through the videos of a source; several seeds are averaged. What is drawn is
-    the frame's own number, whatever pools them in the table.
+    Frames are numbered through the videos of a source, in natural order of their names; several
+    seeds are averaged. What is drawn is the frame's own number, whatever pools them in the table.
     """
     written = []
     for (source,), own in group(records, "source").items():
-        lines = {}
+        lines: dict[str, list[float]] = {}
+        starts: list[int] = []
         for name in rows:
             folders = [Path(r["folder"]) for r in own if r["name"] == name]
             if folders:
-                curves = [_per_frame(f, metric.split("_")[0]) for f in folders]
-                lines[name] = np.mean(curves, axis=0).tolist()
+                runs = [_per_frame(f, metric.split("_")[0]) for f in folders]
+                lines[name] = np.mean([np.concatenate(r) for r in runs], axis=0).tolist()
+                starts = np.cumsum([len(video) for video in runs[0]]).tolist()
         if lines:
             path = folder / f"over_time_{metric}_{source}.png"
-            plot_curves(lines, path, source, f"{metric} of a frame", rolling=15)
+            label = f"{metric} of a frame"
+            plot_curves(lines, path, source, label, rolling=15, starts=starts)
             written.append(path)
     return written
 
 
-def _per_frame(folder: Path, metric: str) -> list[float]:
-    """NaN where a frame has no labels."""
-    with open(folder / "frames.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line).get("metrics", {}) for line in file]
-    return [math.nan if row.get(metric) is None else row[metric] for row in rows]
+def _per_frame(folder: Path, metric: str) -> list[list[float]]:
+    """The numbers of each video's frames in order; NaN where a frame has none.
+
+    Several workers write the rows of their videos between each other.
+    """
+    videos: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for row in read_rows(folder / "frames.jsonl"):
+        value = row.get("metrics", {}).get(metric)
+        videos[row["video_id"]][row["frame_index"]] = math.nan if value is None else value
+    in_order = sorted(videos, key=natural_key)
+    return [[videos[name][index] for index in sorted(videos[name])] for name in in_order]
 
 
 def _colors() -> Iterator[str]:

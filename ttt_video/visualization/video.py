@@ -14,8 +14,11 @@ import av
 import numpy as np
 
 from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
+from ttt_video.files import ffmpeg_name, write_atomically
 from ttt_video.visualization.overlay import BACKGROUND, resize
+
+MIN_FPS, MAX_FPS = 1e-4, 1e5
+"""Frames per second that an MP4 can have: a slower one's times overflow in FFmpeg."""
 
 _QUEUE = 4  # frames that may wait for the encoder
 _THREADS = 4  # of x264, whose bytes depend on their number: the same on every machine
@@ -56,8 +59,7 @@ class VideoWriter:
             max_side: longer frames are scaled down to this many pixels, as decoders have limits.
             part: leave the fragmented file, for :func:`join_videos`.
         """
-        if not 0 < fps < float("inf"):
-            raise UserError(f"a video's frame rate must be positive, not {fps} frames per second")
+        check_fps(fps)
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise UserError(f"no such folder for the video: {self.path.parent}")
@@ -142,7 +144,7 @@ class VideoWriter:
         flags = "frag_keyframe+empty_moov+default_base_moof"
         # flush_packets: else finished fragments would wait in FFmpeg's buffer for the close.
         options = {"movflags": flags, "flush_packets": "1"}
-        container = av.open(str(self.path), "w", format="mp4", options=options)
+        container = av.open(ffmpeg_name(self.path), "w", format="mp4", options=options)
         try:
             stream = container.add_stream(
                 "libx264",
@@ -166,6 +168,27 @@ class VideoWriter:
         self._container, self._stream = container, stream
 
 
+def check_fps(fps: float) -> None:
+    """Raises UserError where a video cannot have this frame rate."""
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UserError(
+            f"a video's frame rate must be between {MIN_FPS:g} and {MAX_FPS:g} frames per second, "
+            f"not {fps:g}"
+        )
+
+
+def check_part(part: Path) -> None:
+    """Raises UserError where a part of a video, for :func:`join_videos`, is missing or damaged."""
+    try:
+        with av.open(ffmpeg_name(part)) as container:
+            if container.streams.video:
+                return
+            reason = "there is no video in it"
+    except (av.error.FFmpegError, OSError) as error:
+        reason = str(error.strerror)
+    raise UserError(f"{part}, a part of an overlay video, cannot be read: {reason}")
+
+
 def join_videos(parts: Sequence[Path], path: Path, fps: float | Fraction) -> None:
     """Copies files of :class:`VideoWriter`, one after the other, into one with its index in front.
 
@@ -181,10 +204,13 @@ def join_videos(parts: Sequence[Path], path: Path, fps: float | Fraction) -> Non
 
 def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
     index = 0
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as target:
+    for part in parts:
+        check_part(part)
+    options = {"movflags": "faststart"}
+    with av.open(ffmpeg_name(path), "w", format="mp4", options=options) as target:
         copy = None
         for part in parts:
-            with av.open(str(part)) as source:
+            with av.open(ffmpeg_name(part)) as source:
                 stream = source.streams.video[0]
                 copy = copy or target.add_stream_from_template(stream)
                 for packet in source.demux(stream):
@@ -205,7 +231,9 @@ def _check(image: np.ndarray) -> None:
 
 
 def _rate(fps: float | Fraction) -> Fraction:
-    return Fraction(fps).limit_denominator(1001)
+    """The rate as a fraction of small numbers; of a slow video its inverse, the period, is one."""
+    exact = Fraction(fps)
+    return exact.limit_denominator(1001) if exact >= 1 else 1 / (1 / exact).limit_denominator(1001)
 
 
 def _even(length: float) -> int:
