@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ttt_video.config import get_cfg
+from ttt_video.data.color_jitter import SSDColorJitter
 from ttt_video.data.loader import seeded
 from ttt_video.data.mapper import JointDatasetMapper, panoptic_target, semantic_target
 from ttt_video.errors import UserError
@@ -301,3 +303,23 @@ def test_coco_json_through_detectron2s_loader(record, tmp_path):
     assert instances.gt_classes.tolist() == [0]
     assert instances.gt_masks.tensor[0, 1:3, 1:4].all()
     assert instances.gt_masks.tensor.sum() == 6
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_colour_jitter_is_that_of_pointrends_package(image_format):
+    theirs = pytest.importorskip("detectron2.projects.point_rend").ColorAugSSDTransform
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    untouched = image.copy()
+    changed = 0
+    for seed in range(64):  # 32 ways through five coins
+        results = []
+        for jitter in (SSDColorJitter(image_format), theirs(img_format=image_format)):
+            random.seed(seed)
+            results.append((jitter.apply_image(image), random.random()))
+        (ours, after), (expected, after_theirs) = results
+        np.testing.assert_array_equal(ours, expected)
+        assert after == after_theirs
+        changed += not np.array_equal(ours, image)
+    assert changed > 40
+    np.testing.assert_array_equal(image, untouched)
+    assert SSDColorJitter("RGB").apply_segmentation(image) is image
