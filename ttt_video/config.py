@@ -165,6 +165,9 @@ def _ttt_defaults() -> CfgNode:
     # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
     # "probing" (f and g frozen, only the head h learns, Section 3).
     ttt.JOINT = "joint"
+    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
+    # --from-scratch). False: no weights are a mistake.
+    ttt.FROM_SCRATCH = False
     # Training may start from MODEL.WEIGHTS with other classes than MODEL.SEM_SEG_HEAD.NUM_CLASSES;
     # the class layer is then new. False: such weights are a mistake.
     ttt.NEW_CLASSES = False

@@ -71,7 +71,11 @@ class KeepBest(HookBase):
             value = read_json_object(self.record).get("value")
         except UserError as error:
             raise UserError(f"{error}; {fix}") from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise UserError(f"{self.record} says {value!r} where a metric's value belongs; {fix}")
         return value
 
