@@ -231,7 +231,7 @@ def test_missing_data_set_ends_with_exit_code_2(tmp_path):
     assert "DETECTRON2_DATASETS" in last
 
 
-def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch):
+def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch, tmp_path):
     """What torch makes of an exception of a process that it started."""
     mistake = UserError("the labels are wrong; mend them")
     text = "".join(traceback.format_exception(mistake))
@@ -240,13 +240,13 @@ def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypa
         raise ProcessRaisedException(f"\n\n-- Process 1 terminated:\n{text}", 1, 1)
 
     monkeypatch.setattr(tool, "launch", launch)
-    monkeypatch.setattr(tool, "build_config", lambda args: None)
+    args = ["--num-gpus", 2, "--config", "quick/joint_world.yaml", "OUTPUT_DIR", tmp_path]
     with pytest.raises(UserError) as error:
-        run_here("--num-gpus", 2)
+        run_here(*args)
     assert str(error.value) == str(mistake)
     text = text.replace("UserError", "OtherError")
     with pytest.raises(ProcessRaisedException):
-        run_here("--num-gpus", 2)
+        run_here(*args)
 
 
 @pytest.mark.slow

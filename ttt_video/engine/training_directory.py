@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..errors import UserError
 from ..files import write_atomically
@@ -92,28 +92,57 @@ def _held(folder: Path) -> Iterator[None]:
         close()
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        # A full disk ends the training where it writes its results, in one line; the terminal has
+        # the records that are lost here.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _Terminal(logging.StreamHandler):
+    def filter(self, record: logging.LogRecord) -> Any:
+        return not getattr(record, "log_file_only", False) and super().filter(record)
+
+
 def open_logs(folder: str) -> None:
     """Starts the terminal's log and ``log.txt``; :data:`LOG_FILE_ONLY` keeps a record to the file.
 
-    Call it in every process; each has a file of its own.
+    Call it in every process: the file of process n is ``log.txt.rank<n>``, and only process 0
+    writes to the terminal.
     """
+    rank = comm.get_rank()
+    handlers: list[logging.Handler] = [
+        _LogFile(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    ]
+    if rank == 0:
+        handlers.append(_Terminal(sys.stdout))
+    pattern = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(pattern, datefmt="%m/%d %H:%M:%S"))
     for name in ("fvcore", "detectron2", "ttt_video"):
-        for handler in setup_logger(folder, distributed_rank=comm.get_rank(), name=name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
-                handler.addFilter(lambda record: not getattr(record, "log_file_only", False))
+        log = logging.getLogger(name)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        for handler in list(log.handlers):  # of a training before, in this process
+            if isinstance(handler, _LogFile | _Terminal):
+                log.removeHandler(handler)
+                handler.close()
+        for handler in handlers:
+            log.addHandler(handler)
 
 
 def _compare(file: Path, cfg: CfgNode) -> None:
     try:
         old = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError):
+        old = None
+    if not isinstance(old, dict):
         raise UserError(
             f"{file} is damaged, so that nobody knows the settings of this training; delete it to "
             "go on with those that are given now"
-        ) from error
+        )
     new = yaml.safe_load(cfg.dump())
-    if not isinstance(old, dict):
-        old = {}
     free = (*FREE, *(() if cfg.MODEL.WEIGHTS else ("MODEL.WEIGHTS",)))
     for config in (old, new):
         for key in free:
@@ -122,8 +151,7 @@ def _compare(file: Path, cfg: CfgNode) -> None:
     if values:
         raise UserError(
             f"the training in {file.parent} has other settings ({values}); resume it with the "
-            "same, or start a new one from its weights: MODEL.WEIGHTS "
-            f"{file.parent / 'model_final.pth'} and another OUTPUT_DIR"
+            "same, or start a new one from its weights, with another OUTPUT_DIR"
         )
 
 
