@@ -35,6 +35,7 @@ SMALL = [
     "DATASETS.TEST", "()",
 ]  # fmt: skip
 
+FULL = ["--config", "joint_cityscapes.yaml"]
 EVALUATE_COCO = ["--eval-only", "MODEL.WEIGHTS", "gone.pth", "DATASETS.TEST", "('coco_2017_val',)"]
 
 
@@ -204,6 +205,37 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
     assert [seen[name] for name in options] == [8, 2, 1, "tcp://10.0.0.1:29500"]
 
 
+@pytest.mark.parametrize("config", ["joint_cityscapes.yaml", "quick/joint_world.yaml"])
+@pytest.mark.parametrize("flag", [False, True])
+def test_training_from_random_weights_is_said_by_flag_or_config(
+    tool, monkeypatch, tmp_path, config, flag
+):
+    seen = []
+    monkeypatch.setattr(tool, "launch", lambda run, gpus, args, **options: seen.append(args[1]))
+    argv = ["train_net.py", "--config", config, *(["--from-scratch"] if flag else [])]
+    monkeypatch.setattr(sys, "argv", [*argv, "OUTPUT_DIR", str(tmp_path)])
+    if not flag and config == "joint_cityscapes.yaml":
+        with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
+            tool.main()
+        assert list(tmp_path.iterdir()) == []
+        return
+    tool.main()
+    assert seen[0].TTT.FROM_SCRATCH
+    assert seen[0].MODEL.WEIGHTS == ""
+
+
+def test_the_terminal_gets_no_wall_of_config(run_here, tmp_path, capsys):
+    opts = [*SMALL, "DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    run_here("--config", "quick/joint_cityscapes.yaml", *opts, "OUTPUT_DIR", tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    assert any("Training from iteration 0 to 1" in line for line in shown)
+    assert len(shown) < 40
+    kept = (tmp_path / "log.txt").read_text()
+    for text in ("TRAIN_NUM_POINTS: 64", "Environment:", "MaskFormerTTT(", "Training from"):
+        assert text in kept
+        assert text == "Training from" or not any(text in line for line in shown)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -211,6 +243,14 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
         (["--config", "no_such.yaml"], "joint_cityscapes.yaml"),
         (["--config", "quick/joint_cityscapes.yaml", "NO.SUCH_KEY", "1"], "NO.SUCH_KEY"),
         (["--config", "quick/joint_world.yaml", "--eval-only"], "MODEL.WEIGHTS"),
+        (["--config", "quick/joint_world.yaml", "--eval-only", "--resume"], "nothing to evaluate"),
+        ([*FULL], "MODEL.WEIGHTS is empty; add MODEL.WEIGHTS FILE at the end, Mask2Former's"),
+        ([*FULL], "or add --from-scratch"),
+        ([*FULL, "--resume"], "MODEL.WEIGHTS is empty"),
+        (["--config", "quick/joint_world.yaml", "TTT.FROM_SCRATCH", "False"], "is empty"),
+        ([*FULL, "--from-scratch", "MODEL.WEIGHTS", "a.pkl"], "exclude each other"),
+        ([*FULL, "SEED", "1", "--num-gpus", "2"], "--num-gpus stands among the KEY VALUE"),
+        ([*FULL, "SEED", "1", "--from-scratch"], "--from-scratch stands among the KEY VALUE"),
         (["--config", "quick/joint_world.yaml", "SOLVER.AMP.PRECISION", "fp8"], "'fp8'"),
         (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
         (["--config", "quick/joint_world.yaml", *EVALUATE_COCO], "coco_2017_val of DATASETS.TEST"),
