@@ -113,7 +113,11 @@ def _mask2former_defaults() -> CfgNode:
 
 
 def _baseline_defaults() -> CfgNode:
-    """Keys of other architectures: those of detectron2's DeepLab project, and SegFormer's."""
+    """Keys of other architectures: DeepLabV3+ and SegFormer.
+
+    Those of detectron2's DeepLab project are all here, read or not, because they stand in every
+    whole config that Mask2Former writes.
+    """
     cfg = CfgNode()
     cfg.MODEL = CfgNode()
     # Mask2Former's base configs set the first two as well.
