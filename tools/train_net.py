@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--from-scratch",
         action="store_true",
-        help="train from random weights: sets TTT.FROM_SCRATCH, without which MODEL.WEIGHTS is "
+        help="train from random weights: sets SOLVER.FROM_SCRATCH, without which MODEL.WEIGHTS is "
         "asked for",
     )
     add_merge_arguments(parser)
@@ -72,8 +72,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
                 f"--from-scratch and MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} exclude each other; leave "
                 "one out"
             )
-        cfg.TTT.FROM_SCRATCH = True
-    if not (args.eval_only or resumed or cfg.MODEL.WEIGHTS or cfg.TTT.FROM_SCRATCH):
+        cfg.SOLVER.FROM_SCRATCH = True
+    if not (args.eval_only or resumed or cfg.MODEL.WEIGHTS or cfg.SOLVER.FROM_SCRATCH):
         raise UserError(
             f"{args.config_file} trains from given weights, and MODEL.WEIGHTS is empty; add "
             "MODEL.WEIGHTS FILE at the end, Mask2Former's checkpoint with a Swin-S, from which the "

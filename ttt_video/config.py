@@ -149,6 +149,9 @@ def _ttt_defaults() -> CfgNode:
     # Images per forward and backward of joint training; the gradients of a batch accumulate. 0 =
     # each process's share of IMS_PER_BATCH at once.
     cfg.SOLVER.MICRO_BATCH_SIZE = 0
+    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
+    # --from-scratch). False: no weights are a mistake.
+    cfg.SOLVER.FROM_SCRATCH = False
     cfg.SOLVER.AMP = CfgNode()
     # Of mixed precision, where SOLVER.AMP.ENABLED: "bf16", "fp16" (which scales the loss), or
     # "auto": bf16, but fp16 on GPUs before Ampere.
@@ -169,9 +172,6 @@ def _ttt_defaults() -> CfgNode:
     # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
     # "probing" (f and g frozen, only the head h learns, Section 3).
     ttt.JOINT = "joint"
-    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
-    # --from-scratch). False: no weights are a mistake.
-    ttt.FROM_SCRATCH = False
     # Training may start from MODEL.WEIGHTS with other classes than MODEL.SEM_SEG_HEAD.NUM_CLASSES;
     # the class layer is then new. False: such weights are a mistake.
     ttt.NEW_CLASSES = False

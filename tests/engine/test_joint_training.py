@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -418,7 +419,10 @@ def test_a_full_disk_ends_training_in_a_line_and_loses_no_checkpoint(tmp_path, c
     assert train(cfg, True).start_iter == 1
 
 
-def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path):
+def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path, monkeypatch):
+    """TensorBoard's thread meets it as well, and says nothing of its own."""
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: said.append(args.exc_type))
     cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 100)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -429,6 +433,7 @@ def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path):
     try:
         with pytest.raises(UserError, match=r"cannot be written: .*add --resume"):
             train(cfg, False, Fill())
+        assert said == []
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

@@ -99,7 +99,7 @@ def test_what_changes_no_weight_may_change(trained):
         "MODEL.DEVICE": "cuda",
         "DATALOADER.NUM_WORKERS": 3,
         "SOLVER.CHECKPOINT_PERIOD": 7,
-        "TTT.FROM_SCRATCH": False,
+        "SOLVER.FROM_SCRATCH": False,
         "TTT.RECON.PICTURE_PERIOD": 5,
         "VIS_PERIOD": 10,
         "TEST.EXPECTED_RESULTS": "[['sem_seg', 'mIoU', 1.0, 2.0]]",

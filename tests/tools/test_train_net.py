@@ -220,7 +220,7 @@ def test_training_from_random_weights_is_said_by_flag_or_config(
         assert list(tmp_path.iterdir()) == []
         return
     tool.main()
-    assert seen[0].TTT.FROM_SCRATCH
+    assert seen[0].SOLVER.FROM_SCRATCH
     assert seen[0].MODEL.WEIGHTS == ""
 
 
@@ -247,7 +247,7 @@ def test_the_terminal_gets_no_wall_of_config(run_here, tmp_path, capsys):
         ([*FULL], "MODEL.WEIGHTS is empty; add MODEL.WEIGHTS FILE at the end, Mask2Former's"),
         ([*FULL], "or add --from-scratch"),
         ([*FULL, "--resume"], "MODEL.WEIGHTS is empty"),
-        (["--config", "quick/joint_world.yaml", "TTT.FROM_SCRATCH", "False"], "is empty"),
+        (["--config", "quick/joint_world.yaml", "SOLVER.FROM_SCRATCH", "False"], "is empty"),
         ([*FULL, "--from-scratch", "MODEL.WEIGHTS", "a.pkl"], "exclude each other"),
         ([*FULL, "SEED", "1", "--num-gpus", "2"], "--num-gpus stands among the KEY VALUE"),
         ([*FULL, "SEED", "1", "--from-scratch"], "--from-scratch stands among the KEY VALUE"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -303,18 +304,36 @@ class _ThingEvaluator(COCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, names)
 
 
+def _is_full_disk(error: BaseException | None) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
 @contextmanager
 def _disk_errors(folder: str) -> Iterator[None]:
-    """Turns the error of a disk that takes no more into a line."""
+    """Turns the error of a disk that takes no more into a line; TensorBoard's thread meets it too.
+
+    Raises:
+        UserError: in place of such an error.
+    """
+    hook = threading.excepthook
+
+    def say(args: Any) -> None:
+        if not _is_full_disk(args.exc_value):
+            hook(args)
+
+    threading.excepthook = say
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not _is_full_disk(error):
             raise
         raise UserError(
             f"{error.filename or folder} cannot be written: {error.strerror}; the checkpoints that "
             "were there are whole: make room and add --resume"
         ) from error
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager

@@ -30,7 +30,7 @@ FREE = (
     "VIS_PERIOD",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EXPECTED_RESULTS",
-    "TTT.FROM_SCRATCH",
+    "SOLVER.FROM_SCRATCH",
     "TTT.RECON.PICTURE_PERIOD",
 )
 """Keys that a resumed training may change: they decide where it runs and what it tells, not the
