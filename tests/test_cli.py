@@ -302,6 +302,8 @@ def test_a_file_that_is_no_text(tmp_path):
     ("opts", "words"),
     [
         (["TTT.WINDOW_SIZE"], "'TTT.WINDOW_SIZE' stands alone"),
+        (["SEED", "3", "--resume"], "--resume stands among the KEY VALUE overrides; flags go"),
+        (["--num-gpus", "2"], "--num-gpus stands among the KEY VALUE overrides"),
         (["TTT.WINDOW", "3"], "TTT.WINDOW"),
         (["TTT.WINDOW_SIZE", "many"], "TTT.WINDOW_SIZE"),
         (["WINDOW_SIZE", "3"], "WINDOW_SIZE"),

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "ttt_video"
 PROBE = """
 import contextlib, io, json, os, sys
 import detectron2.checkpoint, detectron2.config, detectron2.data, detectron2.engine
-import detectron2.modeling, detectron2.projects, detectron2.projects.point_rend
+import detectron2.modeling, detectron2.projects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
@@ -168,6 +168,40 @@ def test_import_reads_no_environment_variable(imported: dict[str, Any]) -> None:
 def test_import_brings_no_heavy_or_optional_package(imported: dict[str, Any]) -> None:
     unwanted = {"argparse", "av", "cv2", "matplotlib", "scipy", "transformers"}
     assert not unwanted & set(imported["imported"])
+
+
+WITHOUT_OPTIONAL_PACKAGES = """
+import sys
+missing = sys.argv[1].split(",")
+sys.modules.update(dict.fromkeys(missing))  # None: importing them fails as if they were not there
+import torch
+import ttt_video
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import (
+    ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY)
+from ttt_video.cli import load_config
+from ttt_video.engine.stream import StreamRunner
+from ttt_video.engine.stream_evaluation import load_source_model
+
+opts = ["MODEL.DEVICE", "cpu", "TTT.BATCH_SIZE", "1", "INPUT.MIN_SIZE_TEST", "32"]
+cfg = load_config("quick/stream_world.yaml", opts=opts)
+runner = StreamRunner.from_config(cfg, load_source_model(cfg))
+frames = [{"image": torch.full((3, 32, 64), 40 * t, dtype=torch.uint8), "height": 32, "width": 64,
+           "video_id": "v", "frame_index": t, "file_name": str(t)} for t in range(2)]
+for result in runner.run(frames):
+    print(tuple(result.output["sem_seg"].shape), result.record["loss_recon"] > 0)
+import ttt_video.engine.joint_training, ttt_video.data.custom, ttt_video.data.checking
+print([name for name in sys.modules if name.split(".")[0] in missing and sys.modules[name]])
+registries = (META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, ROI_HEADS_REGISTRY,
+              ROI_MASK_HEAD_REGISTRY, ROI_BOX_HEAD_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY)
+print([name for registry in registries for name, _ in registry if "PointRend" in name])
+"""
+
+
+def test_streams_without_any_optional_package_and_without_pointrends_heads(tmp_path: Path) -> None:
+    missing = "cv2,matplotlib,panopticapi,shapely,timm,transformers,scipy.optimize"
+    said = _python("-c", WITHOUT_OPTIONAL_PACKAGES, missing, folder=tmp_path, PYTHONPATH=str(ROOT))
+    assert said.splitlines() == ["(19, 32, 64) True", "(19, 32, 64) True", "[]", "[]"]
 
 
 def _copy_of_the_sources(folder: Path) -> Path:

@@ -8,21 +8,26 @@ python tools/train_net.py --config joint_cityscapes.yaml --eval-only MODEL.WEIGH
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.cli import add_merge_arguments, find_config, load_config, run_files, run_tool
 from ttt_video.engine.joint_training import JointTrainer
+from ttt_video.engine.training_directory import LOG_FILE_ONLY, open_logs, training_directory
 from ttt_video.errors import UserError, error_of_process
 from ttt_video.modeling.weights import TTTCheckpointer
+
+logger = logging.getLogger("ttt_video.train_net")
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +39,12 @@ def parse_args() -> argparse.Namespace:
         default=argparse.SUPPRESS,
         metavar="FILE",
         help="same as --config-file; a bare name is looked up under configs/",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train from random weights: sets SOLVER.FROM_SCRATCH, without which MODEL.WEIGHTS is "
+        "asked for",
     )
     add_merge_arguments(parser)
     return parser.parse_args()
@@ -49,24 +60,49 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU; use cpu")
-    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
-        raise UserError("nothing to evaluate; give MODEL.WEIGHTS FILE, or --resume")
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if last.is_file() and not (args.resume or args.eval_only):
+    resumed = args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or resumed):
         raise UserError(
-            f"{cfg.OUTPUT_DIR} already holds a training run; add --resume to go on with it, or "
-            "choose another OUTPUT_DIR"
+            "nothing to evaluate; give MODEL.WEIGHTS FILE, or --resume and the OUTPUT_DIR of a "
+            "training"
+        )
+    if args.from_scratch:
+        if cfg.MODEL.WEIGHTS:
+            raise UserError(
+                f"--from-scratch and MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} exclude each other; leave "
+                "one out"
+            )
+        cfg.SOLVER.FROM_SCRATCH = True
+    if not (args.eval_only or resumed or cfg.MODEL.WEIGHTS or cfg.SOLVER.FROM_SCRATCH):
+        raise UserError(
+            f"{args.config_file} trains from given weights, and MODEL.WEIGHTS is empty; add "
+            "MODEL.WEIGHTS FILE at the end, Mask2Former's checkpoint with a Swin-S, from which the "
+            "paper starts, or ImageNet's swin_small_patch4_window7_224; or add --from-scratch, "
+            "before the overrides, to train from random weights"
         )
     cfg.freeze()
     return cfg
 
 
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Opens the logs and seeds the random numbers of a process, as detectron2's ``default_setup``.
+
+    The environment and the config, hundreds of lines, go to ``log.txt`` alone.
+    """
+    open_logs(cfg.OUTPUT_DIR)
+    rank = comm.get_rank()
+    logger.info("Process %d of %d; %s", rank, comm.get_world_size(), args, extra=LOG_FILE_ONLY)
+    logger.info("Environment:\n%s", collect_env_info(), extra=LOG_FILE_ONLY)
+    logger.info("Config:\n%s", cfg.dump(), extra=LOG_FILE_ONLY)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
 def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Runs in every training process."""
     run_files(args.register)
-    default_setup(cfg, args)
-    # The report of what became of every weight, among other things.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ttt_video")
+    set_up(cfg, args)
     if args.eval_only:
         JointTrainer.check_evaluation(cfg)
         model = JointTrainer.build_model(cfg)
@@ -89,15 +125,19 @@ def main() -> None:
     """Parses the arguments and starts one process per GPU."""
     args = parse_args()
     cfg = build_config(args)
+    folder = training_directory(
+        cfg, resume=args.resume, evaluate=args.eval_only, writes=args.machine_rank == 0
+    )
     try:
-        launch(
-            train_or_evaluate,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, cfg),
-        )
+        with folder:
+            launch(
+                train_or_evaluate,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, cfg),
+            )
     except ProcessRaisedException as error:  # its message is the traceback of the process
         known = error_of_process(str(error))
         if known is None:

@@ -101,8 +101,11 @@ def key_values(opts: Sequence[str]) -> dict[str, str]:
     """detectron2's trailing overrides by their keys; of two for one key the last counts.
 
     Raises:
-        UserError: a key without a value.
+        UserError: a key without a value, or a flag among them.
     """
+    flag = next((word for word in opts if word.startswith("--")), None)
+    if flag is not None:
+        raise UserError(f"{flag} stands among the KEY VALUE overrides; flags go before them")
     if len(opts) % 2:
         raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
     return dict(zip(opts[::2], opts[1::2], strict=True))

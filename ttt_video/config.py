@@ -113,7 +113,11 @@ def _mask2former_defaults() -> CfgNode:
 
 
 def _baseline_defaults() -> CfgNode:
-    """Keys of other architectures: those of detectron2's DeepLab project, and SegFormer's."""
+    """Keys of other architectures: DeepLabV3+ and SegFormer.
+
+    Those of detectron2's DeepLab project are all here, read or not, because they stand in every
+    whole config that Mask2Former writes.
+    """
     cfg = CfgNode()
     cfg.MODEL = CfgNode()
     # Mask2Former's base configs set the first two as well.
@@ -145,6 +149,9 @@ def _ttt_defaults() -> CfgNode:
     # Images per forward and backward of joint training; the gradients of a batch accumulate. 0 =
     # each process's share of IMS_PER_BATCH at once.
     cfg.SOLVER.MICRO_BATCH_SIZE = 0
+    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
+    # --from-scratch). False: no weights are a mistake.
+    cfg.SOLVER.FROM_SCRATCH = False
     cfg.SOLVER.AMP = CfgNode()
     # Of mixed precision, where SOLVER.AMP.ENABLED: "bf16", "fp16" (which scales the loss), or
     # "auto": bf16, but fp16 on GPUs before Ampere.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pycocotools import mask as rle
 from raw_png import GRAY, write_raw_png
 
 from ttt_video.config import get_cfg
+from ttt_video.data.color_jitter import SSDColorJitter
 from ttt_video.data.images import read_rgb
 from ttt_video.data.loader import seeded
 from ttt_video.data.mapper import (
@@ -353,3 +355,23 @@ def test_evaluation_resizes_as_detectron2s_mapper(record, smallest, largest):
     with pytest.raises(UserError, match=r"image\.png cannot be read \(") as error:
         EvaluationMapper(cfg)(record)
     assert type(error.value) is UserError  # by whose name it is known from another process
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_colour_jitter_is_that_of_pointrends_package(image_format):
+    theirs = pytest.importorskip("detectron2.projects.point_rend").ColorAugSSDTransform
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    untouched = image.copy()
+    changed = 0
+    for seed in range(64):  # 32 ways through five coins
+        results = []
+        for jitter in (SSDColorJitter(image_format), theirs(img_format=image_format)):
+            random.seed(seed)
+            results.append((jitter.apply_image(image), random.random()))
+        (ours, after), (expected, after_theirs) = results
+        np.testing.assert_array_equal(ours, expected)
+        assert after == after_theirs
+        changed += not np.array_equal(ours, image)
+    assert changed > 40
+    np.testing.assert_array_equal(image, untouched)
+    assert SSDColorJitter("RGB").apply_segmentation(image) is image

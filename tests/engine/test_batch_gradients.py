@@ -95,8 +95,8 @@ def fixed_draws(monkeypatch):
     points = torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(
         criterion,
-        "get_uncertain_point_coords_with_randomness",
-        lambda logits, *args: points.expand(len(logits), -1, -1),
+        "uncertain_points",
+        lambda logits, *args, **ratios: points.expand(len(logits), -1, -1),
     )
     monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: points)  # the matcher's
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -355,6 +359,86 @@ def test_best_weights_are_kept_over_a_resume(tmp_path):
     assert kept() == (35.0, 35.0, 7)
     run([5.0], 0)  # a new run
     assert kept() == (5.0, 5.0, 0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"value": "high"}', '{"value": NaN}'])
+def test_a_damaged_record_of_the_best_is_said(tmp_path, content):
+    (tmp_path / "model_best.json").write_text(content)
+    hook = KeepBest(TTTCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)), "sem_seg/mIoU")
+    hook.trainer = SimpleNamespace(start_iter=3)
+    with pytest.raises(UserError, match=r"model_best\.json .*; delete it") as error:
+        hook.before_train()
+    assert "\n" not in str(error.value)
+
+
+class Spoil(HookBase):
+    """Makes the weights infinite before a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def before_step(self):
+        if self.trainer.iter == self.step:
+            with torch.no_grad():
+                self.trainer.model.sem_seg_head.predictor.class_embed.bias.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_loss_that_is_not_finite_ends_training_in_a_line(tmp_path, caplog, last):
+    cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 2 if last else 9, "SOLVER.CHECKPOINT_PERIOD", 1)
+    with pytest.raises(
+        UserError, match=r"loss of iteration 1 is not finite \(loss_ce nan"
+    ) as error:
+        train(cfg, False, Spoil(1))
+    assert re.search(r"loss_recon [\d.]+\)", str(error.value))  # the one that is
+    for word in ("SOLVER.BASE_LR", "SOLVER.AMP.ENABLED"):
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in caplog.text
+    # What was there is whole, and from before it.
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    weights = read_checkpoint(tmp_path / "model_0000000.pth")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_full_disk_ends_training_in_a_line_and_loses_no_checkpoint(tmp_path, caplog):
+    """A limit on the size of files stands for the disk: torch meets the same error half way."""
+    cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1)
+
+    class Fill(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 0:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*model_0000001\.pth: ") as error:
+            train(cfg, False, Fill())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in caplog.text
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+    assert train(cfg, True).start_iter == 1
+
+
+def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path, monkeypatch):
+    """TensorBoard's thread meets it as well, and says nothing of its own."""
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: said.append(args.exc_type))
+    cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fill(HookBase):
+        def before_train(self):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+
+    try:
+        with pytest.raises(UserError, match=r"cannot be written: .*add --resume"):
+            train(cfg, False, Fill())
+        assert said == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_mistakes_are_one_clear_line(tmp_path):

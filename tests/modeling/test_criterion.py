@@ -43,8 +43,8 @@ def at_every_pixel(monkeypatch):
     centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2)
     monkeypatch.setattr(
         module,
-        "get_uncertain_point_coords_with_randomness",
-        lambda logits, *args: centres.expand(len(logits), -1, -1),
+        "uncertain_points",
+        lambda logits, *args, **ratios: centres.expand(len(logits), -1, -1),
     )
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
 
 import numpy as np
@@ -298,3 +299,32 @@ def test_hash_of_other_dtypes():
     assert W.weights_hash({"a": torch.tensor([1, 2]).half()}) == expected.hexdigest()
     for dtype in (torch.bfloat16, torch.bool, torch.int64):
         W.weights_hash({"scalar": torch.ones((), dtype=dtype), "none": torch.ones(0, dtype=dtype)})
+
+
+def test_a_flipped_bit_is_no_other_weight(tmp_path):
+    """torch.load does not look at the checksums that torch.save writes."""
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"a": torch.arange(1000.0)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["model"]["a"][500] != 500
+    with pytest.raises(UserError, match=r"checksum of .* is another.*is it complete"):
+        W.read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_a_disk_that_is_full_is_said_and_keeps_the_old_file(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    W.write_checkpoint(WEIGHTS, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk, half way
+    try:
+        with pytest.raises(UserError, match=f"cannot write {path}: ") as error:
+            W.write_checkpoint({"a": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

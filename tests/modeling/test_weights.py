@@ -392,3 +392,47 @@ def test_detectron2_reads_what_we_write(tmp_path, suffix):
     model = Toy()
     DetectionCheckpointer(model).load(str(path))
     assert same(model.state_dict(), WEIGHTS)
+
+
+def stateful_checkpointer(folder):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return W.TTTCheckpointer(model, str(folder), optimizer=optimizer)
+
+
+def test_a_note_of_the_last_checkpoint_that_leads_nowhere_is_said(tmp_path):
+    checkpointer = stateful_checkpointer(tmp_path)
+    checkpointer.save("model_0000004", iteration=4)
+    checkpointer.save("model_0000009", iteration=9)
+    note = tmp_path / "last_checkpoint"
+    assert checkpointer.resume_or_load("")["iteration"] == 9
+
+    def refused():
+        with pytest.raises(UserError) as error:
+            checkpointer.resume_or_load("")
+        assert "\n" not in str(error.value)
+        assert str(note) in str(error.value)
+        assert "there are model_0000004.pth" in str(error.value)
+        return str(error.value)
+
+    whole = (tmp_path / "model_0000009.pth").read_bytes()
+    for content in (b"", b"gone.pth", b"\xff\x00", b"."):
+        note.write_bytes(content)
+        assert "which is no file" in refused()
+    note.write_text("model_0000009.pth")
+    flipped = bytearray(whole)
+    flipped[whole.index(checkpointer.model.weight.detach().numpy().tobytes())] ^= 1
+    for content in (b"", b"garbage", whole[: len(whole) // 2], bytes(flipped)):
+        (tmp_path / "model_0000009.pth").write_bytes(content)
+        refused()
+    torch.save({"model": checkpointer.model.state_dict()}, tmp_path / "model_0000009.pth")
+    assert "holds weights alone" in refused()
+
+    note.write_text("model_0000004.pth")  # as the message says
+    assert checkpointer.resume_or_load("")["iteration"] == 4
+
+
+def test_a_training_without_a_whole_checkpoint_starts_anew(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
+    with pytest.raises(UserError, match="starts anew in another OUTPUT_DIR"):
+        stateful_checkpointer(tmp_path).resume_or_load("")

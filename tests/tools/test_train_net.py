@@ -36,6 +36,7 @@ SMALL = [
     "DATASETS.TEST", "()",
 ]  # fmt: skip
 
+FULL = ["--config", "joint_cityscapes.yaml"]
 EVALUATE_COCO = ["--eval-only", "MODEL.WEIGHTS", "gone.pth", "DATASETS.TEST", "('coco_2017_val',)"]
 
 
@@ -132,9 +133,11 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
 
     with pytest.raises(UserError, match="--resume"):
         run_here(*args, *opts, "SOLVER.MAX_ITER", 3)
-    run_here(*args, "--resume", *opts, "SOLVER.MAX_ITER", 3)
+    resume = [*args, "--resume", *opts, "SOLVER.MAX_ITER", 2]
+    evaluated = ["DATASETS.TEST", "('train_net_test_val',)"]
+    run_here(*resume, *evaluated, "DATALOADER.NUM_WORKERS", 1, "SOLVER.CHECKPOINT_PERIOD", 1)
     state = torch.load(out / "model_final.pth", weights_only=False)
-    assert state["iteration"] == 2
+    assert state["iteration"] == 1
 
     # Evaluation alone gives the same number, and wants weights that fit.
     evaluate = [*args, "--eval-only", *opts, "DATASETS.TEST", "('train_net_test_val',)"]
@@ -228,11 +231,42 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(
         sys, "argv",
         ["train_net.py", "--config", "joint_cityscapes.yaml", *flags.split(),
-         "OUTPUT_DIR", str(tmp_path)],
+         "MODEL.WEIGHTS", "swin_s.pkl", "OUTPUT_DIR", str(tmp_path)],
     )  # fmt: skip
     tool.main()
     options = ("gpus", "num_machines", "machine_rank", "dist_url")
     assert [seen[name] for name in options] == [8, 2, 1, "tcp://10.0.0.1:29500"]
+
+
+@pytest.mark.parametrize("config", ["joint_cityscapes.yaml", "quick/joint_world.yaml"])
+@pytest.mark.parametrize("flag", [False, True])
+def test_training_from_random_weights_is_said_by_flag_or_config(
+    tool, monkeypatch, tmp_path, config, flag
+):
+    seen = []
+    monkeypatch.setattr(tool, "launch", lambda run, gpus, args, **options: seen.append(args[1]))
+    argv = ["train_net.py", "--config", config, *(["--from-scratch"] if flag else [])]
+    monkeypatch.setattr(sys, "argv", [*argv, "OUTPUT_DIR", str(tmp_path)])
+    if not flag and config == "joint_cityscapes.yaml":
+        with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
+            tool.main()
+        assert list(tmp_path.iterdir()) == []
+        return
+    tool.main()
+    assert seen[0].SOLVER.FROM_SCRATCH
+    assert seen[0].MODEL.WEIGHTS == ""
+
+
+def test_the_terminal_gets_no_wall_of_config(run_here, tmp_path, capsys):
+    opts = [*SMALL, "DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    run_here("--config", "quick/joint_cityscapes.yaml", *opts, "OUTPUT_DIR", tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    assert any("Training from iteration 0 to 1" in line for line in shown)
+    assert len(shown) < 40
+    kept = (tmp_path / "log.txt").read_text()
+    for text in ("TRAIN_NUM_POINTS: 64", "Environment:", "MaskFormerTTT(", "Training from"):
+        assert text in kept
+        assert text == "Training from" or not any(text in line for line in shown)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +276,14 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
         (["--config", "no_such.yaml"], "joint_cityscapes.yaml"),
         (["--config", "quick/joint_cityscapes.yaml", "NO.SUCH_KEY", "1"], "NO.SUCH_KEY"),
         (["--config", "quick/joint_world.yaml", "--eval-only"], "MODEL.WEIGHTS"),
+        (["--config", "quick/joint_world.yaml", "--eval-only", "--resume"], "nothing to evaluate"),
+        ([*FULL], "MODEL.WEIGHTS is empty; add MODEL.WEIGHTS FILE at the end, Mask2Former's"),
+        ([*FULL], "or add --from-scratch"),
+        ([*FULL, "--resume"], "MODEL.WEIGHTS is empty"),
+        (["--config", "quick/joint_world.yaml", "SOLVER.FROM_SCRATCH", "False"], "is empty"),
+        ([*FULL, "--from-scratch", "MODEL.WEIGHTS", "a.pkl"], "exclude each other"),
+        ([*FULL, "SEED", "1", "--num-gpus", "2"], "--num-gpus stands among the KEY VALUE"),
+        ([*FULL, "SEED", "1", "--from-scratch"], "--from-scratch stands among the KEY VALUE"),
         (["--config", "quick/joint_world.yaml", "SOLVER.AMP.PRECISION", "fp8"], "'fp8'"),
         (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
         (["--config", "quick/joint_world.yaml", *EVALUATE_COCO], "coco_2017_val of DATASETS.TEST"),
@@ -262,7 +304,7 @@ def test_missing_data_set_ends_with_exit_code_2(tmp_path):
     assert "DETECTRON2_DATASETS" in last
 
 
-def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch):
+def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch, tmp_path):
     """What torch makes of an exception of a process that it started."""
     mistake = UserError("the labels are wrong; mend them")
     text = "".join(traceback.format_exception(mistake))
@@ -271,13 +313,13 @@ def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypa
         raise ProcessRaisedException(f"\n\n-- Process 1 terminated:\n{text}", 1, 1)
 
     monkeypatch.setattr(tool, "launch", launch)
-    monkeypatch.setattr(tool, "build_config", lambda args: None)
+    args = ["--num-gpus", 2, "--config", "quick/joint_world.yaml", "OUTPUT_DIR", tmp_path]
     with pytest.raises(UserError) as error:
-        run_here("--num-gpus", 2)
+        run_here(*args)
     assert str(error.value) == str(mistake)
     text = text.replace("UserError", "OtherError")
     with pytest.raises(ProcessRaisedException):
-        run_here("--num-gpus", 2)
+        run_here(*args)
 
 
 @pytest.mark.slow

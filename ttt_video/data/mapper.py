@@ -16,10 +16,11 @@ from detectron2.structures.masks import polygons_to_bitmask
 from pycocotools import mask as rle
 from torch.nn import functional as F
 
+from ttt_video.data.color_jitter import SSDColorJitter
 from ttt_video.data.images import BadFrame, FrameTransform, read_rgb
 from ttt_video.data.kitti_step import read_sem_seg
 from ttt_video.data.labels import read_segment_colors
-from ttt_video.errors import UserError, require
+from ttt_video.errors import UserError
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
 IMAGE_PAD_VALUE = 128
@@ -275,11 +276,7 @@ def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
             )
         )
     if size.COLOR_AUG_SSD:
-        require("cv2", "opencv-python-headless", "INPUT.COLOR_AUG_SSD")
-        # Imported here because PointRend's package registers its heads and needs OpenCV.
-        from detectron2.projects.point_rend import ColorAugSSDTransform
-
-        augmentations.append(ColorAugSSDTransform(img_format=size.FORMAT))
+        augmentations.append(SSDColorJitter(size.FORMAT))
     return augmentations + _flip(cfg)
 
 

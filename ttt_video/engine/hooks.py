@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from ttt_video.files import write_atomically
+from ttt_video.errors import UserError
+from ttt_video.files import read_json_object, write_atomically
 from ttt_video.modeling import MaskFormerTTT
-from ttt_video.modeling.weights import TTTCheckpointer
+from ttt_video.modeling.weights import TTTCheckpointer, save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,27 @@ class KeepBest(HookBase):
         self._seen = -1
 
     def before_train(self) -> None:
-        """Takes up the record of the run that is being resumed."""
+        """Takes up the record of the run that is being resumed.
+
+        Raises:
+            UserError: the record is damaged.
+        """
         if self.trainer.start_iter > 0 and self.record.is_file():
-            self.best = json.loads(self.record.read_text())["value"]
+            self.best = self._recorded()
+
+    def _recorded(self) -> float:
+        fix = "delete it and the best weights are looked for anew, from here on"
+        try:
+            value = read_json_object(self.record).get("value")
+        except UserError as error:
+            raise UserError(f"{error}; {fix}") from error
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise UserError(f"{self.record} says {value!r} where a metric's value belongs; {fix}")
+        return value
 
     def after_step(self) -> None:
         """Saves when an evaluation since the last call gave a new best value (never NaN)."""
@@ -69,8 +89,7 @@ class KeepBest(HookBase):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        content = {"model": self.checkpointer.weights()}
-        write_atomically(self.weights, lambda part: torch.save(content, part))
+        save_torch({"model": self.checkpointer.weights()}, self.weights)
         write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
         logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
 

@@ -6,14 +6,15 @@ reconstruction loss. Everything that detectron2's ``DefaultTrainer`` does is lef
 
 from __future__ import annotations
 
-import time
+import errno
+import logging
+import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -21,17 +22,19 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
+    verify_results,
 )
+from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ttt_video.data.classes import check_predicted_classes, check_trained_classes
@@ -43,9 +46,13 @@ from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
 from ttt_video.engine.still_evaluation import CheckedLabels, CheckedPanopticEvaluator
+from ttt_video.engine.train_step import TrainStep, amp_dtype, bare_model
+from ttt_video.engine.training_directory import LOG_FILE_ONLY
 from ttt_video.errors import UserError, error_of_process, require
 from ttt_video.evaluation.instance_sets import InstanceSetEvaluator, ThingEvaluator
 from ttt_video.modeling.weights import TTTCheckpointer
+
+logger = logging.getLogger(__name__)
 
 # Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
 _HEADLINE = {
@@ -56,109 +63,6 @@ _HEADLINE = {
     "video_instance": "segm/AP",
     "coco_panoptic_seg": "panoptic_seg/PQ",
 }
-
-
-def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The type that ``SOLVER.AMP.PRECISION`` means on a device: "auto" is bfloat16 where native."""
-    if precision == "auto":
-        old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-        precision = "fp16" if old else "bf16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-class TrainStep(SimpleTrainer):
-    """One optimizer step on one batch, on any device, in micro-batches, with mixed precision.
-
-    The gradient is that of the loss of the whole batch, whatever number of micro-batches and
-    processes compute it, for images of one size (others are padded to the largest beside them).
-    Random numbers are a function of the seed, the step and the place of the micro-batch in the
-    batch. So processes change nothing but the order of summation: two that share a batch compute
-    what one does in micro-batches of the same size. A resumed run needs no generator's state.
-
-    detectron2's ``AMPTrainer`` is not used because it refuses to run without CUDA.
-
-    Args:
-        model: returns a dict of losses; if it has ``loss_normalizers``, they are passed to it.
-        data_loader: batches.
-        optimizer: over the model's parameters.
-        micro_batch_size: images per forward and backward, which divides a batch; 0 = all.
-        seed: of everything drawn in a step.
-        dtype: autocast precision, or None for full precision; float16 scales the loss.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]],
-        optimizer: torch.optim.Optimizer,
-        *,
-        micro_batch_size: int = 0,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(model, data_loader, optimizer)
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.device_type = next(model.parameters()).device.type
-        self.dtype = dtype
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
-
-    def run_step(self) -> None:
-        """Loads a batch, steps, and records the losses; a non-finite loss raises."""
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        self.optimizer.zero_grad()
-        losses = self.accumulate_gradients(batch)
-        self.after_backward()
-        # One transfer for all losses: waiting for thirty scalars one by one costs as many syncs.
-        values = torch.stack(list(losses.values())).cpu()
-        self._write_metrics(dict(zip(losses, values, strict=True)), data_time)
-        self.scaler.unscale_(self.optimizer)  # before the optimizer clips
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def accumulate_gradients(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Adds the (scaled) gradient of a batch's loss to the parameters; returns the losses."""
-        size = self.micro_batch_size or len(batch)
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        bare = bare_model(self.model)
-        extra = {}
-        if hasattr(bare, "loss_normalizers"):
-            extra["normalizers"] = bare.loss_normalizers(batch, len(parts))
-        sums: dict[str, torch.Tensor] = {}
-        for i, part in enumerate(parts):
-            place = comm.get_rank() * len(parts) + i
-            entropy = np.random.SeedSequence([self.seed, self.iter, place])
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-            with self._gradients_shared(after=i == len(parts) - 1):
-                with torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext():
-                    losses = self.model(part, **extra)
-                self.scaler.scale(sum(losses.values()) / len(parts)).backward()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(parts)
-        return sums
-
-    def _gradients_shared(self, after: bool) -> AbstractContextManager[None]:
-        """Among processes, after this backward or a later one."""
-        if after or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer and the loss scale."""
-        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        super().load_state_dict(state_dict)
-        self.scaler.load_state_dict(state_dict["scaler"])
-
-
-def bare_model(model: nn.Module) -> Any:
-    """The model without its wrapper for data parallelism."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class JointTrainer(DefaultTrainer):
@@ -223,14 +127,40 @@ class JointTrainer(DefaultTrainer):
         if self.cfg.TTT.JOINT == "probing":
             self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
 
-    def after_train(self) -> None:
-        """Runs detectron2's hooks; a finished run that is resumed makes no step and counts none.
+    def train(self) -> dict[str, Any] | None:
+        """detectron2's loop; returns the last evaluation's results if they were to be verified.
 
-        A run that failed in its last step is not evaluated: detectron2 would take it for finished,
-        and the best weights could be some that a run without the failure never evaluates.
+        What a user can mend goes up without the traceback that detectron2 logs, and a failure to
+        close the logs does not hide it.
+
+        Raises:
+            UserError: see :meth:`TrainStep.run_step`; or the disk is full.
         """
-        if self.iter < self.max_iter:
-            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage, _disk_errors(self.cfg.OUTPUT_DIR):
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except BaseException:
+                # In its last step detectron2 would take the run for finished and evaluate it, and
+                # the best weights could be some that no run without the failure evaluates.
+                self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+                with suppress(OSError, UserError):
+                    self.after_train()
+                raise
+            self.after_train()
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
+
+    def after_train(self) -> None:
+        """Runs detectron2's hooks; a finished run that is resumed makes no step and counts none."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
@@ -272,6 +202,13 @@ class JointTrainer(DefaultTrainer):
             images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
             built.append(ReconstructionPictures(model, images, period, cfg.INPUT.FORMAT))
         return [*built, writer, saver]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of ``cfg``; its parts stand in the log file alone."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model, extra=LOG_FILE_ONLY)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -388,6 +325,38 @@ class JointTrainer(DefaultTrainer):
             )
             evaluators.append(segm)
         return DatasetEvaluators(evaluators)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
+@contextmanager
+def _disk_errors(folder: str) -> Iterator[None]:
+    """Turns the error of a disk that takes no more into a line; TensorBoard's thread meets it too.
+
+    Raises:
+        UserError: in place of such an error.
+    """
+    hook = threading.excepthook
+
+    def say(args: Any) -> None:
+        if not _is_full_disk(args.exc_value):
+            hook(args)
+
+    threading.excepthook = say
+    try:
+        yield
+    except OSError as error:
+        if not _is_full_disk(error):
+            raise
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}; the checkpoints that "
+            "were there are whole: make room and add --resume"
+        ) from error
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager

@@ -60,17 +60,7 @@ class RunDirectory:
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # from here on, processes it is handed to may join
 
     def _open(self, lock: int) -> None:
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, lock | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise UserError(
-                f"another process is writing to the run in {self.path}: wait for it, or choose "
-                "another --output"
-            ) from error
-        except OSError:  # a network file system without locks
-            pass
+        self._lock = lock_folder(self.path, lock, "--output")
 
     def _read_back(self) -> None:
         """Learns which rows there are; drops torn ones, which kills leave behind."""
@@ -199,10 +189,8 @@ class RunDirectory:
         file = self.path / name
         if not file.exists():
             return
-        old, new = _flatten(yaml.safe_load(file.read_text("utf-8"))), _flatten(now)
-        differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-        if differing:
-            values = ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in differing)
+        values = differences(yaml.safe_load(file.read_text("utf-8")), now)
+        if values:
             raise UserError(
                 f"the run in {self.path} has another {what} ({values}); resume it with the same, "
                 "or choose another --output"
@@ -215,6 +203,38 @@ class RunDirectory:
             self._lock = -1
 
     __del__ = close
+
+
+def lock_folder(folder: Path, lock: int, option: str) -> int:
+    """Locks a folder for as long as the returned descriptor is open.
+
+    Args:
+        folder: exists.
+        lock: ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``.
+        option: by which the user chose the folder.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"another process is writing to the run in {folder}: wait for it, or choose "
+            f"another {option}"
+        ) from error
+    except OSError:  # a network file system without locks
+        pass
+    return descriptor
+
+
+def differences(old: Row, new: Row) -> str:
+    """Returns "KEY: old value, now new value" of all nested keys that differ, or ""."""
+    old, new = _flatten(old), _flatten(new)
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in differing)
 
 
 def _parse(line: bytes) -> Row | None:

@@ -7,9 +7,10 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import safetensors.torch
@@ -89,6 +90,7 @@ def read_file(path: str) -> Any:
         if kind == "safetensors":
             return safetensors.torch.load_file(path)
         if kind == "torch":
+            _check_sums(path)
             return torch.load(path, map_location="cpu", weights_only=True)
         with open(path, "rb") as file:
             return safe_unpickle(file)
@@ -109,6 +111,15 @@ def read_file(path: str) -> Any:
         reason = reason.partition("WeightsUnpickler error: ")[2] or reason
         brief = " ".join(reason.split())[:160] or type(error).__name__
         raise UserError(f"cannot read {path} ({brief}); is it complete?") from error
+
+
+def _check_sums(path: str) -> None:
+    """Compares a torch file with the checksums in it, which ``torch.load`` does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} in it is another")
 
 
 def weights_in(content: Any, source: str) -> dict[str, Tensor]:
@@ -148,29 +159,46 @@ def write_checkpoint(
         metadata: strings for the header of a safetensors file, such as the command that made it.
 
     Raises:
-        UserError: for any other extension.
+        UserError: for any other extension, or where the disk does not take the file.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
         raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
+    if path.suffix == ".safetensors":
+        header = {"format": "pt", **(metadata or {})}
+        _write(path, lambda file: file.write(safetensors.torch.save(tensors, header)))
+    elif path.suffix == ".pth":
+        save_torch({"model": tensors}, path)
+    else:
+        content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
+        _write(path, lambda file: pickle.dump(content, file, protocol=4))
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Writes a torch file, whole or not at all.
+
+    Raises:
+        UserError: the disk does not take it; what was at ``path`` before is still there.
+    """
+    _write(path, lambda file: torch.save(content, file))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    def fill(part: Path) -> None:
+        with part.open("wb") as file:
+            write(file)
+
     try:
-        write_atomically(path, lambda part: _write(tensors, part, path.suffix, metadata))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _write(
-    tensors: dict[str, Tensor], path: Path, suffix: str, metadata: Mapping[str, str] | None
-) -> None:
-    with open(path, "wb") as file:
-        if suffix == ".safetensors":
-            file.write(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
-        elif suffix == ".pth":
-            torch.save({"model": tensors}, file)
-        else:
-            content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
-            pickle.dump(content, file, protocol=4)
+        write_atomically(path, fill)
+    except (OSError, RuntimeError) as error:
+        # Where a write fails, torch raises a RuntimeError about its own position in the file.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
 
 
 def save_safetensors(

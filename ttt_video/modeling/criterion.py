@@ -6,14 +6,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import (
-    get_uncertain_point_coords_with_randomness,
-    point_sample,
-)
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .matcher import HungarianMatcher, Match, Target
+from .points import point_sample, uncertain_points
 
 
 def sigmoid_cross_entropy(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
@@ -168,23 +165,20 @@ class SetCriterion(nn.Module):
             [m[queries] for m, (queries, _) in zip(outputs["pred_masks"], matches, strict=True)]
         )[:, None].float()
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
+            points = uncertain_points(
                 logits,
-                lambda x: -x.abs(),
                 self.num_points,
-                self.oversample_ratio,
-                self.importance_sample_ratio,
+                oversample_ratio=self.oversample_ratio,
+                importance_sample_ratio=self.importance_sample_ratio,
             )
             # Images differ in size, so their masks are sampled one image at a time.
             per_image = points.split([len(queries) for queries, _ in matches])
             sampled = [
-                point_sample(
-                    target["masks"][indices, None].to(logits.dtype), at, align_corners=False
-                )
+                point_sample(target["masks"][indices, None].to(logits.dtype), at)
                 for target, (_, indices), at in zip(targets, matches, per_image, strict=True)
             ]
             masks = torch.cat(sampled).squeeze(1)
-        at_points = point_sample(logits, points, align_corners=False).squeeze(1)
+        at_points = point_sample(logits, points).squeeze(1)
         return {
             "loss_mask": sigmoid_cross_entropy(at_points, masks, num_masks),
             "loss_dice": dice(at_points, masks, num_masks),

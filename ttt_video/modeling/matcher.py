@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor, nn
+
+from .points import point_sample
 
 Target = dict[str, Tensor]
 """``labels`` (N,) int64 class ids and ``masks`` (N, H, W) bool of one image."""
@@ -78,9 +79,9 @@ class HungarianMatcher(nn.Module):
         with torch.autocast(mask_logits.device.type, enabled=False):
             # All masks of an image are compared at the same points.
             points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
-            predicted = point_sample(mask_logits[None], points, align_corners=False)[0]
+            predicted = point_sample(mask_logits[None], points)[0]
             masks = target["masks"].to(mask_logits.dtype)
-            sampled = point_sample(masks[None], points, align_corners=False)[0]
+            sampled = point_sample(masks[None], points)[0]
             cross_entropy, dice = pairwise_mask_cost(predicted, sampled)
             return (
                 self.cost_class * -logits.softmax(-1)[:, target["labels"]]

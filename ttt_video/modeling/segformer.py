@@ -9,18 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .frozen import FrozenSegmenter
 from .weights import read_checkpoint
-
-SIZE_DIVISIBILITY = 32
-"""px; the stride of the last stage."""
 
 
 def _library() -> Any:
@@ -34,14 +29,13 @@ def _library() -> Any:
 
 
 @META_ARCH_REGISTRY.register()
-class SegFormer(nn.Module):
-    """``SegformerForSemanticSegmentation`` that speaks detectron2's dicts; for evaluation only.
+class SegFormer(FrozenSegmenter):
+    """``SegformerForSemanticSegmentation``; for evaluation only.
 
     Parameters are named as in the library: ``segformer.*`` and ``decode_head.*``.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    size_divisibility = 32  # the stride of the last stage
     _network: nn.Module
 
     @configurable
@@ -63,7 +57,7 @@ class SegFormer(nn.Module):
             decoder_dim: width of the head.
             pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         library = _library()
         network = library.SegformerForSemanticSegmentation(
             library.SegformerConfig(
@@ -79,8 +73,6 @@ class SegFormer(nn.Module):
         self.segformer = network.segformer
         self.decode_head = network.decode_head
         object.__setattr__(self, "_network", network)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -95,11 +87,6 @@ class SegFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives; inputs are moved there."""
-        return self.pixel_mean.device
 
     @staticmethod
     def read_weights(path: str) -> dict[str, Tensor]:
@@ -123,26 +110,6 @@ class SegFormer(nn.Module):
             raise UserError(f"the folder {path} holds no SegFormer: {reason}") from error
         return network.state_dict()
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """``sem_seg``: (K, height, width) class probabilities for each input.
-
-        Raises:
-            UserError: in training mode, which this project does not support for SegFormer.
-        """
-        if self.training:
-            raise UserError("SegFormer is a frozen baseline here: train it with its own library")
-        images = [
-            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
-        batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
-        logits = self._network(pixel_values=batch.tensor).logits  # at a quarter of the size
-        logits = nn.functional.interpolate(
-            logits, size=batch.tensor.shape[-2:], mode="bilinear", align_corners=False
-        )
-        results = []
-        for x, scores, size in zip(batched_inputs, logits, batch.image_sizes, strict=True):
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            scores = sem_seg_postprocess(scores, size, height, width)
-            results.append({"sem_seg": scores.softmax(0)})
-        return results
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores at a quarter of the images' size."""
+        return self._network(pixel_values=images).logits

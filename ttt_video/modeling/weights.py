@@ -26,6 +26,7 @@ from ._weight_files import (
     read_checkpoint,
     read_file,
     save_safetensors,
+    save_torch,
     set_input_channels,
     weights_hash,
     weights_in,
@@ -43,6 +44,7 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "save_safetensors",
+    "save_torch",
     "set_input_channels",
     "weights_hash",
     "write_checkpoint",
@@ -365,6 +367,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         }
         self.report: LoadReport | None = None  # of the last load
         self._source = ""
+        self._needed: tuple[str, ...] = ()  # what a file has to hold beside the weights
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights and (of detectron2's own files) the other checkpointables; see the class.
@@ -381,9 +384,14 @@ class TTTCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # detectron2 leaves it set when a load fails
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load this run's last checkpoint if `resume`, else the starting point at `path`."""
+        """Load this run's last checkpoint if `resume`, else the starting point at `path`.
+
+        Raises:
+            UserError: the checkpoint is missing, damaged or only weights, or the starting point
+                does not fit.
+        """
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file())
+            return self._resume()
         strict = self._options
         self._options = {**strict, "allow_new": EVERYTHING, "allow_unused": EVERYTHING}
         if self._new_classes:
@@ -392,6 +400,37 @@ class TTTCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[])
         finally:
             self._options = strict
+
+    def get_checkpoint_file(self) -> str:
+        """The file that ``last_checkpoint`` names; "" if there is no such note.
+
+        Raises:
+            UserError: the note names no file of this folder.
+        """
+        note = Path(self.save_dir) / "last_checkpoint"
+        if not note.is_file():
+            return ""
+        name = note.read_bytes().decode(errors="replace").strip()
+        if name and (note.parent / name).is_file():
+            return str(note.parent / name)
+        raise UserError(f"{note} names {name!r}, which is no file; {self._way_out()}")
+
+    def _way_out(self) -> str:
+        written = sorted(path.name for path in Path(self.save_dir).glob("model_[0-9f]*.pth"))
+        if not written:
+            return "without it this training starts anew in another OUTPUT_DIR"
+        return f"write the name of a whole checkpoint into it (there are {', '.join(written)})"
+
+    def _resume(self) -> dict[str, Any]:
+        file = self.get_checkpoint_file()
+        self._needed = tuple(self.checkpointables)
+        try:
+            return self.load(file)
+        except UserError as error:
+            note = Path(self.save_dir) / "last_checkpoint"
+            raise UserError(f"{error} ({note} names it; {self._way_out()})") from error
+        finally:
+            self._needed = ()
 
     def weights(self) -> dict[str, Tensor]:
         """What is saved of the model."""
@@ -408,7 +447,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, lambda part: torch.save(content, part))
+        save_torch(content, path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -420,6 +459,8 @@ class TTTCheckpointer(DetectionCheckpointer):
         content = read_file(filename)
         weights = weights_in(content, self._source)
         others = content if "model" in content else {}
+        if not others.keys() >= set(self._needed):
+            raise UserError(f"{self._source} holds weights alone, not the state of a training")
         return {**others, "model": weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""What other architectures have in common, which run frozen in the stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+class FrozenSegmenter(nn.Module, ABC):
+    """A network of another library that speaks detectron2's dicts; for evaluation only."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    size_divisibility = 0
+    """px; a batch is padded to a multiple of it, 0 for not at all."""
+
+    def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        """``pixel_mean``, ``pixel_std``: of uint8 values, in ``INPUT.FORMAT`` order."""
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives; inputs are moved there."""
+        return self.pixel_mean.device
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, K, h, w) class scores, of any size, for (B, 3, H, W) normalised images."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """``sem_seg``: (K, height, width) class probabilities for each input.
+
+        Raises:
+            UserError: in training mode, which this project does not support for such models.
+        """
+        if self.training:
+            name = type(self).__name__
+            raise UserError(f"{name} is a frozen baseline here: train it with its own library")
+        images = [
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        logits = F.interpolate(
+            self.logits(batch.tensor),
+            size=batch.tensor.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
+        results = []
+        for x, scores, size in zip(batched_inputs, logits, batch.image_sizes, strict=True):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            scores = sem_seg_postprocess(scores, size, height, width)
+            results.append({"sem_seg": scores.softmax(0)})
+        return results
