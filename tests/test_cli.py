@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from detectron2.config import CfgNode
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import (
     PRESETS,
-    add_config_arguments,
     config_dir,
     find_config,
     load_config,
@@ -252,20 +250,6 @@ def test_overrides_that_do_not_merge_are_one_line(opts, words):
         load_config(None, opts=opts)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_arguments():
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
-    args = parser.parse_args(["--config", "a.yaml", "--preset", "paper", "SEED", "3"])
-    assert (args.config_file, args.preset, args.opts) == ("a.yaml", "paper", ["SEED", "3"])
-    assert parser.parse_args(["--config-file", "b.yaml"]).config_file == "b.yaml"
-    assert parser.parse_args([]).opts == []
-    assert not args.allow_unsafe_yaml
-    assert parser.parse_args(["--allow-unsafe-yaml"]).allow_unsafe_yaml
-    with pytest.raises(SystemExit) as error:
-        parser.parse_args(["--preset", "mine"])
-    assert error.value.code == 2
 
 
 @pytest.mark.parametrize(

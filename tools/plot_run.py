@@ -10,7 +10,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ttt_video.cli import run_tool
+from _arguments import ToolParser, add_register_argument, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--format", choices=("svg", "png", "pdf"), default="svg", help="of curves")
+    parser.add_argument(
+        "--rolling", type=int, metavar="N", help="frames of the rolling mean; default: 1/25 of all"
+    )
+    parser.add_argument(
+        "--extremes", type=int, default=3, metavar="N", help="best and worst frames of each kind"
+    )
+    add_register_argument(parser)
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+from ttt_video.cli import run_files, run_tool
 from ttt_video.errors import UserError
 from ttt_video.visualization.run_figures import (
     draw_curves,
@@ -22,24 +43,10 @@ from ttt_video.visualization.run_figures import (
 )
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--format", choices=("svg", "png", "pdf"), default="svg", help="of curves")
-    parser.add_argument(
-        "--rolling", type=int, metavar="N", help="frames of the rolling mean; default: 1/25 of all"
-    )
-    parser.add_argument(
-        "--extremes", type=int, default=3, metavar="N", help="best and worst frames of each kind"
-    )
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
     """Reads, draws, says what was written and what is missing."""
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     if args.rolling is not None and args.rolling < 1:
         raise UserError(f"--rolling is {args.rolling}; give at least 1, which draws no mean")
     trainings = [path for path in args.runs if is_training(path)]

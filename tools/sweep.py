@@ -14,10 +14,50 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from _arguments import PRESETS, PROTOCOLS, ToolParser, add_register_argument, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", help="a sweep file, or the name of one under configs/sweeps/")
+    parser.add_argument("--output", type=Path, help="default: output/sweeps/<name of the file>")
+    source = parser.add_mutually_exclusive_group()
+    for flag in ("dataset", "video", "video-dir"):
+        source.add_argument(f"--{flag}", help="instead of the file's sources")
+    parser.add_argument("--config", help="instead of the file's")
+    parser.add_argument("--preset", choices=PRESETS, help="instead of the file's")
+    parser.add_argument("--weights", help="instead of the file's")
+    parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
+    add_register_argument(parser)
+    parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
+    parser.add_argument("--threads", type=int, help="of each; default: cores shared out evenly")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        metavar="KEY=VALUE",
+        help="run as Slurm jobs; a parameter of submitit, such as timeout_min=240, "
+        "slurm_partition=gpu, gpus_per_node=1, cpus_per_task=8; may be given several times",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="what table and figures show: all frames pooled (the default unless the file says "
+        "otherwise), the mean over videos, or over frames as in the authors' release",
+    )
+    parser.add_argument("--quick", action="store_true", help="the file's shorter form")
+    parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of all cells")
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_intermixed_args)
+
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import add_register_argument, config_dir, run_tool
+from ttt_video.cli import config_dir, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
 from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
@@ -37,46 +77,10 @@ from ttt_video.engine.sweep_workers import (
     threads_per_worker,
 )
 from ttt_video.errors import UserError
-from ttt_video.evaluation.tables import PROTOCOLS
+from ttt_video.evaluation.tables import PROTOCOLS as SUFFIXES
 from ttt_video.files import write_atomically
 
 TOOLS = Path(__file__).resolve().parent
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", help="a sweep file, or the name of one under configs/sweeps/")
-    parser.add_argument("--output", type=Path, help="default: output/sweeps/<name of the file>")
-    source = parser.add_mutually_exclusive_group()
-    for flag in ("dataset", "video", "video-dir"):
-        source.add_argument(f"--{flag}", help="instead of the file's sources")
-    parser.add_argument("--config", help="instead of the file's")
-    parser.add_argument("--weights", help="instead of the file's")
-    parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
-    add_register_argument(parser)
-    parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
-    parser.add_argument("--threads", type=int, help="of each; default: cores shared out evenly")
-    parser.add_argument(
-        "--slurm",
-        action="append",
-        metavar="KEY=VALUE",
-        help="run as Slurm jobs; a parameter of submitit, such as timeout_min=240, "
-        "slurm_partition=gpu, gpus_per_node=1, cpus_per_task=8; may be given several times",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        help="what table and figures show: all frames pooled (the default unless the file says "
-        "otherwise), the mean over videos, or over frames as in the authors' release",
-    )
-    parser.add_argument("--quick", action="store_true", help="the file's shorter form")
-    parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of all cells")
-    return parser
 
 
 def open_sweep(args: argparse.Namespace) -> Sweep:
@@ -90,14 +94,15 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
         path = shipped
     name = f"{path.stem}_quick" if args.quick else path.stem
     args.output = args.output or Path("output/sweeps") / name
-    replace = {k: getattr(args, k) for k in ("config", "weights", "frames") if getattr(args, k)}
+    flags = {k: getattr(args, k) for k in ("config", "preset", "weights", "frames")}
+    replace = {key: value for key, value in flags.items() if value is not None}
     for kind in ("dataset", "video", "video-dir"):
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
             replace["sources"] = {Path(value).stem: {kind: value}}
-    flags = [part for file in args.register for part in ("--register", file)]
+    register = [part for file in args.register for part in ("--register", file)]
     return read_sweep(
-        path, args.output, flags=flags, overrides=args.opts, replace=replace, quick=args.quick
+        path, args.output, flags=register, overrides=args.opts, replace=replace, quick=args.quick
     )
 
 
@@ -154,7 +159,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
     from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
 
-    metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
+    metrics = [metric + SUFFIXES[protocol] for metric in METRICS]
     records = []
     for cell in (cell for cell in sweep.cells if not cell.clip):
         record = cell_record(cell, cell.summary() if finished(cell) else None)

@@ -8,35 +8,47 @@ python tools/train_net.py --config joint_cityscapes.yaml --eval-only MODEL.WEIGH
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from _arguments import ToolParser, add_config_arguments, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """detectron2's flags with its names and defaults, and what is merged on top of a config."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, and train nothing")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each machine")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="in all")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this one")
+    # A port of the user's own, so that two people on one machine do not meet.
+    port = 2**15 + 2**14 + hash(os.getuid()) % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        metavar="URL",
+        help="where processes meet; with several machines tcp://HOST:PORT of the first",
+    )
+    add_config_arguments(parser)
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
-from ttt_video.cli import add_merge_arguments, find_config, load_config, run_files, run_tool
+from ttt_video.cli import find_config, load_config, run_files, run_tool
 from ttt_video.engine.joint_training import JointTrainer
 from ttt_video.errors import UserError, error_of_process
 from ttt_video.modeling.weights import TTTCheckpointer
-
-
-def parse_args() -> argparse.Namespace:
-    """detectron2's arguments, ``--config`` as a short name, and what is merged on top."""
-    parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--config",
-        dest="config_file",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="same as --config-file; a bare name is looked up under configs/",
-    )
-    add_merge_arguments(parser)
-    return parser.parse_args()
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
@@ -87,7 +99,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
 
 def main() -> None:
     """Parses the arguments and starts one process per GPU."""
-    args = parse_args()
+    args = argument_parser().parse_args()
     cfg = build_config(args)
     try:
         launch(

@@ -137,44 +137,15 @@ def load_config(
     return cfg
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config``, ``--preset`` and detectron2's trailing ``KEY VALUE`` overrides."""
-    parser.add_argument(
-        "--config",
-        "--config-file",
-        dest="config_file",
-        metavar="FILE",
-        help="config file, or the name of one under configs/",
-    )
-    add_merge_arguments(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last"
-    )
-
-
-def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--preset``, ``--allow-unsafe-yaml`` and ``--register``."""
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="settings to merge on top: the published ones, or much less work per frame",
-    )
-    add_register_argument(parser)
-    parser.add_argument(
-        "--allow-unsafe-yaml",
-        action="store_true",
-        help="let !!python/ tags in the config file run code, as in some of Mask2Former's configs",
-    )
-
-
-def add_register_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--register``, whose files :func:`run_files` runs."""
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="Python file to run first, such as one that registers your own data sets",
+def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
+    """Runs the files of ``--register`` and loads the config that a tool's flags ask for."""
+    run_files(args.register)
+    return load_config(
+        args.config_file,
+        args.preset,
+        args.opts,
+        method=method,
+        allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
 
 
