@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ttt_video.cli import (
     config_dir,
     find_config,
     load_config,
+    run_files,
     run_tool,
 )
 from ttt_video.errors import UserError
@@ -205,6 +207,82 @@ def test_a_broken_config_is_one_line(tmp_path, kind):
     if kind != "value out of range":
         assert f"config {file}" in str(error.value)
     assert names.get(kind, "") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "_BASE_: a.yaml\n"}, "a.yaml -> {folder}/a.yaml"),
+        ({"a": "_BASE_: b.yaml\n", "b": "_BASE_: [c.yaml, ./a.yaml]\n", "c": "SEED: 1\n"},
+         "{folder}/a.yaml -> {folder}/b.yaml -> {folder}/a.yaml"),
+        ({"a": "_BASE_: b.yaml\n", "b": "_BASE_: gone.yaml\n"}, "gone.yaml cannot be read"),
+        ({"a": "_BASE_: 3\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_: [{x: 1}]\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_:\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_: b.yaml\n", "b": "- 1\n"}, "does not merge"),
+    ],
+)  # fmt: skip
+def test_a_base_that_cannot_be_followed_is_one_line(tmp_path, files, words):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path / "a.yaml"))
+    assert words.format(folder=tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_may_stand_twice_in_a_tree(tmp_path):
+    for name, text in {
+        "a": "_BASE_: [b.yaml, c.yaml]\n",
+        "b": "_BASE_: d.yaml\n",
+        "c": "_BASE_: d.yaml\n",
+        "d": "SEED: 4\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert load_config(str(tmp_path / "a.yaml")).SEED == 4
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """``own_file(text)``: my.py with that text beside helper.py; the path is undone after."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "helper_of_mine.py").write_text("def divide(x):\n    return 1 / x\n")
+
+    def write(text: str) -> str:
+        (tmp_path / "my.py").write_text(text)
+        return str(tmp_path / "my.py")
+
+    yield write
+    sys.modules.pop("helper_of_mine", None)
+
+
+def test_a_registered_file_imports_the_module_beside_it(own_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own_file("import helper_of_mine\nhelper_of_mine.ran = helper_of_mine.divide(4)\n")
+    run_files(["my.py"])
+    assert sys.modules["helper_of_mine"].ran == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import helper_of_mine\n\nhelper_of_mine.divide(0)\n",
+         "helper_of_mine.py, line 2: ZeroDivisionError: division by zero"),
+        ("import json\njson.loads('{')\n", "my.py, line 2: JSONDecodeError: Expecting"),
+        ("x = 1\nimport no_such_module\n",
+         "my.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\ny = = 2\n", "my.py, line 2: SyntaxError: invalid syntax"),
+        ("from ttt_video.errors import UserError\nraise UserError('no folder x')\n",
+         "my.py, line 2: no folder x"),
+        ("\nassert False\n", "my.py, line 2: AssertionError"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_registered_file_is_one_line_that_says_where(own_file, text, message):
+    file = own_file(text)
+    with pytest.raises(UserError) as error:
+        run_files([file])
+    assert str(error.value).startswith(f"--register {Path(file).parent}/{message}")
+    assert "\n" not in str(error.value)
 
 
 UNSAFE = "SEED: !!python/object/apply:eval ['3 + 4']\n"  # as in Mask2Former's own configs

@@ -97,9 +97,9 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
     return trainer.train()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parses the arguments and starts one process per GPU."""
-    args = argument_parser().parse_args()
+    args = argument_parser().parse_args(argv)
     cfg = build_config(args)
     try:
         launch(

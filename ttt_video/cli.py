@@ -7,6 +7,7 @@ import difflib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,25 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(f"{what} does not merge: {reason}") from error
 
 
+def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
+    """Raises UserError where the ``_BASE_`` of a file, or of one under it, cannot be followed."""
+    chain = (*above, file.resolve())
+    if file.resolve() in above:
+        raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
+    node = yaml.compose(file.read_bytes())  # no values are made, so that no tag runs code
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for base in (value for key, value in pairs if key.value == "_BASE_"):
+        for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:
+            if name.tag != "tag:yaml.org,2002:str" or not name.value:
+                raise UserError(f"{file}: _BASE_ must be the path of a file, or a list of such")
+            if not name.value.startswith(("https://", "http://")):
+                _check_bases(file.parent / Path(name.value).expanduser(), chain)
+
+
 def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
     """Merges a file that is no config by itself; detectron2 would warn that it has no VERSION."""
     with _merging(what):
+        _check_bases(file)
         cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
 
 
@@ -117,6 +134,7 @@ def load_config(
     if config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
+            _check_bases(file)
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
     if preset is not None:
         # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
@@ -152,13 +170,32 @@ def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
 def run_files(files: Sequence[str]) -> None:
     """Runs Python files, such as those that register data sets; once in every process.
 
+    As for a script, the modules beside a file can be imported.
+
     Raises:
-        UserError: a file cannot be read. What its code raises is passed on.
+        UserError: a file cannot be read, or its code raises something: what, and in which line.
     """
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"--register {file}: no such file")
-        runpy.run_path(file)
+        folder = str(Path(file).resolve().parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        try:
+            runpy.run_path(file)
+        except Exception as error:
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = f"{name}{' '.join(str(error).split())}".removesuffix(": ")
+            raise UserError(f"--register {_place(error, file, folder)}: {reason}") from error
+
+
+def _place(error: Exception, file: str, folder: str) -> str:
+    """The last line of the user's own that ran before the error, in the file or one beside it."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if str(Path(f.filename).resolve().parent) == folder]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else file
 
 
 def run_tool(main: Callable[[], None]) -> None:
