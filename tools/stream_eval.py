@@ -125,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         "save_every": args.save_every,
     }
     if model is None:
-        parallel = Settings(cfg, run, max_frames=args.max_frames, **settings)
+        own = {"max_frames": args.max_frames, "register": tuple(args.register)}
+        parallel = Settings(cfg, run, **own, **settings)
         summary = evaluate_in_parallel(parallel, sources, args.workers)
     else:
         summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)

@@ -57,8 +57,9 @@ answer_first(__name__, argument_parser().parse_intermixed_args)
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import config_dir, run_tool
+from ttt_video.cli import config_dir, run_files, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
+from ttt_video.engine.sweep_checks import check_cells, check_weights
 from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
     METRICS,
@@ -99,7 +100,7 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
     for kind in ("dataset", "video", "video-dir"):
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
-            replace["sources"] = {Path(value).stem: {kind: value}}
+            replace["sources"] = {Path(value).stem or value: {kind: value}}
     register = [part for file in args.register for part in ("--register", file)]
     return read_sweep(
         path, args.output, flags=register, overrides=args.opts, replace=replace, quick=args.quick
@@ -131,6 +132,9 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
             "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
             "--workers 1"
         )
+    check_weights(missing)
+    for cell in missing:
+        cell.note_failure(None)
     if missing:
         render_worlds(sweep.worlds, TOOLS, workers)
     ended: Iterator[tuple[Cell, str | None]]
@@ -149,12 +153,13 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         for cell, reason in ended:
             if reason is not None:
                 failures[cell] = reason
+                cell.note_failure(reason)
                 bar.write(f"failed: {cell}: {reason}")
             bar.update()
     return failures
 
 
-def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) -> str:
+def report(sweep: Sweep, output: Path, protocol: str) -> str:
     """Writes tables and figures of what is on disk; returns the tables."""
     from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
@@ -163,8 +168,6 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
     records = []
     for cell in (cell for cell in sweep.cells if not cell.clip):
         record = cell_record(cell, cell.summary() if finished(cell) else None)
-        if cell in failed:
-            record["state"] = "failed"
         records.append(record)
     add_gains(records, sweep.baseline, metrics)
     complete = [record for record in records if record["state"] == "complete"]
@@ -194,7 +197,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
     ]
     if clips:
         sections.append(HtmlSection("Clips", clips))
-    write_html(output / "report.html", output.name, sections)
+    write_html(output / "report.html", output.resolve().name, sections)
     names = ", ".join(["results.csv", "results.md", "report.html", *(f.name for f in figures)])
     return f"{text}\n{names} are in {output}"
 
@@ -203,12 +206,15 @@ def main(argv: list[str] | None = None) -> None:
     """Runs what is missing, reports all."""
     args = argument_parser().parse_intermixed_args(argv)
     sweep = open_sweep(args)
+    if not args.report:
+        run_files(args.register)
+        check_cells(sweep.cells)
     if args.dry_run:
         for cell in sweep.cells:
             print(f"{'done' if finished(cell) else 'missing'}: {cell}: {' '.join(cell.arguments)}")
         return
     failures = {} if args.report else run_missing(args, sweep)
-    print(report(sweep, list(failures), args.output, args.protocol or sweep.protocol))
+    print(report(sweep, args.output, args.protocol or sweep.protocol))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(sweep.cells)} cells failed (above); the same command runs "

@@ -137,6 +137,8 @@ def load_config(
             _check_bases(file)
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
     if preset is not None:
+        if preset not in PRESETS:
+            raise UserError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
         # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
         coco = preset == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
         file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")

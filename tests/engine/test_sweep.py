@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from matplotlib.image import imread
 from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_dir, load_config
 from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
+from ttt_video.engine.sweep_checks import check_cells, check_weights
+from ttt_video.engine.sweep_entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.engine.sweep_results import (
     add_gains,
     cell_record,
@@ -206,19 +210,112 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ({"sources": {"a": {}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"video": "x", "dataset": "y"}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"world": {}, "video": "y"}}}, "sources.a is a world"),
-        ({"sources": {"a": {"world": {"layout": "coco"}}}}, "layout 'coco'; choose"),
+        (
+            {"sources": {"a": {"world": {"layout": "coco"}}}},
+            "a.world.layout is 'coco'; choose",
+        ),
         ({"sources": {"a": {"video": "x", "settings": {"K": [1, 2]}}}}, "single values"),
         ({"baseline": "frozen"}, "baseline 'frozen' is no row"),
         ({"figures": {"pie": True}}, "no entry 'pie'"),
         ({"figures": {"curve": True}}, "name the setting on its x axis"),
         ({"figures": {"over_time": "none"}}, "over_time is 'none'; give a list"),
         ({"figures": {"over_time": ["tent"]}}, "over_time: no row 'tent'; choose from none, "),
-        ({"sources": {"a b": {"video": "x"}, "a_b": {"video": "y"}}}, "the same name"),
+        (
+            {"sources": {"a b": {"video": "x"}, "c": {"video": "y"}, "a_b": {"video": "z"}}},
+            "the sources 'a b' and 'a_b' would share the folder a_b",
+        ),
+        (
+            {"rows": {"a:b": {"method": "none"}, "a/b": {"method": "none"}}},
+            "the rows 'a:b' and 'a/b' would share the folder a_b",
+        ),
+        # Videos of worlds have folders by source, whatever rows run on them.
+        (
+            {
+                "sources": {"a b": {"world": {}}, "a_b": {"world": {}}},
+                "rows": {"none": {"sources": ["a b"]}, "tent": {"sources": ["a_b"]}},
+            },
+            "the sources 'a b' and 'a_b'",
+        ),
+        ({"rows": {"": {"method": "none"}}}, "rows has an entry without a name"),
+        (
+            {"sources": {"a": {"world": {"seed": {"x": 1}}}}},
+            "sources.a.world.seed is {'x': 1}; give",
+        ),
+        ({"seeds": [0, 0]}, "none / street / seed 0 is there twice"),
+        ({"rows": {"none": {"method": ["a", "b"]}}}, r"rows.none.method is \['a', 'b'\]; give one"),
+        ({"rows": {"none": {"preset": ["paper"]}}}, r"rows.none.preset is \['paper'\]; give one"),
+        ({"rows": {"none": {"sources": [{"a": 1}]}}}, "rows.none.sources is"),
+        ({"rows": {"none": {"settings": {3: 1}}}}, "rows.none.settings: 3 is no config key"),
+        ({"settings": {"TTT.X": {"a": 1}}}, "settings.TTT.X is {'a': 1}; give a value"),
+        ({"settings": {"SEED": [1, 2]}}, "settings.SEED: give seeds, a list, instead"),
+        ({"frames": 0}, "frames is 0; give a whole number, at least 1"),
+        ({"replace": {"frames": 0}}, "frames is 0; give a whole number, at least 1"),
+        ({"frames": [3]}, r"frames is \[3\]; give a whole number"),
+        ({"seeds": [True]}, r"seeds is \[True\]; give a list of integers"),
+        ({"compare": "yes"}, "compare is 'yes'; give True or False"),
+        ({"baseline": ["none"]}, r"baseline is \['none'\]; give one name"),
+        ({"protocol": ["video"]}, r"protocol is \['video'\]; give one name"),
+        ({"sources": {"a": {"video": ["x"]}}}, r"sources.a.video is \['x'\]; give one name"),
+        ({"sources": {"a": {"world": {"layout": ["x"]}}}}, "sources.a.world.layout is"),
+        ({"figures": {"bars": 1}}, "figures.bars is 1; give True or False"),
+        ({"figures": {"over_time": [["none"]]}}, "figures.over_time is .*; give a list of rows"),
     ],
 )
 def test_mistakes_are_told_with_their_place(sweep_of, entries, message):
     with pytest.raises(UserError, match=message):
         sweep_of(**entries)
+
+
+PLACES = [
+    *((key,) for key in SWEEP_KEYS),
+    *(("rows", "none", key) for key in ROW_KEYS),
+    *(("sources", "street", key) for key in SOURCE_KEYS),
+    *(("sources", "dark", "world", key) for key in ("layout", "seed", "each")),
+    *(("figures", key) for key in FIGURE_KEYS),
+    ("settings", "TTT.BATCH_SIZE"),
+    ("rows", "none"),
+    ("sources", "street"),
+]
+
+
+VALUES = (None, True, 3, -1.5, "x", "", [], {}, ["x", "y"], [[1]], [{}], {"x": 1}, {3: []})
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_any_value_anywhere_is_read_or_one_line(sweep_of, place):
+    outcomes = []
+    for value in VALUES:
+        spec = copy.deepcopy({**SPEC, "figures": {"bars": True}})
+        spec["sources"]["dark"] = {"world": {"seed": 1}}
+        spec["rows"]["none"] = {"seeds": [0]}
+        node = spec
+        for key in place[:-1]:
+            node = node.setdefault(key, {})
+        node[place[-1]] = value
+        try:
+            cells = sweep_of(
+                **{"own_quick" if k == "quick" else k: v for k, v in spec.items()}
+            ).cells
+        except UserError as error:
+            outcomes.append(str(error))
+        else:
+            assert all(isinstance(word, str) for cell in cells for word in cell.arguments)
+    assert len(outcomes) >= 3
+    assert not any("\n" in line for line in outcomes)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a" * 300, "ä" * 150, "kitti/val", "x:y"])
+def test_any_name_has_a_folder_of_its_own(sweep_of, tmp_path, name):
+    sweep = sweep_of(
+        sources={name: {"video": "x"}, "other": {"video": "y"}},
+        rows={name: {"method": "none"}, "other": {"method": "none"}},
+        seeds=[0],
+    )
+    for cell in sweep.cells:
+        cell.folder.mkdir(parents=True)
+        place = cell.folder.resolve().relative_to((tmp_path / "out/cells").resolve())
+        assert len(place.parts) == 3
+    assert len({cell.folder.resolve() for cell in sweep.cells}) == 4
 
 
 def test_files_that_are_no_sweeps(tmp_path):
@@ -421,6 +518,78 @@ def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch
     assert [*lines] == ["tent"]
     assert lines["tent"][:3] == [5.0, 6.0, 7.0]
     assert math.isnan(lines["tent"][3])
+
+
+def test_a_source_with_a_slash_in_its_name_has_its_figures(sweep_of, tmp_path):
+    rows = {"none": None, "tent": None}
+    figures = {"over_time": ["tent"], "bars": True}
+    sweep = sweep_of(rows=rows, sources={"kitti/val": {"video": "x"}}, seeds=[0], figures=figures)
+    for cell in sweep.cells:
+        write_run(cell, 50)
+        (cell.folder / "frames.jsonl").write_text('{"metrics": {"mIoU": 10.0}}\n' * 3)
+    out = tmp_path / "figures"
+    out.mkdir()
+    files = draw_figures(records_of(sweep), sweep.figures, sweep.baseline, out)
+    assert len(files) == 2
+    assert sorted(files) == sorted(out.iterdir())
+
+
+def test_the_table_says_why_a_cell_failed(sweep_of):
+    sweep = sweep_of(seeds=[0], sources={"a": {"video": "x"}})
+    done, failed, missing = sweep.cells
+    write_run(done, 50)
+    failed.note_failure("the folder is not there yet")
+    assert failed.failure() is None
+    failed.folder.mkdir(parents=True)
+    failed.note_failure("this video is broken (exit code 2)")
+    records = records_of(sweep)
+    assert [r["state"] for r in records] == ["complete", "failed", "missing"]
+    line = f"Failed: {failed}: this video is broken (exit code 2)"
+    assert [note for note in results_table(records).notes if "ailed" in note] == [line]
+    assert [r["reason"] for r in csv.DictReader(io.StringIO(to_csv(records)))] == [
+        "", "this video is broken (exit code 2)", "",
+    ]  # fmt: skip
+    write_run(failed, 60)  # what is complete has not failed, whatever was noted before
+    assert "reason" not in records_of(sweep)[1]
+    failed.note_failure(None)
+    assert (failed.failure(), missing.failure()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"preset": "papr"}, "none / a / seed 0: no preset 'papr'; choose from paper"),
+        ({"rows": {"none": None, "tentt": None}}, "tentt / a / seed 0: no method 'tentt'; choose"),
+        ({"settings": {"TTT.WINDOWSIZE": [1, 2]}}, "WINDOWSIZE"),
+        ({"settings": {"TTT.WINDOW_SIZE": ["x"]}}, "TTT.WINDOW_SIZE"),
+        ({"settings": {"TTT.WINDOW_SIZE": [4, -1]}}, "=-1 / a / seed 0: TTT.WINDOW_SIZE is -1"),
+        ({"overrides": ["TTT.RESET", "x"]}, "none / a / seed 0: TTT.RESET is 'x'; choose"),
+        ({"config": "quick/nothing.yaml"}, "no config 'quick/nothing.yaml'"),
+        ({"settings": {"TTT.ENSEMBLE.METHOD": "tentt"}}, "no method 'tentt'"),
+        (
+            {"sources": {"a": {"dataset": "kitti_step_video_sem_seg_vall"}}},
+            "unknown data set 'kitti_step_video_sem_seg_vall'; registered are: kitti",
+        ),
+    ],
+)
+def test_what_cannot_run_is_told_before_cells_run(sweep_of, entries, message):
+    usual = {"sources": {"a": {"video": "x"}}, "rows": {"none": None}, "settings": ...}
+    sweep = sweep_of(**{**usual, **entries})
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        check_cells(sweep.cells)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_there_are_told_before_cells_run(sweep_of, tmp_path):
+    usual = {"sources": {"a": {"video": "x"}}, "rows": {"none": None}, "settings": ...}
+    check_weights(sweep_of(**usual).cells)  # the shipped ones
+    with pytest.raises(UserError, match=r"none / a / seed 0: no weights at gone\.pth; give"):
+        check_weights(sweep_of(**usual, weights="gone.pth").cells)
+    with pytest.raises(UserError, match="none / a / seed 0: no weights; give --weights"):
+        check_weights(sweep_of(**{**usual, "config": "joint_cityscapes.yaml"}).cells)
+    file = tmp_path / "there.pth"
+    file.touch()
+    check_weights(sweep_of(**usual, weights=str(file)).cells)
 
 
 def test_figures_are_drawn_from_the_records(scored, tmp_path):

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ..engine.sweep_results import METRICS, Record, comparable, group
+from ..files import file_stem
 from .curves import PALETTE, plot_curves
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
@@ -214,7 +215,7 @@ def plot_over_time(
                 curves = [_per_frame(f, metric.split("_")[0]) for f in folders]
                 lines[name] = np.mean(curves, axis=0).tolist()
         if lines:
-            path = folder / f"over_time_{metric}_{source}.png"
+            path = folder / f"over_time_{metric}_{file_stem(source)}.png"
             plot_curves(lines, path, source, f"{metric} of a frame", rolling=15)
             written.append(path)
     return written
