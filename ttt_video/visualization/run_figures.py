@@ -19,8 +19,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..data.kitti_step import read_sem_seg
-from ..engine.run_directory import file_stem, read_rows
+from ..engine.run_directory import read_rows
 from ..errors import UserError
+from ..files import file_stem, names_apart
 from .curves import plot_curves
 from .grid import picture_grid
 from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
@@ -87,9 +88,9 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
         }
         runs.append(run)
     labels = [run.label for run in runs]
-    for run in runs:
+    for run, name in zip(runs, names_apart(paths), strict=True):
         if labels.count(run.label) > 1:
-            run.label = f"{run.label}, {run.path.name}"
+            run.label = f"{run.label}, {name}"
     return runs
 
 
