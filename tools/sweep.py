@@ -10,6 +10,7 @@ the sweep file.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,13 @@ def argument_parser() -> argparse.ArgumentParser:
         source.add_argument(f"--{flag}", help="instead of the file's sources")
     parser.add_argument("--config", help="instead of the file's")
     parser.add_argument("--preset", choices=PRESETS, help="instead of the file's")
-    parser.add_argument("--weights", help="instead of the file's")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]FILE",
+        help="instead of the file's: for all sources that name none, or for one, several times",
+    )
     parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
     add_register_argument(parser)
     parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
@@ -59,7 +66,7 @@ from tqdm import tqdm
 
 from ttt_video.cli import config_dir, run_files, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
-from ttt_video.engine.sweep_checks import check_cells, check_weights
+from ttt_video.engine.sweep_checks import check_cells, without_weights
 from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
     METRICS,
@@ -95,15 +102,28 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
         path = shipped
     name = f"{path.stem}_quick" if args.quick else path.stem
     args.output = args.output or Path("output/sweeps") / name
-    flags = {k: getattr(args, k) for k in ("config", "preset", "weights", "frames")}
+    flags = {k: getattr(args, k) for k in ("config", "preset", "frames")}
     replace = {key: value for key, value in flags.items() if value is not None}
+    weights = {}
+    for value in args.weights:
+        source, sep, file = value.partition("=")
+        if sep and not Path(value).exists():
+            weights[source] = file
+        else:
+            replace["weights"] = value
     for kind in ("dataset", "video", "video-dir"):
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
             replace["sources"] = {Path(value).stem or value: {kind: value}}
     register = [part for file in args.register for part in ("--register", file)]
     return read_sweep(
-        path, args.output, flags=register, overrides=args.opts, replace=replace, quick=args.quick
+        path,
+        args.output,
+        flags=register,
+        overrides=args.opts,
+        replace=replace,
+        weights=weights,
+        quick=args.quick,
     )
 
 
@@ -132,25 +152,26 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
             "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
             "--workers 1"
         )
-    check_weights(missing)
     for cell in missing:
         cell.note_failure(None)
-    if missing:
+    lacking = without_weights(missing)
+    ready = [cell for cell in missing if cell not in lacking]
+    if ready:
         render_worlds(sweep.worlds, TOOLS, workers)
     ended: Iterator[tuple[Cell, str | None]]
-    if args.slurm is not None and missing:
+    if args.slurm is not None and ready:
         parameters = slurm_parameters(args.slurm)
-        workers = args.workers or len(missing)
+        workers = args.workers or len(ready)
         ended = run_on_cluster(
-            missing, TOOLS, args.output / "slurm", workers=workers, parameters=parameters
+            ready, TOOLS, args.output / "slurm", workers=workers, parameters=parameters
         )
     else:
         threads = args.threads or threads_per_worker(workers)
-        ended = run_local(missing, TOOLS, workers=workers, threads=threads)
+        ended = run_local(ready, TOOLS, workers=workers, threads=threads)
     failures = {}
     done = len(sweep.cells) - len(missing)
     with tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
-        for cell, reason in ended:
+        for cell, reason in itertools.chain(lacking.items(), ended):
             if reason is not None:
                 failures[cell] = reason
                 cell.note_failure(reason)

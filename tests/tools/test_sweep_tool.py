@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from ttt_video.cli import run_tool
+from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,7 @@ def test_a_folder_without_a_name(tool, sweep_file, capsys, source, tmp_path):
     [
         (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
         (["mine.yaml", "--frames", "0"], "frames is 0; give a whole number"),
-        (["mine.yaml", "--weights", "gone.pth"], "none / a / seed 0: no weights at gone.pth"),
+        (["mine.yaml", "--weights", "b=gone.pth"], "--weights is 'b'; choose from a"),
         (["mine.yaml", "--dry-run", "TTT.WINDOWSIZE", "3"], "none / a / seed 0: overrides"),
         (["mine.yaml", "--dataset", "nowhere"], "none / nowhere / seed 0: unknown data set"),
         (["mine.yaml", "--register", "gone.py"], "--register gone.py: no such file"),
@@ -138,6 +139,29 @@ def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not Path("output").exists()
+
+
+def test_cells_without_weights_fail_at_once(tool, sweep_file, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "TOOLS", tmp_path / "no_tools")
+    with pytest.raises(UserError, match="3 of 3 cells failed"):
+        tool.main([sweep_file, "--weights", "gone.pth"])
+    out = capsys.readouterr().out
+    assert out.count("failed: ") == 3
+    assert "- Failed: none / a / seed 0: no weights at gone.pth; give --weights" in out
+    assert not list(Path("output").rglob("log.txt"))
+
+
+def test_table1_as_a_dry_run(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tool.main(["table1", "--dry-run", "--weights", "val=my.pth", "--preset", "paper"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 36
+    own = [line for line in lines if "--weights my.pth" in line]
+    assert own == [
+        line for line in lines if " / val / " in line and not line.startswith("missing: main_task")
+    ]
+    assert all("--preset paper" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

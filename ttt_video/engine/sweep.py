@@ -41,6 +41,10 @@ WORLD_DATASETS = {
 """Layouts of ``tools/make_world.py`` and the data set that their videos are, unless one is named"""
 
 
+Sections = Mapping[str, Mapping[str, Any]]
+"""Rows or sources by name, with their entries."""
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One run.
@@ -99,7 +103,8 @@ class Cell:
         note = self.folder / "failed.txt"
         if reason is None:
             note.unlink(missing_ok=True)
-        elif self.folder.is_dir():
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(note, lambda part: part.write_text(f"{reason}\n", "utf-8"))
 
     def flag(self, name: str) -> str | None:
@@ -142,6 +147,7 @@ def read_sweep(
     flags: Sequence[str] = (),
     overrides: Sequence[str] = (),
     replace: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
     quick: bool = False,
 ) -> Sweep:
     """Reads a sweep file (docs/sweep.md) into cells below ``output``.
@@ -152,6 +158,7 @@ def read_sweep(
         flags: of ``stream_eval.py`` for every cell.
         overrides: KEY VALUE pairs for every cell, after the grid's.
         replace: top-level entries that stand for those of the file.
+        weights: files that stand for those of sources, by their names.
         quick: the entries of the file's ``quick`` stand for its others.
 
     Raises:
@@ -171,6 +178,8 @@ def read_sweep(
     spec = section(spec, "", SWEEP_KEYS, file=f"sweep {path}")
     rows = named_sections(spec, "rows", ROW_KEYS)
     sources = named_sections(spec, "sources", SOURCE_KEYS)
+    for name, file in (weights or {}).items():
+        sources[one_of(name, sources, "--weights")]["weights"] = file
     sweep = Sweep([], figures=_figures(spec.get("figures")))
     sweep.protocol = one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
@@ -180,6 +189,8 @@ def read_sweep(
     for name, row in rows.items():
         # What replaces the sources of the file replaces its choices among them, too.
         chosen = [*opened] if "sources" in (replace or {}) else row_sources(name, row, opened)
+        for source in row["weights"] if isinstance(row.get("weights"), dict) else ():
+            one_of(source, sources, f"rows.{name}.weights")
         clip = row.get("clip", False)
         if row.get("labels", False):
             chosen = [s for s in chosen if not sources[s].keys() & {*UNLABELLED_KINDS}]
@@ -189,7 +200,7 @@ def read_sweep(
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
             for source, seed in itertools.product(chosen, row.get("seeds", seeds)):
                 own, environment = opened[source]
-                cell_flags = [*flags, *own, *_flags(spec, row, sources[source], name)]
+                cell_flags = [*flags, *own, *_flags(spec, row, sources, source, name)]
                 pairs = {**_own_settings(sources[source]), **settings, "SEED": seed}
                 sweep.cells.append(
                     Cell(
@@ -252,12 +263,15 @@ def _source(
 
 
 def _flags(
-    spec: Mapping[str, Any], row: Mapping[str, Any], source: Mapping[str, Any], name: str
+    spec: Mapping[str, Any], row: Mapping[str, Any], sources: Sections, source: str, name: str
 ) -> list[str]:
     """The tool's flags; what a row says goes before its source, and that before the sweep."""
     flags: list[str] = []
     for flag in ("config", "preset", "weights"):
-        value = row.get(flag, source.get(flag, spec.get(flag)))
+        value = row.get(flag)
+        if isinstance(value, dict):  # weights by source
+            value = value.get(source)
+        value = value or sources[source].get(flag, spec.get(flag))
         if value is not None:
             flags += [f"--{flag}", str(value)]
     flags += ["--method", str(row.get("method", name))]

@@ -32,15 +32,17 @@ def check_cells(cells: Sequence[Cell]) -> None:
             raise UserError(f"{cell}: {error}") from error
 
 
-def check_weights(cells: Sequence[Cell]) -> None:
-    """Raises UserError, with the cell, where weights are a path and there is nothing."""
+def without_weights(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """The cells whose weights are a path where there is nothing, and what to do about it."""
     known: dict[tuple[object, ...], CfgNode] = {}
+    reasons = {}
     for cell in cells:
         weights = cell.flag("--weights") or _config(cell, known).MODEL.WEIGHTS
         if not weights:
-            raise UserError(f"{cell}: no weights; give --weights, or weights in the sweep file")
-        if "://" not in weights and not Path(weights).exists():
-            raise UserError(f"{cell}: no weights at {weights}; give --weights, or put them there")
+            reasons[cell] = "no weights; give --weights, or weights in the sweep file"
+        elif "://" not in weights and not Path(weights).exists():
+            reasons[cell] = f"no weights at {weights}; give --weights, or put them there"
+    return reasons
 
 
 def _config(cell: Cell, known: dict[tuple[object, ...], CfgNode]) -> CfgNode:

@@ -33,12 +33,20 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(of, value))
 
 
+def _is_weights(value: Any) -> bool:
+    """One file, or in a row one for each of some sources."""
+    return is_text(value) or (
+        isinstance(value, dict) and bool(value) and all(map(is_text, [*value, *value.values()]))
+    )
+
+
 _TEXT = (is_text, "give one name or path")
 _FLAG = (lambda value: isinstance(value, bool), "give True or False")
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("config", "preset", "weights", "method", "baseline", "protocol"), _TEXT),
+    **dict.fromkeys(("config", "preset", "method", "baseline", "protocol"), _TEXT),
     **dict.fromkeys(("dataset", "video", "video-dir"), _TEXT),
     **dict.fromkeys(("compare", "labels", "clip", "bars", "gain_against_time"), _FLAG),
+    "weights": (_is_weights, "give one file, or in a row one for each of some sources"),
     "frames": (lambda value: _is_whole(value) and value >= 1, "give a whole number, at least 1"),
     "seeds": (lambda value: bool(value) and _is_list(value, _is_whole), "give a list of integers"),
     "over_time": (lambda value: _is_list(value, is_text), "give a list of rows"),
