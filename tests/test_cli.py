@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import (
     PRESETS,
+    check_device,
     config_dir,
     find_config,
     load_config,
@@ -158,6 +160,28 @@ def test_the_gpu_is_used_where_there_is_one(monkeypatch, there):
     chosen = load_config(None).MODEL.DEVICE
     assert chosen == ("cuda" if there else "cpu")
     assert load_config(None, opts=["MODEL.DEVICE", "meta"]).MODEL.DEVICE == "meta"
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "message"),
+    [
+        ("cuda", 0, "MODEL.DEVICE is 'cuda' but there is no GPU; use cpu"),
+        ("cuda:1", 1, "MODEL.DEVICE is 'cuda:1' but there are 1 GPUs"),
+        ("gpu", 1, "MODEL.DEVICE is 'gpu'; give cpu, cuda or cuda:N"),
+        ("", 0, "MODEL.DEVICE is ''; give cpu"),
+        ("cpu", 0, None),
+        ("cuda:1", 2, None),
+        ("cuda", 1, None),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(monkeypatch, name, gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if message is None:
+        check_device(name)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_device(name)
 
 
 def test_configs_are_found_by_path_and_by_name(tmp_path, monkeypatch):

@@ -55,13 +55,13 @@ def answer_first(name: str, parse: Callable[[], argparse.Namespace]) -> None:
     if name != "__main__":
         return
     parse()
-    silenced = []
+    options = os.environ.get("PYTHONWARNINGS", "").split(",")
     for start, kind in OTHER_LIBRARIES.items():
         warnings.filterwarnings("ignore", re.escape(start), kind)
-        silenced.append(f"ignore:{start}:{kind.__name__}")
-    # Of several that match Python takes the last, so that the user's own come after these.
-    own = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join([*silenced, *([own] if own else [])])
+        option = f"ignore:{start}:{kind.__name__}"
+        # Of several that match Python takes the last: the user's own.
+        options = [option, *(other for other in options if other not in ("", option))]
+    os.environ["PYTHONWARNINGS"] = ",".join(options)
 
 
 def method_names() -> list[str]:

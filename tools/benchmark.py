@@ -74,7 +74,7 @@ from ttt_video.benchmark.loop import loops
 from ttt_video.benchmark.report import report
 from ttt_video.cli import config_of, run_tool
 from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
+from ttt_video.files import make_folder, write_atomically
 
 Measure = Callable[[CfgNode, Options], dict[str, Any]]
 
@@ -131,6 +131,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("no config; give --config FILE, such as --config joint_cityscapes.yaml")
     options = options_of(args)
     cfg = config_of(args)
+    if args.output is not None:
+        make_folder(Path(args.output).parent)
+        if Path(args.output).is_dir():
+            raise UserError(f"--output {args.output} is a folder; give a file")
     result: dict[str, Any] = {
         "command": args.command,
         "config": args.config_file,

@@ -119,7 +119,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.shifts = [video_shift(*shift, k) for k in range(args.videos if is_video else 0)]
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
-    if any(Path(name).name != name for name in args.names or ()):
+    if any(Path(name).name != name or name in ("", "..") for name in args.names or ()):
         raise UserError(f"--names {' '.join(args.names)}: a name is that of a folder, not a path")
 
 

@@ -33,7 +33,7 @@ answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.cli import run_files, run_tool
 from ttt_video.errors import UserError
-from ttt_video.files import file_stem, names_apart
+from ttt_video.files import file_stem, make_folder, names_apart
 from ttt_video.visualization.run_figures import (
     draw_curves,
     draw_extremes,
@@ -55,10 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     folders = list({path.resolve(): path for path in args.runs}.values())
     trainings = [path for path in folders if is_training(path)]
     runs = read_curves([path for path in folders if path not in trainings])
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
+    make_folder(args.output)
     for file in draw_curves(runs, args.output, rolling=args.rolling, suffix=args.format):
         print(f"written: {file}")
     names = names_apart([run.path for run in runs])

@@ -86,7 +86,7 @@ from ttt_video.engine.sweep_workers import (
 )
 from ttt_video.errors import UserError
 from ttt_video.evaluation.tables import PROTOCOLS as SUFFIXES
-from ttt_video.files import write_atomically
+from ttt_video.files import make_folder, write_atomically
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -132,7 +132,10 @@ def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair:
             raise UserError(f"--slurm {pair}: give KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
+    try:
+        return {key: yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
+    except yaml.YAMLError as error:
+        raise UserError(f"--slurm {' '.join(pairs)}: {' '.join(str(error).split())}") from error
 
 
 def has_frame_budget(cell: Cell) -> bool:
@@ -152,6 +155,8 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
             "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
             "--workers 1"
         )
+    parameters = slurm_parameters(args.slurm or ())
+    make_folder(args.output)
     for cell in missing:
         cell.note_failure(None)
     lacking = without_weights(missing)
@@ -160,7 +165,6 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         render_worlds(sweep.worlds, TOOLS, workers)
     ended: Iterator[tuple[Cell, str | None]]
     if args.slurm is not None and ready:
-        parameters = slurm_parameters(args.slurm)
         workers = args.workers or len(ready)
         ended = run_on_cluster(
             ready, TOOLS, args.output / "slurm", workers=workers, parameters=parameters
@@ -200,7 +204,7 @@ def report(sweep: Sweep, output: Path, protocol: str) -> str:
         tables.update({name: table for name, table in found.items() if table is not None})
     text = "\n".join(f"## {name}\n\n{to_markdown(table)}" for name, table in tables.items())
     csv = to_csv(records, metrics)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_atomically(output / "results.csv", lambda part: part.write_text(csv, "utf-8"))
     write_atomically(output / "results.md", lambda part: part.write_text(text, "utf-8"))
     figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)

@@ -45,9 +45,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
-from ttt_video.cli import find_config, load_config, run_files, run_tool
+from ttt_video.cli import check_device, find_config, load_config, run_files, run_tool
 from ttt_video.engine.joint_training import JointTrainer
 from ttt_video.errors import UserError, error_of_process
+from ttt_video.files import make_folder
 from ttt_video.modeling.weights import TTTCheckpointer
 
 
@@ -59,8 +60,18 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(
         args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
     )
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU; use cpu")
+    check_device(cfg.MODEL.DEVICE)
+    gpus = torch.cuda.device_count()
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus is {args.num_gpus}; give at least 1, without GPUs too")
+    # On the CPU it is the number of processes.
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > gpus:
+        raise UserError(f"--num-gpus is {args.num_gpus}; this machine has {gpus}")
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}; ranks "
+            "count from 0"
+        )
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise UserError("nothing to evaluate; give MODEL.WEIGHTS FILE, or --resume")
     last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
@@ -69,6 +80,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
             f"{cfg.OUTPUT_DIR} already holds a training run; add --resume to go on with it, or "
             "choose another OUTPUT_DIR"
         )
+    make_folder(Path(cfg.OUTPUT_DIR), "OUTPUT_DIR")
     cfg.freeze()
     return cfg
 

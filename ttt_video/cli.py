@@ -160,13 +160,27 @@ def load_config(
 def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
     """Runs the files of ``--register`` and loads the config that a tool's flags ask for."""
     run_files(args.register)
-    return load_config(
+    cfg = load_config(
         args.config_file,
         args.preset,
         args.opts,
         method=method,
         allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
+    check_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def check_device(name: str) -> None:
+    """Raises UserError where ``MODEL.DEVICE`` is no device, or a GPU that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {name!r}; give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there is no GPU; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there are {torch.cuda.device_count()} GPUs")
 
 
 def run_files(files: Sequence[str]) -> None:

@@ -25,6 +25,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, name: str = "--output") -> None:
+    """Makes a folder where it is missing.
+
+    Raises:
+        UserError: it cannot be made. ``name`` is the flag or key that names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be made: {error.strerror}") from error
+
+
 def file_stem(video_id: str) -> str:
     """A name for a video's files: its id, or where that is no file name, a part and a hash of it.
 

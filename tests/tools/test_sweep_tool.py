@@ -122,6 +122,12 @@ def test_a_folder_without_a_name(tool, sweep_file, capsys, source, tmp_path):
     [
         (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
         (["mine.yaml", "--frames", "0"], "frames is 0; give a whole number"),
+        (["mine.yaml", "--slurm", "a=["], "--slurm a=[: while parsing"),
+        (["mine.yaml", "--output", "mine.yaml"], "--output mine.yaml cannot be made: File exists"),
+        (
+            ["mine.yaml", "--report", "--output", "mine.yaml/x"],
+            "--output mine.yaml/x cannot be made",
+        ),
         (["mine.yaml", "--weights", "b=gone.pth"], "--weights is 'b'; choose from a"),
         (["mine.yaml", "--dry-run", "TTT.WINDOWSIZE", "3"], "none / a / seed 0: overrides"),
         (["mine.yaml", "--dataset", "nowhere"], "none / nowhere / seed 0: unknown data set"),

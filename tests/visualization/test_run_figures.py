@@ -280,11 +280,16 @@ def test_tool_draws_what_there_is_and_says_what_is_not(main, tmp_path, training,
 def test_mistakes_are_one_line(main, tmp_path, capsys):
     run = str(make_run(tmp_path / "run"))
     (tmp_path / "file").touch()
+    no_method, no_names = make_run(tmp_path / "no_method"), make_run(tmp_path / "no_names")
+    (no_method / "summary.json").write_text("[1]")
+    (no_names / "frames.jsonl").write_text('{"video_id": "a"}\n')
     for arguments in (
         [str(tmp_path), "--output", str(tmp_path / "out")],
         [run, "--output", str(tmp_path / "file")],
         [run, "--output", str(tmp_path / "out"), "--rolling", "0"],
         [run, "--output", str(tmp_path / "out"), "--extremes", "-1"],
+        [str(no_method), "--output", str(tmp_path / "out")],
+        [str(no_names), "--output", str(tmp_path / "out")],
         [run, "--output", str(tmp_path / "out"), "--register", "gone.py"],
     ):
         with pytest.raises(SystemExit) as raised:

@@ -87,9 +87,10 @@ class Cell:
         """What the run found; None unless it is finished."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
-        return summary if summary.get("complete") else None
+        whole = isinstance(summary, dict) and summary.get("complete")
+        return summary if whole else None
 
     def failure(self) -> str | None:
         """Why the run ended without a summary when it was last tried; None unless it failed."""

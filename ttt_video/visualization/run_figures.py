@@ -7,7 +7,6 @@ training, from its TensorBoard files.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from ..data.kitti_step import read_sem_seg
 from ..engine.run_directory import read_rows
 from ..errors import UserError
-from ..files import file_stem, names_apart
+from ..files import file_stem, names_apart, read_json_object
 from .curves import plot_curves
 from .grid import picture_grid
 from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
@@ -74,6 +73,12 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
     for path in paths:
         run = RunCurves(path, *_method_and_dataset(path))
         for row in read_rows(path / "frames.jsonl"):
+            missing = {"file_name", "video_id", "frame_index"} - row.keys()
+            if missing:
+                raise UserError(
+                    f"{path / 'frames.jsonl'} has a row without {sorted(missing)[0]}; give the "
+                    "folder of a run"
+                )
             frozen = row.get("frozen", {})
             numbers = FrameNumbers(
                 row["file_name"],
@@ -95,10 +100,12 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
 
 
 def _method_and_dataset(path: Path) -> tuple[str, str]:
-    try:  # a run that is still going has no summary yet
-        summary = json.loads((path / "summary.json").read_text("utf-8"))
-    except OSError:
+    file = path / "summary.json"
+    if not file.is_file():  # a run that is still going has no summary yet
         return path.name, ""
+    summary = read_json_object(file)
+    if not isinstance(summary.get("method"), str):
+        raise UserError(f"{file} names no method; give the folder of a run")
     return summary["method"], summary.get("dataset", "")
 
 
