@@ -29,10 +29,10 @@ setup: $(VENV)/bin/python
 	@$(RUN) tools/setup_env.py
 
 demo: setup
-	$(RUN) -W ignore::FutureWarning tools/demo.py $(ARGS)
+	$(RUN) tools/demo.py $(ARGS)
 
 benchmark: setup
-	$(RUN) -W ignore::FutureWarning tools/sweep.py benchmark $(ARGS)
+	$(RUN) tools/sweep.py benchmark $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)

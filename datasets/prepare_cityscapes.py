@@ -11,7 +11,24 @@ there already is left alone, so that an interrupted run goes on where it stopped
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+from _arguments import ToolParser, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description="Make Cityscapes' train-id label maps.")
+    parser.add_argument(
+        "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
+    )
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.cli import run_tool
 from ttt_video.data.cityscapes import train_ids
@@ -38,11 +55,7 @@ def convert(label_file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
-    parser = argparse.ArgumentParser(description="Make Cityscapes' train-id label maps.")
-    parser.add_argument(
-        "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
-    )
-    root = parser.parse_args(argv).root or datasets_root() / "cityscapes"
+    root = argument_parser().parse_args(argv).root or datasets_root() / "cityscapes"
     found = sorted((root / "gtFine").glob("[!.]*/[!.]*/[!.]*_gtFine_labelIds.png"))
     if not found:
         raise UserError(

@@ -13,7 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+from _arguments import ToolParser, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description="KITTI-STEP's labels in the authors' layout.")
+    parser.add_argument(
+        "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
+    )
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
 
 import numpy as np
 
@@ -48,11 +65,7 @@ def convert(panoptic_file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
-    parser = argparse.ArgumentParser(description="KITTI-STEP's labels in the authors' layout.")
-    parser.add_argument(
-        "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
-    )
-    root = parser.parse_args(argv).root or datasets_root() / "kitti_step"
+    root = argument_parser().parse_args(argv).root or datasets_root() / "kitti_step"
     maps = (root / "panoptic_maps").glob("[!.]*/[!.]*/[0-9]*.png")
     found = sorted(file for file in maps if not file.stem.endswith("_sem"))
     if not found:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,9 @@ from tiny import TINY
 from torch import nn
 
 from ttt_video.cli import load_config
+
+# The tools import what is beside them. Last, because tools/tabulate.py has a library's name.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 # How fast a machine is decides no test.
 settings.register_profile("any_machine", deadline=None)

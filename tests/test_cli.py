@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from ttt_video.adaptation import ADAPTER_REGISTRY, build_adapter
 from ttt_video.cli import (
     DEFAULT_STREAM_CONFIG,
     PRESETS,
-    add_config_arguments,
+    check_device,
     config_dir,
     find_config,
     load_config,
+    run_files,
     run_tool,
 )
 from ttt_video.engine.stream_evaluation import load_source_model
@@ -225,6 +227,28 @@ def test_the_gpu_is_used_where_there_is_one(monkeypatch, there):
     assert load_config(None, opts=["MODEL.DEVICE", "meta"]).MODEL.DEVICE == "meta"
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "message"),
+    [
+        ("cuda", 0, "MODEL.DEVICE is 'cuda' but there is no GPU; use cpu"),
+        ("cuda:1", 1, "MODEL.DEVICE is 'cuda:1' but there are 1 GPUs"),
+        ("gpu", 1, "MODEL.DEVICE is 'gpu'; give cpu, cuda or cuda:N"),
+        ("", 0, "MODEL.DEVICE is ''; give cpu"),
+        ("cpu", 0, None),
+        ("cuda:1", 2, None),
+        ("cuda", 1, None),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(monkeypatch, name, gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if message is None:
+        check_device(name)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_device(name)
+
+
 def test_configs_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     shipped = find_config("joint_cityscapes.yaml")
     assert shipped.is_file()
@@ -274,6 +298,82 @@ def test_a_broken_config_is_one_line(tmp_path, kind):
     assert names.get(kind, "") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "_BASE_: a.yaml\n"}, "a.yaml -> {folder}/a.yaml"),
+        ({"a": "_BASE_: b.yaml\n", "b": "_BASE_: [c.yaml, ./a.yaml]\n", "c": "SEED: 1\n"},
+         "{folder}/a.yaml -> {folder}/b.yaml -> {folder}/a.yaml"),
+        ({"a": "_BASE_: b.yaml\n", "b": "_BASE_: gone.yaml\n"}, "gone.yaml cannot be read"),
+        ({"a": "_BASE_: 3\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_: [{x: 1}]\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_:\n"}, "a.yaml: _BASE_ must be the path of a file"),
+        ({"a": "_BASE_: b.yaml\n", "b": "- 1\n"}, "does not merge"),
+    ],
+)  # fmt: skip
+def test_a_base_that_cannot_be_followed_is_one_line(tmp_path, files, words):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path / "a.yaml"))
+    assert words.format(folder=tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_may_stand_twice_in_a_tree(tmp_path):
+    for name, text in {
+        "a": "_BASE_: [b.yaml, c.yaml]\n",
+        "b": "_BASE_: d.yaml\n",
+        "c": "_BASE_: d.yaml\n",
+        "d": "SEED: 4\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert load_config(str(tmp_path / "a.yaml")).SEED == 4
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """``own_file(text)``: my.py with that text beside helper.py; the path is undone after."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "helper_of_mine.py").write_text("def divide(x):\n    return 1 / x\n")
+
+    def write(text: str) -> str:
+        (tmp_path / "my.py").write_text(text)
+        return str(tmp_path / "my.py")
+
+    yield write
+    sys.modules.pop("helper_of_mine", None)
+
+
+def test_a_registered_file_imports_the_module_beside_it(own_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own_file("import helper_of_mine\nhelper_of_mine.ran = helper_of_mine.divide(4)\n")
+    run_files(["my.py"])
+    assert sys.modules["helper_of_mine"].ran == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import helper_of_mine\n\nhelper_of_mine.divide(0)\n",
+         "helper_of_mine.py, line 2: ZeroDivisionError: division by zero"),
+        ("import json\njson.loads('{')\n", "my.py, line 2: JSONDecodeError: Expecting"),
+        ("x = 1\nimport no_such_module\n",
+         "my.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\ny = = 2\n", "my.py, line 2: SyntaxError: invalid syntax"),
+        ("from ttt_video.errors import UserError\nraise UserError('no folder x')\n",
+         "my.py, line 2: no folder x"),
+        ("\nassert False\n", "my.py, line 2: AssertionError"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_registered_file_is_one_line_that_says_where(own_file, text, message):
+    file = own_file(text)
+    with pytest.raises(UserError) as error:
+        run_files([file])
+    assert str(error.value).startswith(f"--register {Path(file).parent}/{message}")
+    assert "\n" not in str(error.value)
+
+
 UNSAFE = "SEED: !!python/object/apply:eval ['3 + 4']\n"  # as in Mask2Former's own configs
 
 
@@ -319,20 +419,6 @@ def test_overrides_that_do_not_merge_are_one_line(opts, words):
         load_config(None, opts=opts)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_arguments():
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
-    args = parser.parse_args(["--config", "a.yaml", "--preset", "paper", "SEED", "3"])
-    assert (args.config_file, args.preset, args.opts) == ("a.yaml", "paper", ["SEED", "3"])
-    assert parser.parse_args(["--config-file", "b.yaml"]).config_file == "b.yaml"
-    assert parser.parse_args([]).opts == []
-    assert not args.allow_unsafe_yaml
-    assert parser.parse_args(["--allow-unsafe-yaml"]).allow_unsafe_yaml
-    with pytest.raises(SystemExit) as error:
-        parser.parse_args(["--preset", "mine"])
-    assert error.value.code == 2
 
 
 @pytest.mark.parametrize(

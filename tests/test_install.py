@@ -414,4 +414,4 @@ def test_bad_choice_on_the_command_line_is_one_line() -> None:
 def test_help() -> None:
     result = _run_script("--help")
     assert result.returncode == 0
-    assert "TTT_DETECTRON2" in result.stderr
+    assert "TTT_DETECTRON2" in result.stdout

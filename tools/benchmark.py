@@ -12,22 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-
-from ttt_video.adaptation.gradient import PRECISIONS
-from ttt_video.benchmark import models
-from ttt_video.benchmark.attention import attention
-from ttt_video.benchmark.comparison import Options
-from ttt_video.benchmark.constant import constancy
-from ttt_video.benchmark.environment import environment
-from ttt_video.benchmark.loop import loops
-from ttt_video.benchmark.report import report
-from ttt_video.cli import add_config_arguments, load_config, run_tool
-from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
-
-Measure = Callable[[CfgNode, Options], dict[str, Any]]
+from _arguments import PRECISIONS, ToolParser, add_config_arguments, answer_first
 
 COMMANDS = {
     "predict": "the frozen model's prediction, beside Hugging Face's Mask2Former",
@@ -43,9 +28,7 @@ SIZE = (512, 1024)
 
 def argument_parser() -> argparse.ArgumentParser:
     """One subcommand per thing that is measured."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
@@ -75,6 +58,25 @@ def argument_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", metavar="FILE", help="also write the results as JSON")
         add_config_arguments(command)
     return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+import torch
+from detectron2.config import CfgNode
+
+from ttt_video.benchmark import models
+from ttt_video.benchmark.attention import attention
+from ttt_video.benchmark.comparison import Options
+from ttt_video.benchmark.constant import constancy
+from ttt_video.benchmark.environment import environment
+from ttt_video.benchmark.loop import loops
+from ttt_video.benchmark.report import report
+from ttt_video.cli import config_of, run_tool
+from ttt_video.errors import UserError
+from ttt_video.files import make_folder, write_atomically
+
+Measure = Callable[[CfgNode, Options], dict[str, Any]]
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -129,13 +131,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("no config; give --config FILE, such as --config joint_cityscapes.yaml")
     options = options_of(args)
     # Steps from random weights are large, and would be looked at again as few of a stream are.
-    opts = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", "0.0", *args.opts]
-    cfg = load_config(args.config_file, args.preset, opts, allow_unsafe_yaml=args.allow_unsafe_yaml)
+    args.opts = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", "0.0", *args.opts]
+    cfg = config_of(args)
+    if args.output is not None:
+        make_folder(Path(args.output).parent)
+        if Path(args.output).is_dir():
+            raise UserError(f"--output {args.output} is a folder; give a file")
     result: dict[str, Any] = {
         "command": args.command,
         "config": args.config_file,
         "preset": args.preset,
-        "overrides": opts,
+        "overrides": args.opts,
         "environment": environment(torch.device(cfg.MODEL.DEVICE)),
         "results": {},
     }

@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import ttt_video  # noqa: F401  registers the data sets
-from ttt_video.cli import add_register_argument, run_files, run_tool
-from ttt_video.data.checking import DatasetCheck, draw_labels
-from ttt_video.errors import UserError
+from _arguments import ToolParser, add_register_argument, answer_first
 
 MAX_LISTED = 20
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The tool; ``argv`` defaults to the command line."""
-    parser = argparse.ArgumentParser(
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(
         description="Say what is there of a data set, what is missing, and whether labels are right"
     )
     parser.add_argument("name", help="registered name, for example coco_videos_instance_bar")
@@ -38,7 +35,19 @@ def main(argv: list[str] | None = None) -> None:
     pictures.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--count", type=int, default=4, help="how many pictures (default 4)")
     add_register_argument(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+from ttt_video.cli import run_files, run_tool
+from ttt_video.data.checking import DatasetCheck, draw_labels
+from ttt_video.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The tool; ``argv`` defaults to the command line."""
+    args = argument_parser().parse_args(argv)
     run_files(args.register)
     if args.count < 1:
         raise UserError(f"--count is {args.count}; it must be at least 1")

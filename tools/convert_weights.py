@@ -13,6 +13,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from _arguments import ToolParser, answer_first
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    lines = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    lines.add_argument("input", nargs="?", metavar="IN", help="file or URL")
+    lines.add_argument("output", nargs="?", metavar="OUT", help=".safetensors, .pth or .pkl")
+    lines.add_argument("--channels", type=int, choices=(3, 4), help="input channels of OUT")
+    lines.add_argument("--inspect", metavar="FILE", help="describe a file and write nothing")
+    lines.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return lines
+
+
+answer_first(__name__, parser().parse_args)
+
 import torch
 from torch import Tensor
 
@@ -31,19 +47,6 @@ PARTS = {
     "main head": ("sem_seg_head.",),
     "decoder g": ("recon_head.",),
 }
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    lines = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    lines.add_argument("input", nargs="?", metavar="IN", help="file or URL")
-    lines.add_argument("output", nargs="?", metavar="OUT", help=".safetensors, .pth or .pkl")
-    lines.add_argument("--channels", type=int, choices=(3, 4), help="input channels of OUT")
-    lines.add_argument("--inspect", metavar="FILE", help="describe a file and write nothing")
-    lines.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    return lines
 
 
 def describe(weights: dict[str, Tensor]) -> str:

@@ -12,11 +12,33 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import make_world  # type: ignore[import-not-found]  # beside this file
+from _arguments import ToolParser, add_register_argument, answer_first
+
+CONFIG = "quick/stream_world.yaml"
+GRID_ROWS = 4
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=2000, help="of the world; 2000-2999 are tests")
+    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--corruption", default="colour_shift")
+    parser.add_argument("--severity", type=float, default=3.0)
+    parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"))
+    add_register_argument(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE")
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+import make_world
 import numpy as np
 import torch
 
-from ttt_video.cli import load_config, run_tool
+from ttt_video.cli import load_config, run_files, run_tool
 from ttt_video.data.cityscapes import CITYSCAPES_COLORS
 from ttt_video.data.kitti_step import read_sem_seg, register_video_sem_seg
 from ttt_video.data.sources import FrameTransform, open_dataset
@@ -28,22 +50,6 @@ from ttt_video.visualization.curves import plot_curves
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
 from ttt_video.visualization.overlay_video import OverlayVideos
-
-CONFIG = "quick/stream_world.yaml"
-GRID_ROWS = 4
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=2000, help="of the world; 2000-2999 are tests")
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--corruption", default="colour_shift")
-    parser.add_argument("--severity", type=float, default=3.0)
-    parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
-    parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE")
-    return parser
 
 
 def make_video(args: argparse.Namespace, folder: Path) -> str:
@@ -105,6 +111,7 @@ def report(summary: Row, rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Makes the video, streams it, writes the pictures."""
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     shift = f"{args.corruption}-{args.severity:g}{'-ramp' if args.ramp else ''}"
     folder = args.output / f"world-{args.seed}-{shift}-{args.frames}"
     dataset = make_video(args, folder / "video")

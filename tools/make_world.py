@@ -17,13 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ttt_video.cli import run_tool
-from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
-from ttt_video.data.world.corruptions import CORRUPTIONS
-from ttt_video.data.world.shifts import FAMILIES, SCHEDULES, ShiftedVideo, video_shift
-from ttt_video.data.world.style import SCENES, Route
-from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
+from _arguments import SCENES, SCHEDULES, SPLITS, ToolParser, answer_first
 
 VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
 STILL_LAYOUTS = ("cityscapes", "coco")
@@ -32,9 +26,9 @@ STILL_DEFAULTS = {"train": 200, "val": 20}
 LEAST = {"seed": 0, "videos": 1, "frames": 1, "train": 1, "val": 1, "height": 16, "width": 16}
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read and check the command line; UserError where a value makes no sense."""
-    parser = argparse.ArgumentParser(
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(
         description="Make labelled videos or stills of the procedural street world."
     )
     choices = (*VIDEO_LAYOUTS, *STILL_LAYOUTS)
@@ -59,7 +53,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=["none"],
         metavar="NAME",
-        help=f"{', '.join(CORRUPTIONS)}; or all families of a split: {', '.join(FAMILIES)}",
+        help="fog, darkness, motion_blur and others, which docs/world.md lists; or all families of "
+        f"a split: {', '.join(SPLITS)}",
     )
     videos.add_argument(
         "--each",
@@ -80,9 +75,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     stills = parser.add_argument_group(f"stills ({', '.join(STILL_LAYOUTS)})")
     stills.add_argument("--train", type=int, help="how many for training (200)")
     stills.add_argument("--val", type=int, help="how many for validation (20)")
-    args = parser.parse_args(argv)
-    check_arguments(args)
-    return args
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+from ttt_video.cli import run_tool
+from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
+from ttt_video.data.world.shifts import ShiftedVideo, video_shift
+from ttt_video.data.world.style import Route
+from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -116,7 +119,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.shifts = [video_shift(*shift, k) for k in range(args.videos if is_video else 0)]
     if args.names and len(set(args.names)) != args.videos:
         raise UserError(f"--names gives {len(set(args.names))} names, --videos is {args.videos}")
-    if any(Path(name).name != name for name in args.names or ()):
+    if any(Path(name).name != name or name in ("", "..") for name in args.names or ()):
         raise UserError(f"--names {' '.join(args.names)}: a name is that of a folder, not a path")
 
 
@@ -172,7 +175,8 @@ def write_stills(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The tool; ``argv`` defaults to the command line."""
-    args = parse_arguments(argv)
+    args = argument_parser().parse_args(argv)
+    check_arguments(args)
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts")}
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
     try:

@@ -10,24 +10,12 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
-from ttt_video.adaptation import build_adapter
-from ttt_video.adaptation.gradient import GradientAdapter
-from ttt_video.adaptation.source_gradients import measure_gradients
-from ttt_video.cli import add_config_arguments, load_config, run_tool
-from ttt_video.data.datasets import training_images
-from ttt_video.data.images import FrameTransform
-from ttt_video.engine.stream_evaluation import load_source_model
-from ttt_video.errors import UserError
-from ttt_video.modeling.weights import save_safetensors
+from _arguments import ToolParser, add_config_arguments, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
     parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
@@ -37,12 +25,27 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+answer_first(__name__, argument_parser().parse_args)
+
+import torch
+
+from ttt_video.adaptation import build_adapter
+from ttt_video.adaptation.gradient import GradientAdapter
+from ttt_video.adaptation.source_gradients import measure_gradients
+from ttt_video.cli import config_of, run_tool
+from ttt_video.data.datasets import training_images
+from ttt_video.data.images import FrameTransform
+from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, measures, writes."""
     args = argument_parser().parse_args(argv)
     if args.batches < 1:
         raise UserError(f"--batches is {args.batches}; give at least 1")
-    cfg = load_config(args.config_file, args.preset, args.opts, method=args.method)
+    cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here,

@@ -5,18 +5,12 @@ from __future__ import annotations
 
 import argparse
 
-from ttt_video.adaptation.norm_statistics import measure_statistics
-from ttt_video.cli import add_config_arguments, load_config, run_tool
-from ttt_video.data.datasets import training_images
-from ttt_video.data.images import FrameTransform
-from ttt_video.engine.stream_evaluation import load_source_model
-from ttt_video.errors import UserError
-from ttt_video.modeling.weights import save_safetensors
+from _arguments import ToolParser, add_config_arguments, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
@@ -25,12 +19,23 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+answer_first(__name__, argument_parser().parse_args)
+
+from ttt_video.adaptation.norm_statistics import measure_statistics
+from ttt_video.cli import config_of, run_tool
+from ttt_video.data.datasets import training_images
+from ttt_video.data.images import FrameTransform
+from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, measures, writes."""
     args = argument_parser().parse_args(argv)
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
-    cfg = load_config(args.config_file, args.preset, args.opts, method="none")
+    cfg = config_of(args, "none")
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")

@@ -431,9 +431,12 @@ def set_up(machine: Machine, choice: str = "auto") -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when the environment is ready, 1 when it cannot be made so."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
     if arguments:
-        print((__doc__ or "").strip(), file=sys.stderr)
-        return 0 if arguments[0] in ("-h", "--help") else 2
+        print(f"error: {arguments[0]}: setup_env.py takes no arguments", file=sys.stderr)
+        return 2
     try:
         set_up(Machine(), os.environ.get("TTT_DETECTRON2", "auto") or "auto")
     except SetupError as error:

@@ -7,40 +7,19 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
-from ttt_video.cli import (
-    DEFAULT_STREAM_CONFIG,
-    add_config_arguments,
-    load_config,
-    run_files,
-    run_tool,
-)
-from ttt_video.data.classes import check_predicted_classes
-from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
-from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
-from ttt_video.engine.run_directory import Row, RunDirectory
-from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
-from ttt_video.errors import UserError
-from ttt_video.files import path_text
-from ttt_video.structures import FrameSource
-from ttt_video.visualization.overlay_video import OverlayVideos
-from ttt_video.visualization.video import MAX_FPS, MIN_FPS, check_fps
-
-DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
+from _arguments import ToolParser, add_config_arguments, answer_first, method_names
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--video-dir", metavar="DIR", help="a folder of frames, or of such folders")
     source.add_argument("--video", metavar="FILE", help="a video file")
     source.add_argument("--dataset", metavar="NAME", help="a registered video data set")
     parser.add_argument("--weights", metavar="FILE", help="source weights; overrides MODEL.WEIGHTS")
     parser.add_argument(
-        "--method",
-        metavar="NAME",
-        help="adaptation method: " + ", ".join(sorted(name for name, _ in ADAPTER_REGISTRY)),
+        "--method", metavar="NAME", help="adaptation method: " + ", ".join(method_names())
     )
     parser.add_argument("--compare", action="store_true", help="run the frozen model beside it")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
@@ -61,6 +40,24 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
     add_config_arguments(parser)
     return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+from ttt_video.adaptation import find_method
+from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_of, run_tool
+from ttt_video.data.classes import check_predicted_classes
+from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
+from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
+from ttt_video.engine.run_directory import Row, RunDirectory
+from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
+from ttt_video.errors import UserError
+from ttt_video.files import path_text
+from ttt_video.structures import FrameSource
+from ttt_video.visualization.overlay_video import OverlayVideos
+from ttt_video.visualization.video import MAX_FPS, MIN_FPS, check_fps
+
+DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
 
 
 def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[FrameSource]:
@@ -120,7 +117,6 @@ def report(summary: Row) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Parses, builds, runs."""
     args = argument_parser().parse_args(argv)
-    run_files(args.register)
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames is {args.max_frames}; give at least 1")
     if args.workers < 1:
@@ -132,13 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.config_file is None:
         args.config_file = DEFAULT_STREAM_CONFIG
         print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
-    cfg = load_config(
-        args.config_file,
-        args.preset,
-        args.opts,
-        method=args.method,
-        allow_unsafe_yaml=args.allow_unsafe_yaml,
-    )
+    cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
@@ -164,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
         "save_every": args.save_every,
     }
     if model is None:
-        parallel = Settings(cfg, run, max_frames=args.max_frames, **settings)
+        own = {"max_frames": args.max_frames, "register": tuple(args.register)}
+        parallel = Settings(cfg, run, **own, **settings)
         summary = evaluate_in_parallel(parallel, sources, args.workers)
     else:
         summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)

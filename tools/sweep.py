@@ -10,15 +10,63 @@ the sweep file.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from _arguments import PRESETS, PROTOCOLS, ToolParser, add_register_argument, answer_first
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", help="a sweep file, or the name of one under configs/sweeps/")
+    parser.add_argument("--output", type=Path, help="default: output/sweeps/<name of the file>")
+    source = parser.add_mutually_exclusive_group()
+    for flag in ("dataset", "video", "video-dir"):
+        source.add_argument(f"--{flag}", help="instead of the file's sources")
+    parser.add_argument("--config", help="instead of the file's")
+    parser.add_argument("--preset", choices=PRESETS, help="instead of the file's")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]FILE",
+        help="instead of the file's: for all sources that name none, or for one, several times",
+    )
+    parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
+    add_register_argument(parser)
+    parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
+    parser.add_argument("--threads", type=int, help="of each; default: cores shared out evenly")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        metavar="KEY=VALUE",
+        help="run as Slurm jobs; a parameter of submitit, such as timeout_min=240, "
+        "slurm_partition=gpu, gpus_per_node=1, cpus_per_task=8; may be given several times",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="what table and figures show: all frames pooled (the default unless the file says "
+        "otherwise), the mean over videos, or over frames as in the authors' release",
+    )
+    parser.add_argument("--quick", action="store_true", help="the file's shorter form")
+    parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of all cells")
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_intermixed_args)
+
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import add_register_argument, config_dir, run_tool
+from ttt_video.cli import config_dir, run_files, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
+from ttt_video.engine.sweep_checks import check_cells, without_weights
 from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
     METRICS,
@@ -37,46 +85,10 @@ from ttt_video.engine.sweep_workers import (
     threads_per_worker,
 )
 from ttt_video.errors import UserError
-from ttt_video.evaluation.tables import PROTOCOLS
-from ttt_video.files import write_atomically
+from ttt_video.evaluation.tables import PROTOCOLS as SUFFIXES
+from ttt_video.files import make_folder, write_atomically
 
 TOOLS = Path(__file__).resolve().parent
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", help="a sweep file, or the name of one under configs/sweeps/")
-    parser.add_argument("--output", type=Path, help="default: output/sweeps/<name of the file>")
-    source = parser.add_mutually_exclusive_group()
-    for flag in ("dataset", "video", "video-dir"):
-        source.add_argument(f"--{flag}", help="instead of the file's sources")
-    parser.add_argument("--config", help="instead of the file's")
-    parser.add_argument("--weights", help="instead of the file's")
-    parser.add_argument("--frames", type=int, help="of each video, instead of the file's")
-    add_register_argument(parser)
-    parser.add_argument("--workers", type=int, help="cells at a time; default: GPUs, else cores")
-    parser.add_argument("--threads", type=int, help="of each; default: cores shared out evenly")
-    parser.add_argument(
-        "--slurm",
-        action="append",
-        metavar="KEY=VALUE",
-        help="run as Slurm jobs; a parameter of submitit, such as timeout_min=240, "
-        "slurm_partition=gpu, gpus_per_node=1, cpus_per_task=8; may be given several times",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        help="what table and figures show: all frames pooled (the default unless the file says "
-        "otherwise), the mean over videos, or over frames as in the authors' release",
-    )
-    parser.add_argument("--quick", action="store_true", help="the file's shorter form")
-    parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of all cells")
-    return parser
 
 
 def open_sweep(args: argparse.Namespace) -> Sweep:
@@ -90,14 +102,28 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
         path = shipped
     name = f"{path.stem}_quick" if args.quick else path.stem
     args.output = args.output or Path("output/sweeps") / name
-    replace = {k: getattr(args, k) for k in ("config", "weights", "frames") if getattr(args, k)}
+    flags = {k: getattr(args, k) for k in ("config", "preset", "frames")}
+    replace = {key: value for key, value in flags.items() if value is not None}
+    weights = {}
+    for value in args.weights:
+        source, sep, file = value.partition("=")
+        if sep and not Path(value).exists():
+            weights[source] = file
+        else:
+            replace["weights"] = value
     for kind in ("dataset", "video", "video-dir"):
         value = getattr(args, kind.replace("-", "_"))
         if value is not None:
-            replace["sources"] = {Path(value).stem: {kind: value}}
-    flags = [part for file in args.register for part in ("--register", file)]
+            replace["sources"] = {Path(value).stem or value: {kind: value}}
+    register = [part for file in args.register for part in ("--register", file)]
     return read_sweep(
-        path, args.output, flags=flags, overrides=args.opts, replace=replace, quick=args.quick
+        path,
+        args.output,
+        flags=register,
+        overrides=args.opts,
+        replace=replace,
+        weights=weights,
+        quick=args.quick,
     )
 
 
@@ -106,7 +132,10 @@ def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair:
             raise UserError(f"--slurm {pair}: give KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
+    try:
+        return {key: yaml.safe_load(value) for key, value in (p.split("=", 1) for p in pairs)}
+    except yaml.YAMLError as error:
+        raise UserError(f"--slurm {' '.join(pairs)}: {' '.join(str(error).split())}") from error
 
 
 def has_frame_budget(cell: Cell) -> bool:
@@ -126,40 +155,44 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
             "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
             "--workers 1"
         )
-    if missing:
+    parameters = slurm_parameters(args.slurm or ())
+    make_folder(args.output)
+    for cell in missing:
+        cell.note_failure(None)
+    lacking = without_weights(missing)
+    ready = [cell for cell in missing if cell not in lacking]
+    if ready:
         render_worlds(sweep.worlds, TOOLS, workers)
     ended: Iterator[tuple[Cell, str | None]]
-    if args.slurm is not None and missing:
-        parameters = slurm_parameters(args.slurm)
-        workers = args.workers or len(missing)
+    if args.slurm is not None and ready:
+        workers = args.workers or len(ready)
         ended = run_on_cluster(
-            missing, TOOLS, args.output / "slurm", workers=workers, parameters=parameters
+            ready, TOOLS, args.output / "slurm", workers=workers, parameters=parameters
         )
     else:
         threads = args.threads or threads_per_worker(workers)
-        ended = run_local(missing, TOOLS, workers=workers, threads=threads)
+        ended = run_local(ready, TOOLS, workers=workers, threads=threads)
     failures = {}
     done = len(sweep.cells) - len(missing)
     with tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
-        for cell, reason in ended:
+        for cell, reason in itertools.chain(lacking.items(), ended):
             if reason is not None:
                 failures[cell] = reason
+                cell.note_failure(reason)
                 bar.write(f"failed: {cell}: {reason}")
             bar.update()
     return failures
 
 
-def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) -> str:
+def report(sweep: Sweep, output: Path, protocol: str) -> str:
     """Writes tables and figures of what is on disk; returns the tables."""
     from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
 
-    metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
+    metrics = [metric + SUFFIXES[protocol] for metric in METRICS]
     records = []
     for cell in (cell for cell in sweep.cells if not cell.clip):
         record = cell_record(cell, cell.summary() if finished(cell) else None)
-        if cell in failed:
-            record["state"] = "failed"
         records.append(record)
     add_gains(records, sweep.baseline, metrics)
     complete = [record for record in records if record["state"] == "complete"]
@@ -171,7 +204,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
         tables.update({name: table for name, table in found.items() if table is not None})
     text = "\n".join(f"## {name}\n\n{to_markdown(table)}" for name, table in tables.items())
     csv = to_csv(records, metrics)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_atomically(output / "results.csv", lambda part: part.write_text(csv, "utf-8"))
     write_atomically(output / "results.md", lambda part: part.write_text(text, "utf-8"))
     figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)
@@ -189,7 +222,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
     ]
     if clips:
         sections.append(HtmlSection("Clips", clips))
-    write_html(output / "report.html", output.name, sections)
+    write_html(output / "report.html", output.resolve().name, sections)
     names = ", ".join(["results.csv", "results.md", "report.html", *(f.name for f in figures)])
     return f"{text}\n{names} are in {output}"
 
@@ -198,12 +231,15 @@ def main(argv: list[str] | None = None) -> None:
     """Runs what is missing, reports all."""
     args = argument_parser().parse_intermixed_args(argv)
     sweep = open_sweep(args)
+    if not args.report:
+        run_files(args.register)
+        check_cells(sweep.cells)
     if args.dry_run:
         for cell in sweep.cells:
             print(f"{'done' if finished(cell) else 'missing'}: {cell}: {' '.join(cell.arguments)}")
         return
     failures = {} if args.report else run_missing(args, sweep)
-    print(report(sweep, list(failures), args.output, args.protocol or sweep.protocol))
+    print(report(sweep, args.output, args.protocol or sweep.protocol))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(sweep.cells)} cells failed (above); the same command runs "

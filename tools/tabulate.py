@@ -22,26 +22,23 @@ if __name__ == "tabulate":
     sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[__name__])
 
-# For the same reason the project is imported below only.
+from _arguments import PROTOCOLS, TABLE_FORMATS, TABLE_LAYOUTS, ToolParser, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    from ttt_video.evaluation.table_formats import FORMATS
-    from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS
-
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of stream_eval.py's runs")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="table1")
+    parser.add_argument("--layout", choices=TABLE_LAYOUTS, default="table1")
     parser.add_argument(
         "--protocol",
-        choices=tuple(PROTOCOLS),
+        choices=PROTOCOLS,
         default="standard",
         help="the field's rules (pooled over all frames), the mean over videos of the same, or the "
         "rules of the authors' release",
     )
     parser.add_argument("--by", choices=("class", "video"), help="a column for each of these")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="markdown")
     parser.add_argument(
         "--metric",
         action="append",
@@ -52,6 +49,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-incomplete", action="store_true", help="also runs cut off")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     return parser
+
+
+# For the same reason, where this file stands for the library, the project is imported below only.
+answer_first(__name__, argument_parser().parse_args)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,36 +9,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
-from torch.multiprocessing import ProcessRaisedException
-
-from ttt_video.cli import add_merge_arguments, find_config, load_config, run_files, run_tool
-from ttt_video.engine.joint_training import JointTrainer
-from ttt_video.engine.training_directory import LOG_FILE_ONLY, open_logs, training_directory
-from ttt_video.errors import UserError, error_of_process
-from ttt_video.modeling.weights import TTTCheckpointer
-
-logger = logging.getLogger("ttt_video.train_net")
+from _arguments import ToolParser, add_config_arguments, answer_first
 
 
-def parse_args() -> argparse.Namespace:
-    """detectron2's arguments, ``--config`` as a short name, and what is merged on top."""
-    parser = default_argument_parser(epilog=__doc__)
+def argument_parser() -> argparse.ArgumentParser:
+    """detectron2's flags with its names and defaults, and what is merged on top of a config."""
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, and train nothing")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="of each machine")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="in all")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this one")
+    # A port of the user's own, so that two people on one machine do not meet.
+    port = 2**15 + 2**14 + hash(os.getuid()) % 2**14
     parser.add_argument(
-        "--config",
-        dest="config_file",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="same as --config-file; a bare name is looked up under configs/",
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        metavar="URL",
+        help="where processes meet; with several machines tcp://HOST:PORT of the first",
     )
     parser.add_argument(
         "--from-scratch",
@@ -46,8 +38,29 @@ def parse_args() -> argparse.Namespace:
         help="train from random weights: sets SOLVER.FROM_SCRATCH, without which MODEL.WEIGHTS is "
         "asked for",
     )
-    add_merge_arguments(parser)
-    return parser.parse_args()
+    add_config_arguments(parser)
+    return parser
+
+
+answer_first(__name__, argument_parser().parse_args)
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from torch.multiprocessing import ProcessRaisedException
+
+from ttt_video.cli import check_device, find_config, load_config, run_files, run_tool
+from ttt_video.engine.joint_training import JointTrainer
+from ttt_video.engine.training_directory import LOG_FILE_ONLY, open_logs, training_directory
+from ttt_video.errors import UserError, error_of_process
+from ttt_video.files import make_folder
+from ttt_video.modeling.weights import TTTCheckpointer
+
+logger = logging.getLogger("ttt_video.train_net")
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
@@ -58,8 +71,18 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(
         args.config_file, args.preset, args.opts, allow_unsafe_yaml=args.allow_unsafe_yaml
     )
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU; use cpu")
+    check_device(cfg.MODEL.DEVICE)
+    gpus = torch.cuda.device_count()
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus is {args.num_gpus}; give at least 1, without GPUs too")
+    # On the CPU it is the number of processes.
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > gpus:
+        raise UserError(f"--num-gpus is {args.num_gpus}; this machine has {gpus}")
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}; ranks "
+            "count from 0"
+        )
     resumed = args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
     if args.eval_only and not (cfg.MODEL.WEIGHTS or resumed):
         raise UserError(
@@ -80,6 +103,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
             "paper starts, or ImageNet's swin_small_patch4_window7_224; or add --from-scratch, "
             "before the overrides, to train from random weights"
         )
+    make_folder(Path(cfg.OUTPUT_DIR), "OUTPUT_DIR")
     cfg.freeze()
     return cfg
 
@@ -121,9 +145,9 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
     return trainer.train()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parses the arguments and starts one process per GPU."""
-    args = parse_args()
+    args = argument_parser().parse_args(argv)
     cfg = build_config(args)
     folder = training_directory(
         cfg, resume=args.resume, evaluate=args.eval_only, writes=args.machine_rank == 0

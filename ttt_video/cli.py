@@ -7,6 +7,7 @@ import difflib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,25 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(f"{what} does not merge: {reason}") from error
 
 
+def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
+    """Raises UserError where the ``_BASE_`` of a file, or of one under it, cannot be followed."""
+    chain = (*above, file.resolve())
+    if file.resolve() in above:
+        raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
+    node = yaml.compose(file.read_bytes())  # no values are made, so that no tag runs code
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for base in (value for key, value in pairs if key.value == "_BASE_"):
+        for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:
+            if name.tag != "tag:yaml.org,2002:str" or not name.value:
+                raise UserError(f"{file}: _BASE_ must be the path of a file, or a list of such")
+            if not name.value.startswith(("https://", "http://")):
+                _check_bases(file.parent / Path(name.value).expanduser(), chain)
+
+
 def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
     """Merges a file that is no config by itself; detectron2 would warn that it has no VERSION."""
     with _merging(what):
+        _check_bases(file)
         cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
 
 
@@ -135,9 +152,12 @@ def load_config(
     if config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
+            _check_bases(file)
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
         _merge_own_settings(cfg, file, methods)
     if preset is not None:
+        if preset not in PRESETS:
+            raise UserError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
         # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
         coco = preset == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
         file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")
@@ -153,57 +173,61 @@ def load_config(
     return cfg
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config``, ``--preset`` and detectron2's trailing ``KEY VALUE`` overrides."""
-    parser.add_argument(
-        "--config",
-        "--config-file",
-        dest="config_file",
-        metavar="FILE",
-        help="config file, or the name of one under configs/",
+def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
+    """Runs the files of ``--register`` and loads the config that a tool's flags ask for."""
+    run_files(args.register)
+    cfg = load_config(
+        args.config_file,
+        args.preset,
+        args.opts,
+        method=method,
+        allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
-    add_merge_arguments(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last"
-    )
+    check_device(cfg.MODEL.DEVICE)
+    return cfg
 
 
-def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--preset``, ``--allow-unsafe-yaml`` and ``--register``."""
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="settings to merge on top: the published ones, or much less work per frame",
-    )
-    add_register_argument(parser)
-    parser.add_argument(
-        "--allow-unsafe-yaml",
-        action="store_true",
-        help="let !!python/ tags in the config file run code, as in some of Mask2Former's configs",
-    )
-
-
-def add_register_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--register``, whose files :func:`run_files` runs."""
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="Python file to run first, such as one that registers your own data sets",
-    )
+def check_device(name: str) -> None:
+    """Raises UserError where ``MODEL.DEVICE`` is no device, or a GPU that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {name!r}; give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there is no GPU; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there are {torch.cuda.device_count()} GPUs")
 
 
 def run_files(files: Sequence[str]) -> None:
     """Runs Python files, such as those that register data sets; once in every process.
 
+    As for a script, the modules beside a file can be imported.
+
     Raises:
-        UserError: a file cannot be read. What its code raises is passed on.
+        UserError: a file cannot be read, or its code raises something: what, and in which line.
     """
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"--register {file}: no such file")
-        runpy.run_path(file)
+        folder = str(Path(file).resolve().parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        try:
+            runpy.run_path(file)
+        except Exception as error:
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = f"{name}{' '.join(str(error).split())}".removesuffix(": ")
+            raise UserError(f"--register {_place(error, file, folder)}: {reason}") from error
+
+
+def _place(error: Exception, file: str, folder: str) -> str:
+    """The last line of the user's own that ran before the error, in the file or one beside it."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if str(Path(f.filename).resolve().parent) == folder]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else file
 
 
 def run_tool(main: Callable[[], None]) -> None:

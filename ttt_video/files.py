@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,18 @@ def ffmpeg_name(path: str | os.PathLike[str]) -> str:
     return f"file:{os.fsdecode(path)}"
 
 
+def make_folder(folder: Path, name: str = "--output") -> None:
+    """Makes a folder where it is missing.
+
+    Raises:
+        UserError: it cannot be made. ``name`` is the flag or key that names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be made: {error.strerror}") from error
+
+
 def file_stem(video_id: str) -> str:
     """A name for a video's files: its id, or where that is no file name, a part and a hash of it.
 
@@ -50,6 +62,19 @@ def file_stem(video_id: str) -> str:
     if plain == video_id and plain.strip("."):
         return plain
     return f"{plain}-{hashlib.sha256(video_id.encode()).hexdigest()[:8]}"
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """Short names of different folders: the last part of each, or as many as tell them all apart.
+
+    They may hold slashes; :func:`file_stem` makes names of files of them.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return []
 
 
 def read_json_object(

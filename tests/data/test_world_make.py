@@ -151,6 +151,8 @@ def test_stills(tmp_path, make_world, layout, train, val):
         (["--layout", "cityscapes", "--val", "0"], "--val is 0; it must be at least 1"),
         (["--videos", "2", "--names", "a", "a"], "--names gives 1 names, --videos is 2"),
         (["--names", "../a"], "a name is that of a folder, not a path"),
+        (["--names", ".."], "a name is that of a folder, not a path"),
+        (["--names", ""], "a name is that of a folder, not a path"),
     ],
 )
 def test_bad_arguments(tmp_path, make_world, arguments, message):

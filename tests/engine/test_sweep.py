@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from matplotlib.image import imread
 from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_dir, load_config
 from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
+from ttt_video.engine.sweep_checks import check_cells, without_weights
+from ttt_video.engine.sweep_entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.engine.sweep_results import (
     add_gains,
     cell_record,
@@ -51,12 +55,13 @@ SPEC = {
 def sweep_of(tmp_path):
     """``sweep_of(**entries)``: the sweep of SPEC with other entries (own_quick: its quick)."""
 
-    def make(overrides=(), replace=None, quick=False, **entries):
+    def make(overrides=(), replace=None, quick=False, weights_of=None, **entries):
         entries = {k.removeprefix("own_"): v for k, v in entries.items()}
         spec = {k: v for k, v in {**SPEC, **entries}.items() if v is not ...}
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
-        return read_sweep(path, tmp_path / "out", overrides=overrides, replace=replace, quick=quick)
+        flags = {"overrides": overrides, "replace": replace, "weights": weights_of, "quick": quick}
+        return read_sweep(path, tmp_path / "out", **flags)
 
     return make
 
@@ -206,19 +211,112 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ({"sources": {"a": {}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"video": "x", "dataset": "y"}}}, "sources.a needs exactly one of"),
         ({"sources": {"a": {"world": {}, "video": "y"}}}, "sources.a is a world"),
-        ({"sources": {"a": {"world": {"layout": "coco"}}}}, "layout 'coco'; choose"),
+        (
+            {"sources": {"a": {"world": {"layout": "coco"}}}},
+            "a.world.layout is 'coco'; choose",
+        ),
         ({"sources": {"a": {"video": "x", "settings": {"K": [1, 2]}}}}, "single values"),
         ({"baseline": "frozen"}, "baseline 'frozen' is no row"),
         ({"figures": {"pie": True}}, "no entry 'pie'"),
         ({"figures": {"curve": True}}, "name the setting on its x axis"),
         ({"figures": {"over_time": "none"}}, "over_time is 'none'; give a list"),
         ({"figures": {"over_time": ["tent"]}}, "over_time: no row 'tent'; choose from none, "),
-        ({"sources": {"a b": {"video": "x"}, "a_b": {"video": "y"}}}, "the same name"),
+        (
+            {"sources": {"a b": {"video": "x"}, "c": {"video": "y"}, "a_b": {"video": "z"}}},
+            "the sources 'a b' and 'a_b' would share the folder a_b",
+        ),
+        (
+            {"rows": {"a:b": {"method": "none"}, "a/b": {"method": "none"}}},
+            "the rows 'a:b' and 'a/b' would share the folder a_b",
+        ),
+        # Videos of worlds have folders by source, whatever rows run on them.
+        (
+            {
+                "sources": {"a b": {"world": {}}, "a_b": {"world": {}}},
+                "rows": {"none": {"sources": ["a b"]}, "tent": {"sources": ["a_b"]}},
+            },
+            "the sources 'a b' and 'a_b'",
+        ),
+        ({"rows": {"": {"method": "none"}}}, "rows has an entry without a name"),
+        (
+            {"sources": {"a": {"world": {"seed": {"x": 1}}}}},
+            "sources.a.world.seed is {'x': 1}; give",
+        ),
+        ({"seeds": [0, 0]}, "none / street / seed 0 is there twice"),
+        ({"rows": {"none": {"method": ["a", "b"]}}}, r"rows.none.method is \['a', 'b'\]; give one"),
+        ({"rows": {"none": {"preset": ["paper"]}}}, r"rows.none.preset is \['paper'\]; give one"),
+        ({"rows": {"none": {"sources": [{"a": 1}]}}}, "rows.none.sources is"),
+        ({"rows": {"none": {"settings": {3: 1}}}}, "rows.none.settings: 3 is no config key"),
+        ({"settings": {"TTT.X": {"a": 1}}}, "settings.TTT.X is {'a': 1}; give a value"),
+        ({"settings": {"SEED": [1, 2]}}, "settings.SEED: give seeds, a list, instead"),
+        ({"frames": 0}, "frames is 0; give a whole number, at least 1"),
+        ({"replace": {"frames": 0}}, "frames is 0; give a whole number, at least 1"),
+        ({"frames": [3]}, r"frames is \[3\]; give a whole number"),
+        ({"seeds": [True]}, r"seeds is \[True\]; give a list of integers"),
+        ({"compare": "yes"}, "compare is 'yes'; give True or False"),
+        ({"baseline": ["none"]}, r"baseline is \['none'\]; give one name"),
+        ({"protocol": ["video"]}, r"protocol is \['video'\]; give one name"),
+        ({"sources": {"a": {"video": ["x"]}}}, r"sources.a.video is \['x'\]; give one name"),
+        ({"sources": {"a": {"world": {"layout": ["x"]}}}}, "sources.a.world.layout is"),
+        ({"figures": {"bars": 1}}, "figures.bars is 1; give True or False"),
+        ({"figures": {"over_time": [["none"]]}}, "figures.over_time is .*; give a list of rows"),
     ],
 )
 def test_mistakes_are_told_with_their_place(sweep_of, entries, message):
     with pytest.raises(UserError, match=message):
         sweep_of(**entries)
+
+
+PLACES = [
+    *((key,) for key in SWEEP_KEYS),
+    *(("rows", "none", key) for key in ROW_KEYS),
+    *(("sources", "street", key) for key in SOURCE_KEYS),
+    *(("sources", "dark", "world", key) for key in ("layout", "seed", "each")),
+    *(("figures", key) for key in FIGURE_KEYS),
+    ("settings", "TTT.BATCH_SIZE"),
+    ("rows", "none"),
+    ("sources", "street"),
+]
+
+
+VALUES = (None, True, 3, -1.5, "x", "", [], {}, ["x", "y"], [[1]], [{}], {"x": 1}, {3: []})
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_any_value_anywhere_is_read_or_one_line(sweep_of, place):
+    outcomes = []
+    for value in VALUES:
+        spec = copy.deepcopy({**SPEC, "figures": {"bars": True}})
+        spec["sources"]["dark"] = {"world": {"seed": 1}}
+        spec["rows"]["none"] = {"seeds": [0]}
+        node = spec
+        for key in place[:-1]:
+            node = node.setdefault(key, {})
+        node[place[-1]] = value
+        try:
+            cells = sweep_of(
+                **{"own_quick" if k == "quick" else k: v for k, v in spec.items()}
+            ).cells
+        except UserError as error:
+            outcomes.append(str(error))
+        else:
+            assert all(isinstance(word, str) for cell in cells for word in cell.arguments)
+    assert len(outcomes) >= 3
+    assert not any("\n" in line for line in outcomes)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a" * 300, "ä" * 150, "kitti/val", "x:y"])
+def test_any_name_has_a_folder_of_its_own(sweep_of, tmp_path, name):
+    sweep = sweep_of(
+        sources={name: {"video": "x"}, "other": {"video": "y"}},
+        rows={name: {"method": "none"}, "other": {"method": "none"}},
+        seeds=[0],
+    )
+    for cell in sweep.cells:
+        cell.folder.mkdir(parents=True)
+        place = cell.folder.resolve().relative_to((tmp_path / "out/cells").resolve())
+        assert len(place.parts) == 3
+    assert len({cell.folder.resolve() for cell in sweep.cells}) == 4
 
 
 def test_files_that_are_no_sweeps(tmp_path):
@@ -243,6 +341,8 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
         config = cell.arguments[cell.arguments.index("--config") + 1]
         cfg = load_config(config, opts=opts, method=cell.method)
         assert cell.method == cfg.TTT.METHOD
+        if path.stem == "table1":  # nothing ships for it
+            continue
         for file in (cfg.MODEL.WEIGHTS, cfg.TTT.LN_ADAPT.SOURCE_STATISTICS):
             assert file.startswith("ttt_video://")
             assert PathManager.isfile(file), file
@@ -253,6 +353,35 @@ def test_all_methods_has_the_rows_of_the_papers_tables(tmp_path):
     # Weights that were trained without the joint loss do not ship.
     wanted = {*published.TABLE_1, *published.TABLE_4} - {"main_task_only"}
     assert wanted <= {cell.method for cell in sweep.cells}
+
+
+def test_table1_is_that_of_the_paper(tmp_path):
+    """All rows on all its data sets, but for those that the paper has no number of."""
+    sweep = read_sweep(config_dir() / "sweeps" / "table1.yaml", tmp_path)
+    wanted = [
+        (method, column.dataset, column.metric)
+        for method, row in published.TABLE_1.items()
+        for column in published.COLUMNS
+        if column.title in row.metrics
+    ]
+    assert len(wanted) == 36
+    metrics = {column.dataset: column.metric for column in published.COLUMNS}
+    switch = {"AP": "INSTANCE_ON", "PQ": "PANOPTIC_ON", "mIoU": "SEMANTIC_ON"}
+    found, weights = [], {}
+    for cell in sweep.cells:
+        assert cell.flag("--preset") == "release"
+        cfg = load_config(cell.flag("--config"), "release", method=cell.method)
+        metric = metrics[cell.flag("--dataset")]
+        assert cfg.MODEL.MASK_FORMER.TEST[switch[metric]]
+        found.append((cell.method, cell.flag("--dataset"), metric))
+        main_only, file = cell.method == "main_task_only", Path(cell.flag("--weights"))
+        weights.setdefault((main_only, metric), set()).add(file)
+        if not main_only:  # where tools/train_net.py leaves them
+            assert file.parent == Path(cfg.OUTPUT_DIR)
+    assert found == wanted
+    # One checkpoint a task, and for Main Task Only another.
+    assert [len(files) for files in weights.values()] == [1] * 6
+    assert len(set.union(*weights.values())) == 6
 
 
 def write_run(cell, score: float, *, frozen: float | None = None, complete: bool = True) -> None:
@@ -443,6 +572,102 @@ def test_curves_over_time_end_where_a_video_ends(sweep_of, tmp_path, monkeypatch
     )
     draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path)
     assert drawn == [({"tent": [2.0, 3.0, 5.0, 1.0, 4.0]}, [3, 5])] * 2
+
+
+def test_a_source_with_a_slash_in_its_name_has_its_figures(sweep_of, tmp_path):
+    rows = {"none": None, "tent": None}
+    figures = {"over_time": ["tent"], "bars": True}
+    sweep = sweep_of(rows=rows, sources={"kitti/val": {"video": "x"}}, seeds=[0], figures=figures)
+    for cell in sweep.cells:
+        write_run(cell, 50)
+        (cell.folder / "frames.jsonl").write_text('{"metrics": {"mIoU": 10.0}}\n' * 3)
+    out = tmp_path / "figures"
+    out.mkdir()
+    files = draw_figures(records_of(sweep), sweep.figures, sweep.baseline, out)
+    assert len(files) == 2
+    assert sorted(files) == sorted(out.iterdir())
+
+
+def test_the_table_says_why_a_cell_failed(sweep_of):
+    sweep = sweep_of(seeds=[0], sources={"a": {"video": "x"}})
+    done, failed, missing = sweep.cells
+    write_run(done, 50)
+    failed.note_failure("this video is broken (exit code 2)")
+    records = records_of(sweep)
+    assert [r["state"] for r in records] == ["complete", "failed", "missing"]
+    line = f"Failed: {failed}: this video is broken (exit code 2)"
+    assert [note for note in results_table(records).notes if "ailed" in note] == [line]
+    assert [r["reason"] for r in csv.DictReader(io.StringIO(to_csv(records)))] == [
+        "", "this video is broken (exit code 2)", "",
+    ]  # fmt: skip
+    write_run(failed, 60)  # what is complete has not failed, whatever was noted before
+    assert "reason" not in records_of(sweep)[1]
+    failed.note_failure(None)
+    assert (failed.failure(), missing.failure()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"preset": "papr"}, "none / a / seed 0: no preset 'papr'; choose from paper"),
+        ({"rows": {"none": None, "tentt": None}}, "tentt / a / seed 0: no method 'tentt'; choose"),
+        ({"settings": {"TTT.WINDOWSIZE": [1, 2]}}, "WINDOWSIZE"),
+        ({"settings": {"TTT.WINDOW_SIZE": ["x"]}}, "TTT.WINDOW_SIZE"),
+        ({"settings": {"TTT.WINDOW_SIZE": [4, -1]}}, "=-1 / a / seed 0: TTT.WINDOW_SIZE is -1"),
+        ({"overrides": ["TTT.RESET", "x"]}, "none / a / seed 0: TTT.RESET is 'x'; choose"),
+        ({"config": "quick/nothing.yaml"}, "no config 'quick/nothing.yaml'"),
+        ({"settings": {"TTT.ENSEMBLE.METHOD": "tentt"}}, "no method 'tentt'"),
+        (
+            {"sources": {"a": {"dataset": "kitti_step_video_sem_seg_vall"}}},
+            "unknown data set 'kitti_step_video_sem_seg_vall'; registered are: kitti",
+        ),
+    ],
+)
+def test_what_cannot_run_is_told_before_cells_run(sweep_of, entries, message):
+    usual = {"sources": {"a": {"video": "x"}}, "rows": {"none": None}, "settings": ...}
+    sweep = sweep_of(**{**usual, **entries})
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        check_cells(sweep.cells)
+    assert "\n" not in str(error.value)
+
+
+def test_cells_whose_weights_are_not_there_are_told_before_any_runs(sweep_of, tmp_path):
+    there = tmp_path / "there.pth"
+    there.touch()
+    sweep = sweep_of(
+        sources={"a": {"video": "x"}},
+        settings=...,
+        seeds=[0],
+        rows={
+            "none": None,  # the shipped ones
+            "other": {"method": "none", "weights": "gone.pth"},
+            "published": {"method": "none", "config": "joint_cityscapes.yaml"},
+            "own": {"method": "none", "weights": str(there)},
+            "far": {"method": "none", "weights": "https://example.org/x.pth"},
+        },
+    )
+    assert {cell.name: reason for cell, reason in without_weights(sweep.cells).items()} == {
+        "other": "no weights at gone.pth; give --weights, or put them there",
+        "published": "no weights; give --weights, or weights in the sweep file",
+    }
+
+
+def test_weights_by_source(sweep_of):
+    entries = {
+        "rows": {"none": None, "own": {"method": "none", "weights": {"kitti": "row.pth"}}},
+        "weights": "sweep.pth",
+        "seeds": [0],
+    }
+    files = [cell.flag("--weights") for cell in sweep_of(**entries).cells]
+    assert files == ["sweep.pth", "sweep.pth", "sweep.pth", "row.pth"]
+    sweep = sweep_of(**entries, weights_of={"street": "flag.pth", "kitti": "x.pth"})
+    files = [cell.flag("--weights") for cell in sweep.cells]
+    assert files == ["flag.pth", "x.pth", "flag.pth", "row.pth"]
+    with pytest.raises(UserError, match="--weights is 'stret'; choose from street, kitti"):
+        sweep_of(weights_of={"stret": "x.pth"})
+    entries["rows"]["own"]["weights"] = {"kiti": "row.pth"}
+    with pytest.raises(UserError, match=r"rows.own.weights is 'kiti'; choose from street, kitti"):
+        sweep_of(**entries)
 
 
 def test_figures_are_drawn_from_the_records(scored, tmp_path):

@@ -233,6 +233,9 @@ def test_the_plain_loop_gives_the_same_losses(tiny_cfg, tmp_path):
     [
         (["train", "--steps", "0"], "--steps is 0"),
         (["predict", "--warmup", "-1"], "--warmup is -1"),
+        (["predict", "--output", "."], r"--output \. is a folder; give a file"),
+        (["predict", "--output", "/dev/null/x/y.json"], "--output /dev/null/x cannot be made"),
+        (["predict", "--register", "gone.py"], "--register gone.py: no such file"),
         (["step", "--batch", "2", "0"], "--batch is 0"),
         (["loop", "--size", "0", "64"], "--size is 0"),
         (["constant", "--windows", "0", "--steps", "1", *TINY], "windows hold at least 1 frame"),

@@ -38,7 +38,12 @@ def test_writes_what_ln_adapt_reads(tool, pictures, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
-    [(["--max-images", "0"], "at least 1"), (["--dataset", "nowhere"], "unknown data set")],
+    [
+        (["--max-images", "0"], "at least 1"),
+        (["--dataset", "nowhere"], "unknown data set"),
+        (["--dataset", "cityscapes_fine_sem_seg_val"], "cannot be loaded .*DETECTRON2_DATASETS"),
+        (["--register", "gone.py"], "--register gone.py: no such file"),
+    ],
 )
 def test_mistakes_are_told_in_a_line(tool, tmp_path, flags, reason):
     argv = ["--config", "quick/stream_world.yaml", "--output", str(tmp_path / "x.safetensors")]

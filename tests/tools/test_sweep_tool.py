@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from ttt_video.cli import run_tool
+from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,10 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     assert "Traceback" not in err
     folder = tmp_path / "output/sweeps/mine"
     assert "+10.00" in (folder / "results.md").read_text()
+    tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])  # in another process, later
+    assert "- Failed: tent / a / seed 0: no such thing" in capsys.readouterr().out
+    for file in ("results.md", "results.csv", "report.html"):
+        assert "no such thing" in (folder / file).read_text(), file
     assert {p.name for p in folder.iterdir()} == {
         "cells", "results.csv", "results.md", "report.html",
         "bars_mIoU.png", "gain_against_time_mIoU.png",
@@ -78,6 +84,7 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     tool.main([sweep_file, "--frames", "2", "SEED", "3"])
     assert (folder / "cells/none/a/seed0/summary.json").stat().st_mtime_ns == before
     assert capsys.readouterr().out.count("+10.00") == 2
+    assert "no such thing" not in (folder / "results.md").read_text()
     shutil.rmtree(tmp_path / "tools")
     tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])
     assert capsys.readouterr().out.count("+10.00") == 2
@@ -88,19 +95,43 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     assert "- Preset none, weights aaaaaaaaaaaa: a." in text
 
 
-def test_other_videos_than_the_files(tool, sweep_file, capsys):
-    tool.main([sweep_file, "--dry-run", "--dataset", "d", "--weights", "w", "--register", "r.py"])
+def test_other_videos_than_the_files(tool, sweep_file, capsys, tmp_path):
+    (tmp_path / "r.py").write_text(
+        "from detectron2.data import DatasetCatalog\nDatasetCatalog.register('d/e', list)\n"
+    )
+    flags = ["--dataset", "d/e", "--weights", "w", "--register", "r.py", "--preset", "paper"]
+    try:
+        tool.main([sweep_file, "--dry-run", *flags])
+    finally:
+        DatasetCatalog.remove("d/e")
     line = capsys.readouterr().out.splitlines()[0]
     assert line == (
-        "missing: none / d / seed 0: --register r.py --dataset d --weights w --method none "
-        "--no-video SEED 0"
+        "missing: none / e / seed 0: --register r.py --dataset d/e --preset paper --weights w "
+        "--method none --no-video SEED 0"
     )
+
+
+@pytest.mark.parametrize("source", [".", "..", "/"])
+def test_a_folder_without_a_name(tool, sweep_file, capsys, source, tmp_path):
+    tool.main([sweep_file, "--dry-run", "--video-dir", source])
+    assert f"missing: none / {source} / seed 0: --video-dir {source} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
+        (["mine.yaml", "--frames", "0"], "frames is 0; give a whole number"),
+        (["mine.yaml", "--slurm", "a=["], "--slurm a=[: while parsing"),
+        (["mine.yaml", "--output", "mine.yaml"], "--output mine.yaml cannot be made: File exists"),
+        (
+            ["mine.yaml", "--report", "--output", "mine.yaml/x"],
+            "--output mine.yaml/x cannot be made",
+        ),
+        (["mine.yaml", "--weights", "b=gone.pth"], "--weights is 'b'; choose from a"),
+        (["mine.yaml", "--dry-run", "TTT.WINDOWSIZE", "3"], "none / a / seed 0: overrides"),
+        (["mine.yaml", "--dataset", "nowhere"], "none / nowhere / seed 0: unknown data set"),
+        (["mine.yaml", "--register", "gone.py"], "--register gone.py: no such file"),
         (["mine.yaml", "--workers", "0"], "--workers is 0"),
         (["mine.yaml", "--slurm", "partition"], "--slurm partition: give KEY=VALUE"),
         (["mine.yaml", "--workers", "2", "TTT.FRAME_BUDGET_MS", "50"], "with TTT.FRAME_BUDGET_MS"),
@@ -113,6 +144,30 @@ def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+    assert not Path("output").exists()
+
+
+def test_cells_without_weights_fail_at_once(tool, sweep_file, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "TOOLS", tmp_path / "no_tools")
+    with pytest.raises(UserError, match="3 of 3 cells failed"):
+        tool.main([sweep_file, "--weights", "gone.pth"])
+    out = capsys.readouterr().out
+    assert out.count("failed: ") == 3
+    assert "- Failed: none / a / seed 0: no weights at gone.pth; give --weights" in out
+    assert not list(Path("output").rglob("log.txt"))
+
+
+def test_table1_as_a_dry_run(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tool.main(["table1", "--dry-run", "--weights", "val=my.pth", "--preset", "paper"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 36
+    own = [line for line in lines if "--weights my.pth" in line]
+    assert own == [
+        line for line in lines if " / val / " in line and not line.startswith("missing: main_task")
+    ]
+    assert all("--preset paper" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

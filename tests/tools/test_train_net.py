@@ -231,7 +231,7 @@ def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(
         sys, "argv",
         ["train_net.py", "--config", "joint_cityscapes.yaml", *flags.split(),
-         "MODEL.WEIGHTS", "swin_s.pkl", "OUTPUT_DIR", str(tmp_path)],
+         "MODEL.WEIGHTS", "swin_s.pkl", "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"],
     )  # fmt: skip
     tool.main()
     options = ("gpus", "num_machines", "machine_rank", "dist_url")
@@ -287,6 +287,10 @@ def test_the_terminal_gets_no_wall_of_config(run_here, tmp_path, capsys):
         (["--config", "quick/joint_world.yaml", "SOLVER.AMP.PRECISION", "fp8"], "'fp8'"),
         (["--config", "quick/joint_world.yaml", "DATASETS.TRAIN", "('nothing',)"], "nothing"),
         (["--config", "quick/joint_world.yaml", *EVALUATE_COCO], "coco_2017_val of DATASETS.TEST"),
+        (["--config", "quick/joint_world.yaml", "--num-gpus", "0"], "--num-gpus is 0"),
+        (["--config", "quick/joint_world.yaml", "--num-machines", "0"], "--num-machines 0"),
+        (["--config", "quick/joint_world.yaml", "--machine-rank", "1"], "--machine-rank is 1"),
+        (["--config", "quick/joint_world.yaml", "MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'"),
     ],
 )
 def test_mistakes_are_one_clear_line(run_here, tmp_path, args, words):
@@ -294,6 +298,14 @@ def test_mistakes_are_one_clear_line(run_here, tmp_path, args, words):
     with pytest.raises(UserError, match=re.escape(words)) as error:
         run_here(*args, *opts)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_folder_that_cannot_be_made_is_one_line(run_here, tmp_path, below):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below
+    with pytest.raises(UserError, match=f"OUTPUT_DIR {folder} cannot be made"):
+        run_here("--config", "quick/joint_world.yaml", "OUTPUT_DIR", folder)
 
 
 def test_missing_data_set_ends_with_exit_code_2(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,39 @@ def test_rows_are_read_in_order_and_labelled(tmp_path):
 def test_runs_of_one_method_are_told_apart(tmp_path):
     folders = [make_run(tmp_path / x, m) for x, m in (("a", "tent"), ("b", "tent"), ("c", "none"))]
     assert [run.label for run in read_curves(folders)] == ["tent, a", "tent, b", "none"]
+
+
+def test_folders_of_one_name_are_told_apart(main, tmp_path, capsys):
+    """As those of a sweep are, whose runs all end in seed0."""
+    folders = [make_run(tmp_path / f"cells/{x}/seed0", "tent") for x in ("a", "b", "..c")]
+    assert [run.label for run in read_curves(folders)] == [
+        "tent, a/seed0", "tent, b/seed0", "tent, ..c/seed0",
+    ]  # fmt: skip
+    for folder in folders:
+        write_overlay(folder / "overlay.mp4")
+    output = tmp_path / "figures"
+    # The first is given twice.
+    main([*map(str, folders), f"{folders[0]}/", "--output", str(output), "--extremes", "1"])
+    drawn = sorted(file.name for file in output.glob("extremes-*"))
+    assert len(drawn) == 3
+    assert capsys.readouterr().out.count("written: ") == 3 + len(list(output.glob("*.svg")))
+
+
+def test_a_registered_data_set_gives_the_labels(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run = make_run(tmp_path / "run", dataset="plotted_set")
+    write_overlay(run / "overlay.mp4")
+    (tmp_path / "sets.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "import pathlib\n"
+        "asked = pathlib.Path(__file__).with_name('asked')\n"
+        "DatasetCatalog.register('plotted_set', lambda: asked.touch() or [])\n"
+    )
+    try:
+        main([str(run), "--output", str(tmp_path / "out"), "--register", str(tmp_path / "sets.py")])
+        assert (tmp_path / "asked").exists()  # for the labels of the best and worst frames
+    finally:
+        DatasetCatalog.remove("plotted_set")
 
 
 def test_folder_without_rows(tmp_path):
@@ -252,10 +286,17 @@ def test_tool_draws_what_there_is_and_says_what_is_not(main, tmp_path, training,
 def test_mistakes_are_one_line(main, tmp_path, capsys):
     run = str(make_run(tmp_path / "run"))
     (tmp_path / "file").touch()
+    no_method, no_names = make_run(tmp_path / "no_method"), make_run(tmp_path / "no_names")
+    (no_method / "summary.json").write_text("[1]")
+    (no_names / "frames.jsonl").write_text('{"video_id": "a"}\n')
     for arguments in (
         [str(tmp_path), "--output", str(tmp_path / "out")],
         [run, "--output", str(tmp_path / "file")],
         [run, "--output", str(tmp_path / "out"), "--rolling", "0"],
+        [run, "--output", str(tmp_path / "out"), "--extremes", "-1"],
+        [str(no_method), "--output", str(tmp_path / "out")],
+        [str(no_names), "--output", str(tmp_path / "out")],
+        [run, "--output", str(tmp_path / "out"), "--register", "gone.py"],
     ):
         with pytest.raises(SystemExit) as raised:
             run_tool(lambda arguments=arguments: main(arguments))

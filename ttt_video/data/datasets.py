@@ -58,5 +58,12 @@ def training_images(name: str, transform: FrameTransform, count: int) -> Iterato
         UserError: there is no such data set, or an image cannot be read.
     """
     check_registered(name, "--dataset")
-    for record in tqdm(DatasetCatalog.get(name)[:count], desc=name, unit="image"):
+    try:
+        records = DatasetCatalog.get(name)[:count]
+    except OSError as error:
+        raise UserError(
+            f"data set {name} of --dataset cannot be loaded ({error}): is DETECTRON2_DATASETS set "
+            "to its folder?"
+        ) from error
+    for record in tqdm(records, desc=name, unit="image"):
         yield transform(read_rgb(record["file_name"]))

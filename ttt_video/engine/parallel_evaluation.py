@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..adaptation import build_adapter
+from ..cli import run_files
 from ..errors import UserError
 from ..structures import FrameSource
 from ..visualization.overlay_video import OverlayVideos
@@ -44,18 +45,22 @@ class Settings:
     overlay: OverlayVideos | None = None
     save_every: int = 0
     max_frames: int | None = None
+    register: Sequence[str] = ()
     metadata: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
-        # A spawned process knows only the data sets that importing ttt_video registers.
+        # A spawned process knows only the data sets that importing ttt_video registers, and those
+        # of the files of --register. Others were registered by a program that calls this.
         names = [self.dataset_name, *self.cfg.DATASETS.TEST]
         self.metadata = {name: MetadataCatalog.get(name).as_dict() for name in names if name}
 
     def build(self, device: str, threads: int) -> StreamEvaluation:
         """The evaluation, in a worker."""
         torch.set_num_threads(threads)
+        run_files(self.register)
         for name, values in self.metadata.items():
-            MetadataCatalog.get(name).set(**values)
+            known = MetadataCatalog.get(name).as_dict()
+            MetadataCatalog.get(name).set(**{k: v for k, v in values.items() if k not in known})
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device

@@ -6,10 +6,9 @@ says so, so a sweep that is started again runs only what is missing.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,31 @@ import yaml
 from ..cli import key_values
 from ..errors import UserError
 from ..evaluation.tables import PROTOCOLS
+from ..files import file_stem, write_atomically
+from .sweep_entries import (
+    FIGURE_KEYS,
+    ROW_KEYS,
+    SOURCE_KEYS,
+    SOURCE_KINDS,
+    SWEEP_KEYS,
+    grid,
+    is_text,
+    named_sections,
+    one_of,
+    row_sources,
+    section,
+)
 
-SWEEP_KEYS = (
-    "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
-    "baseline", "figures", "protocol", "quick",
-)  # fmt: skip
-ROW_KEYS = (
-    "method", "config", "preset", "weights", "settings", "sources", "seeds", "labels", "clip",
-)  # fmt: skip
-SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 UNLABELLED_KINDS = ("video", "video-dir")
-SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
-FIGURES = ("curve", "bars", "gain_against_time", "over_time")
 WORLD_DATASETS = {
     "kitti_step": "kitti_step_video_sem_seg_val",
     "coco_videos": "coco_videos_panoptic_all",
 }
 """Layouts of ``tools/make_world.py`` and the data set that their videos are, unless one is named"""
+
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Rows or sources by name, with their entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +87,30 @@ class Cell:
         """What the run found; None unless it is finished."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
-        return summary if summary.get("complete") else None
+        whole = isinstance(summary, dict) and summary.get("complete")
+        return summary if whole else None
+
+    def failure(self) -> str | None:
+        """Why the run ended without a summary when it was last tried; None unless it failed."""
+        try:
+            return (self.folder / "failed.txt").read_text("utf-8").strip()
+        except (OSError, ValueError):
+            return None
+
+    def note_failure(self, reason: str | None) -> None:
+        """Writes what :meth:`failure` reads; None removes it, before the run is tried again."""
+        note = self.folder / "failed.txt"
+        if reason is None:
+            note.unlink(missing_ok=True)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, lambda part: part.write_text(f"{reason}\n", "utf-8"))
+
+    def flag(self, name: str) -> str | None:
+        """What follows one of its flags; None where it has no such flag."""
+        return dict(itertools.pairwise(self.flags)).get(name)
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,7 @@ def read_sweep(
     flags: Sequence[str] = (),
     overrides: Sequence[str] = (),
     replace: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
     quick: bool = False,
 ) -> Sweep:
     """Reads a sweep file (docs/sweep.md) into cells below ``output``.
@@ -130,6 +159,7 @@ def read_sweep(
         flags: of ``stream_eval.py`` for every cell.
         overrides: KEY VALUE pairs for every cell, after the grid's.
         replace: top-level entries that stand for those of the file.
+        weights: files that stand for those of sources, by their names.
         quick: the entries of the file's ``quick`` stand for its others.
 
     Raises:
@@ -141,39 +171,43 @@ def read_sweep(
         raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise UserError(f"sweep {path} is no YAML: {' '.join(str(error).split())}") from error
-    spec = _section(content, f"sweep {path}", SWEEP_KEYS)
-    shorter = _section(spec.get("quick"), "quick", [k for k in SWEEP_KEYS if k != "quick"])
+    spec = section(content, "", SWEEP_KEYS, file=f"sweep {path}")
+    shorter = section(spec.get("quick"), "quick", [k for k in SWEEP_KEYS if k != "quick"])
     if quick and not shorter:
         raise UserError(f"sweep {path} has no entry quick: it comes in one length")
     spec = {**spec, **(shorter if quick else {}), **(replace or {})}
-    rows = _named_sections(spec, "rows", ROW_KEYS)
-    sources = _named_sections(spec, "sources", SOURCE_KEYS)
-    sweep = Sweep([], figures=_figures(spec.get("figures") or {}))
-    sweep.protocol = _one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
+    spec = section(spec, "", SWEEP_KEYS, file=f"sweep {path}")
+    rows = named_sections(spec, "rows", ROW_KEYS)
+    sources = named_sections(spec, "sources", SOURCE_KEYS)
+    for name, file in (weights or {}).items():
+        sources[one_of(name, sources, "--weights")]["weights"] = file
+    sweep = Sweep([], figures=_figures(spec.get("figures")))
+    sweep.protocol = one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
-    shared = _grid(spec.get("settings"), "settings")
-    seeds = _seeds(spec.get("seeds", [0]), "seeds")
+    shared = grid(spec.get("settings"), "settings")
+    seeds = spec.get("seeds", [0])
     last = key_values(overrides)
     for name, row in rows.items():
         # What replaces the sources of the file replaces its choices among them, too.
-        chosen = [*opened] if "sources" in (replace or {}) else _row_sources(name, row, opened)
-        own_seeds = _seeds(row.get("seeds", seeds), f"rows.{name}.seeds")
-        clip = _flag(row, name, "clip")
-        if _flag(row, name, "labels"):
+        chosen = [*opened] if "sources" in (replace or {}) else row_sources(name, row, opened)
+        for source in row["weights"] if isinstance(row.get("weights"), dict) else ():
+            one_of(source, sources, f"rows.{name}.weights")
+        clip = row.get("clip", False)
+        if row.get("labels", False):
             chosen = [s for s in chosen if not sources[s].keys() & {*UNLABELLED_KINDS}]
-        axes = {**shared, **_grid(row.get("settings"), f"rows.{name}.settings")}
+        axes = {**shared, **grid(row.get("settings"), f"rows.{name}.settings")}
         for settings in _combinations(axes):
             varied = {k: v for k, v in settings.items() if len(axes[k]) > 1}
             label = ", ".join([name, *(f"{k.removeprefix('TTT.')}={varied[k]}" for k in varied)])
-            for source, seed in itertools.product(chosen, own_seeds):
+            for source, seed in itertools.product(chosen, row.get("seeds", seeds)):
                 own, environment = opened[source]
-                cell_flags = [*flags, *own, *_flags(spec, row, sources[source], name)]
+                cell_flags = [*flags, *own, *_flags(spec, row, sources, source, name)]
                 pairs = {**_own_settings(sources[source]), **settings, "SEED": seed}
                 sweep.cells.append(
                     Cell(
                         row=label,
                         name=name,
-                        method=row.get("method", name),
+                        method=str(row.get("method", name)),
                         settings=settings,
                         source=source,
                         seed=seed,
@@ -188,8 +222,7 @@ def read_sweep(
         raise UserError(
             f"sweep {path}: every row needs labels (labels: True), and no source has any"
         )
-    if len({cell.folder for cell in sweep.cells}) < len(sweep.cells):
-        raise UserError(f"sweep {path}: two rows, sources or seeds have the same name")
+    _check_folders(sweep.cells)
     for name in sweep.figures.get("over_time", []):
         if name not in rows:
             raise UserError(f"figures.over_time: no row {name!r}; choose from {', '.join(rows)}")
@@ -197,73 +230,8 @@ def read_sweep(
     return sweep
 
 
-def _section(value: Any, where: str, keys: Iterable[str]) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {value!r}; it must be a mapping of {', '.join(keys)}")
-    for key in value:
-        if key not in keys:
-            close = difflib.get_close_matches(str(key), list(keys), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}"
-            raise UserError(f"{where}: no entry {key!r}; {hint}")
-    return value
-
-
-def _named_sections(
-    spec: Mapping[str, Any], name: str, keys: Iterable[str]
-) -> dict[str, dict[str, Any]]:
-    sections = spec.get(name)
-    if not isinstance(sections, dict) or not sections:
-        raise UserError(f"{name} is {sections!r}; it must map at least one name to its entries")
-    return {str(k): _section(v, f"{name}.{k}", keys) for k, v in sections.items()}
-
-
-def _grid(settings: Any, where: str) -> dict[str, list[Any]]:
-    """Values to try by key; a list is an axis, anything else is one value."""
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{where} is {settings!r}; it must map config keys to values")
-    axes = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
-    for key, values in axes.items():
-        if not values:
-            raise UserError(f"{where}.{key} is an empty list; give at least one value")
-    return axes
-
-
 def _combinations(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-    """The sources that a row runs on, all unless it names some."""
-    chosen = row.get("sources", [*known])
-    if not isinstance(chosen, list) or not chosen or not {*chosen} <= {*known}:
-        raise UserError(
-            f"rows.{name}.sources is {chosen!r}; give a list of some of {', '.join(known)}"
-        )
-    return chosen
-
-
-def _flag(row: Mapping[str, Any], name: str, key: str) -> bool:
-    """``labels``: left out where there are none, folders and files of frames; or ``clip``."""
-    value = row.get(key, False)
-    if not isinstance(value, bool):
-        raise UserError(f"rows.{name}.{key} is {value!r}; give True or False")
-    return value
-
-
-def _seeds(seeds: Any, where: str) -> list[int]:
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
-        raise UserError(f"{where} is {seeds!r}; give a list of integers")
-    return seeds
-
-
-def _one_of(value: Any, choices: Iterable[str], where: str) -> str:
-    if value not in choices:
-        raise UserError(f"{where} is {value!r}; choose from {', '.join(choices)}")
-    return str(value)
 
 
 def _source(
@@ -280,30 +248,34 @@ def _source(
     if not isinstance(world, dict) or set(kinds) - {"world", "dataset"}:
         raise UserError(f"{where} is a world: give flags of tools/make_world.py, and no video")
     layout = world.get("layout", "kitti_step")
-    if layout not in WORLD_DATASETS:
-        raise UserError(f"{where}: layout {layout!r}; choose from {', '.join(WORLD_DATASETS)}")
+    one_of(layout, WORLD_DATASETS, f"{where}.world.layout")
     root = output / "videos" / _safe(name)
     flags: list[str] = []
     for key, value in world.items():
-        if value is False:
+        if value is False or value is None:
             continue
         values = [] if value is True else value if isinstance(value, list) else [value]
+        if not all(map(is_text, values)):
+            raise UserError(f"{where}.world.{key} is {value!r}; give a value, or a list of some")
         flags += [f"--{key}", *map(str, values)]
     sweep.worlds.append(WorldVideos(tuple(flags), root / layout))
-    dataset = source.get("dataset", WORLD_DATASETS[layout])
+    dataset = str(source.get("dataset", WORLD_DATASETS[layout]))
     return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}
 
 
 def _flags(
-    spec: Mapping[str, Any], row: Mapping[str, Any], source: Mapping[str, Any], name: str
+    spec: Mapping[str, Any], row: Mapping[str, Any], sources: Sections, source: str, name: str
 ) -> list[str]:
     """The tool's flags; what a row says goes before its source, and that before the sweep."""
     flags: list[str] = []
     for flag in ("config", "preset", "weights"):
-        value = row.get(flag, source.get(flag, spec.get(flag)))
+        value = row.get(flag)
+        if isinstance(value, dict):  # weights by source
+            value = value.get(source)
+        value = value or sources[source].get(flag, spec.get(flag))
         if value is not None:
             flags += [f"--{flag}", str(value)]
-    flags += ["--method", row.get("method", name)]
+    flags += ["--method", str(row.get("method", name))]
     clip = row.get("clip", False)
     if not clip:
         flags.append("--no-video")
@@ -315,19 +287,15 @@ def _flags(
 
 
 def _own_settings(source: Mapping[str, Any]) -> dict[str, Any]:
-    grid = _grid(source.get("settings"), "settings of a source")
-    if any(len(values) > 1 for values in grid.values()):
+    axes = grid(source.get("settings"), "settings of a source")
+    if any(len(values) > 1 for values in axes.values()):
         raise UserError("settings of a source are single values, not axes of the grid")
-    return {key: values[0] for key, values in grid.items()}
+    return {key: values[0] for key, values in axes.items()}
 
 
 def _figures(figures: Any) -> dict[str, Any]:
-    figures = _section(figures, "figures", FIGURES)
-    if not isinstance(figures.get("curve", ""), str):
-        raise UserError(f"figures.curve is {figures['curve']!r}; name the setting on its x axis")
-    if not isinstance(figures.get("over_time", []), list):
-        raise UserError(f"figures.over_time is {figures['over_time']!r}; give a list of rows")
-    return {kind: value for kind, value in figures.items() if value}
+    wanted = section(figures, "figures", FIGURE_KEYS)
+    return {kind: value for kind, value in wanted.items() if value}
 
 
 def _baseline(name: str | None, cells: list[Cell]) -> str | None:
@@ -339,4 +307,25 @@ def _baseline(name: str | None, cells: list[Cell]) -> str | None:
 
 
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)
+    """The name of a folder; several names may have the same."""
+    plain = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)
+    fits = plain.strip(".") and len(plain.encode()) <= 200
+    return plain if fits else file_stem(name)
+
+
+def _check_folders(cells: Sequence[Cell]) -> None:
+    """Raises UserError where two cells, or the videos of two sources, would share a folder."""
+    for kind in ("source", "row"):
+        names: dict[str, str] = {}
+        for name in dict.fromkeys(getattr(cell, kind) for cell in cells):
+            other = names.setdefault(_safe(name), name)
+            if other != name:
+                raise UserError(
+                    f"the {kind}s {other!r} and {name!r} would share the folder {_safe(name)}, "
+                    "because some characters cannot stand in its name; rename one"
+                )
+    found: set[Path] = set()
+    for cell in cells:
+        if cell.folder in found:
+            raise UserError(f"{cell} is there twice: a row or seed has the same name as another")
+        found.add(cell.folder)

@@ -22,8 +22,6 @@ UNLABELLED_METRICS = (
 )  # fmt: skip
 """What the table shows where no source has labels: whether a method collapsed."""
 
-STATES = ("complete", "failed", "missing")
-
 
 def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
     """One line of the long table.
@@ -33,9 +31,10 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
         summary: the run's ``summary.json``; None where it is not complete.
 
     Returns:
-        The cell's names and settings, ``state``, ``frames``, every number of the adapted model's
-        metrics by name, ``frozen_<metric>`` where the frozen model ran beside it, ``adapt``,
-        ``predict`` and ``total`` mean seconds per frame, ``preset`` and ``weights_sha256``.
+        The cell's names and settings, ``state``, ``reason`` if it failed, ``frames``, every number
+        of the adapted model's metrics by name, ``frozen_<metric>`` where the frozen model ran
+        beside it, ``adapt``, ``predict`` and ``total`` mean seconds per frame, ``preset`` and
+        ``weights_sha256``.
     """
     record: Record = {
         "row": cell.row,
@@ -46,6 +45,9 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
         **cell.settings,
         "state": "missing" if summary is None else "complete",
     }
+    reason = cell.failure() if summary is None else None
+    if reason is not None:
+        record.update(state="failed", reason=reason)
     if summary is not None:
         record["frames"] = summary["frames"]
         for who, prefix in (("adapted", ""), ("frozen", "frozen_")):
@@ -146,7 +148,7 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
     and seconds per frame are means over those sources that all rows have them of. Without labels
     the columns are the number of predicted classes, the entropy, and the share of pixels that
     change from frame to frame. Failed and missing cells are a dash. The notes are the rule of each
-    metric, presets and weights.
+    metric, presets and weights, and why cells failed.
     """
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
@@ -168,6 +170,10 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
             cells.append(format(fmean(values), shown) if values else "-")
         lines.append([row, *cells])
     notes = [f"{line}." for line in (*_rules(columns), *_origins(records))]
+    for record in records:
+        if _has(record, "reason"):
+            cell = f"{record['row']} / {record['source']} / seed {record['seed']}"
+            notes.append(f"Failed: {cell}: {record['reason']}")
     return ResultsTable(head, lines, notes)
 
 

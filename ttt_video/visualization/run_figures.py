@@ -7,7 +7,6 @@ training, from its TensorBoard files.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ from PIL import Image
 from ..data.images import read_rgb
 from ..data.kitti_step import read_sem_seg
 from ..data.labels import read_segment_ids
-from ..engine.run_directory import file_stem, read_rows
+from ..engine.run_directory import read_rows
 from ..errors import UserError
-from ..files import ffmpeg_name, path_text
+from ..files import ffmpeg_name, file_stem, names_apart, path_text, read_json_object
 from .curves import plot_curves
 from .grid import picture_grid
 from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
@@ -76,6 +75,12 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
     for path in paths:
         run = RunCurves(path, *_method_and_dataset(path))
         for row in read_rows(path / "frames.jsonl"):
+            missing = {"file_name", "video_id", "frame_index"} - row.keys()
+            if missing:
+                raise UserError(
+                    f"{path / 'frames.jsonl'} has a row without {sorted(missing)[0]}; give the "
+                    "folder of a run"
+                )
             frozen = row.get("frozen", {})
             numbers = FrameNumbers(
                 row["file_name"],
@@ -90,17 +95,19 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
         }
         runs.append(run)
     labels = [run.label for run in runs]
-    for run in runs:
+    for run, name in zip(runs, names_apart(paths), strict=True):
         if labels.count(run.label) > 1:
-            run.label = f"{run.label}, {run.path.name}"
+            run.label = f"{run.label}, {name}"
     return runs
 
 
 def _method_and_dataset(path: Path) -> tuple[str, str]:
-    try:  # a run that is still going has no summary yet
-        summary = json.loads((path / "summary.json").read_text("utf-8"))
-    except OSError:
+    file = path / "summary.json"
+    if not file.is_file():  # a run that is still going has no summary yet
         return path.name, ""
+    summary = read_json_object(file)
+    if not isinstance(summary.get("method"), str):
+        raise UserError(f"{file} names no method; give the folder of a run")
     return summary["method"], summary.get("dataset", "")
 
 

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogFormatter
 from ..data.images import natural_key
 from ..engine.run_directory import read_rows
 from ..engine.sweep_results import METRICS, Record, comparable, group
+from ..files import file_stem
 from .curves import PALETTE, plot_curves
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
@@ -218,7 +219,7 @@ def plot_over_time(
                 lines[name] = np.mean([np.concatenate(r) for r in runs], axis=0).tolist()
                 starts = np.cumsum([len(video) for video in runs[0]]).tolist()
         if lines:
-            path = folder / f"over_time_{metric}_{source}.png"
+            path = folder / f"over_time_{metric}_{file_stem(source)}.png"
             label = f"{metric} of a frame"
             plot_curves(lines, path, source, label, rolling=15, starts=starts)
             written.append(path)

@@ -1,0 +1,134 @@
+"""The entries of a sweep file, each of the kind that it must be; one line for what is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..errors import UserError
+
+SWEEP_KEYS = (
+    "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
+    "baseline", "figures", "protocol", "quick",
+)  # fmt: skip
+ROW_KEYS = (
+    "method", "config", "preset", "weights", "settings", "sources", "seeds", "labels", "clip",
+)  # fmt: skip
+SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
+SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
+FIGURE_KEYS = ("curve", "bars", "gain_against_time", "over_time")
+
+
+def is_text(value: Any) -> bool:
+    """A name or a path; one such as 2024 is a number in YAML."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(of, value))
+
+
+def _is_weights(value: Any) -> bool:
+    """One file, or in a row one for each of some sources."""
+    return is_text(value) or (
+        isinstance(value, dict) and bool(value) and all(map(is_text, [*value, *value.values()]))
+    )
+
+
+_TEXT = (is_text, "give one name or path")
+_FLAG = (lambda value: isinstance(value, bool), "give True or False")
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("config", "preset", "method", "baseline", "protocol"), _TEXT),
+    **dict.fromkeys(("dataset", "video", "video-dir"), _TEXT),
+    **dict.fromkeys(("compare", "labels", "clip", "bars", "gain_against_time"), _FLAG),
+    "weights": (_is_weights, "give one file, or in a row one for each of some sources"),
+    "frames": (lambda value: _is_whole(value) and value >= 1, "give a whole number, at least 1"),
+    "seeds": (lambda value: bool(value) and _is_list(value, _is_whole), "give a list of integers"),
+    "over_time": (lambda value: _is_list(value, is_text), "give a list of rows"),
+    "curve": (lambda value: isinstance(value, str), "name the setting on its x axis"),
+}
+"""What the entries of each name must be, in every section. Sections themselves are not here."""
+
+
+def section(value: Any, where: str, keys: Iterable[str], file: str = "") -> dict[str, Any]:
+    """The entries of a section that have a value.
+
+    Args:
+        value: what stands there.
+        where: its place; "" is the whole file.
+        keys: the entries that it may have.
+        file: the file, where it is the whole.
+
+    Raises:
+        UserError: it is no mapping, has an unknown entry, or one of another kind than it must be.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where or file} is {value!r}; it must be a mapping of {', '.join(keys)}")
+    for key, entry in value.items():
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), list(keys), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}"
+            raise UserError(f"{where or file}: no entry {key!r}; {hint}")
+        if entry is not None and key in _KINDS and not _KINDS[key][0](entry):
+            place = f"{where}.{key}" if where else key
+            raise UserError(f"{place} is {entry!r}; {_KINDS[key][1]}")
+    return {key: entry for key, entry in value.items() if entry is not None}
+
+
+def named_sections(
+    spec: Mapping[str, Any], name: str, keys: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """The rows or the sources by name, at least one."""
+    sections = spec.get(name)
+    if not isinstance(sections, dict) or not sections:
+        raise UserError(f"{name} is {sections!r}; it must map at least one name to its entries")
+    if "" in sections:
+        raise UserError(f"{name} has an entry without a name")
+    return {str(k): section(v, f"{name}.{k}", keys) for k, v in sections.items()}
+
+
+def grid(settings: Any, where: str) -> dict[str, list[Any]]:
+    """Values to try by key; a list is an axis, anything else is one value."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{where} is {settings!r}; it must map config keys to values")
+    axes = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
+    for key, values in axes.items():
+        if not isinstance(key, str):
+            raise UserError(f"{where}: {key!r} is no config key, such as TTT.WINDOW_SIZE")
+        if key == "SEED":
+            raise UserError(f"{where}.SEED: give seeds, a list, instead")
+        if not values:
+            raise UserError(f"{where}.{key} is an empty list; give at least one value")
+        if any(isinstance(v, dict) or v is None for v in values):
+            raise UserError(f"{where}.{key} is {settings[key]!r}; give a value, or a list of some")
+    return axes
+
+
+def row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    """The sources that a row runs on, all unless it names some."""
+    chosen = row.get("sources", [*known])
+    if not _is_list(chosen, is_text) or not chosen or not {*map(str, chosen)} <= {*known}:
+        raise UserError(
+            f"rows.{name}.sources is {chosen!r}; give a list of some of {', '.join(known)}"
+        )
+    return [*map(str, chosen)]
+
+
+def one_of(value: Any, choices: Iterable[str], where: str) -> str:
+    """The value.
+
+    Raises:
+        UserError: it is none of the choices.
+    """
+    if value not in [*choices]:
+        raise UserError(f"{where} is {value!r}; choose from {', '.join(choices)}")
+    return str(value)
