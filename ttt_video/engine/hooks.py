@@ -11,7 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from ttt_video.files import write_atomically
+from ttt_video.files import save_torch, write_atomically
 from ttt_video.modeling import MaskFormerTTT
 from ttt_video.modeling.weights import TTTCheckpointer
 
@@ -69,8 +69,7 @@ class KeepBest(HookBase):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        content = {"model": self.checkpointer.weights()}
-        write_atomically(self.weights, lambda part: torch.save(content, part))
+        save_torch(self.weights, {"model": self.checkpointer.weights()})
         write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
         logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
 

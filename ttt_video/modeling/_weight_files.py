@@ -154,10 +154,7 @@ def write_checkpoint(
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
         raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
-    try:
-        write_atomically(path, lambda part: _write(tensors, part, path.suffix, metadata))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(path, lambda part: _write(tensors, part, path.suffix, metadata))
 
 
 def _write(

@@ -18,7 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import save_torch, write_atomically
 from ._weight_files import (
     checkpoint_format,
     input_convolution,
@@ -408,7 +408,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, lambda part: torch.save(content, part))
+        save_torch(path, content)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
