@@ -10,7 +10,8 @@ the sweep file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         )
     if missing:
         render_worlds(sweep.worlds, TOOLS, workers)
-    ended: Iterator[tuple[Cell, str | None]]
+    ended: Generator[tuple[Cell, str | None], None, None]
     if args.slurm is not None and missing:
         parameters = slurm_parameters(args.slurm)
         workers = args.workers or len(missing)
@@ -140,7 +141,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         ended = run_local(missing, TOOLS, workers=workers, threads=threads)
     failures = {}
     done = len(sweep.cells) - len(missing)
-    with tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
+    with closing(ended), tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
         for cell, reason in ended:
             if reason is not None:
                 failures[cell] = reason

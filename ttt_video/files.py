@@ -163,6 +163,8 @@ class FolderLock:
         Raises:
             UserError: it was removed or replaced.
         """
+        if self._descriptor < 0:
+            return
         try:
             same = os.path.samestat(os.stat(self.folder), os.fstat(self._descriptor))
         except OSError:
@@ -180,7 +182,7 @@ class FolderLock:
 
 
 def file_stem(video_id: str) -> str:
-    """Returns a name for a video's files: its id, or where that is no file name, a part and a hash of it.
+    """Returns a name for a video's files: its id, or if that is no file name, a part and a hash.
 
     Different ids have different names.
     """

@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
+from ttt_video.data.fingerprint import Fingerprint, fingerprint_file
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.errors import UserError
 
@@ -51,6 +52,10 @@ class VideoFileSource(DecodedSource):
         super().__init__(
             Path(self.path).stem, num_frames or None, transform, on_bad_frame, prefetch
         )
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Returns what the file is known by."""
+        return fingerprint_file(self.path)
 
     def _open(self) -> av.container.InputContainer:
         if os.path.isdir(self.path):

@@ -82,7 +82,7 @@ class Cell:
             summary = json.loads((self.folder / "summary.json").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return summary if summary.get("complete") else None
+        return summary if isinstance(summary, dict) and summary.get("complete") else None
 
 
 @dataclass(frozen=True)
