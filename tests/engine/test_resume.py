@@ -99,7 +99,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path):
     whole = content(tmp_path / "whole")
     assert whole.keys() == {
         "config.yaml", "frames.jsonl", "overlay-a.mp4", "overlay-b.mp4", "run.json",
-        "summary.json", "videos.jsonl",
+        "sources.json", "summary.json", "videos.jsonl",
     }  # fmt: skip
     # Right after the state was saved, which is after the observer saw the third frame:
     shutil.copytree(tmp_path / "late", tmp_path / "at a state")

@@ -165,7 +165,8 @@ def test_folder_of_frames_with_the_frozen_model_beside(stream, tmp_path, capsys,
     assert width >= 3 * WIDTH  # original, frozen, adapted
     assert height >= HEIGHT
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.yaml", "frames.jsonl", "overlay.mp4", "run.json", "summary.json", "videos.jsonl",
+        "config.yaml", "frames.jsonl", "overlay.mp4", "run.json", "sources.json", "summary.json",
+        "videos.jsonl",
     ]  # fmt: skip
     captured = capsys.readouterr()
     assert "4 frames" in captured.out

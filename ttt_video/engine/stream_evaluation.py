@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..adaptation import NoAdaptation
 from ..data.decoded_source import frames_after
-from ..data.fingerprint import Fingerprint
+from ..data.fingerprint import fingerprint_of
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError, ending_with
 from ..evaluation.evaluators import build_evaluators, score_frame
@@ -396,14 +396,8 @@ def claim(
     run.claim(
         cfg.dump(),
         {"weights_sha256": facts["weights_sha256"], **flags},
-        {source.video_id: _fingerprint(source) for source in sources},
+        {source.video_id: fingerprint_of(source) for source in sources},
     )
-
-
-def _fingerprint(source: FrameSource) -> Fingerprint | None:
-    """What the video's files are known by; None for sources that do not say."""
-    take = getattr(source, "fingerprint", None)
-    return None if take is None else take()
 
 
 def expected_frames(source: FrameSource, max_frames: int | None) -> int | None:

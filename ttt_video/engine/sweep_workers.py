@@ -19,7 +19,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..cli import DEFAULT_STREAM_CONFIG, load_config
-from ..data.fingerprint import fingerprint_file
+from ..data.fingerprint import fingerprint_file, fingerprint_of
 from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
 from ..files import write_atomically, writing
@@ -127,7 +127,7 @@ def _video_digest(flag: str, name: str) -> str:
     if flag == "--video":
         known: list[Any] = [fingerprint_file(name)]
     else:
-        known = [source.fingerprint() for source in open_folder(name, FrameTransform(min_size=0))]
+        known = list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
