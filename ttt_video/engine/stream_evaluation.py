@@ -236,7 +236,9 @@ class StreamEvaluation:
         first = FirstFrames(source, max_frames)
         if self.cfg.TTT.FRAME_ORDER == "shuffled":
             source = first = ShuffledFrames(source, max_frames, seed=self.runner.seed)
-        state = self._restore(video_id)
+        # A later video that builds on the one before goes on from that, not from its own state.
+        follows = self.runner.reset == "never" and self._before is not None
+        state = {} if follows else self._restore(video_id)
         if self.overlay is not None:
             self.overlay.start(
                 video_id,
@@ -250,7 +252,7 @@ class StreamEvaluation:
                 self._save(video_id, 0, -1, [])
                 if self._before is not None:
                     self.run.remove_unfinished(self._before)
-            self._before = video_id
+        self._before = video_id
         if not state.get("frames"):
             return state, iter(source)
         return state, frames_after(source, state["frame_index"])
