@@ -478,6 +478,16 @@ def test_the_first_error_is_the_one_that_is_told(evaluate, tmp_path, fill, monke
     assert [Path(line.split(": ")[0]).name for line in later] == ["videos.jsonl", "summary.json"]
 
 
+def test_a_row_that_lacks_its_numbers_is_one_line(evaluate, tmp_path):
+    video = [write_video(tmp_path / "v", 2)]
+    evaluate("run", video, "TTT.METHOD", "none", video=False)
+    with (tmp_path / "run" / "frames.jsonl").open("a") as file:
+        file.write('{"video_id": "v", "frame_index": 7, "file_name": "", "records": {}}\n')
+    words = r"a row without adapt_seconds, predict_seconds, metrics \(video v, frame 7\)"
+    with pytest.raises(UserError, match=words):
+        evaluate("run", video, "TTT.METHOD", "none", video=False, resume=True)
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "sources.json"])
 def test_a_disk_that_is_full_from_the_start_is_one_line(evaluate, tmp_path, fill, name):
     fill(name)

@@ -37,6 +37,8 @@ from .summary import process_facts, source_facts, write_summary
 
 logger = logging.getLogger(__name__)
 
+_ROW_KEYS = ("file_name", "adapt_seconds", "predict_seconds", "metrics", "records")
+
 _STATE_KEYS = {"frames", "frame_index", "skipped", "rows", "overlay", "runner", "evaluators"}
 
 _DAMAGE = (
@@ -381,8 +383,16 @@ def claim(
     """Makes sure that all rows of the folder are of one config, model, set of flags and videos.
 
     Raises:
-        UserError: there are rows of others; or there are any, of a run with a frame budget.
+        UserError: there are rows of others, or that lack what a row has; or there are any, of a run
+            with a frame budget.
     """
+    for row in run.rows():
+        lacking = [key for key in _ROW_KEYS if key not in row]
+        if lacking:
+            raise UserError(
+                f"{run.frames_file} has a row without {', '.join(lacking)} (video "
+                f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
+            )
     if cfg.TTT.FRAME_BUDGET_MS and next(run.rows(), None) is not None:
         raise UserError(
             f"the run in {run.path} cannot go on: with TTT.FRAME_BUDGET_MS the frames that are run "
