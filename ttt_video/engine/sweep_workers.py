@@ -19,10 +19,10 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..cli import DEFAULT_STREAM_CONFIG, load_config
-from ..data.fingerprint import fingerprint_file, fingerprint_of
+from ..data.fingerprint import Fingerprint, fingerprint_file, fingerprint_of
 from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
-from ..files import write_atomically, writing
+from ..files import read_json_object, write_atomically, writing
 from ..processes import Children
 from .sweep import Cell, WorldVideos
 
@@ -64,10 +64,7 @@ def run_cell(
         text = json.dumps(_note(cell), indent=1) + "\n"
         write_atomically(cell.folder / "cell.json", lambda part: part.write_text(text, "utf-8"))
     if _read_note(cell) != _note(cell):
-        return (
-            f"{cell.folder} holds a run of other settings, weights or videos; choose another "
-            "--output"
-        )
+        return f"{cell.folder} holds a run of other settings or weights; choose another --output"
     flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
     command = [sys.executable, str(tools / "stream_eval.py"), *flags]
     log, variables = cell.folder / "log.txt", {**environment, **cell.environment}
@@ -78,8 +75,9 @@ def run_cell(
 
 
 def finished(cell: Cell) -> bool:
-    """Whether the cell's run is on disk, complete and made with the same settings."""
-    return cell.summary() is not None and _read_note(cell) == _note(cell)
+    """Whether the cell's run is on disk, complete and made with the same settings and videos."""
+    there = cell.summary() is not None and _read_note(cell) == _note(cell)
+    return there and _same_videos(cell)
 
 
 def _note(cell: Cell) -> dict[str, Any]:
@@ -94,9 +92,6 @@ def _note(cell: Cell) -> dict[str, Any]:
 def _content(cell: Cell) -> str | None:
     """A hash of the config and of the files it names, which change while their names do not.
 
-    So do those of ``--video`` and ``--video-dir``. A data set is loaded by the cell's own process,
-    whose run knows its videos: one that was cut off does not go on with others.
-
     None where the cell's own process has to tell, such as for a method of ``--register``.
     """
     flags = dict(itertools.pairwise(cell.flags))
@@ -108,7 +103,6 @@ def _content(cell: Cell) -> str | None:
         cfg.MODEL.WEIGHTS = flags.get("--weights", cfg.MODEL.WEIGHTS)
         norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
         files = [_file_digest(name) for name in (cfg.MODEL.WEIGHTS, norms, gradients) if name]
-        files += [_video_digest(k, flags[k]) for k in ("--video", "--video-dir") if k in flags]
     except (UserError, OSError):
         return None
     return hashlib.sha256("\n".join([cfg.dump(), *files]).encode()).hexdigest()
@@ -121,14 +115,32 @@ def _file_digest(name: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
+def _same_videos(cell: Cell) -> bool:
+    """Whether the files of ``--video`` or ``--video-dir`` are those that the finished run knows.
+
+    Those that are not here any more do not matter, nor do a data set's, which only the cell's own
+    process loads. A run that goes on compares all of them itself.
+    """
+    file = cell.folder / "sources.json"
+    flags = dict(itertools.pairwise(cell.flags))
+    now = [_known_videos(k, flags[k]) for k in ("--video", "--video-dir") if k in flags]
+    if not file.exists() or not now or now[0] is None:
+        return True
+    try:
+        return list(read_json_object(file).values()) == now[0]
+    except UserError:  # the run says what is wrong with the file
+        return False
+
+
 @lru_cache
-def _video_digest(flag: str, name: str) -> str:
-    """Of what the files of a video, or of a folder of videos, are known by."""
+def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
+    """What the files of a video, or of a folder of videos, are known by; None if not here."""
     if flag == "--video":
-        known: list[Any] = [fingerprint_file(name)]
-    else:
-        known = list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        return [fingerprint_file(name)] if Path(name).is_file() else None
+    try:
+        return list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
+    except UserError:
+        return None
 
 
 def _read_note(cell: Cell) -> Any:
