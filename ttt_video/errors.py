@@ -47,7 +47,8 @@ def ending_with(*endings: Callable[[], object]) -> Iterator[None]:
             if first is None:
                 first = error
             elif isinstance(first, UserError) and isinstance(error, UserError):
-                first.args = (f"{first}; then: {error}",)
+                if str(error) not in str(first):
+                    first.args = (f"{first}; then: {error}",)
             else:
                 logger.warning("%s: %s", type(error).__name__, " ".join(str(error).split()))
     if first is not None:
