@@ -17,7 +17,7 @@ from ttt_video.cli import run_tool
 from ttt_video.engine.sweep import Cell
 from ttt_video.engine.sweep_workers import run_local
 from ttt_video.errors import UserError
-from ttt_video.processes import end_with, signals_interrupt
+from ttt_video.processes import Interrupted, end_with, signals_interrupt
 
 PROCESSES = Path(__file__).parents[1] / "ttt_video/processes.py"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -124,6 +124,15 @@ def test_handlers_are_as_before_afterwards_and_in_forked_helpers():
     assert [signal.getsignal(number) for number in ENDING] == before
 
 
+def test_a_signal_counts_again_after_a_while(monkeypatch):
+    """The first may have been raised where Python drops exceptions."""
+    monkeypatch.setattr("ttt_video.processes._GRACE", 0.0)
+    with signals_interrupt():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            with pytest.raises(Interrupted, match=number.name):
+                signal.raise_signal(number)
+
+
 def test_helpers_do_not_keep_an_interrupted_tool():
     def main() -> None:
         context = multiprocessing.get_context("fork")
@@ -228,9 +237,9 @@ processes["end_with_parent"]()
 assert "TTT_VIDEO_PARENT" not in os.environ
 folder = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 pipe = os.open(os.environ["PIPE"], os.O_WRONLY)
-os.write(pipe, b"cell\\n")
 try:
     with processes["signals_interrupt"]():
+        os.write(pipe, b"cell\\n")
         time.sleep(600)
 except KeyboardInterrupt:
     (folder / "kept").touch()

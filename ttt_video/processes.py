@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -16,6 +17,7 @@ from typing import IO
 
 _PARENT = "TTT_VIDEO_PARENT"
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_GRACE = 60.0  # seconds for the end of a run, in which further signals do not count
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,8 +32,8 @@ class Interrupted(KeyboardInterrupt):
 def signals_interrupt() -> Iterator[None]:
     """Raises :class:`Interrupted` in the main thread for Ctrl-C, SIGTERM and SIGHUP.
 
-    Only the first signal counts, as the end of a run takes a moment; Ctrl-C always does. A signal
-    that is ignored stays so (``nohup``), and forked children have what was there before.
+    Further ones do not count for a minute, as the end of a run takes a moment; Ctrl-C always does.
+    A signal that is ignored stays so (``nohup``), and forked children have what was there before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,7 +44,7 @@ def signals_interrupt() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
     }
-    seen = False
+    seen = float("-inf")
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal seen
@@ -50,9 +52,10 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
             return
-        if seen and number != signal.SIGINT:
+        now = time.monotonic()
+        if now < seen + _GRACE and number != signal.SIGINT:
             return
-        seen = True
+        seen = now
         raise Interrupted(number)
 
     for number in before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -451,6 +452,26 @@ def test_a_signal_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys,
     assert summary_of(out)["complete"] is False
     assert probe(out / "overlay.mp4")[3] == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader goes after the first words."""
+
+    def write(self, text: str) -> int:
+        if self.tell() > 10:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_progress_that_nobody_reads_is_no_traceback(stream, tmp_path, monkeypatch):
+    """``stream_eval.py 2>&1 | head -1``: it ends as after a signal."""
+    folder = write_frames(tmp_path / "v", 4)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(SystemExit) as stop:
+        stream("--video-dir", folder, "--method", "none", "--no-video")
+    assert stop.value.code == 128 + signal.SIGPIPE
+    out = tmp_path / "out"
+    assert summary_of(out)["frames"] == len(rows_of(out))
 
 
 def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):
