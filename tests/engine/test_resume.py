@@ -18,13 +18,9 @@ from PIL import Image
 
 from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.engine.run_directory import RunDirectory
+from ttt_video.engine.saved_state import STATE_KEYS, UnusableState, read_state
 from ttt_video.engine.stream import StreamRunner
-from ttt_video.engine.stream_evaluation import (
-    _STATE_KEYS,
-    StreamEvaluation,
-    _read_state,
-    _UnusableState,
-)
+from ttt_video.engine.stream_evaluation import StreamEvaluation
 from ttt_video.errors import UserError
 from ttt_video.files import save_torch
 from ttt_video.visualization.overlay_video import OverlayVideos
@@ -319,7 +315,7 @@ def test_a_damaged_state_is_named_and_its_video_starts_anew(
 
 def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
     file = tmp_path / "state.pth"
-    state = {key: key for key in _STATE_KEYS} | {"rows": torch.arange(40).view(-1, 2)}
+    state = {key: key for key in STATE_KEYS} | {"rows": torch.arange(40).view(-1, 2)}
     save_torch(file, state)
     whole = file.read_bytes()
     noticed = 0
@@ -328,12 +324,12 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
         changed[place] ^= 1 << place % 8
         file.write_bytes(changed)
         try:
-            read = _read_state(file)
-        except _UnusableState:
+            read = read_state(file)
+        except UnusableState:
             noticed += 1
         else:  # a time or a filler
             assert torch.equal(read.pop("rows"), state["rows"])
-            assert read == {key: key for key in _STATE_KEYS - {"rows"}}
+            assert read == {key: key for key in STATE_KEYS - {"rows"}}
     assert noticed > 60
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -32,20 +29,13 @@ from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import Frame, FrameSource
 from ..visualization.overlay_video import OverlayVideos
 from .run_directory import Row, RunDirectory
+from .saved_state import UnusableState, read_state
 from .stream import FrameResult, StreamRunner
 from .summary import process_facts, source_facts, write_summary
 
 logger = logging.getLogger(__name__)
 
 _ROW_KEYS = ("file_name", "adapt_seconds", "predict_seconds", "metrics", "records")
-
-_STATE_KEYS = {"frames", "frame_index", "skipped", "rows", "overlay", "runner", "evaluators"}
-
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, NotImplementedError,
-    RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError,
-)  # fmt: skip
-"""What zipfile and torch.load raise on a file of which bits have changed."""
 
 Observer = Callable[[FrameResult, FrameResult | None], None]
 """Sees each frame's result, and the frozen model's where that runs beside it."""
@@ -321,14 +311,14 @@ class StreamEvaluation:
         if not file.exists():
             return {}
         try:
-            state = _read_state(file)
+            state = read_state(file)
             if not self.run.recorded(video_id).covers(state["rows"].tolist()):
-                raise _UnusableState(f"{self.run.frames_file} lacks rows that were there")
+                raise UnusableState(f"{self.run.frames_file} lacks rows that were there")
             self.runner.load_state_dict(state["runner"])
             for who, evaluators in self.evaluators.items():
                 for evaluator in evaluators:
                     evaluator.load_state_dict(state["evaluators"][who][evaluator.name])
-        except _UnusableState as error:
+        except UnusableState as error:
             reason = str(error)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
             reason = f"{file} is not the state of such a run"
@@ -341,31 +331,6 @@ class StreamEvaluation:
         anew = "the run" if self.runner.reset == "never" else f"video {video_id}"
         logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
-
-
-class _UnusableState(Exception):
-    """A saved state that a video cannot go on from, and why."""
-
-
-def _read_state(file: Path) -> Row:
-    """What :func:`save_torch` wrote, if not a bit of it has changed.
-
-    Raises:
-        _UnusableState: it is damaged.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:  # PyTorch itself compares no checksums
-            damaged = archive.testzip()
-        if damaged is None:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            if isinstance(state, dict) and state.keys() >= _STATE_KEYS:
-                return state
-            raise _UnusableState(f"{file} is not the state of such a run")
-    except OSError as error:
-        raise _UnusableState(f"{file} cannot be read ({error.strerror})") from error
-    except _DAMAGE as error:
-        raise _UnusableState(f"{file} is damaged") from error
-    raise _UnusableState(f"{file} is damaged")
 
 
 def claim(
