@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
     ready = [cell for cell in missing if cell not in lacking]
     if ready:
         render_worlds(sweep.worlds, TOOLS, workers)
-    ended: Iterator[tuple[Cell, str | None]]
+    ended: Generator[tuple[Cell, str | None], None, None]
     if args.slurm is not None and ready:
         workers = args.workers or len(ready)
         ended = run_on_cluster(
@@ -174,7 +175,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         ended = run_local(ready, TOOLS, workers=workers, threads=threads)
     failures = {}
     done = len(sweep.cells) - len(missing)
-    with tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
+    with closing(ended), tqdm(total=len(sweep.cells), initial=done, unit="cell") as bar:
         for cell, reason in itertools.chain(lacking.items(), ended):
             if reason is not None:
                 failures[cell] = reason

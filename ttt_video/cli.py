@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import re
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +20,13 @@ from detectron2.config import CfgNode
 
 from .config import get_cfg, validate_config
 from .errors import UserError
+from .processes import (
+    drop_broken_streams,
+    end_with_parent,
+    kill_helpers,
+    open_closed_streams,
+    signals_interrupt,
+)
 
 PRESETS = ("paper", "release", "realtime")
 
@@ -231,12 +240,34 @@ def _place(error: Exception, file: str, folder: str) -> str:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Runs a tool's ``main``: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Runs a tool's ``main`` and ends the process as a command does.
+
+    A :class:`UserError` becomes one line on stderr and exit code 2. Ctrl-C, SIGTERM and SIGHUP stop
+    ``main`` as an exception does, so that it keeps what there is; the exit code is 128 and the
+    signal's number. So it is, with SIGPIPE's, where nobody reads what is printed any more.
+    """
+    open_closed_streams()
+    end_with_parent()
+    logging.raiseExceptions = False  # a log that nobody reads any more stops nothing
+    code, line = 0, ""
     try:
-        main()
+        with signals_interrupt():
+            main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code, line = 2, f"error: {error}"
+    except KeyboardInterrupt as error:
+        kill_helpers()
+        code = getattr(error, "exit_code", 128 + signal.SIGINT)
+        line = "interrupted" + (f" by {error}" if code != 128 + signal.SIGINT else "")
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+    except SystemExit:
+        drop_broken_streams()
+        raise
+    if line:
+        with suppress(BrokenPipeError):
+            print(line, file=sys.stderr)
+    if drop_broken_streams():
+        code = code or 128 + signal.SIGPIPE
+    if code:
+        sys.exit(code)

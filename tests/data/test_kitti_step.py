@@ -139,7 +139,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
         part.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: disk full"):
         kitti_step.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -14,9 +18,11 @@ from PIL import Image
 
 from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.engine.run_directory import RunDirectory
+from ttt_video.engine.saved_state import STATE_KEYS, UnusableState, read_state
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.engine.stream_evaluation import StreamEvaluation
 from ttt_video.errors import UserError
+from ttt_video.files import save_torch
 from ttt_video.visualization.overlay_video import OverlayVideos
 
 SAVE_EVERY = 3
@@ -99,7 +105,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path):
     whole = content(tmp_path / "whole")
     assert whole.keys() == {
         "config.yaml", "frames.jsonl", "overlay-a.mp4", "overlay-b.mp4", "run.json",
-        "summary.json", "videos.jsonl",
+        "sources.json", "summary.json", "videos.jsonl",
     }  # fmt: skip
     # Right after the state was saved, which is after the observer saw the third frame:
     shutil.copytree(tmp_path / "late", tmp_path / "at a state")
@@ -238,3 +244,263 @@ def test_a_shorter_run_leaves_the_state_of_a_longer_one(evaluate, tmp_path, tiny
     )
     shorter.evaluate([FolderSource(video[0], KEEP)], max_frames=2)
     assert next((tmp_path / "cut").rglob("state.pth")).read_bytes() == state
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # a weight or a pixel
+    file.write_bytes(content)
+
+
+def lack(*keys: str):
+    def spoil(file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        part = state
+        for key in keys[:-1]:
+            part = part[key]
+        del part[keys[-1]]
+        torch.save(state, file)
+
+    return spoil
+
+
+SPOILERS = {
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": cut,
+    "garbage": lambda file: file.write_bytes(b"garbage"),
+    "flipped": flip,
+    "code": lambda file: torch.save({"frames": Path("x")}, file),
+    "another": lambda file: torch.save({"model": {}}, file),
+    "a list": lambda file: torch.save([1], file),
+    "no rows": lack("rows"),
+    "no generator": lack("runner", "generator"),
+    "no window": lack("runner", "window"),
+    "no evaluator": lack("evaluators", "frozen"),
+}
+
+
+@pytest.fixture(scope="module")
+def cut_run():
+    """Whole and cut run, once for all ways to spoil the state."""
+    return {}
+
+
+@pytest.mark.parametrize("kind", SPOILERS)
+def test_a_damaged_state_is_named_and_its_video_starts_anew(
+    evaluate, tmp_path, tmp_path_factory, caplog, cut_run, kind
+):
+    if not cut_run:
+        video = [write_video(tmp_path_factory.mktemp("v") / "a", 5)]
+        evaluate("whole", video, snapshots={4: "cut"}, video=False)
+        folder = tmp_path_factory.mktemp("runs")
+        shutil.move(tmp_path / "cut", folder / "cut")
+        cut_run.update(video=video, whole=content(tmp_path / "whole"), cut=folder / "cut")
+    shutil.copytree(cut_run["cut"], tmp_path / kind)
+    state = tmp_path / kind / "unfinished" / "a" / "state.pth"
+    SPOILERS[kind](state)
+    _, again = evaluate(kind, cut_run["video"], resume=True, video=False)
+    assert [index for _, index in again] == [0, 1, 2, 3, 4]
+    (record,) = [r for r in caplog.records if "starts anew" in r.getMessage()]
+    said = record.getMessage()
+    assert said.startswith(str(state))
+    assert said.endswith("video a starts anew without it")
+    assert "\n" not in said
+    assert "weights_only" not in caplog.text
+    assert content(tmp_path / kind) == cut_run["whole"]
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
+    file = tmp_path / "state.pth"
+    state = {key: key for key in STATE_KEYS} | {"rows": torch.arange(40).view(-1, 2)}
+    save_torch(file, state)
+    whole = file.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), 5):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            read = read_state(file)
+        except UnusableState:
+            noticed += 1
+        else:  # a time or a filler
+            assert torch.equal(read.pop("rows"), state["rows"])
+            assert read == {key: key for key in STATE_KEYS - {"rows"}}
+    assert noticed > 60
+
+
+@pytest.mark.parametrize("spoil", [flip, lack("runner", "window")])
+def test_videos_that_build_on_one_another_start_anew_together(evaluate, tmp_path, caplog, spoil):
+    """Without its state the second video cannot go on from the first."""
+    opts = ("TTT.RESET", "never")
+    videos = [write_video(tmp_path / "v" / name, 4) for name in "ab"]
+    evaluate("whole", videos, *opts, snapshots={6: "cut"}, video=False)
+    spoil(tmp_path / "cut" / "unfinished" / "b" / "state.pth")
+    _, again = evaluate("cut", videos, *opts, resume=True, video=False)
+    assert again == [(name, index) for name in "ab" for index in range(4)]
+    assert "the run starts anew without it" in caplog.text
+    resumed, whole = content(tmp_path / "cut"), content(tmp_path / "whole")
+    assert resumed.pop("videos.jsonl") != whole.pop("videos.jsonl")
+    assert resumed == whole
+
+
+def test_videos_that_build_on_one_another_keep_their_order(evaluate, tmp_path):
+    opts = ("TTT.RESET", "never", "TTT.METHOD", "none")
+    a, b = (write_video(tmp_path / "v" / name, 2) for name in "ab")
+    evaluate("run", [b], *opts, video=False)
+    for videos in ([a, b], [b, a]):
+        with pytest.raises(UserError, match=r"another setting \(videos: \['b'\], now"):
+            evaluate("run", videos, *opts, resume=True, video=False)
+
+
+def test_another_video_of_the_same_name_is_refused(evaluate, tmp_path):
+    opts = ("TTT.METHOD", "none")
+    video = write_video(tmp_path / "v", 6)
+    evaluate("whole", [video], *opts, snapshots={4: "cut"}, video=False)
+    rows = (tmp_path / "cut" / "frames.jsonl").read_bytes()
+
+    def refused(folder: Path, words: str) -> None:
+        with pytest.raises(UserError, match=rf"is of another video 'v' \({words}") as error:
+            evaluate("cut", [folder], *opts, resume=True, video=False)
+        assert "\n" not in str(error.value)
+        assert (tmp_path / "cut" / "frames.jsonl").read_bytes() == rows
+
+    other = write_video(tmp_path / "other" / "v", 6)
+    for index in range(6):
+        shutil.copyfile(video / f"{5 - index}.png", other / f"{index}.png")
+    refused(other, "0.png has ")
+    longer = shutil.copytree(video, tmp_path / "longer" / "v")
+    shutil.copyfile(video / "0.png", longer / "6.png")
+    refused(longer, "6.png is new; 6 files, now 7")
+    (longer / "6.png").unlink()
+    (longer / "2.png").unlink()
+    refused(longer, "2.png is gone; 6 files, now 5")
+    renamed = shutil.copytree(video, tmp_path / "w")
+    with pytest.raises(UserError, match="has frames of video 'v', which is not among"):
+        evaluate("cut", [renamed], *opts, resume=True, video=False)
+    copy = shutil.copytree(video, tmp_path / "copy" / "v")
+    evaluate("cut", [copy], *opts, resume=True, video=False)
+    indices = [json.loads(line)["frame_index"] for line in (tmp_path / "cut/frames.jsonl").open()]
+    assert indices == [0, 1, 2, 3, 4, 5]
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    """``fill(names...)``: from now on there is no room for files with such names."""
+
+    def start(*names: str) -> None:
+        def full(path) -> bool:
+            return any(name in str(path) for name in names)
+
+        for module, function in ((os, "open"), (io, "open"), (av, "open")):
+            original = getattr(module, function)
+
+            def opened(path, *args, original=original, **kwargs):
+                mode = args[0] if args else kwargs.get("mode", "r")
+                writes = (
+                    mode & (os.O_WRONLY | os.O_RDWR) if isinstance(mode, int) else "r" not in mode
+                )
+                if writes and full(path):
+                    raise FULL
+                return original(path, *args, **kwargs)
+
+            monkeypatch.setattr(module, function, opened)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows"),
+    [("frames.jsonl", 1), ("videos.jsonl", 6), ("state.pth", 3), ("summary.json", 6),
+     ("overlay-0", 3), ("overlay-v.mp4", 6)],
+)  # fmt: skip
+def test_a_full_disk_is_one_line_and_what_is_there_is_summed_up(
+    evaluate, tmp_path, fill, monkeypatch, name, num_rows
+):
+    video = [write_video(tmp_path / "v", 6)]
+    original = StreamRunner.step
+
+    def step(self, frame):
+        if frame["frame_index"] == 1:
+            fill(name)
+        return original(self, frame)
+
+    monkeypatch.setattr(StreamRunner, "step", step)
+    with pytest.raises(UserError, match=r"^cannot write .*: No space left on device$") as error:
+        evaluate("run", video, "TTT.METHOD", "none")
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    run = tmp_path / "run"
+    assert len((run / "frames.jsonl").read_text().splitlines()) == num_rows
+    if name == "summary.json":
+        assert not (run / name).exists()
+    else:
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["complete"], summary["frames"]) == (False, num_rows)
+    assert not list(run.rglob("*.part"))
+    monkeypatch.undo()
+    evaluate("run", video, "TTT.METHOD", "none", resume=True)
+    rows = [json.loads(line)["frame_index"] for line in (run / "frames.jsonl").open()]
+    assert rows == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_first_error_is_the_one_that_is_told(evaluate, tmp_path, fill, monkeypatch):
+    video = [write_video(tmp_path / "v", 3)]
+    raised: Exception
+
+    def step(self, frame):
+        fill("run/")
+        raise raised
+
+    raised = ZeroDivisionError()  # a defect stays one
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamRunner, "step", step)
+        with pytest.raises(ZeroDivisionError):
+            evaluate("1/run", video, "TTT.METHOD", "none")
+    monkeypatch.undo()
+    raised = UserError("the first")
+    monkeypatch.setattr(StreamRunner, "step", step)
+    with pytest.raises(UserError) as error:
+        evaluate("2/run", video, "TTT.METHOD", "none")
+    first, *later = str(error.value).split("; then: ")
+    assert first == "the first"
+    assert [Path(line.split(": ")[0]).name for line in later] == ["videos.jsonl", "summary.json"]
+
+
+def test_a_row_that_lacks_its_numbers_is_one_line(evaluate, tmp_path):
+    video = [write_video(tmp_path / "v", 2)]
+    evaluate("run", video, "TTT.METHOD", "none", video=False)
+    with (tmp_path / "run" / "frames.jsonl").open("a") as file:
+        file.write('{"video_id": "v", "frame_index": 7, "file_name": "", "records": {}}\n')
+    words = r"a row without adapt_seconds, predict_seconds, metrics \(video v, frame 7\)"
+    with pytest.raises(UserError, match=words):
+        evaluate("run", video, "TTT.METHOD", "none", video=False, resume=True)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "sources.json"])
+def test_a_disk_that_is_full_from_the_start_is_one_line(evaluate, tmp_path, fill, name):
+    fill(name)
+    with pytest.raises(UserError, match=rf"^cannot write .*{name}: No space left on device$"):
+        evaluate("run", [write_video(tmp_path / "v", 1)], "TTT.METHOD", "none")
+
+
+def test_a_folder_that_is_removed_under_a_run_is_one_line(evaluate, tmp_path, monkeypatch):
+    original = StreamRunner.step
+
+    def step(self, frame):
+        if frame["frame_index"] == 4:
+            shutil.rmtree(tmp_path / "run")
+        return original(self, frame)
+
+    monkeypatch.setattr(StreamRunner, "step", step)
+    with pytest.raises(UserError, match=r"run was removed or replaced") as error:
+        evaluate("run", [write_video(tmp_path / "v", 6)], "TTT.METHOD", "none")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -7,11 +7,13 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttt_video.engine.frame_ranges import FrameRanges
 from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.errors import UserError
 from ttt_video.evaluation.records import finite
@@ -190,7 +192,7 @@ def test_torn_rows_in_the_middle_are_dropped_and_others_kept_as_they_are(tmp_pat
     (tmp_path / "frames.jsonl").write_text(kept[0] + "".join(torn) + kept[1] + '{"video_i')
     run = RunDirectory(tmp_path, resume=True)
     assert (tmp_path / "frames.jsonl").read_text() == "".join(kept)
-    assert (run.recorded("a"), run.recorded("b"), run.recorded("c")) == ([0], [1], [])
+    assert [list(run.recorded(video)) for video in "abc"] == [[0], [1], []]
 
 
 @given(st.lists(st.text(max_size=80), unique=True, max_size=6))
@@ -247,7 +249,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UserError, match=r"frames.jsonl cannot be written: No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*frames.jsonl: No space left"):
         run.append(row(0))
     monkeypatch.setattr(os, "write", lambda *_: 3)
     with pytest.raises(UserError, match="only a part of a row"):
@@ -257,6 +259,10 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
 
 def test_which_videos_are_complete(tmp_path):
     run = RunDirectory(tmp_path)
+    for index in range(9):
+        run.append(row(index))
+    for index in range(5):
+        run.append(row(index, "b"))
     assert not run.is_complete("a", 10)
     run.end_video("a", frames=4, total=10, skipped=["x.png"], complete=False)
     assert not run.is_complete("a", 10)
@@ -271,3 +277,143 @@ def test_which_videos_are_complete(tmp_path):
     assert run.is_complete("b", 3)
     assert run.videos()["a"]["skipped_frames"] == ["x.png"]
     assert len((tmp_path / "videos.jsonl").read_text().splitlines()) == 3
+    run.close()
+    frames = (tmp_path / "frames.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "frames.jsonl").write_text("".join(["garbled\n", *frames[1:]]))
+    run = RunDirectory(tmp_path, resume=True)
+    assert not run.is_complete("a", 10)  # a row is lost
+    assert run.is_complete("b", None)
+
+
+@given(st.lists(st.integers(-3, 12) | st.integers(-(2**63), 2**63 - 2)))
+def test_ranges_are_a_set_of_indices(indices):
+    ranges = FrameRanges()
+    for index in indices:
+        ranges.add(index)
+    expected = sorted(set(indices))
+    assert list(ranges) == expected
+    assert len(ranges) == len(expected)
+    assert all(index in ranges for index in indices)
+    assert not any(index in ranges for index in {*range(-5, 15)} - {*indices})
+    borders = [border for pair in ranges.ranges() for border in pair]
+    assert sorted(set(borders)) == borders  # none is empty, none touches another
+    assert ranges.covers(ranges.ranges())
+    assert not any(ranges.covers([(start, stop + 1)]) for start, stop in ranges.ranges())
+
+
+def test_what_is_known_of_frames_takes_no_more_room_for_large_indices(tmp_path):
+    """A clock's milliseconds: a byte for each would be two terabytes."""
+    run = RunDirectory(tmp_path)
+    indices = [1_764_000_000_000 + 40 * k for k in range(3)]
+    for index in indices:
+        run.append(row(index))
+    run.close()
+    run = RunDirectory(tmp_path, resume=True)
+    assert list(run.recorded("a")) == indices
+    assert not run.has("a", indices[0] + 1)
+
+
+SOURCES = {"a": [[0, "0.png", 5, "ab", None], [1, "1.png", 6, None, None]], "camera": None}
+
+
+def resumed(path, sources):
+    run = RunDirectory(path, resume=True)
+    run.claim("SEED: 0\n", {}, sources)
+    run.close()
+
+
+def test_rows_of_two_videos_are_not_mixed(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.claim("SEED: 0\n", {}, SOURCES)
+    run.append(row(0))
+    run.append(row(7, "camera"))
+    run.close()
+    resumed(tmp_path, SOURCES)
+    resumed(tmp_path, {**SOURCES, "b": [[0, "x.png", 1, "cd", None]]})  # one more
+    resumed(tmp_path, {**SOURCES, "b": [[0, "y.png", 1, "cd", None]]})  # it has no rows yet
+    message = r"is of another video 'a' \(1.png is gone; 2 files, now 1\)"
+    with pytest.raises(UserError, match=message):
+        resumed(tmp_path, {**SOURCES, "a": SOURCES["a"][:1]})
+    with pytest.raises(UserError, match="has frames of video 'camera', which is not among"):
+        resumed(tmp_path, {"a": SOURCES["a"]})
+    mended = [SOURCES["a"][0], [1, "1.png", 9, None, None]]  # no frame that was run
+    resumed(tmp_path, {**SOURCES, "a": mended})
+    (tmp_path / "sources.json").unlink()  # as an earlier version left it
+    resumed(tmp_path, {**SOURCES, "a": SOURCES["a"][:1]})
+
+
+GARBLED = ["", "]", "[1]", "\0\1", '"a"', "a: [", "{", "\udcff"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "sources.json"])
+@pytest.mark.parametrize("text", GARBLED)
+def test_a_damaged_file_is_one_line_and_stays(tmp_path, name, text):
+    run = RunDirectory(tmp_path)
+    run.claim("SEED: 0\n", {}, SOURCES)
+    run.append(row(0))
+    run.close()
+    garbled = text.encode("utf-8", "surrogateescape")
+    (tmp_path / name).write_bytes(garbled)
+    with pytest.raises(UserError, match=rf"{name} is damaged, .* --output") as error:
+        resumed(tmp_path, {**SOURCES})
+    assert "\n" not in str(error.value)
+    assert (tmp_path / name).read_bytes() == garbled
+
+
+@pytest.mark.parametrize("rows", [5, [7], [[0, "0.png"]], [[0, "0.png", 5, "ab"]] * 2, "01"])
+def test_a_damaged_list_of_files_is_one_line(tmp_path, rows):
+    run = RunDirectory(tmp_path)
+    run.claim("SEED: 0\n", {}, SOURCES)
+    run.append(row(0))
+    run.close()
+    (tmp_path / "sources.json").write_text(json.dumps({"a": rows}))
+    with pytest.raises(UserError, match=r"sources.json is damaged|is of another video"):
+        resumed(tmp_path, {"a": SOURCES["a"]})
+
+
+STRANGE = ["5", "[]", "{}", '"a"', '{"video_id": "a"}', '{"video_id": 1, "frame_index": 0}',
+           '{"video_id": "a", "frame_index": true}', '{"video_id": "a", "frame_index": 0.5}',
+           '{"video_id": "a", "frame_index": 9223372036854775808}']  # fmt: skip
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_json_that_is_no_row_is_one_line_and_stays(tmp_path, line):
+    text = f'{{"video_id": "a", "frame_index": 0}}\n{line}\n'
+    (tmp_path / "frames.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"frames.jsonl has in line 2 something else than a row"):
+        RunDirectory(tmp_path, resume=True)
+    assert (tmp_path / "frames.jsonl").read_text() == text
+    (tmp_path / "frames.jsonl").write_text("")
+    (tmp_path / "videos.jsonl").write_text(f"{line}\n")
+    run = RunDirectory(tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"videos.jsonl has in line 1 something else than a row"):
+        run.is_complete("a", 1)
+
+
+def test_a_folder_that_is_removed_under_a_run_is_one_line(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.append(row(0))
+    shutil.rmtree(tmp_path / "run")
+    for again in (False, True):
+        if again:
+            (tmp_path / "run").mkdir()  # as another run might
+        with pytest.raises(UserError, match="run was removed or replaced"):
+            run.append(row(1))
+        with pytest.raises(UserError, match="run was removed or replaced"):
+            run.write_text("summary.json", "")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.append(row(0))
+    run.close()
+    unfinished = run.unfinished("a")
+    unfinished.mkdir(parents=True)
+    leftovers = [tmp_path / ".summary.json.99999999.part", unfinished / ".state.pth.99999999.part"]
+    for file in leftovers:
+        file.write_text("half")
+    (unfinished / "state.pth").write_text("whole")
+    RunDirectory(tmp_path, resume=True).close()
+    assert [file.exists() for file in leftovers] == [False, False]
+    assert (unfinished / "state.pth").read_text() == "whole"

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
 
 from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_dir, load_config
+from ttt_video.data.fingerprint import fingerprint_file
+from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
 from ttt_video.engine.sweep_checks import check_cells, without_weights
@@ -37,6 +40,7 @@ from ttt_video.evaluation.protocols import rules
 from ttt_video.visualization import sweep_figures
 from ttt_video.visualization.sweep_figures import draw_figures
 
+KEEP = FrameTransform(min_size=0)
 RULES = rules(["mIoU", "mIoU_frame_release", "predicted_classes_mean", "prediction_entropy_mean"])
 SPEC = {
     "config": "quick/stream_world.yaml",
@@ -769,6 +773,48 @@ def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_p
     config.write_text("TTT: {WINDOW_SIZE: 5}")
     assert not finished(cell())
     assert "holds a run of other settings" in run_cell(cell(), tools, {})
+
+
+@pytest.mark.parametrize("kind", ["video", "video-dir"])
+def test_a_cell_is_finished_for_the_same_videos_only(sweep_of, tmp_path, kind):
+    """The cell of other videos runs again, and its run says what differs."""
+    video = tmp_path / "street" / "0.png"
+    video.parent.mkdir()
+    video.write_bytes(b"first")
+    path = video if kind == "video" else video.parent
+    cell = sweep_of(seeds=[0], rows={"none": None}, sources={"s": {kind: str(path)}}).cells[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(json.dumps(sweep_workers._note(cell)))
+    (cell.folder / "summary.json").write_text('{"complete": true}')
+
+    def is_finished():
+        sweep_workers._known_videos.cache_clear()  # as in another process
+        return finished(cell)
+
+    assert is_finished()  # by an earlier version, which did not say
+    source = fingerprint_file(path) if kind == "video" else FolderSource(path, KEEP).fingerprint()
+    known = cell.folder / "sources.json"
+    known.write_text(json.dumps({"street": source}))
+    assert is_finished()
+    video.write_bytes(b"second")
+    assert not is_finished()
+    video.write_bytes(b"first")
+    assert is_finished()
+    known.write_text("[")
+    assert not is_finished()
+    known.write_text(json.dumps({"street": source}))
+    shutil.rmtree(video.parent)
+    assert is_finished()  # its report is drawn where the videos are not
+
+
+@pytest.mark.parametrize("text", ["", "[", "5"])
+def test_a_damaged_note_is_a_line(sweep_of, tools, text):
+    cell = local_sweep(sweep_of).cells[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(text)
+    assert "holds a run of other settings" in run_cell(cell, tools, {})
+    (cell.folder / "summary.json").write_text(text)
+    assert not finished(cell)
 
 
 def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):

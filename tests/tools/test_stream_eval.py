@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.cli import load_config, run_tool
 from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 
@@ -168,7 +170,8 @@ def test_folder_of_frames_with_the_frozen_model_beside(stream, tmp_path, capsys,
     assert width >= 3 * WIDTH  # original, frozen, adapted
     assert height >= HEIGHT
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.yaml", "frames.jsonl", "overlay.mp4", "run.json", "summary.json", "videos.jsonl",
+        "config.yaml", "frames.jsonl", "overlay.mp4", "run.json", "sources.json", "summary.json",
+        "videos.jsonl",
     ]  # fmt: skip
     captured = capsys.readouterr()
     assert "4 frames" in captured.out
@@ -351,14 +354,18 @@ def kill_at(command: list[str], out: Path, count: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = python_path()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    wait_for_rows(process, out, count)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def wait_for_rows(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
     deadline = time.monotonic() + 240
     frames = out / "frames.jsonl"
     while not (frames.exists() and frames.read_bytes().count(b"\n") >= count):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_killed_run_is_resumed_to_the_same_files(stream, model_files, tmp_path):
@@ -384,8 +391,11 @@ def test_killed_run_is_resumed_to_the_same_files(stream, model_files, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_workers_give_the_numbers_of_one(stream, refused, tmp_path, capsys):
+def test_several_workers_give_the_numbers_of_one(stream, refused, model_files, tmp_path, capsys):
     videos = tmp_path / "videos"
+    endless = tmp_path / "endless"
+    for name in "ab":
+        write_frames(endless / name, 300)
     for name, count in (("a", 2), ("a b", 3), ("a_b", 4)):
         write_frames(videos / name, count)
     flags = ("--video-dir", videos, "--compare", "--save-every", 2)
@@ -410,6 +420,26 @@ def test_several_workers_give_the_numbers_of_one(stream, refused, tmp_path, caps
         assert not (out / "unfinished").exists()
     assert (two / "overlay-a.mp4").read_bytes() == (one / "overlay-a.mp4").read_bytes()
 
+    # A signal stops the workers, too: their videos so far are there.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(ROOT / "tools/stream_eval.py"), *model_files]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        out = tmp_path / number.name
+        more = ["--video-dir", str(endless), "--workers", "2", "--output", str(out)]
+        process = subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE)
+        wait_for_rows(process, out, 3)
+        process.send_signal(number)
+        _, err = process.communicate()  # until the workers are gone, which have its stderr, too
+        assert process.returncode == (143 if number == signal.SIGTERM else -number)
+        assert b"Traceback" not in err
+        if number == signal.SIGTERM:
+            assert err.endswith(b"interrupted by SIGTERM\n")
+            summary = summary_of(out)
+            assert summary["complete"] is False
+            assert summary["frames"] == len(rows_of(out))
+            assert sum(probe(path)[3] for path in out.glob("*.mp4")) == len(rows_of(out))
+        RunDirectory(out, resume=True).close()  # nobody has it any more
+
     # One failing worker stops the run; one line names the video; rows are kept, resuming goes on.
     good = (videos / "a_b" / "frame11.png").read_bytes()
     truncate(videos / "a_b" / "frame11.png")
@@ -429,24 +459,45 @@ def test_videos_that_build_on_one_another_take_one_worker(refused, tmp_path):
     assert "TTT.RESET" in refused("--video-dir", folder, "--workers", 2, "TTT.RESET", "never")
 
 
-def test_interrupt_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys, number):
     folder = write_frames(tmp_path / "v", 4)
     original = StreamRunner.step
 
     def step(self, frame):
         if frame["frame_index"] == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return original(self, frame)
 
     monkeypatch.setattr(StreamRunner, "step", step)
     with pytest.raises(SystemExit) as stop:
         stream("--video-dir", folder)
-    assert stop.value.code == 130
+    assert stop.value.code == 128 + number
     out = tmp_path / "out"
     assert len(rows_of(out)) == 2
     assert summary_of(out)["complete"] is False
     assert probe(out / "overlay.mp4")[3] == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader goes after the first words."""
+
+    def write(self, text: str) -> int:
+        if self.tell() > 10:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_progress_that_nobody_reads_is_no_traceback(stream, tmp_path, monkeypatch):
+    """``stream_eval.py 2>&1 | head -1``: it ends as after a signal."""
+    folder = write_frames(tmp_path / "v", 4)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(SystemExit) as stop:
+        stream("--video-dir", folder, "--method", "none", "--no-video")
+    assert stop.value.code == 128 + signal.SIGPIPE
+    out = tmp_path / "out"
+    assert summary_of(out)["frames"] == len(rows_of(out))
 
 
 def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):

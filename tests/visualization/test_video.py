@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import threading
 from fractions import Fraction
@@ -271,3 +273,22 @@ def test_parts_are_joined_without_encoding_again(tmp_path, fps):
     # Whoever joins the same parts again gets the same bytes.
     join_videos(parts, tmp_path / "again.mp4", fps)
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_full_disk_is_one_line(tmp_path, part):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), np.uint8)
+
+    def write() -> None:
+        with VideoWriter(tmp_path / "v.mp4", 2, part=part) as video:
+            for image in [*noise, *noise]:
+                video.write(image)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError) as error:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == f"cannot write {tmp_path}/v.mp4: {os.strerror(errno.EFBIG)}"

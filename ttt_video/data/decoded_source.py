@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from ttt_video.data.fingerprint import Fingerprint
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.errors import UserError
 from ttt_video.files import path_text
@@ -97,6 +98,10 @@ class DecodedSource(ABC):
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         """Per frame whose index is beyond ``after``: its record, and its (H, W, 3) uint8 RGB pixels
         or why there are none."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Returns what the video's files are known by; None for a camera, which has none."""
+        return None
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames_after(-1)

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
+from ttt_video.data.fingerprint import Fingerprint, fingerprint_records
 from ttt_video.data.images import (
     IMAGE_SUFFIXES,
     BadFrame,
@@ -78,6 +79,10 @@ class DatasetSource(DecodedSource):
             raise UserError(f"video {videos[0]} has more than one frame with index {twice}")
         super().__init__(videos[0], len(indices), transform, on_bad_frame, prefetch)
         self._records = sorted(dicts, key=lambda record: record["frame_index"])
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what the frames' files and labels are known by."""
+        return fingerprint_records(self._records)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         for record in self._records:

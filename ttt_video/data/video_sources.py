@@ -18,6 +18,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
+from ttt_video.data.fingerprint import Fingerprint, fingerprint_file
 from ttt_video.data.images import BadFrame, FrameTransform
 from ttt_video.data.pipe import PATIENCE, Pipe
 from ttt_video.errors import UserError
@@ -74,6 +75,10 @@ class VideoFileSource(DecodedSource):
         super().__init__(
             Path(self.path).stem, num_frames or None, transform, on_bad_frame, prefetch
         )
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Returns what the file is known by."""
+        return fingerprint_file(self.path)
 
     def __getstate__(self) -> dict[str, object]:
         if self._pipe is not None:

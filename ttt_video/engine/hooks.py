@@ -13,9 +13,9 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from ttt_video.errors import UserError
-from ttt_video.files import read_json_object, write_atomically
+from ttt_video.files import read_json_object, save_torch, write_atomically
 from ttt_video.modeling import MaskFormerTTT
-from ttt_video.modeling.weights import TTTCheckpointer, save_torch
+from ttt_video.modeling.weights import TTTCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class KeepBest(HookBase):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        save_torch({"model": self.checkpointer.weights()}, self.weights)
+        save_torch(self.weights, {"model": self.checkpointer.weights()})
         write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
         logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
 

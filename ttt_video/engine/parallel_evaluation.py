@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ..adaptation import build_adapter
 from ..cli import run_files
-from ..errors import UserError
+from ..errors import UserError, ending_with
+from ..processes import end_with
 from ..structures import FrameSource
 from ..visualization.overlay_video import OverlayVideos
 from .run_directory import Row, RunDirectory
@@ -115,6 +116,7 @@ def evaluate_in_parallel(
             run,
             cfg,
             facts,
+            sources,
             dataset_name=settings.dataset_name,
             compare=settings.compare,
             video=settings.overlay is not None,
@@ -122,21 +124,26 @@ def evaluate_in_parallel(
             offline=offline,
         )
         team = _Team(settings, sources, num_workers)
+        summary: Row = {}
         complete = False
-        try:
+
+        def summarize() -> None:
+            summary.update(
+                write_summary(
+                    run,
+                    cfg,
+                    [source.video_id for source in sources],
+                    dataset_name=settings.dataset_name,
+                    complete=complete,
+                    **facts,
+                    **team.facts(),
+                )
+            )
+
+        with ending_with(summarize):
             team.work()
             run.remove_unfinished(*(source.video_id for source in sources))
             complete = True
-        finally:
-            summary = write_summary(
-                run,
-                cfg,
-                [source.video_id for source in sources],
-                dataset_name=settings.dataset_name,
-                complete=complete,
-                **facts,
-                **team.facts(),
-            )
     return summary
 
 
@@ -264,7 +271,11 @@ def _work(
     settings: Settings, device: str, threads: int, connection: Connection, stop: Event
 ) -> None:
     """A worker: runs the videos it is sent until it is sent None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent tells it to stop
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)
 
     def report(done: int, row: Row) -> None:
         if stop.is_set():

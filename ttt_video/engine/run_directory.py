@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..data.fingerprint import Fingerprint, difference
 from ..errors import UserError
-from ..files import file_stem, write_atomically
+from ..files import (
+    FolderLock,
+    file_stem,
+    read_json_object,
+    remove_leftovers,
+    write_atomically,
+    writing,
+)
+from .frame_ranges import FrameRanges
 
 Row = dict[str, Any]
+
+_FRAME = {"video_id": str, "frame_index": int}
+_VIDEO = {"video_id": str, "complete": bool, "frames": int, "skipped_frames": list}
 
 
 class RunDirectory:
     """The folder of one run.
 
     ``config.yaml`` (the resolved config), ``run.json`` (what else every row depends on),
-    ``frames.jsonl`` (a row per frame), ``videos.jsonl`` (a row whenever a video ends or is
-    interrupted), ``summary.json``, ``unfinished/VIDEO/`` (what an interrupted video goes on from).
+    ``sources.json`` (what the videos' files are known by), ``frames.jsonl`` (a row per frame),
+    ``videos.jsonl`` (a row whenever a video ends or is interrupted), ``summary.json``,
+    ``unfinished/VIDEO/`` (what an interrupted video goes on from).
 
     A row is one write to the end of its file, so that several processes may append to it: pickling
     the object hands it to another process. Nothing that was written is deleted. A run that was cut
     off goes on with ``resume``: its frames are known and not written again.
     """
 
-    _lock = -1
+    _lock: FolderLock | None = None
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         """Creates the folder, or reopens it.
@@ -54,19 +66,27 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output {self.path} cannot be made: {error.strerror}") from error
-        self._recorded: dict[str, bytearray] = {}  # a byte per frame: 1 where its row is on disk
-        self._open(fcntl.LOCK_EX)
+        self._recorded: dict[str, FrameRanges] = {}  # the frames whose rows are on disk
+        self._open(shared=False)
+        for folder in (self.path, *self.path.glob("unfinished/*")):
+            remove_leftovers(folder)
         self._read_back()
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # from here on, processes it is handed to may join
+        assert self._lock is not None
+        self._lock.share()  # from here on, processes it is handed to may join
 
-    def _open(self, lock: int) -> None:
-        self._lock = lock_folder(self.path, lock, "--output")
+    def _open(self, *, shared: bool) -> None:
+        message = (
+            f"another process is writing to the run in {self.path}: wait for it, or choose "
+            "another --output"
+        )
+        self._lock = FolderLock(self.path, message, shared=shared)
 
     def _read_back(self) -> None:
         """Learns which rows there are; drops torn ones, which kills leave behind."""
-        self.frames_file.touch()
+        with writing(self.frames_file):
+            self.frames_file.touch()
         torn = False
-        for row in _read_lines(self.frames_file):
+        for row in _read_lines(self.frames_file, _FRAME):
             if row is None:
                 torn = True
             else:
@@ -77,33 +97,29 @@ class RunDirectory:
                 with self.frames_file.open("rb") as old, part.open("wb") as new:
                     new.writelines(line for line in old if _parse(line) is not None)
 
-            write_atomically(self.frames_file, copy_whole_rows)
+            write_atomically(self.frames_file, copy_whole_rows, durable=True)
 
     def __getstate__(self) -> Row:
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
     def __setstate__(self, state: Row) -> None:
         self.__dict__.update(state)
-        self._open(fcntl.LOCK_SH)
+        self._open(shared=True)
 
     def rows(self) -> Iterator[Row]:
         """The rows so far, in the order in which they were written."""
         return read_rows(self.frames_file)
 
     def _note(self, row: Row) -> None:
-        seen, index = self._recorded.setdefault(row["video_id"], bytearray()), row["frame_index"]
-        if index >= len(seen):
-            seen.extend(bytes(index + 1 - len(seen)))
-        seen[index] = 1
+        self._recorded.setdefault(row["video_id"], FrameRanges()).add(row["frame_index"])
 
     def has(self, video_id: str, frame_index: int) -> bool:
         """Whether a frame's row is on disk."""
-        seen = self._recorded.get(video_id, b"")
-        return frame_index < len(seen) and bool(seen[frame_index])
+        return frame_index in self._recorded.get(video_id, ())
 
-    def recorded(self, video_id: str) -> list[int]:
-        """Indices of the video's frames whose rows are on disk."""
-        return [index for index, there in enumerate(self._recorded.get(video_id, b"")) if there]
+    def recorded(self, video_id: str) -> FrameRanges:
+        """Returns the indices of the video's frames whose rows are on disk."""
+        return self._recorded.get(video_id, FrameRanges())
 
     def append(self, row: Row) -> None:
         """Writes one row; it survives the process from here on."""
@@ -112,14 +128,18 @@ class RunDirectory:
 
     def _append(self, file: Path, row: Row) -> None:
         data = (json.dumps(row, allow_nan=False) + "\n").encode()
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            if os.write(descriptor, data) < len(data):
-                raise UserError(f"{file} took only a part of a row: is the disk full?")
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
+        self._check_folder()
+        with writing(file):
+            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                if os.write(descriptor, data) < len(data):
+                    raise UserError(f"{file} took only a part of a row: is the disk full?")
+            finally:
+                os.close(descriptor)
+
+    def _check_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def end_video(
         self, video_id: str, *, frames: int, total: int | None, skipped: list[str], complete: bool
@@ -138,13 +158,15 @@ class RunDirectory:
 
     def videos(self) -> dict[str, Row]:
         """The last row of each video in ``videos.jsonl``."""
-        rows = _read_lines(self.path / "videos.jsonl")
+        rows = _read_lines(self.path / "videos.jsonl", _VIDEO)
         return {row["video_id"]: row for row in rows if row is not None}
 
     def is_complete(self, video_id: str, total: int | None) -> bool:
         """Whether the video was run to its end, or as far as the ``total`` that is wanted now."""
         row = self.videos().get(video_id)
         if row is None or not row["complete"]:
+            return False
+        if len(self.recorded(video_id)) < row["frames"]:  # rows were lost or damaged since
             return False
         return row["total"] is None or (total is not None and total <= row["total"])
 
@@ -163,71 +185,102 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a whole file at once: readers see the old one or the new one."""
-        write_atomically(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
+        self._check_folder()
+        write_atomically(
+            self.path / name, lambda part: part.write_text(text, encoding="utf-8"), durable=True
+        )
 
     def write_json(self, name: str, value: Row) -> None:
         """:meth:`write_text` of indented JSON."""
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
-    def claim(self, config: str, facts: Row) -> None:
-        """Writes ``config.yaml`` and ``run.json``, which hold for every row.
+    def claim(
+        self,
+        config: str,
+        facts: Row,
+        sources: Mapping[str, Fingerprint | None] | None = None,
+    ) -> None:
+        """Writes ``config.yaml``, ``run.json`` and ``sources.json``, which hold for every row.
 
         Args:
             config: resolved, as YAML.
             facts: further settings by the name a user knows them by.
+            sources: what each video's files are known by; None for a video without files. Without
+                the argument nothing is known of the videos.
 
         Raises:
-            UserError: there are rows of other settings, which must not be mixed with new ones.
+            UserError: there are rows of other settings or videos, which must not be mixed with new
+                ones; or one of the files is damaged.
         """
         if self._recorded:
             self._compare("config", "config.yaml", yaml.safe_load(config))
             self._compare("setting", "run.json", facts)
+            if sources is not None:
+                self._compare_sources(sources)
         self.write_text("config.yaml", config)
         self.write_json("run.json", facts)
+        if sources is not None:
+            rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sources.items())
+            self.write_text("sources.json", f"{{\n{rows}\n}}\n")
 
     def _compare(self, what: str, name: str, now: Row) -> None:
-        file = self.path / name
-        if not file.exists():
+        before = self._read(name)
+        if before is None:
             return
-        values = differences(yaml.safe_load(file.read_text("utf-8")), now)
+        values = differences(before, now)
         if values:
             raise UserError(
                 f"the run in {self.path} has another {what} ({values}); resume it with the same, "
                 "or choose another --output"
             )
 
+    def _compare_sources(self, now: Mapping[str, Fingerprint | None]) -> None:
+        before = self._read("sources.json") or {}
+        for video_id, recorded in self._recorded.items():
+            if video_id not in now:
+                raise UserError(
+                    f"the run in {self.path} has frames of video {video_id!r}, which is not among "
+                    f"the videos given now; resume it with the same, or choose another --output"
+                )
+            old, new = before.get(video_id), now[video_id]
+            if not old or not new:  # a camera, or a run of an earlier version
+                continue
+            try:
+                differs = difference(old, new, max(stop for _, stop in recorded.ranges()) - 1)
+            except (TypeError, ValueError, IndexError) as error:
+                raise self._damaged("sources.json") from error
+            if differs is not None:
+                raise UserError(
+                    f"the run in {self.path} is of another video {video_id!r} ({differs}); resume "
+                    "it with the same files, or choose another --output"
+                )
+
+    def _read(self, name: str) -> Row | None:
+        """A file of keys and values; None where there is none."""
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            if file.suffix == ".json":
+                return read_json_object(file)
+            content = yaml.safe_load(file.read_text("utf-8"))
+        except (UserError, OSError, ValueError, yaml.YAMLError) as error:
+            raise self._damaged(name) from error
+        if not isinstance(content, dict):
+            raise self._damaged(name)
+        return content
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged, so it is not known what the run's rows are of: "
+            "restore it, or choose another --output"
+        )
+
     def close(self) -> None:
         """Lets other processes have the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    __del__ = close
-
-
-def lock_folder(folder: Path, lock: int, option: str) -> int:
-    """Locks a folder for as long as the returned descriptor is open.
-
-    Args:
-        folder: exists.
-        lock: ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``.
-        option: by which the user chose the folder.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"another process is writing to the run in {folder}: wait for it, or choose "
-            f"another {option}"
-        ) from error
-    except OSError:  # a network file system without locks
-        pass
-    return descriptor
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def differences(old: Row, new: Row) -> str:
@@ -237,8 +290,8 @@ def differences(old: Row, new: Row) -> str:
     return ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in differing)
 
 
-def _parse(line: bytes) -> Row | None:
-    """A row; None for what is none, such as the first half of one."""
+def _parse(line: bytes) -> Any:
+    """What a line of JSON says; None for what is none, such as the first half of one."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -246,14 +299,38 @@ def _parse(line: bytes) -> Row | None:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """Whole rows of a ``.jsonl`` file, also while another process appends to it."""
-    return (row for row in _read_lines(file) if row is not None)
+    """Whole rows of frames, also while another process appends to their file.
+
+    Raises:
+        UserError: a line is JSON but no such row.
+    """
+    return (row for row in _read_lines(file, _FRAME) if row is not None)
 
 
-def _read_lines(file: Path) -> Iterator[Row | None]:
-    if file.exists():
-        with file.open("rb") as lines:
-            yield from map(_parse, lines)
+def _read_lines(file: Path, kinds: Mapping[str, type]) -> Iterator[Row | None]:
+    """Rows with these keys; None for a torn line.
+
+    Raises:
+        UserError: a line is JSON but has no such keys: no kill leaves that behind.
+    """
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _parse(line)
+            if row is not None and not (isinstance(row, dict) and _has(row, kinds)):
+                raise UserError(
+                    f"{file} has in line {number} something else than a row: restore the file, "
+                    "remove the line, or choose another --output"
+                )
+            yield row
+
+
+def _has(row: Row, kinds: Mapping[str, type]) -> bool:
+    index = row.get("frame_index", 0)
+    return all(type(row.get(key)) is kind for key, kind in kinds.items()) and (
+        not isinstance(index, int) or -(2**63) <= index < 2**63 - 1
+    )
 
 
 def _flatten(config: Row, prefix: str = "") -> Row:

@@ -20,19 +20,23 @@ from tqdm import tqdm
 from ..adaptation import NoAdaptation
 from ..data.classes import check_predicted_classes
 from ..data.decoded_source import frames_after
+from ..data.fingerprint import fingerprint_of
 from ..data.ordering import FirstFrames, ShuffledFrames
-from ..errors import UserError
+from ..errors import UserError, ending_with
 from ..evaluation.evaluators import build_evaluators, score_frame
 from ..evaluation.records import finite
-from ..files import write_atomically
+from ..files import save_torch, writing
 from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import Frame, FrameSource
 from ..visualization.overlay_video import OverlayVideos
 from .run_directory import Row, RunDirectory
+from .saved_state import UnusableState, read_state
 from .stream import FrameResult, StreamRunner
 from .summary import process_facts, source_facts, write_summary
 
 logger = logging.getLogger(__name__)
+
+_ROW_KEYS = ("file_name", "adapt_seconds", "predict_seconds", "metrics", "records")
 
 Observer = Callable[[FrameResult, FrameResult | None], None]
 """Sees each frame's result, and the frozen model's where that runs beside it."""
@@ -111,9 +115,12 @@ class StreamEvaluation:
         named.defrost()
         named.DATASETS.TEST = (dataset_name,) if dataset_name else ()
         self.runner = StreamRunner.from_config(named, model)
+        self._reset_evaluators()
+
+    def _reset_evaluators(self) -> None:
         self.evaluators = {
-            who: build_evaluators(cfg, dataset_name)
-            for who in (("adapted", "frozen") if compare else ("adapted",))
+            who: build_evaluators(self.cfg, self.dataset_name)
+            for who in (("adapted", "frozen") if self.frozen is not None else ("adapted",))
         }
 
     def evaluate(self, sources: Sequence[FrameSource], max_frames: int | None = None) -> Row:
@@ -127,37 +134,44 @@ class StreamEvaluation:
             The summary.
 
         Raises:
-            UserError: the folder holds rows of another config, other weights or other flags.
+            UserError: the folder holds rows of another config, other weights, other flags or
+                other videos.
         """
         with closing(self.run):
             claim(
                 self.run,
                 self.cfg,
                 self.source_facts,
+                sources,
                 dataset_name=self.dataset_name,
                 compare=self.frozen is not None,
                 video=self.overlay is not None,
                 max_frames=max_frames,
                 offline=self.runner.adapter.offline,
             )
+            summary: Row = {}
             complete = False
-            try:
+
+            def summarize() -> None:
+                summary.update(
+                    write_summary(
+                        self.run,
+                        self.cfg,
+                        [source.video_id for source in sources],
+                        dataset_name=self.dataset_name,
+                        complete=complete,
+                        **self.source_facts,
+                        **process_facts(self.runner.window.device),
+                    )
+                )
+
+            with ending_with(summarize):
                 for source in self._remaining(sources, max_frames):
                     total = expected_frames(source, max_frames)
                     with tqdm(total=total, desc=source.video_id, unit="frame") as bar:
                         self.stream(source, max_frames, functools.partial(advance, bar))
                 self.run.remove_unfinished(*(source.video_id for source in sources))
                 complete = True
-            finally:
-                summary = write_summary(
-                    self.run,
-                    self.cfg,
-                    [source.video_id for source in sources],
-                    dataset_name=self.dataset_name,
-                    complete=complete,
-                    **self.source_facts,
-                    **process_facts(self.runner.window.device),
-                )
         return summary
 
     def _remaining(
@@ -171,8 +185,8 @@ class StreamEvaluation:
         ]
         if not remaining or self.runner.reset != "never":
             return remaining
-        # Later videos build on the earlier ones: from the last one that has a state.
-        saved = [i for i, s in enumerate(sources) if self._state_file(s.video_id).exists()]
+        # Later videos build on the earlier ones: from the last one that has a state to go on from.
+        saved = [i for i, s in enumerate(sources) if self._restore(s.video_id)]
         return sources[max(saved, default=0) :]
 
     def stream(self, source: FrameSource, max_frames: int | None, progress: Progress) -> None:
@@ -191,17 +205,8 @@ class StreamEvaluation:
         progress(done, {})
         limit = None if max_frames is None else max_frames - done
         complete = False
-        try:
-            for frame in self.runner.paced(islice(frames, limit)):
-                row = self._frame(frame)
-                done += 1
-                progress(done, row)
-                if self.save_every and done % self.save_every == 0:
-                    self._save(video_id, done, frame["frame_index"], _skipped(skipped, source))
-            complete = True
-        finally:
-            if self.overlay is not None:
-                self.overlay.finish()
+
+        def end() -> None:
             self.run.end_video(
                 video_id,
                 frames=done,
@@ -209,6 +214,16 @@ class StreamEvaluation:
                 skipped=_skipped(skipped, source),
                 complete=complete,
             )
+
+        endings = (end,) if self.overlay is None else (self.overlay.finish, end)
+        with ending_with(*endings):
+            for frame in self.runner.paced(islice(frames, limit)):
+                row = self._frame(frame)
+                done += 1
+                progress(done, row)
+                if self.save_every and done % self.save_every == 0:
+                    self._save(video_id, done, frame["frame_index"], _skipped(skipped, source))
+            complete = True
         if self.runner.reset != "never":  # else the next video may have to go on from this one
             self.run.remove_unfinished(video_id)
 
@@ -218,7 +233,9 @@ class StreamEvaluation:
         first = FirstFrames(source, max_frames)
         if self.cfg.TTT.FRAME_ORDER == "shuffled":
             source = first = ShuffledFrames(source, max_frames, seed=self.runner.seed)
-        state = self._load(video_id)
+        # A later video that builds on the one before goes on from that, not from its own state.
+        follows = self.runner.reset == "never" and self._before is not None
+        state = {} if follows else self._restore(video_id)
         if self.overlay is not None:
             self.overlay.start(
                 video_id,
@@ -226,18 +243,13 @@ class StreamEvaluation:
                 frames=state.get("frames", 0),
                 parts=state.get("overlay", ()),
             )
-        if state:
-            self.runner.load_state_dict(state["runner"])
-            for who, evaluators in self.evaluators.items():
-                for evaluator in evaluators:
-                    evaluator.load_state_dict(state["evaluators"][who][evaluator.name])
-        else:
+        if not state:
             self.runner.start_video(video_id, first)
             if self.save_every and self.runner.reset == "never":
                 self._save(video_id, 0, -1, [])
                 if self._before is not None:
                     self.run.remove_unfinished(self._before)
-            self._before = video_id
+        self._before = video_id
         if not state.get("frames"):
             return state, iter(source)
         return state, frames_after(source, state["frame_index"])
@@ -285,7 +297,7 @@ class StreamEvaluation:
             "frames": done,
             "frame_index": frame_index,
             "skipped": skipped,
-            "rows": torch.tensor(self.run.recorded(video_id)),
+            "rows": torch.tensor(self.run.recorded(video_id).ranges()).view(-1, 2),
             "overlay": self.overlay.cut() if self.overlay is not None else [],
             "runner": self.runner.state_dict(),
             "evaluators": {
@@ -294,22 +306,35 @@ class StreamEvaluation:
             },
         }
         file = self._state_file(video_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, functools.partial(torch.save, state))
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        save_torch(file, state)
 
-    def _load(self, video_id: str) -> Row:
-        """The saved state of a video, {} where there is none."""
+    def _restore(self, video_id: str) -> Row:
+        """Brings back the saved state of a video and returns it; {} where there is none to use."""
         file = self._state_file(video_id)
         if not file.exists():
             return {}
-        state: Row = torch.load(file, map_location="cpu", weights_only=True)
-        if all(self.run.has(video_id, index) for index in state["rows"].tolist()):
+        try:
+            state = read_state(file)
+            if not self.run.recorded(video_id).covers(state["rows"].tolist()):
+                raise UnusableState(f"{self.run.frames_file} lacks rows that were there")
+            self.runner.load_state_dict(state["runner"])
+            for who, evaluators in self.evaluators.items():
+                for evaluator in evaluators:
+                    evaluator.load_state_dict(state["evaluators"][who][evaluator.name])
+        except UnusableState as error:
+            reason = str(error)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+            reason = f"{file} is not the state of such a run"
+        else:
             return state
-        logger.warning(
-            "%s lacks rows of video %s that were there: it starts anew",
-            self.run.frames_file,
-            video_id,
-        )
+        # A part of it may have been taken.
+        self.runner.window.clear()
+        self.runner.adapter.reset()
+        self._reset_evaluators()
+        anew = "the run" if self.runner.reset == "never" else f"video {video_id}"
+        logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
 
 
@@ -317,6 +342,7 @@ def claim(
     run: RunDirectory,
     cfg: CfgNode,
     facts: Row,
+    sources: Sequence[FrameSource],
     *,
     dataset_name: str,
     compare: bool,
@@ -324,11 +350,19 @@ def claim(
     max_frames: int | None,
     offline: bool,
 ) -> None:
-    """Makes sure that all rows of the folder are of one config, one model and one set of flags.
+    """Makes sure that all rows of the folder are of one config, model, set of flags and videos.
 
     Raises:
-        UserError: there are rows of others; or there are any, of a run with a frame budget.
+        UserError: there are rows of others, or that lack what a row has; or there are any, of a run
+            with a frame budget.
     """
+    for row in run.rows():
+        lacking = [key for key in _ROW_KEYS if key not in row]
+        if lacking:
+            raise UserError(
+                f"{run.frames_file} has a row without {', '.join(lacking)} (video "
+                f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
+            )
     if cfg.TTT.FRAME_BUDGET_MS and next(run.rows(), None) is not None:
         raise UserError(
             f"the run in {run.path} cannot go on: with TTT.FRAME_BUDGET_MS the frames that are run "
@@ -339,7 +373,13 @@ def claim(
     # how many were to come, or on how many the videos before them had.
     if offline or cfg.TTT.FRAME_ORDER == "shuffled" or cfg.TTT.RESET == "never":
         flags["--max-frames"] = max_frames
-    run.claim(cfg.dump(), {"weights_sha256": facts["weights_sha256"], **flags})
+    if cfg.TTT.RESET == "never":
+        flags["videos"] = [source.video_id for source in sources]
+    run.claim(
+        cfg.dump(),
+        {"weights_sha256": facts["weights_sha256"], **flags},
+        {source.video_id: fingerprint_of(source) for source in sources},
+    )
 
 
 def expected_frames(source: FrameSource, max_frames: int | None) -> int | None:

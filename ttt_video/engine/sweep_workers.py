@@ -8,9 +8,8 @@ import json
 import os
 import queue
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +19,11 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..cli import DEFAULT_STREAM_CONFIG, load_config
+from ..data.fingerprint import Fingerprint, fingerprint_file, fingerprint_of
+from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import read_json_object, write_atomically, writing
+from ..processes import Children
 from .sweep import Cell, WorldVideos
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -43,13 +45,16 @@ def threads_per_worker(workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def run_cell(cell: Cell, tools: Path, environment: Mapping[str, str]) -> str | None:
+def run_cell(
+    cell: Cell, tools: Path, environment: Mapping[str, str], children: Children | None = None
+) -> str | None:
     """Runs one cell, or goes on with it; its output goes to ``log.txt`` in its folder.
 
     Args:
         cell: not finished yet.
         tools: the folder of ``stream_eval.py``.
         environment: variables to set besides the cell's own.
+        children: runs the process; None: one of its own.
 
     Returns:
         None, or why it failed, in one line.
@@ -62,15 +67,17 @@ def run_cell(cell: Cell, tools: Path, environment: Mapping[str, str]) -> str | N
         return f"{cell.folder} holds a run of other settings or weights; choose another --output"
     flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
     command = [sys.executable, str(tools / "stream_eval.py"), *flags]
-    reason = _run(command, cell.folder / "log.txt", {**environment, **cell.environment})
+    log, variables = cell.folder / "log.txt", {**environment, **cell.environment}
+    reason = _run(command, log, variables, children or Children())
     if reason is None and cell.summary() is None:
         return f"no complete summary.json in {cell.folder}"
     return reason
 
 
 def finished(cell: Cell) -> bool:
-    """Whether the cell's run is on disk, complete and made with the same settings."""
-    return cell.summary() is not None and _read_note(cell) == _note(cell)
+    """Whether the cell's run is on disk, complete and made with the same settings and videos."""
+    there = cell.summary() is not None and _read_note(cell) == _note(cell)
+    return there and _same_videos(cell)
 
 
 def _note(cell: Cell) -> dict[str, Any]:
@@ -108,27 +115,58 @@ def _file_digest(name: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
+def _same_videos(cell: Cell) -> bool:
+    """Whether the files of ``--video`` or ``--video-dir`` are those that the finished run knows.
+
+    Those that are not here any more do not matter, nor do a data set's, which only the cell's own
+    process loads. A run that goes on compares all of them itself.
+    """
+    file = cell.folder / "sources.json"
+    flags = dict(itertools.pairwise(cell.flags))
+    now = [_known_videos(k, flags[k]) for k in ("--video", "--video-dir") if k in flags]
+    if not file.exists() or not now or now[0] is None:
+        return True
+    try:
+        return list(read_json_object(file).values()) == now[0]
+    except UserError:  # the run says what is wrong with the file
+        return False
+
+
+@lru_cache
+def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
+    """What the files of a video, or of a folder of videos, are known by; None if not here."""
+    if flag == "--video":
+        return [fingerprint_file(name)] if Path(name).is_file() else None
+    try:
+        return list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
+    except UserError:
+        return None
+
+
 def _read_note(cell: Cell) -> Any:
+    """What is in ``cell.json``; None where there is none, "damaged" where it says nothing."""
     try:
         return json.loads((cell.folder / "cell.json").read_text("utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        return "damaged"
 
 
-def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> str | None:
-    with log.open("a", encoding="utf-8") as file:
+def _run(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], children: Children
+) -> str | None:
+    with writing(log), log.open("a", encoding="utf-8") as file:
         start = file.tell()
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
-    if done.returncode == 0:
+        code = children.run(command, file, environment)
+    if code == 0:
         return None
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     last = (errors or lines or ["no output"])[-1].removeprefix("error: ")
-    return f"{last} (exit code {done.returncode}, see {log})"
+    return f"{last} (exit code {code}, see {log})"
 
 
 def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> None:
@@ -138,22 +176,28 @@ def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> N
         UserError: a world cannot be rendered; the cells that need it could not run either.
     """
 
+    children = Children()
+
     def render(world: WorldVideos) -> str | None:
         world.folder.parent.mkdir(parents=True, exist_ok=True)
         flags = [*world.arguments, "--output", str(world.folder)]
         command = [sys.executable, str(tools / "make_world.py"), *flags]
         log = world.folder.parent / "log.txt"
-        return _run(command, log, _thread_environment(1))
+        return _run(command, log, _thread_environment(1), children)
 
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         for reason in pool.map(render, worlds):
             if reason is not None:
                 raise UserError(f"world videos: {reason}")
+    finally:
+        children.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def run_local(
     cells: Sequence[Cell], tools: Path, *, workers: int, threads: int
-) -> Iterator[tuple[Cell, str | None]]:
+) -> Generator[tuple[Cell, str | None], None, None]:
     """Runs cells in processes of their own, ``workers`` at a time.
 
     Args:
@@ -167,6 +211,7 @@ def run_local(
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    children = Children()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(workers):
         slots.put(slot)
@@ -177,7 +222,7 @@ def run_local(
         if len(gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         try:
-            return run_cell(cell, tools, environment)
+            return run_cell(cell, tools, environment, children)
         finally:
             slots.put(slot)
 
@@ -186,7 +231,8 @@ def run_local(
         futures = {pool.submit(run, cell): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.result()
-    finally:  # after Ctrl-C, which the running processes got too, no further ones start
+    finally:  # after a signal, which ends the running processes too, no further ones start
+        children.stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -198,7 +244,7 @@ def run_on_cluster(
     workers: int,
     parameters: Mapping[str, Any],
     cluster: str = "slurm",
-) -> Iterator[tuple[Cell, str | None]]:
+) -> Generator[tuple[Cell, str | None], None, None]:
     """Runs cells as one array of jobs through submitit; see :func:`run_local`.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sys
@@ -16,8 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..errors import UserError
-from ..files import write_atomically
-from .run_directory import differences, lock_folder
+from ..files import FolderLock, make_folder, write_atomically
+from .run_directory import differences
 
 LOG_FILE_ONLY = {"log_file_only": True}
 """The ``extra`` of log records that are too long for a terminal."""
@@ -74,22 +73,18 @@ def training_directory(
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}") from error
-    descriptor = [lock_folder(folder, fcntl.LOCK_EX, "OUTPUT_DIR")]
-
-    def close() -> None:
-        while descriptor:
-            os.close(descriptor.pop())
-
+    make_folder(folder, "OUTPUT_DIR")
+    lock = FolderLock(
+        folder,
+        f"another process is writing to the run in {folder}: wait for it, or choose another "
+        "OUTPUT_DIR",
+    )
     # Loading processes of a training that is killed live on for seconds, and must not hold it.
-    os.register_at_fork(after_in_child=close)
+    os.register_at_fork(after_in_child=lock.close)
     try:
         yield
     finally:
-        close()
+        lock.close()
 
 
 class _LogFile(logging.FileHandler):
@@ -165,7 +160,4 @@ def _remove(config: dict[str, Any], dotted: str) -> None:
 
 def _write_config(file: Path, cfg: CfgNode) -> None:
     text = cfg.dump()
-    try:
-        write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))

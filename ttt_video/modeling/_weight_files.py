@@ -8,9 +8,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import save_torch, write_atomically
 from ._unpickle import RefusedContent, safe_unpickle
 
 CheckpointFormat = Literal["safetensors", "torch", "pickle"]
@@ -165,40 +165,15 @@ def write_checkpoint(
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
         raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
-    if path.suffix == ".safetensors":
-        header = {"format": "pt", **(metadata or {})}
-        _write(path, lambda file: file.write(safetensors.torch.save(tensors, header)))
-    elif path.suffix == ".pth":
-        save_torch({"model": tensors}, path)
+    if path.suffix == ".pth":
+        save_torch(path, {"model": tensors})
+    elif path.suffix == ".safetensors":
+        content = safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})})
+        write_atomically(path, lambda part: part.write_bytes(content), durable=True)
     else:
-        content = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
-        _write(path, lambda file: pickle.dump(content, file, protocol=4))
-
-
-def save_torch(content: Any, path: Path) -> None:
-    """Writes a torch file, whole or not at all.
-
-    Raises:
-        UserError: the disk does not take it; what was at ``path`` before is still there.
-    """
-    _write(path, lambda file: torch.save(content, file))
-
-
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    def fill(part: Path) -> None:
-        with part.open("wb") as file:
-            write(file)
-
-    try:
-        write_atomically(path, fill)
-    except (OSError, RuntimeError) as error:
-        # Where a write fails, torch raises a RuntimeError about its own position in the file.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
+        arrays = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
+        content = pickle.dumps(arrays, protocol=4)
+        write_atomically(path, lambda part: part.write_bytes(content), durable=True)
 
 
 def save_safetensors(

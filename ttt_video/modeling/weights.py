@@ -18,7 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import save_torch, write_atomically
 from ._weight_files import (
     checkpoint_format,
     input_convolution,
@@ -26,7 +26,6 @@ from ._weight_files import (
     read_checkpoint,
     read_file,
     save_safetensors,
-    save_torch,
     set_input_channels,
     weights_hash,
     weights_in,
@@ -44,7 +43,6 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "save_safetensors",
-    "save_torch",
     "set_input_channels",
     "weights_hash",
     "write_checkpoint",
@@ -447,7 +445,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        save_torch(content, path)
+        save_torch(path, content)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from ttt_video.errors import UserError
-from ttt_video.files import ffmpeg_name, write_atomically
+from ttt_video.files import ffmpeg_name, write_atomically, writing
 from ttt_video.visualization.overlay import BACKGROUND, resize
 
 MIN_FPS, MAX_FPS = 1e-4, 1e5
@@ -105,7 +105,8 @@ class VideoWriter:
                 try:
                     self._mux(None)
                 finally:
-                    self._container.close()
+                    with writing(self.path):
+                        self._container.close()
         if self._container is not None and not self._part:
             join_videos([self.path], self.path, self._rate)
 
@@ -135,7 +136,8 @@ class VideoWriter:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         assert self._container is not None
         for packet in self._stream.encode(frame):
-            self._container.mux(packet)
+            with writing(self.path):
+                self._container.mux(packet)
 
     def _open(self, height: int, width: int) -> None:
         scale = min(1.0, self._max_side / max(height, width))
@@ -144,7 +146,8 @@ class VideoWriter:
         flags = "frag_keyframe+empty_moov+default_base_moof"
         # flush_packets: else finished fragments would wait in FFmpeg's buffer for the close.
         options = {"movflags": flags, "flush_packets": "1"}
-        container = av.open(ffmpeg_name(self.path), "w", format="mp4", options=options)
+        with writing(self.path):
+            container = av.open(ffmpeg_name(self.path), "w", format="mp4", options=options)
         try:
             stream = container.add_stream(
                 "libx264",

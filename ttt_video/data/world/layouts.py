@@ -8,7 +8,6 @@ folder, for example ``$DETECTRON2_DATASETS/coco``.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from ttt_video.data.kitti_step import write_png
 from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
+from ttt_video.files import remove_leftovers, write_atomically
 
 from . import segments
 from .video import WorldFrame
@@ -209,21 +208,11 @@ def _write_missing(
     """Render and save the frames of which a file is missing."""
     for folder in {path.parent for index in range(min(len(frames), 1)) for path in files(index)}:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        remove_leftovers(folder)  # Cityscapes' loaders stumble over strange files
     for index in tqdm(range(len(frames)), desc=description, unit="frame"):
         paths = files(index)
         if not all(path.exists() for path in paths):
             save(frames[index], paths)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing: Cityscapes' loaders stumble over strange files.
-
-    What is younger than a minute may belong to a process that runs.
-    """
-    for part in folder.glob(".*.part"):
-        if time.time() - part.stat().st_mtime > 60:
-            part.unlink(missing_ok=True)
 
 
 def _read_ids(path: Path) -> np.ndarray:
