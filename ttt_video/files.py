@@ -56,7 +56,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        named = None
+        if error.filename is not None:  # FFmpeg's has the prefix of ffmpeg_name
+            named = Path(os.fsdecode(error.filename).removeprefix("file:"))
         if named not in (None, path) and not _is_part(named):
             reason += f": {named}"
         raise UserError(f"cannot write {path}: {reason}") from error

@@ -428,7 +428,8 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_summed_up(
     original = StreamRunner.step
 
     def step(self, frame):
-        if frame["frame_index"] == 1:
+        # The overlay is opened in a thread, at some time after its first frame.
+        if frame["frame_index"] == (0 if name == "overlay-0" else 1):
             fill(name)
         return original(self, frame)
 
