@@ -82,8 +82,8 @@ def test_links_paths_and_keys_are_found_in_markdown() -> None:
     text = (
         "# One: `two`\n[a](b.md#c) ![d](e/f.png) [g](https://h.i)\n```bash\n[x](y)\n"
         "python tools/k.py --config quick/l.yaml TTT.M 1\n```\n"
-        "`ttt_video/n/` and configs/methods/NAME.yaml, [`tools/z.py`](../w.py), `docs/<date>-o.md`, `p/tools/q.py`.\n"
-        "`tools/sweep.py r_s`\n"
+        "`ttt_video/n/`, configs/methods/NAME.yaml, [`tools/z.py`](../w.py), `docs/<date>-o.md`,\n"
+        "`p/tools/q.py`, `tools/sweep.py r_s`\n"
     )
     assert links(text) == ["b.md#c", "e/f.png", "../w.py"]
     assert anchors(text) == {"one-two"}
