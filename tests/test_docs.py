@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
+from PIL import Image
 
 from ttt_video.config import get_cfg
 
@@ -23,8 +27,8 @@ MANUAL = [
 HISTORY = [ROOT / "CHANGELOG.md", *sorted((DOCS / "log").glob("*.md"))]
 # Files of the recipes that other changes bring; nothing of it is needed once they are there.
 COMING = {
-    "examples/new_metric.py", "examples/new_model.py", "examples/new_task.py",
-    "tests/model_contract.py", "tests/tasks/", "ttt_video/modeling/interface.py",
+    "configs/methods.yaml", "examples/new_metric.py", "examples/new_model.py",
+    "examples/new_task.py", "tests/model_contract.py", "tests/tasks/", "ttt_video/modeling/interface.py",
     "ttt_video/tasks/", "ttt_video/tasks/__init__.py",
 }  # fmt: skip
 # Parts of the repository whose files are named by their path from its top.
@@ -144,3 +148,28 @@ def test_reports_are_named_by_date_subject_and_machine() -> None:
 @pytest.mark.parametrize("page", ["benchmark.md", "PERFORMANCE.md"])
 def test_answers_are_short(page: str) -> None:
     assert len((DOCS / page).read_text(encoding="utf-8").splitlines()) < 130
+
+
+def test_the_task_in_the_recipe_works(tmp_path: Path) -> None:
+    tasks = pytest.importorskip("ttt_video.tasks")
+    (block,) = re.findall(r"^```python\n(.*?)^```", FRONT[1].read_text("utf-8"), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    try:
+        task = names["HorizonTask"]
+        metric = task.metrics["horizon_error"]
+        records, value = metric.example
+        tally = task.tally()
+        for index, record in enumerate(records):
+            tally.add(index, record)
+        assert metric.value(task.tally.joined([tally]), tasks.LabelInfo()) == value
+
+        labels = np.zeros((8, 6), np.uint8)
+        labels[:4] = 10  # sky down to row 3
+        Image.fromarray(labels).save(tmp_path / "labels.png")
+        output = {"sem_seg": torch.zeros(19, 8, 6)}
+        output["sem_seg"][10, :6] = 1.0  # to row 5
+        frame = {"sem_seg_file_name": str(tmp_path / "labels.png")}
+        assert task().record(frame, output) == {"error": 2, "frames": 1}
+    finally:
+        tasks.TASK_REGISTRY._obj_map.pop("HorizonTask", None)
