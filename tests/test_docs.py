@@ -28,8 +28,8 @@ HISTORY = [ROOT / "CHANGELOG.md", *sorted((DOCS / "log").glob("*.md"))]
 # Files of the recipes that other changes bring; nothing of it is needed once they are there.
 COMING = {
     "configs/methods.yaml", "examples/new_metric.py", "examples/new_model.py",
-    "examples/new_task.py", "tests/model_contract.py", "tests/tasks/", "ttt_video/modeling/interface.py",
-    "ttt_video/tasks/", "ttt_video/tasks/__init__.py",
+    "examples/new_task.py", "tests/model_contract.py", "tests/tasks/",
+    "ttt_video/modeling/interface.py", "ttt_video/tasks/", "ttt_video/tasks/__init__.py",
 }  # fmt: skip
 # Parts of the repository whose files are named by their path from its top.
 FOLDERS = (".ci", "configs", "docs", "examples", "tests", "tools", "ttt_video")
