@@ -172,6 +172,9 @@ def _ttt_defaults() -> CfgNode:
     # --- masking and reconstruction (training and test time) ---
     ttt.MASK_RATIO = 0.8  # share of patches hidden, in [0, 1)
     ttt.MASK_PATCH_SIZE = 16  # px
+    # A name in ttt_video.modeling.MASK_KINDS: "random" patches, each by itself; "block",
+    # rectangles of patches.
+    ttt.MASK_KIND = "random"
     ttt.RECON = CfgNode()
     ttt.RECON.WEIGHT = 1.0  # factor on loss_recon in joint training
     ttt.RECON.REGION = "masked"  # pixels that count: "masked", "visible", "all" (padding too)

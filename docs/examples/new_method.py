@@ -6,7 +6,6 @@ python tools/stream_eval.py --video VIDEO --register docs/examples/new_method.py
 import torch
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, GradientAdapter
-from ttt_video.adaptation.pixel_classes import main_task
 
 
 class AnyLight(GradientAdapter):
@@ -18,8 +17,8 @@ class AnyLight(GradientAdapter):
         frames = [{"image": x["image"]} for x in batch]
         darker = [{"image": (x["image"] * light).to(torch.uint8)} for x in batch]
         with torch.no_grad():
-            target = main_task(self.model, frames).pixels.classes
-        prediction = main_task(self.model, darker)
+            target = self.model.main_task(frames).pixels.classes
+        prediction = self.model.main_task(darker)
         divergence = target.exp() * (target - prediction.pixels.classes)
         return {"loss_light": prediction.mean(divergence.sum(1))}
 
@@ -27,5 +26,5 @@ class AnyLight(GradientAdapter):
 @ADAPTER_REGISTRY.register()
 def any_light(cfg, model):
     """Encoder f moves; window, optimizer, batches and precision are those of the config."""
-    settings = {"modules": ["backbone"], **GradientAdapter.config_arguments(cfg)}
+    settings = {"modules": ["f"], **GradientAdapter.config_arguments(cfg)}
     return AnyLight(model, **settings)

@@ -10,12 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_video.modeling.masking import (
-    num_visible_patches,
-    patchify,
-    random_patch_mask,
-    unpatchify,
-)
+from ttt_video.modeling.masking import PatchMasks, num_visible_patches, patchify, unpatchify
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,7 +33,7 @@ def generator(seed: int = 0) -> torch.Generator:
     ],
 )
 def test_exact_number_of_visible_patches(height, width, ratio, visible):
-    mask = random_patch_mask(height, width, patch_size=16, mask_ratio=ratio, generator=generator())
+    mask = PatchMasks(16, ratio).draw(height, width, generator())
     assert mask.sum() == visible * 16 * 16
 
 
@@ -58,9 +53,7 @@ def test_number_of_visible_patches_is_the_floor_of_exact_arithmetic(count, perce
     seed=st.integers(0, 2**31),
 )
 def test_whole_patches_are_visible_or_masked(height, width, patch, ratio, seed):
-    mask = random_patch_mask(
-        height, width, patch_size=patch, mask_ratio=ratio, generator=generator(seed)
-    )
+    mask = PatchMasks(patch, ratio).draw(height, width, generator(seed))
     assert mask.shape == (1, height, width)
     assert mask.dtype == torch.float32
     assert mask.is_contiguous()
@@ -76,8 +69,8 @@ def test_whole_patches_are_visible_or_masked(height, width, patch, ratio, seed):
 
 def test_polarity():
     """1 = visible: little is hidden at a small ratio, little is shown at a large one."""
-    nearly_all = random_patch_mask(64, 64, patch_size=16, mask_ratio=0.1)
-    hardly_any = random_patch_mask(64, 64, patch_size=16, mask_ratio=0.9)
+    nearly_all = PatchMasks(16, 0.1).draw(64, 64)
+    hardly_any = PatchMasks(16, 0.9).draw(64, 64)
     assert nearly_all.mean() == 14 / 16
     assert hardly_any.mean() == 1 / 16
 
@@ -85,10 +78,7 @@ def test_polarity():
 def test_every_patch_is_equally_likely():
     """2,000 draws of 5 of 25: each count is within five standard deviations of 400."""
     source = generator()
-    total = sum(
-        random_patch_mask(20, 20, patch_size=4, mask_ratio=0.8, generator=source)[0, ::4, ::4]
-        for _ in range(2000)
-    )
+    total = sum(PatchMasks(4, 0.8).draw(20, 20, source)[0, ::4, ::4] for _ in range(2000))
     assert total.sum() == 2000 * 5
     assert (total - 400).abs().max() < 5 * math.sqrt(2000 * 0.2 * 0.8)
 
@@ -97,10 +87,7 @@ def test_pairs_of_patches_are_independent():
     """A draw without replacement shows two given patches of 16 with (4/16)(3/15)."""
     source = generator()
     masks = torch.stack(
-        [
-            random_patch_mask(16, 16, patch_size=4, mask_ratio=0.75, generator=source)[0, ::4, ::4]
-            for _ in range(3000)
-        ]
+        [PatchMasks(4, 0.75).draw(16, 16, source)[0, ::4, ::4] for _ in range(3000)]
     ).flatten(1)
     together = masks.T @ masks / 3000
     expected = (4 / 16) * (3 / 15)
@@ -110,7 +97,7 @@ def test_pairs_of_patches_are_independent():
 
 def test_a_generator_alone_decides():
     def draw(seed):
-        return random_patch_mask(64, 96, patch_size=8, mask_ratio=0.8, generator=generator(seed))
+        return PatchMasks(8, 0.8).draw(64, 96, generator(seed))
 
     torch.manual_seed(1)
     first, state = draw(7), torch.get_rng_state()
@@ -123,10 +110,10 @@ def test_a_generator_alone_decides():
 
 def test_without_a_generator_the_global_one_decides():
     torch.manual_seed(3)
-    first = random_patch_mask(64, 64, patch_size=8, mask_ratio=0.8)
-    second = random_patch_mask(64, 64, patch_size=8, mask_ratio=0.8)
+    first = PatchMasks(8, 0.8).draw(64, 64)
+    second = PatchMasks(8, 0.8).draw(64, 64)
     torch.manual_seed(3)
-    assert torch.equal(random_patch_mask(64, 64, patch_size=8, mask_ratio=0.8), first)
+    assert torch.equal(PatchMasks(8, 0.8).draw(64, 64), first)
     assert not torch.equal(first, second)
 
 

@@ -17,6 +17,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.interface import is_within, submodule_name
 from ..modeling.weights import read_checkpoint
 from .base import module_mode
 
@@ -42,14 +43,20 @@ class Statistics(NamedTuple):
 
 
 def norm_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
-    """Layer, group and batch normalisations with a scale and shift, within the named modules."""
+    """Returns the layer, group and batch normalisations that have a scale and shift, by name.
+
+    Args:
+        model: to look in.
+        modules: submodules to look in, by their names or with a role ("f", "f.layers.3").
+    """
+    within = [submodule_name(model, module) for module in modules]
     kinds = (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS)
     return {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, kinds)
         and getattr(layer, "weight", None) is not None
-        and any(name == module or name.startswith(f"{module}.") for module in modules)
+        and is_within(name, within)
     }
 
 
@@ -100,7 +107,7 @@ def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statis
 
 @torch.no_grad()
 def measure_statistics(
-    model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("backbone", "sem_seg_head")
+    model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("f", "h")
 ) -> dict[str, Tensor]:
     """What a training set's images give, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..modeling.interface import is_within
 from .base import module_mode
 from .window import Sample
 
@@ -28,7 +29,7 @@ def gradient_scales(
     Args:
         moving: names of the parameters that move.
         source: of :func:`measure_gradients`.
-        parts: of the model that the method's loss depends on; empty: any.
+        parts: names of those that the method's loss depends on; empty: any.
 
     Raises:
         UserError: the file was measured with another model or method.
@@ -39,7 +40,7 @@ def gradient_scales(
             f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
             "this model and method by tools/measure_gradients.py"
         )
-    foreign = {name.split(".")[0] for name in source} - {*parts}
+    foreign = {name.split(".")[0] for name in source if not is_within(name, parts)}
     if parts and foreign:
         raise UserError(
             f"TTT.OPTIMIZER.SOURCE_GRADIENTS has gradients of {min(foreign)}, of which the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
@@ -17,6 +17,9 @@ class DeepLabV3Plus(SemanticSegmentor):
     The parts, their config keys and their parameter names are detectron2's, so the checkpoints of
     its DeepLab project fit.
     """
+
+    parts: ClassVar = {"f": "backbone", "h": "sem_seg_head"}
+    outputs: ClassVar = frozenset({"sem_seg"})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .interface import normalized_images, output_size
 from .weights import read_checkpoint
 
 SIZE_DIVISIBILITY = 32
@@ -40,6 +40,8 @@ class SegFormer(nn.Module):
     Parameters are named as in the library: ``segformer.*`` and ``decode_head.*``.
     """
 
+    parts: ClassVar = {"f": "segformer", "h": "decode_head"}
+    outputs: ClassVar = frozenset({"sem_seg"})
     pixel_mean: Tensor
     pixel_std: Tensor
     _network: nn.Module
@@ -131,18 +133,15 @@ class SegFormer(nn.Module):
         """
         if self.training:
             raise UserError("SegFormer is a frozen baseline here: train it with its own library")
-        images = [
-            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
-        batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
+        batch = normalized_images(
+            batched_inputs, self.pixel_mean, self.pixel_std, SIZE_DIVISIBILITY
+        )
         logits = self._network(pixel_values=batch.tensor).logits  # at a quarter of the size
         logits = nn.functional.interpolate(
             logits, size=batch.tensor.shape[-2:], mode="bilinear", align_corners=False
         )
         results = []
         for x, scores, size in zip(batched_inputs, logits, batch.image_sizes, strict=True):
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            scores = sem_seg_postprocess(scores, size, height, width)
+            scores = sem_seg_postprocess(scores, size, *output_size(x, size))
             results.append({"sem_seg": scores.softmax(0)})
         return results

@@ -14,12 +14,11 @@ every query lets go of it. All is computed at the stride of the mask logits (4 p
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from detectron2.structures import ImageList
 from torch import Tensor
-
-from ..modeling.masking import random_patch_mask
 
 EPSILON = 1e-12
 """Below the smallest score that matters; keeps logarithms finite."""
@@ -36,6 +35,16 @@ class PixelClasses(NamedTuple):
     classes: Tensor
     something: Tensor
     nothing: Tensor
+
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> PixelClasses:
+        """Returns the distribution of a network with one logit for each class: (B, K, H, W).
+
+        No pixel is nothing.
+        """
+        classes = logits.float().log_softmax(1)
+        something = torch.zeros_like(classes[:, 0])
+        return cls(classes, something, torch.full_like(something, math.log(EPSILON)))
 
 
 def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
@@ -92,36 +101,15 @@ class MainTask(NamedTuple):
         return ((values * weight).sum((1, 2)) / counted).mean()
 
 
-def main_task(
-    model: Any, inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
-) -> MainTask:
-    """h(f(x)) of a batch, up to where post-processing would begin.
+def image_area(images: ImageList, rows: int, columns: int) -> Tensor:
+    """Returns which cells of a map are image, (B, rows, columns): 0 where they are padding alone.
 
     Args:
-        model: a :class:`~ttt_video.modeling.MaskFormerTTT`.
-        inputs: dicts with ``image``.
-        mask_with: hide patches of each image as the self-supervised task does, by draws from this
-            CPU generator; None hides nothing.
+        images: padded.
+        rows: of a map over the padded images; columns: of it.
     """
-    images = model.normalize(inputs)
-    visible = None
-    if mask_with is not None:
-        masks = [
-            random_patch_mask(
-                *images.tensor.shape[-2:],
-                patch_size=model.mask_patch_size,
-                mask_ratio=model.mask_ratio,
-                generator=mask_with,
-                device=images.tensor.device,
-            )
-            for _ in inputs
-        ]
-        visible = torch.stack(masks)
-    output = model.sem_seg_head(model.encode(images.tensor, visible))[-1]
-    mask_logits = output["pred_masks"]
-    rows, columns = mask_logits.shape[-2:]
-    inside = torch.zeros(len(inputs), rows, columns, device=mask_logits.device)
+    inside = torch.zeros(len(images), rows, columns, device=images.tensor.device)
     stride = images.tensor.shape[-1] / columns
     for cells, (height, width) in zip(inside, images.image_sizes, strict=True):
         cells[: math.ceil(height / stride), : math.ceil(width / stride)] = 1
-    return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
+    return inside
