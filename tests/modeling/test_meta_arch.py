@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from model_contract import AdaptableModelContract
 from torch import Tensor
 
 from ttt_video import MaskFormerTTT
@@ -34,6 +35,18 @@ def build(cfg: CfgNode, *opts) -> MaskFormerTTT:
     cfg.merge_from_list(list(opts))
     torch.manual_seed(0)
     return build_model(cfg)
+
+
+class TestContract(AdaptableModelContract):
+    @pytest.fixture
+    def model(self, tiny_model):
+        return tiny_model
+
+
+class TestContractOfThreeTasks(AdaptableModelContract):
+    @pytest.fixture
+    def model(self, three_tasks):
+        return three_tasks
 
 
 # ---- training
