@@ -91,7 +91,9 @@ def test_methods_run_on_it(tool, weights, tmp_path, capsys, method, record, move
     assert len(rows) == 3
     for row in rows:
         assert record is None or np.isfinite(row[record])
-        ours, frozen = (numbers["metrics"]["prediction_entropy"] for numbers in (row, row["frozen"]))
+        ours, frozen = (
+            numbers["metrics"]["prediction_entropy"] for numbers in (row, row["frozen"])
+        )
         assert (ours != frozen) == moved
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["jointly_trained"]

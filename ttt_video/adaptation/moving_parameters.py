@@ -1,4 +1,4 @@
-"""Which parameters of a model move in a gradient step."""
+"""Chooses the parameters of a model that move in a gradient step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
         name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
     ),
 }
-"""Of which layer and by which name a parameter moves (``TTT.PARAMETERS``)."""
+"""Says of a layer, a parameter's name in it and the parameter whether it moves."""
 
 
 def part_names(model: nn.Module, roles: Iterable[str]) -> tuple[str, ...]:

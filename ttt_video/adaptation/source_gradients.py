@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def gradient_scales(
     moving: Collection[str], source: Mapping[str, Tensor], parts: Collection[str]
 ) -> dict[str, float]:
-    """Factor on each moving parameter's gradient, by name.
+    """Returns the factor on each moving parameter's gradient, by name.
 
     A tensor with hardly a gradient on the source's images, such as the bias of attention's keys, of
     which the output does not depend, counts as having a fifth of the median.
@@ -56,7 +56,7 @@ def gradient_scales(
 def measure_gradients(
     adapter: GradientAdapter, batches: Iterable[list[Sample]], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
+    """Measures how large the gradient of the adapter's loss is on a training set, by tensor.
 
     It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
     into the estimate, too.

@@ -38,7 +38,7 @@ class DeepLabV3Plus(SemanticSegmentor):
         return super().from_config(cfg)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training mode, else ``sem_seg``: (K, height, width) class probabilities."""
+        """Returns losses in training mode, else ``sem_seg``: (K, height, width) probabilities."""
         outputs = super().forward(batched_inputs)
         if self.training:
             return outputs

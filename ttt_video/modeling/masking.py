@@ -149,7 +149,7 @@ class PatchMasks:
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) to (B, N, patch_size**2 * C); each patch holds rows, then columns, then colours.
+    """Cuts (B, C, H, W) into (B, N, patch_size**2 * C) patches: rows, then columns, then colours.
 
     H and W must be multiples of ``patch_size``.
     """
@@ -162,7 +162,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Tensor:
-    """The inverse of :func:`patchify`: (B, N, patch_size**2 * C) to (B, C, H, W)."""
+    """Inverts :func:`patchify`: (B, N, patch_size**2 * C) to (B, C, H, W)."""
     rows, columns = height // patch_size, width // patch_size
     pixels = patches.view(patches.shape[0], rows, columns, patch_size, patch_size, -1)
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)

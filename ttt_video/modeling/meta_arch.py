@@ -194,9 +194,9 @@ class MaskFormerTTT(nn.Module):
     def forward(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> Any:
-        """Losses in training mode, predictions in eval mode (see the class).
+        """Returns losses in training mode, predictions in eval mode (see the class).
 
-        ``normalizers`` are those of the batch that the inputs are a part of, see
+        ``normalizers`` belong to the batch that the inputs are a part of, see
         :meth:`loss_normalizers`; by default the inputs are the batch.
         """
         if not self.training:
@@ -208,9 +208,10 @@ class MaskFormerTTT(nn.Module):
         return losses
 
     def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
-        """Of this process's share of a batch that is to go through ``parts`` forward passes.
+        """Counts what the losses of a batch are divided by, in ``parts`` forward passes.
 
-        With them, the mean of the passes' losses is the loss of the batch in one piece.
+        The inputs are this process's share of the batch. With these normalizers, the mean of the
+        passes' losses is the loss of the batch in one piece.
         """
         counts = [count_masks(x, self.sem_seg_head.ignore_value) for x in batched_inputs]
         predictor: Any = self.sem_seg_head.predictor
@@ -219,7 +220,7 @@ class MaskFormerTTT(nn.Module):
     def main_losses(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> dict[str, Tensor]:
-        """l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
+        """Returns l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
 
         Labels are ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an
         (N, H, W) tensor) or a ``sem_seg`` map (H, W).
@@ -243,7 +244,7 @@ class MaskFormerTTT(nn.Module):
     def reconstruction_losses(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """l_s(g(f(masked x)), x), which needs no labels: ``{"loss_recon": scalar}``, unweighted.
+        """Returns l_s(g(f(masked x)), x), unweighted: ``{"loss_recon": scalar}``. No labels needed.
 
         An input's ``image_mask`` (1, H, W; 1 = visible, 0 = masked) is used where given; else one
         is drawn over the padded image, by ``generator`` (on the CPU) or torch's global one.
@@ -265,7 +266,7 @@ class MaskFormerTTT(nn.Module):
     def reconstruct(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> list[dict[str, Tensor]]:
-        """Pictures of the self-supervised task.
+        """Makes pictures of the self-supervised task.
 
         Returns:
             Per input, ``recon`` and ``masked_input``: float (3, height, width) in 0..255 and
@@ -294,7 +295,7 @@ class MaskFormerTTT(nn.Module):
     def main_task(
         self, batched_inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
     ) -> MainTask:
-        """h(f(x)) up to where post-processing would begin, at the stride of the mask logits (4 px).
+        """Returns h(f(x)) before post-processing, at the stride of the mask logits (4 px).
 
         ``mask_with`` hides patches of each image as the self-supervised task does, by draws from
         this CPU generator.
@@ -309,7 +310,7 @@ class MaskFormerTTT(nn.Module):
         return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
+        """Returns h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
         ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks.
         """
         images = self.normalize(batched_inputs)
@@ -329,13 +330,13 @@ class MaskFormerTTT(nn.Module):
         return results
 
     def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """The images, normalised and then zero-padded to a common size: (B, 3, H, W) float32."""
+        """Returns the images, normalised and zero-padded to a common size: (B, 3, H, W) float32."""
         return normalized_images(
             batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
         )
 
     def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
-        """Features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
+        """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
 
         Args:
             pixels: normalised.

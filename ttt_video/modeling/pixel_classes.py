@@ -1,4 +1,4 @@
-"""The class distribution of each pixel that mask classification implies, and its entropy.
+"""Class distributions of pixels, which mask classification implies, and their entropy.
 
 Query q of Mask2Former has class probabilities p_q(k), of which the last is "no object", and at
 pixel x a mask probability m_q(x). With o_q = 1 - p_q(no object):
@@ -48,7 +48,7 @@ class PixelClasses(NamedTuple):
 
 
 def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
-    """The distribution above, in float32.
+    """Returns the distribution above, in float32.
 
     Args:
         class_logits: (B, Q, K + 1), "no object" last.
@@ -66,7 +66,7 @@ def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
 
 
 def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
-    """Entropy of each pixel's distribution, in nats: (B, H, W).
+    """Returns the entropy of each pixel's distribution, in nats: (B, H, W).
 
     Args:
         pixels: of :func:`pixel_classes`.
@@ -83,7 +83,7 @@ def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
 
 
 class MainTask(NamedTuple):
-    """What head h says of a batch: pixel distributions, and which pixels are image.
+    """The output of head h for a batch: pixel distributions, and which pixels are image.
 
     pixels: :class:`PixelClasses`. inside: (B, H, W) float, 0 at cells that are padding alone.
     """
@@ -92,9 +92,9 @@ class MainTask(NamedTuple):
     inside: Tensor
 
     def mean(self, values: Tensor, where: Tensor | None = None) -> Tensor:
-        """Mean of (B, H, W) values over each image (or its pixels ``where``), then over images.
+        """Returns the mean of (B, H, W) values over each image, then over the images.
 
-        An image without such pixels counts as 0.
+        With ``where``, only those pixels of an image count. An image without any counts as 0.
         """
         weight = self.inside if where is None else self.inside * where
         counted = weight.sum((1, 2)).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""From class and mask logits to detectron2's outputs, one image at a time."""
+"""Turns class and mask logits into detectron2's outputs, one image at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import UserError
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Scores of each class at each pixel: sum over queries of class times mask probability.
+    """Returns each class's score at each pixel: the sum of class times mask probability.
 
     Args:
         class_logits: (Q, K + 1).
@@ -37,7 +37,7 @@ def instance_inference(
     topk: int,
     thing_classes: Set[int] | None = None,
 ) -> Instances:
-    """The ``topk`` highest scoring (query, class) pairs as instances.
+    """Returns the ``topk`` highest scoring (query, class) pairs as instances.
 
     Args:
         class_logits: (Q, K + 1).
@@ -78,7 +78,7 @@ def panoptic_inference(
     overlap_threshold: float,
     thing_classes: Set[int],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Each pixel goes to one query; queries that lose most of their mask are dropped.
+    """Gives each pixel to one query; queries that lose most of their mask are dropped.
 
     Args:
         class_logits: (Q, K + 1).

@@ -105,7 +105,7 @@ class SegFormer(nn.Module):
 
     @staticmethod
     def read_weights(path: str) -> dict[str, Tensor]:
-        """Weights by this model's names, from one of our formats or a folder of Hugging Face's.
+        """Reads weights by this model's names, of one of our formats or a folder of Hugging Face's.
 
         Args:
             path: a checkpoint file with the names of the installed library, or a folder with
@@ -126,7 +126,7 @@ class SegFormer(nn.Module):
         return network.state_dict()
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """``sem_seg``: (K, height, width) class probabilities for each input.
+        """Predicts ``sem_seg``: (K, height, width) class probabilities for each input.
 
         Raises:
             UserError: in training mode, which this project does not support for SegFormer.
