@@ -10,7 +10,9 @@ that are already there are left as they are.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -32,6 +34,25 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "TTT.OPTIMIZER.NAME": ("SGD", "ADAMW"),
 }
 """Keys with a closed set of values; checked by :func:`validate_config`."""
+
+
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""By key: whether a value can work, and what it must be, in words."""
+
+_DECLARED: dict[str, tuple[Mapping[str, Any], Rules]] = {}
+
+
+def declare_keys(section: str, defaults: Mapping[str, Any], rules: Rules | None = None) -> None:
+    """Adds the keys ``TTT.<section>.*`` to every config that is built from now on.
+
+    A file of ``--register`` calls it for the keys of its method, model or mask.
+
+    Args:
+        section: in capitals, such as the method's name.
+        defaults: values by key, whose types overrides must have.
+        rules: that values must keep; :func:`validate_config` checks them.
+    """
+    _DECLARED[section] = (defaults, rules or {})
 
 
 def _mask2former_defaults() -> CfgNode:
@@ -179,6 +200,9 @@ def _ttt_defaults() -> CfgNode:
     # --- masking and reconstruction (training and test time) ---
     ttt.MASK_RATIO = 0.8  # share of patches hidden, in [0, 1)
     ttt.MASK_PATCH_SIZE = 16  # px
+    # A name in ttt_video.modeling.MASK_KINDS: "random" patches, each by itself; "block",
+    # rectangles of patches.
+    ttt.MASK_KIND = "random"
     ttt.RECON = CfgNode()
     ttt.RECON.WEIGHT = 1.0  # factor on loss_recon in joint training
     ttt.RECON.REGION = "masked"  # pixels that count: "masked", "visible", "all" (padding too)
@@ -211,8 +235,8 @@ def _ttt_defaults() -> CfgNode:
     # "with_replacement" (Section 4.2); "shuffled_epochs": whole shuffled passes over the window;
     # "without_replacement": each frame of the window at most once, for losses without randomness.
     ttt.SAMPLING = "with_replacement"
-    # Submodules of the model that move, such as ["backbone"] or ["backbone.layers.3"];
-    # [] = those of the method.
+    # Submodules of the model that move, by name or by part ("f", "g", "h"), such as
+    # ["backbone.layers.3"] or ["f", "g"]; [] = those of the method.
     ttt.MODULES = []
     # Which of their parameters: "all"; "norm", those of normalisation layers; "matrices", those
     # that multiply: no biases, norms, queries and position tables.
@@ -279,6 +303,8 @@ def _ttt_defaults() -> CfgNode:
     ttt.ENSEMBLE.FLIP = True  # mirror augmented copies with probability 1/2
     ttt.ENSEMBLE.COLOR = True  # SSD's colour jitter of augmented copies
     ttt.ENSEMBLE.WINDOW_SIZE = 4  # frames whose predictions are averaged, the current one included
+    for section, (keys, _) in _DECLARED.items():
+        ttt[section] = CfgNode(copy.deepcopy(dict(keys)))
     return cfg
 
 
@@ -322,6 +348,9 @@ def validate_config(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {_lookup(cfg, key)!r}; it must be {rule}")
 
     ttt = cfg.TTT
+    for section, (_, rules) in _DECLARED.items():
+        for key, (works, rule) in rules.items():
+            require(works(ttt[section][key]), f"TTT.{section}.{key}", rule)
     require(cfg.SOLVER.MICRO_BATCH_SIZE >= 0, "SOLVER.MICRO_BATCH_SIZE", "a number of images, or 0")
     require(cfg.SOLVER.POLY_LR_POWER >= 0, "SOLVER.POLY_LR_POWER", "at least 0")
     require(ttt.RECON.PICTURE_PERIOD >= -1, "TTT.RECON.PICTURE_PERIOD", "a number of steps, 0, -1")

@@ -6,20 +6,26 @@ python tools/stream_eval.py --video VIDEO --register docs/examples/new_method.py
 import torch
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, GradientAdapter
-from ttt_video.adaptation.pixel_classes import main_task
+from ttt_video.config import declare_keys
+
+declare_keys("ANY_LIGHT", {"DARKEST": 0.3}, {"DARKEST": (lambda x: 0 < x < 1, "between 0 and 1")})
 
 
 class AnyLight(GradientAdapter):
     """Classes of a darkened frame's pixels shall be those of the frame as it is."""
 
+    def __init__(self, model, *, darkest, **settings):
+        super().__init__(model, **settings)
+        self.darkest = darkest
+
     def losses(self, batch, generator):
         """Kullback-Leibler divergence between the two, in nats."""
-        light = 0.3 + 0.6 * torch.rand((), generator=generator).item()
+        light = self.darkest + (1 - self.darkest) * torch.rand((), generator=generator).item()
         frames = [{"image": x["image"]} for x in batch]
         darker = [{"image": (x["image"] * light).to(torch.uint8)} for x in batch]
         with torch.no_grad():
-            target = main_task(self.model, frames).pixels.classes
-        prediction = main_task(self.model, darker)
+            target = self.model.main_task(frames).pixels.classes
+        prediction = self.model.main_task(darker)
         divergence = target.exp() * (target - prediction.pixels.classes)
         return {"loss_light": prediction.mean(divergence.sum(1))}
 
@@ -27,5 +33,5 @@ class AnyLight(GradientAdapter):
 @ADAPTER_REGISTRY.register()
 def any_light(cfg, model):
     """Encoder f moves; window, optimizer, batches and precision are those of the config."""
-    settings = {"modules": ["backbone"], **GradientAdapter.config_arguments(cfg)}
-    return AnyLight(model, **settings)
+    settings = {"modules": ["f"], **GradientAdapter.config_arguments(cfg)}
+    return AnyLight(model, darkest=cfg.TTT.ANY_LIGHT.DARKEST, **settings)

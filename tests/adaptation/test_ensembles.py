@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_weights_that_are_reset_at_every_frame_leave_the_predictions(
 @pytest.mark.parametrize("method", ["majority_vote", "temporal_smoothing"])
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
 def test_tasks_without_class_scores_are_refused(tiny_cfg, tiny_model, method, task):
-    setattr(tiny_model, f"{task}_on", True)
+    tiny_model.postprocess = replace(tiny_model.postprocess, **{task: True})
     tiny_cfg.TTT.METHOD = method
     with pytest.raises(UserError, match=f"{method} .* {task} segmentation"):
         build_adapter(tiny_cfg, tiny_model)

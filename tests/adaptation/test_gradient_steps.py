@@ -99,7 +99,7 @@ def moving(names) -> list[str]:
 
 def test_sgd_subtracts_the_learning_rate_times_the_gradient():
     model = toy()
-    adapter = ToyAdapter(model, lr=0.3, backbone_multiplier=0.5)
+    adapter = ToyAdapter(model, lr=0.3, encoder_multiplier=0.5)
     before = weights(model)
     record = adapter.adapt(window(), seeded())
     grad = gradient_at(before, adapter.batches[0])

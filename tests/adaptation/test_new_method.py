@@ -13,23 +13,49 @@ import pytest
 from contract import AdapterContract
 from PIL import Image
 
+from ttt_video import config
 from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.cli import load_config
+from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "new_method.py"
 PAGE = ROOT / "docs" / "methods" / "README.md"
 
 
+@pytest.fixture
+def _registered():
+    runpy.run_path(str(EXAMPLE))
+    yield
+    ADAPTER_REGISTRY._obj_map.pop("any_light")
+    config._DECLARED.pop("ANY_LIGHT")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_registered")
 class TestAnyLight(AdapterContract):
     method = "any_light"
     frozen = ("sem_seg_head", "recon_head")
 
-    @pytest.fixture(autouse=True)
-    def _registered(self):
-        runpy.run_path(str(EXAMPLE))
-        yield
-        ADAPTER_REGISTRY._obj_map.pop("any_light")
+
+@pytest.mark.usefixtures("_registered")
+def test_its_own_keys_have_defaults_and_checks(tiny_model):
+    first, second = (load_config(None, method="any_light") for _ in range(2))
+    assert first.TTT.ANY_LIGHT.DARKEST == 0.3
+    first.TTT.ANY_LIGHT.DARKEST = 0.4
+    assert second.TTT.ANY_LIGHT.DARKEST == 0.3
+    cfg = load_config(None, opts=["TTT.ANY_LIGHT.DARKEST", "0.6"], method="any_light")
+    assert ADAPTER_REGISTRY.get("any_light")(cfg, tiny_model).darkest == 0.6
+    for value, message in (("1.5", r"^TTT\.ANY_LIGHT\.DARKEST is 1\.5; it must be between"),
+                           ("dark", "does not merge")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_config(None, opts=["TTT.ANY_LIGHT.DARKEST", value])
+
+
+def test_keys_that_nobody_declared_do_not_merge():
+    assert "ANY_LIGHT" not in load_config(None).TTT
+    with pytest.raises(UserError, match="does not merge"):
+        load_config(None, opts=["TTT.ANY_LIGHT.DARKEST", "0.6"])
 
 
 def test_the_page_shows_the_file_itself():

@@ -12,6 +12,7 @@ from torch import nn
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
 from ttt_video.cli import find_config
 from ttt_video.engine.stream import StreamRunner
+from ttt_video.modeling.masking import PatchMasks
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -158,7 +159,7 @@ def test_crops_reach_the_model_as_slices_of_the_window(tiny_model, make_video, i
 def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset):
     tiny_cfg.merge_from_file(str(find_config(f"presets/{preset}.yaml")))
     tiny_cfg.merge_from_list(["TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 4])
-    tiny_model.mask_ratio = tiny_cfg.TTT.MASK_RATIO
+    tiny_model.masks = PatchMasks.from_config(tiny_cfg)
     tiny_model.recon_region = tiny_cfg.TTT.RECON.REGION
     runner = StreamRunner.from_config(tiny_cfg, tiny_model)
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}

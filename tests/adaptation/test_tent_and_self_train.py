@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 from ttt_video.adaptation import RandomCrop, SlidingWindow
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.class_balance import ClassBalance
-from ttt_video.adaptation.pixel_classes import main_task
 from ttt_video.adaptation.self_train import SelfTrainAdapter
 from ttt_video.adaptation.tent import EntropyAdapter
 from ttt_video.cli import merge_method
@@ -40,13 +40,17 @@ def self_train_of(model: nn.Module, threshold: float = 0.0, **settings) -> SelfT
     return SelfTrainAdapter(model, threshold=threshold, **{**SETTINGS, **settings})
 
 
+def predicts(model, *tasks: str) -> None:
+    on = {task: task in tasks for task in ("semantic", "instance", "panoptic")}
+    model.postprocess = replace(model.postprocess, **on)
+
+
 # ---- Tent
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_tent_lowers_the_entropy_of_the_frames_it_sees(tiny_model, make_video, task):
-    tiny_model.semantic_on = task == "semantic"
-    tiny_model.instance_on, tiny_model.panoptic_on = task == "instance", task == "panoptic"
+    predicts(tiny_model, task)
     adapter, window = tent_of(tiny_model, optimizer="ADAMW"), window_of(make_video(num_frames=2))
     losses = [adapter.adapt(window, seeded(i))["loss_entropy"] for i in range(6)]
     assert losses == sorted(losses, reverse=True)
@@ -73,8 +77,8 @@ def test_tents_loss_is_the_entropy_of_the_predicted_scores(tiny_model, make_vide
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
 def test_pixels_may_be_nothing_also_where_semantic_outputs_are_on_too(tiny_model, make_video, task):
     losses = []
-    for tiny_model.semantic_on, on in ((True, False), (True, True), (False, True)):
-        setattr(tiny_model, f"{task}_on", on)
+    for tasks in (("semantic",), ("semantic", task), (task,)):
+        predicts(tiny_model, *tasks)
         adapter = tent_of(copy.deepcopy(tiny_model), lr=0.0)
         losses.append(adapter.adapt(window_of(make_video()), seeded())["loss_entropy"])
     semantic, both, objects = losses
@@ -125,13 +129,13 @@ def test_self_trainings_loss_by_hand(tiny_model, make_video):
     video = make_video(num_frames=1)
     reference = copy.deepcopy(tiny_model)
     with torch.no_grad():
-        teacher = main_task(reference, video).pixels
+        teacher = reference.main_task(video).pixels
         joint = (teacher.classes + teacher.something[:, None]).exp()
         threshold = joint.amax(1).median().item()  # about half of the pixels
         confidence, labels = joint.max(1)
         mask_draws = seeded()
         torch.randperm(1, generator=mask_draws)  # which frames are in the batch
-        student = main_task(reference, video, mask_with=mask_draws).pixels
+        student = reference.main_task(video, mask_with=mask_draws).pixels
         wrong = -(student.classes + student.something[:, None]).gather(1, labels[:, None])[:, 0]
         chosen = confidence > threshold
         expected = wrong[chosen].mean().item()
@@ -160,7 +164,7 @@ def test_labels_are_made_in_eval_mode_also_when_the_step_is_not(tiny_model, make
 @pytest.mark.parametrize("method", ["self_train", "self_train_class_balance"])
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
 def test_refused_without_a_confidence_per_pixel(tiny_cfg, tiny_model, method, task):
-    setattr(tiny_model, f"{task}_on", True)
+    predicts(tiny_model, "semantic", task)
     merge_method(tiny_cfg, method)
     with pytest.raises(UserError, match="needs a confidence for each pixel") as error:
         build_adapter(tiny_cfg, tiny_model)

@@ -44,7 +44,7 @@ def groups_by_setting(model, **kwargs):
 
 def test_groups_follow_mask2formers_rules():
     model = Toy()
-    groups = groups_by_setting(model, backbone_multiplier=0.1)
+    groups = groups_by_setting(model, encoder_multiplier=0.1)
     assert set(groups) == {(1.0, 0.05), (1.0, 0.0), (0.1, 0.05), (0.1, 0.0)}
     assert groups[1.0, 0.05] == {"head.0.weight", "head.0.bias"}
     assert groups[1.0, 0.0] == {

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from model_contract import FrozenModelContract
 
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.cli import load_config, merge_method
@@ -60,6 +61,10 @@ def weights(name, model, tmp_path) -> str:
     path = tmp_path / f"{name}.safetensors"
     save_safetensors(model.state_dict(), path)
     return str(path)
+
+
+class TestContract(FrozenModelContract):
+    """Of both models."""
 
 
 def test_frames_of_any_size_become_class_probabilities(model):

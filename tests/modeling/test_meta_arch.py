@@ -9,10 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from model_contract import AdaptableModelContract
 from torch import Tensor
 
 from ttt_video import MaskFormerTTT
-from ttt_video.modeling import SwinTransformerTTT
+from ttt_video.modeling import PatchMasks, SwinTransformerTTT
 
 CLASSES = 19
 
@@ -29,11 +30,27 @@ def labelled(height: int = 50, width: int = 70, seed: int = 0) -> dict:
     return {"image": picture(height, width, seed), "sem_seg": sem_seg}
 
 
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def build(cfg: CfgNode, *opts) -> MaskFormerTTT:
     cfg = cfg.clone()
     cfg.merge_from_list(list(opts))
     torch.manual_seed(0)
     return build_model(cfg)
+
+
+class TestContract(AdaptableModelContract):
+    @pytest.fixture
+    def model(self, tiny_model):
+        return tiny_model
+
+
+class TestContractOfThreeTasks(AdaptableModelContract):
+    @pytest.fixture
+    def model(self, three_tasks):
+        return three_tasks
 
 
 # ---- training
@@ -306,13 +323,18 @@ def test_loss_by_hand_from_the_reconstruction(tiny_cfg):
     torch.testing.assert_close(model.reconstruction_losses(inputs)["loss_recon"], expected)
 
 
-def test_masks_are_drawn_with_the_ratio_and_the_patch_size(tiny_cfg, monkeypatch):
-    model = build(tiny_cfg, "TTT.MASK_RATIO", 0.85, "TTT.MASK_PATCH_SIZE", 8).eval()
+@pytest.mark.parametrize("kind", ["random", "block"])
+def test_masks_are_drawn_as_the_config_says(tiny_cfg, monkeypatch, kind):
+    settings = ["TTT.MASK_RATIO", 0.85, "TTT.MASK_PATCH_SIZE", 8, "TTT.MASK_KIND", kind]
+    model = build(tiny_cfg, *settings).eval()
     seen = []
     real = model.encode
     monkeypatch.setattr(model, "encode", lambda p, v=None: seen.append(v) or real(p, v))
-    model.reconstruction_losses([{"image": picture(50, 70)}] * 2)
+    model.reconstruction_losses([{"image": picture(50, 70)}] * 2, generator(3))
     (visible,) = seen
+    draws = generator(3)
+    expected = [PatchMasks(8, 0.85, kind).draw(64, 96, draws) for _ in range(2)]
+    assert torch.equal(visible, torch.stack(expected))
     assert visible.shape == (2, 1, 64, 96)
     assert visible.sum((1, 2, 3)).tolist() == [int(8 * 12 * 0.15) * 64] * 2
     assert not torch.equal(visible[0], visible[1])  # independent

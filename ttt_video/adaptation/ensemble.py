@@ -64,8 +64,8 @@ def wrapped_method(cfg: CfgNode, model: nn.Module) -> Adapter:
             f"TTT.ENSEMBLE.METHOD is {name!r}, itself an ensemble; name the method under it, "
             "such as none or online_ttt_mae"
         )
-    for task in ("instance", "panoptic"):
-        if getattr(model, f"{task}_on", False):
+    for output, task in (("instances", "instance"), ("panoptic_seg", "panoptic")):
+        if output in getattr(model, "outputs", ()):
             raise UserError(
                 f"{cfg.TTT.METHOD} combines class scores of pixels, which {task} segmentation "
                 f"does not have; it needs a model with MODEL.MASK_FORMER.TEST.{task.upper()}_ON "

@@ -16,9 +16,10 @@ from torch.func import functional_call
 
 from ..engine.optimizer import make_optimizer, parameter_groups
 from ..errors import UserError
+from ..modeling.interface import adaptable, parts_of
 from ..modeling.weights import read_checkpoint
 from .base import Adapter, module_mode, seeded_layers
-from .moving_parameters import unfreeze
+from .moving_parameters import part_names, unfreeze
 from .snapshot import Snapshot
 from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
@@ -41,7 +42,8 @@ class GradientAdapter(Adapter):
     Nothing is built per frame: the optimizer and the copy of the source weights are made once.
 
     Attributes:
-        parts: submodules of the model that the loss depends on; only they can move. Empty: any.
+        parts: roles of the model's parts that the loss depends on ("f", "g", "h"); only they can
+            move. Empty: any.
     """
 
     parts: ClassVar[tuple[str, ...]] = ()
@@ -57,7 +59,7 @@ class GradientAdapter(Adapter):
         momentum: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
-        backbone_multiplier: float = 1.0,
+        encoder_multiplier: float = 1.0,
         clip_norm: float = 0.0,
         restart_optimizer: bool = False,
         source_pull: float = 0.0,
@@ -70,19 +72,19 @@ class GradientAdapter(Adapter):
         step_mode: str = "eval",
         precision: str = "fp32",
     ) -> None:
-        """Freezes all of ``model`` but the named parts.
+        """Freezes all of ``model`` but the named submodules.
 
         Args:
             model: with its source weights; it must have a ``device``.
-            modules: names of the submodules that move, those within others included.
+            modules: submodules that move, by their names or with a role ("f", "f.layers.3").
             parameters: which of their parameters: "all"; "norm", those of normalisation layers; or
                 "matrices", those that multiply: of linear layers and convolutions, without biases.
             optimizer: "SGD" or "ADAMW".
-            lr: learning rate; that of ``backbone`` is multiplied by ``backbone_multiplier``.
+            lr: learning rate; that of f is multiplied by ``encoder_multiplier``.
             momentum: of SGD.
             betas: of AdamW.
             weight_decay: not applied to norms, embeddings and position tables.
-            backbone_multiplier: see ``lr``.
+            encoder_multiplier: see ``lr``.
             clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
             restart_optimizer: forget the optimizer's state after every frame.
             source_pull: share of the way back to the source weights that the weights move after
@@ -99,18 +101,20 @@ class GradientAdapter(Adapter):
             precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
         """
         super().__init__(model)
-        if self.parts and not hasattr(model, "reconstruction_losses"):
-            raise UserError(
-                f"this method trains parts of a MaskFormerTTT, and the model is a "
-                f"{type(model).__name__}, which runs frozen: use --method none"
-            )
+        if self.parts:
+            adaptable(model)
+        parts = part_names(model, self.parts)
         if step_mode not in ("train", "eval"):
             raise ValueError(f"no step mode {step_mode!r}; train or eval")
         model.requires_grad_(False)
         for name in modules:
-            unfreeze(model, name, parameters, self.parts)
+            unfreeze(model, name, parameters, parts)
         groups = parameter_groups(
-            model, lr=lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier
+            model,
+            lr=lr,
+            weight_decay=weight_decay,
+            encoder=parts_of(model)["f"],
+            encoder_multiplier=encoder_multiplier,
         )
         if not groups:
             raise UserError(
@@ -137,7 +141,7 @@ class GradientAdapter(Adapter):
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
         self._scales: dict[nn.Parameter, Tensor | float] = {}
         if source_gradients:
-            scales = gradient_scales(self._moving, source_gradients, self.parts)
+            scales = gradient_scales(self._moving, source_gradients, parts)
             # A GPU takes numbers in one kernel; a CPU would make tensors of them in every step.
             factor = torch.tensor if self.device.type == "cpu" else float
             self._scales = {p: factor(scales[name]) for name, p in self._moving.items()}
@@ -164,7 +168,7 @@ class GradientAdapter(Adapter):
             "momentum": ttt.OPTIMIZER.MOMENTUM,
             "betas": tuple(ttt.OPTIMIZER.BETAS),
             "weight_decay": ttt.OPTIMIZER.WEIGHT_DECAY,
-            "backbone_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
+            "encoder_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
             "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
             "restart_optimizer": ttt.OPTIMIZER.RESTART,
             "source_pull": ttt.OPTIMIZER.SOURCE_PULL,

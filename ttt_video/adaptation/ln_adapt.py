@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.interface import AdaptableModel, is_within, submodule_name
 from .base import ADAPTER_REGISTRY, Adapter, module_mode, require_keys
 from .norm_statistics import (
     BATCH_NORMS,
@@ -54,7 +55,7 @@ class NormAdapter(Adapter):
         *,
         source: Mapping[str, Tensor],
         prior: float,
-        modules: Sequence[str] = ("backbone",),
+        modules: Sequence[str] = ("f",),
     ) -> None:
         """
         Args:
@@ -71,8 +72,9 @@ class NormAdapter(Adapter):
         self.prior = prior
         self.layers = norm_layers(model, modules)
         # Other architectures have no pass of f alone.
+        encoder = [submodule_name(model, "f")]
         self.encoder_only = hasattr(model, "encode") and all(
-            name.split(".")[0] == "backbone" for name in modules
+            is_within(submodule_name(model, name), encoder) for name in modules
         )
         if not self.layers:
             raise UserError(f"nothing to adapt: no normalisation layers under {list(modules)}")
@@ -101,8 +103,8 @@ class NormAdapter(Adapter):
         hook = partial(self._adapt_layer, size=window.size, shifts=shifts)
         with module_mode(self.model, training=False), hooked(self.layers, hook):
             if self.encoder_only:
-                images = self.model.normalize([window.current])  # type: ignore[operator]
-                self.model.encode(images.tensor)  # type: ignore[operator]
+                model = cast(AdaptableModel, self.model)
+                model.encode(model.normalize([window.current]).tensor)
             else:
                 self.model([window.current])
         return {"norm_shift": torch.cat(shifts).mean().item()}
@@ -165,6 +167,6 @@ class NormAdapter(Adapter):
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
     """``--method ln_adapt``: no gradient, no learning rate."""
     require_keys(cfg, "ln_adapt", RESET="video")
-    modules = tuple(cfg.TTT.MODULES) or ("backbone",)
+    modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
     return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)

@@ -1,13 +1,14 @@
-"""Which parameters of a model move in a gradient step."""
+"""Chooses the parameters of a model that move in a gradient step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
 from ..engine.optimizer import NORM_LAYERS
 from ..errors import UserError
+from ..modeling.interface import is_within, parts_of, submodule_name
 
 _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
     "all": lambda layer, name, parameter: True,
@@ -17,7 +18,23 @@ _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
         name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
     ),
 }
-"""Of which layer and by which name a parameter moves (``TTT.PARAMETERS``)."""
+"""Says of a layer, a parameter's name in it and the parameter whether it moves."""
+
+
+def part_names(model: nn.Module, roles: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of the parts that a method's loss depends on.
+
+    Raises:
+        UserError: the model lacks one.
+    """
+    parts = parts_of(model)
+    for role in roles:
+        if role == "g" and role not in parts:
+            raise UserError(
+                "the weights have no decoder g, which this method trains: give jointly trained "
+                "ones, or choose a method without reconstruction"
+            )
+    return tuple(parts[role] for role in roles)
 
 
 def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str]) -> None:
@@ -25,16 +42,16 @@ def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str
 
     Args:
         model: of which all else stays as it is.
-        name: of the submodule, those within others included.
+        name: of the submodule, those within others included; it may begin with a role.
         parameters: which of its parameters: "all"; "norm", those of normalisation layers; or
             "matrices", those that multiply: of linear layers and convolutions, without biases.
-        parts: of the model that the method's loss depends on; empty: any.
+        parts: of :func:`part_names`; empty: any.
 
     Raises:
         UserError: there is no such submodule, or the loss does not depend on it.
     """
-    part = name.split(".")[0]
-    if parts and part not in parts:
+    name = submodule_name(model, name)
+    if parts and not is_within(name, parts):
         raise UserError(
             f"TTT.MODULES names {name!r}, which the loss of this method does not depend on; "
             f"choose within {', '.join(parts)}"
@@ -42,11 +59,6 @@ def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
-        if part == "recon_head" and getattr(model, part, None) is None:
-            raise UserError(
-                "the weights have no decoder g (recon_head), which this method trains: give "
-                "jointly trained ones, or choose a method without reconstruction"
-            ) from error
         raise UserError(
             f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
             + ", ".join(child for child, _ in model.named_children())

@@ -1,4 +1,4 @@
-"""What each channel of a model's normalisation layers gives: its mean and variance, on any images.
+"""Mean and variance of each channel of a model's normalisation layers, on any images.
 
 Measured once on training images (:func:`measure_statistics`), they tell later how far a stream's
 activations are from those that the layers after them are used to.
@@ -17,6 +17,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.interface import is_within, submodule_name
 from ..modeling.weights import read_checkpoint
 from .base import module_mode
 
@@ -31,30 +32,36 @@ class Statistics(NamedTuple):
 
     @classmethod
     def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Of several images together, each of the same weight."""
+        """Pools the statistics of several images, each of the same weight."""
         means = torch.stack([part.mean for part in parts])
         variances = torch.stack([part.variance for part in parts])
         return cls(means.mean(0), variances.mean(0) + means.var(0, correction=0))
 
     def shift_from(self, source: Statistics) -> Tensor:
-        """(C,) distances of the means, in standard deviations of ``source``."""
+        """Returns (C,) distances of the means, in standard deviations of ``source``."""
         return (self.mean - source.mean).abs() / (source.variance + 1e-5).sqrt()
 
 
 def norm_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
-    """Layer, group and batch normalisations with a scale and shift, within the named modules."""
+    """Returns the layer, group and batch normalisations that have a scale and shift, by name.
+
+    Args:
+        model: to look in.
+        modules: submodules to look in, by their names or with a role ("f", "f.layers.3").
+    """
+    within = [submodule_name(model, module) for module in modules]
     kinds = (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS)
     return {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, kinds)
         and getattr(layer, "weight", None) is not None
-        and any(name == module or name.startswith(f"{module}.") for module in modules)
+        and is_within(name, within)
     }
 
 
 def channel_statistics(layer: nn.Module, x: Tensor) -> Statistics:
-    """Of the activations that the layer's scale and shift are applied to.
+    """Measures the activations that the layer's scale and shift are applied to.
 
     Args:
         layer: one of :func:`norm_layers`.
@@ -74,7 +81,7 @@ def channel_statistics(layer: nn.Module, x: Tensor) -> Statistics:
 def hooked(
     layers: Mapping[str, nn.Module], hook: Callable[[str, nn.Module, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """``hook(name, layer, input)`` at every forward of the layers; a tensor replaces the output."""
+    """Calls ``hook(name, layer, input)`` at every forward; a tensor it returns is the output."""
     handles = [
         layer.register_forward_hook(lambda m, x, _, name=name: hook(name, m, x[0]))
         for name, layer in layers.items()
@@ -88,7 +95,7 @@ def hooked(
 
 @contextmanager
 def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statistics]]]:
-    """What each layer gives meanwhile, one entry per forward of it."""
+    """Collects each layer's statistics meanwhile, one entry per forward of it."""
     seen: dict[str, list[Statistics]] = {name: [] for name in layers}
 
     def measure(name: str, layer: nn.Module, x: Tensor) -> None:
@@ -100,9 +107,9 @@ def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statis
 
 @torch.no_grad()
 def measure_statistics(
-    model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("backbone", "sem_seg_head")
+    model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("f", "h")
 ) -> dict[str, Tensor]:
-    """What a training set's images give, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
+    """Measures a training set's images, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
 
     Args:
         model: with its source weights.
@@ -126,7 +133,7 @@ def measure_statistics(
 
 
 def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """What ``TTT.LN_ADAPT.SOURCE_STATISTICS`` holds.
+    """Reads the file that ``TTT.LN_ADAPT.SOURCE_STATISTICS`` names.
 
     Raises:
         UserError: it names no file, and some layer is not a batch normalisation.
@@ -145,7 +152,7 @@ def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, 
 def fit_statistics(
     layers: Mapping[str, nn.Module], measured: Mapping[str, Tensor]
 ) -> dict[str, Statistics]:
-    """What each layer gave on the training images; batch normalisations hold their own.
+    """Returns each layer's statistics of the training images; batch norms hold their own.
 
     Args:
         layers: of :func:`norm_layers`.

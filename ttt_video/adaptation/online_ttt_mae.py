@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..modeling.interface import adaptable
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY
 from .gradient import GradientAdapter
@@ -20,7 +21,7 @@ Own = TypeVar("Own", bound="ReconstructionAdapter")
 class ReconstructionAdapter(GradientAdapter):
     """Minimises l_s(g(f(masked x)), x) over encoder f and decoder g; the head h stays h0."""
 
-    parts = ("backbone", "recon_head")
+    parts = ("f", "g")
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class ReconstructionAdapter(GradientAdapter):
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """``loss_recon`` with an independent mask for each sample."""
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
-        return self.model.reconstruction_losses(inputs, generator)  # type: ignore[operator]
+        return adaptable(self.model).reconstruction_losses(inputs, generator)
 
 
 @ADAPTER_REGISTRY.register()

@@ -34,7 +34,7 @@ from .norm_statistics import (
 from .online_ttt_mae import ReconstructionAdapter
 from .window import SlidingWindow
 
-SEARCHED = ("sem_seg_head",)
+SEARCHED = ("h",)
 """h: its weights never move, so that a shift of its activations is one of what f gives it."""
 
 

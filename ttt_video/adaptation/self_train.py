@@ -10,17 +10,17 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.interface import adaptable
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY, module_mode
 from .gradient import GradientAdapter
-from .pixel_classes import main_task
 from .window import Sample
 
 
 class SelfTrainAdapter(GradientAdapter):
     """Minimises -log P(label|x) of masked frames at confident pixels; the head h stays h0."""
 
-    parts = ("backbone", "sem_seg_head")
+    parts = ("f", "h")
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class SelfTrainAdapter(GradientAdapter):
         *,
         threshold: float,
         augment: RandomCrop,
-        modules: Sequence[str] = ("backbone",),
+        modules: Sequence[str] = ("f",),
         **settings: Any,
     ) -> None:
         """``settings`` are :class:`GradientAdapter`'s.
@@ -43,7 +43,7 @@ class SelfTrainAdapter(GradientAdapter):
             UserError: the model is not of semantic segmentation alone.
         """
         super().__init__(model, modules=modules, **settings)
-        if not model.semantic_on or model.instance_on or model.panoptic_on:
+        if adaptable(model).outputs != {"sem_seg"}:
             raise UserError(
                 "self-training needs a confidence for each pixel, which instance and panoptic "
                 "segmentation do not give (paper, Table 1): choose another --method, or a model "
@@ -55,15 +55,16 @@ class SelfTrainAdapter(GradientAdapter):
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """``loss_self_train`` in nats, and ``confident``: the share of pixels that have a label."""
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
+        model = adaptable(self.model)
         with module_mode(self.model, training=False), torch.no_grad():
-            teacher = main_task(self.model, inputs)
+            teacher = model.main_task(inputs)
             confidence, labels = teacher.pixels.classes.max(1)
             confident = (confidence + teacher.pixels.something).exp() > self.threshold
             confident &= teacher.inside > 0
         record = {"confident": teacher.mean(confident.float())}
         if not confident.any():
             return {"loss_self_train": torch.zeros((), device=labels.device), **record}
-        student = main_task(self.model, inputs, mask_with=generator).pixels
+        student = model.main_task(inputs, mask_with=generator).pixels
         classes = student.classes.gather(1, labels[:, None])[:, 0]
         error = -(classes + student.something)
         return {"loss_self_train": teacher.mean(error, where=confident), **record}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..modeling.interface import is_within
 from .base import module_mode
 from .window import Sample
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def gradient_scales(
     moving: Collection[str], source: Mapping[str, Tensor], parts: Collection[str]
 ) -> dict[str, float]:
-    """Factor on each moving parameter's gradient, by name.
+    """Returns the factor on each moving parameter's gradient, by name.
 
     A tensor with hardly a gradient on the source's images, such as the bias of attention's keys, of
     which the output does not depend, counts as having a fifth of the median.
@@ -28,7 +29,7 @@ def gradient_scales(
     Args:
         moving: names of the parameters that move.
         source: of :func:`measure_gradients`.
-        parts: of the model that the method's loss depends on; empty: any.
+        parts: names of those that the method's loss depends on; empty: any.
 
     Raises:
         UserError: the file was measured with another model or method.
@@ -39,7 +40,7 @@ def gradient_scales(
             f"TTT.OPTIMIZER.SOURCE_GRADIENTS has nothing for {min(missing)}: measure it with "
             "this model and method by tools/measure_gradients.py"
         )
-    foreign = {name.split(".")[0] for name in source} - {*parts}
+    foreign = {name.split(".")[0] for name in source if not is_within(name, parts)}
     if parts and foreign:
         raise UserError(
             f"TTT.OPTIMIZER.SOURCE_GRADIENTS has gradients of {min(foreign)}, of which the "
@@ -55,7 +56,7 @@ def gradient_scales(
 def measure_gradients(
     adapter: GradientAdapter, batches: Iterable[list[Sample]], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """How large the gradient of the adapter's loss is on a training set, tensor by tensor.
+    """Measures how large the gradient of the adapter's loss is on a training set, by tensor.
 
     It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
     into the estimate, too.

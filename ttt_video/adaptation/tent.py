@@ -9,24 +9,25 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..modeling.interface import adaptable
+from ..modeling.pixel_classes import pixel_entropy
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY, require_keys
 from .gradient import GradientAdapter
-from .pixel_classes import main_task, pixel_entropy
 from .window import Sample
 
 
 class EntropyAdapter(GradientAdapter):
     """Minimises the mean entropy of the pixels' class distributions; the head h stays h0."""
 
-    parts = ("backbone", "sem_seg_head")
+    parts = ("f", "h")
 
     def __init__(
         self,
         model: nn.Module,
         *,
         augment: RandomCrop,
-        modules: Sequence[str] = ("backbone",),
+        modules: Sequence[str] = ("f",),
         **settings: Any,
     ) -> None:
         """``settings`` are :class:`GradientAdapter`'s; ``augment`` prepares each sample."""
@@ -34,13 +35,14 @@ class EntropyAdapter(GradientAdapter):
         self.augment = augment
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """``loss_entropy`` in nats (:mod:`~ttt_video.adaptation.pixel_classes`).
+        """Returns ``loss_entropy`` in nats (:mod:`~ttt_video.modeling.pixel_classes`).
 
-        Of a model that also segments semantically, objects decide: its pixels may be nothing.
+        Pixels of a model that predicts objects may be nothing, also where it predicts classes, too.
         """
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
-        prediction = main_task(self.model, inputs)
-        background = bool(self.model.instance_on or self.model.panoptic_on)
+        model = adaptable(self.model)
+        prediction = model.main_task(inputs)
+        background = bool(model.outputs - {"sem_seg"})
         entropy = pixel_entropy(prediction.pixels, background=background)
         return {"loss_entropy": prediction.mean(entropy)}
 

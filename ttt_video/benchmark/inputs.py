@@ -35,7 +35,7 @@ def peer_of(cfg: CfgNode, model: Any) -> Any:
     Raises:
         UserError: the model is none, has no decoder g, or transformers is not installed.
     """
-    if not isinstance(model, MaskFormerTTT) or model.recon_head is None:
+    if not isinstance(model, MaskFormerTTT) or "g" not in model.parts:
         raise UserError(
             f"{cfg.MODEL.META_ARCHITECTURE} with these weights has no counterpart among Hugging "
             "Face's models that could be compared: add --no-peers"

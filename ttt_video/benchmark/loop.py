@@ -177,7 +177,7 @@ def _new_optimizer(cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
         model,
         lr=optimizer.BASE_LR,
         weight_decay=optimizer.WEIGHT_DECAY,
-        backbone_multiplier=optimizer.BACKBONE_MULTIPLIER,
+        encoder_multiplier=optimizer.BACKBONE_MULTIPLIER,
     )
     return make_optimizer(
         optimizer.NAME, groups, momentum=optimizer.MOMENTUM, betas=tuple(optimizer.BETAS)

@@ -33,13 +33,14 @@ def parameter_groups(
     *,
     lr: float,
     weight_decay: float,
-    backbone_multiplier: float = 1.0,
+    encoder: str = "backbone",
+    encoder_multiplier: float = 1.0,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Trainable parameters of ``model`` in as few optimizer groups as their settings allow.
 
-    Parameters under a module whose name holds ``backbone`` get ``lr * backbone_multiplier``.
+    Parameters under a module whose name holds ``encoder`` get ``lr * encoder_multiplier``.
     Normalisation layers are decayed by ``weight_decay_norm``, ``nn.Embedding`` tables (queries,
     query positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and
     everything else, biases included, by ``weight_decay`` (Mask2Former, train_net.py).
@@ -62,7 +63,7 @@ def parameter_groups(
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
-            rate = lr * backbone_multiplier if "backbone" in module_name else lr
+            rate = lr * encoder_multiplier if encoder in module_name else lr
             group = groups.setdefault(
                 (rate, decay), {"params": [], "lr": rate, "weight_decay": decay}
             )
@@ -138,7 +139,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
-        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        encoder_multiplier=solver.BACKBONE_MULTIPLIER,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )

@@ -26,6 +26,7 @@ from ..errors import UserError, ending_with
 from ..evaluation.evaluators import build_evaluators, score_frame
 from ..evaluation.records import finite
 from ..files import save_torch, writing
+from ..modeling.interface import drop_part, parts_of
 from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import Frame, FrameSource
 from ..visualization.overlay_video import OverlayVideos
@@ -55,17 +56,18 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.WEIGHTS:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
     model = build_model(cfg)
+    decoder = tuple(f"{name}." for role, name in parts_of(model).items() if role == "g")
     read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
     report = load_weights(
         model,
         read(cfg.MODEL.WEIGHTS),
         source=cfg.MODEL.WEIGHTS,
         extra_channels="zero",
-        allow_new=("recon_head.",),
+        allow_new=decoder,
     )
     # Not every method needs the decoder g; those that do refuse a model without.
-    if any(name.startswith("recon_head.") for name in report.new):
-        model.recon_head = None
+    if any(name.startswith(decoder) for name in report.new):
+        drop_part(model, "g")
     return model.eval()
 
 

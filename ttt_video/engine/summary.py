@@ -16,6 +16,7 @@ from torch import nn
 from .. import __version__
 from ..evaluation.protocols import LabelInfo
 from ..evaluation.records import summarize
+from ..modeling.interface import parts_of
 from ..modeling.weights import weights_hash
 from .run_directory import Row, RunDirectory
 
@@ -24,7 +25,7 @@ def source_facts(model: nn.Module) -> Row:
     """What a summary says of the source model, before it is adapted."""
     return {
         "weights_sha256": weights_hash(model),
-        "jointly_trained": getattr(model, "recon_head", None) is not None,
+        "jointly_trained": "g" in parts_of(model),
     }
 
 
@@ -40,7 +41,7 @@ def process_facts(device: torch.device) -> Row:
 
 
 def _depths(cfg: CfgNode) -> list[int] | None:
-    """The size of the backbone: blocks of each stage, of a ResNet all layers; None if unknown."""
+    """Returns the blocks of each stage of f (of a ResNet, all layers); None if unknown."""
     known = {
         "MaskFormerTTT": cfg.MODEL.SWIN.DEPTHS,
         "SegFormer": cfg.MODEL.SEGFORMER.DEPTHS,

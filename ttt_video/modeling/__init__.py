@@ -3,20 +3,24 @@
 from .backbone import SwinTransformerTTT
 from .deeplab import DeepLabV3Plus
 from .heads import MaskFormerTTTHead, ReconstructionHead
-from .masking import random_patch_mask
+from .interface import AdaptableModel, Model
+from .masking import MASK_KINDS, PatchMasks
 from .meta_arch import MaskFormerTTT
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .segformer import SegFormer
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 __all__ = [
+    "MASK_KINDS",
     "PIXEL_DECODER_REGISTRY",
     "TRANSFORMER_DECODER_REGISTRY",
+    "AdaptableModel",
     "DeepLabV3Plus",
     "MaskFormerTTT",
     "MaskFormerTTTHead",
+    "Model",
+    "PatchMasks",
     "ReconstructionHead",
     "SegFormer",
     "SwinTransformerTTT",
-    "random_patch_mask",
 ]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,8 @@ class DeepLabV3Plus(FrozenSegmenter):
     Parameters are named as there, so that its checkpoints fit: ``backbone.*``, ``decode_head.*``
     and ``auxiliary_head.*``, which only its training uses.
     """
+
+    parts: ClassVar = {"f": "backbone", "h": "decode_head"}
 
     @configurable
     def __init__(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .interface import normalized_images, output_size
 
 
 class FrozenSegmenter(nn.Module, ABC):
@@ -20,6 +20,8 @@ class FrozenSegmenter(nn.Module, ABC):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+
+    outputs: ClassVar = frozenset({"sem_seg"})
 
     size_divisibility = 0
     """px; a batch is padded to a multiple of it, 0 for not at all."""
@@ -48,11 +50,9 @@ class FrozenSegmenter(nn.Module, ABC):
         if self.training:
             name = type(self).__name__
             raise UserError(f"{name} is a frozen baseline here: train it with its own library")
-        images = [
-            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
+        batch = normalized_images(
+            batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
+        )
         logits = F.interpolate(
             self.logits(batch.tensor),
             size=batch.tensor.shape[-2:],
@@ -61,7 +61,6 @@ class FrozenSegmenter(nn.Module, ABC):
         )
         results = []
         for x, scores, size in zip(batched_inputs, logits, batch.image_sizes, strict=True):
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            scores = sem_seg_postprocess(scores, size, height, width)
+            scores = sem_seg_postprocess(scores, size, *output_size(x, size))
             results.append({"sem_seg": scores.softmax(0)})
         return results

@@ -1,53 +1,155 @@
-"""Random patch masks and patches: pure functions, in one place."""
+"""Patch masks and patches. Every mask of the project is drawn here, by kinds with names."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.structures import ImageList
 from torch import Tensor
+
+from ..errors import UserError
+
+SMALLEST_BLOCK = 16
+"""Patches that a block covers at least, while so many are left to hide (BEiT's number)."""
+
+LONGEST_BLOCK = 1 / 0.3
+"""Largest ratio of a block's sides (BEiT's number)."""
 
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
-    """Patches left visible: ``floor(N * (1 - ratio))``, immune to 1 - 0.8 = 0.1999..."""
+    """Returns the patches left visible: ``floor(N * (1 - ratio))``, safe from 1 - 0.8 = 0.1999."""
     return math.floor(num_patches * (1.0 - mask_ratio) + 1e-6)
 
 
-def random_patch_mask(
-    height: int,
-    width: int,
-    *,
-    patch_size: int,
-    mask_ratio: float,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
+def random_patches(
+    rows: int, columns: int, num_visible: int, generator: torch.Generator | None
 ) -> Tensor:
-    """One random visibility mask: 1 = visible, 0 = masked (the polarity of the fourth channel).
-
-    Patches are chosen uniformly without replacement (paper, Section 3; He et al., 2021).
-
-    Args:
-        height: px; width: px. Patches at the right and bottom may be cut.
-        patch_size: side of a patch, px.
-        mask_ratio: share of patches hidden, in [0, 1).
-        generator: a CPU generator; None uses torch's global one.
-        device: where the mask is spelled out in pixels; patches are drawn on the CPU, so that every
-            device sees the same mask.
-
-    Returns:
-        (1, height, width) float32.
-    """
-    rows, columns = math.ceil(height / patch_size), math.ceil(width / patch_size)
+    """Chooses patches uniformly, without replacement (paper, Section 3; He et al., 2021)."""
     patches = torch.zeros(rows * columns)
     order = torch.randperm(rows * columns, generator=generator)
-    patches[order[: num_visible_patches(rows * columns, mask_ratio)]] = 1.0
-    pixels = patches.to(device).view(rows, columns).repeat_interleave(patch_size, 0)
-    pixels = pixels.repeat_interleave(patch_size, 1)
-    return pixels[None, :height, :width].contiguous()
+    patches[order[:num_visible]] = 1.0
+    return patches.view(rows, columns)
+
+
+def block_patches(
+    rows: int, columns: int, num_visible: int, generator: torch.Generator | None
+) -> Tensor:
+    """Hides rectangles of patches, one after the other, until exactly ``num_visible`` are left.
+
+    In the manner of BEiT (Bao et al., 2022). A rectangle's area is uniform between
+    :data:`SMALLEST_BLOCK` and the patches that are still to be hidden, its ratio of sides
+    log-uniform. It covers a random patch that is still visible, so that every one hides something.
+    """
+    patches = torch.ones(rows, columns)
+    while (left := int(patches.sum()) - num_visible) > 0:
+        area, ratio, anchor, up, back = torch.rand(5, generator=generator).tolist()
+        smallest = min(SMALLEST_BLOCK, left)
+        size = smallest + int(area * (left - smallest + 1))
+        # No larger than what is left, so that the last one ends at the exact number.
+        sides = math.sqrt(size) * LONGEST_BLOCK ** (ratio - 0.5)
+        height = min(max(round(sides), 1), rows, size)
+        width = min(size // height, columns)
+        visible = patches.nonzero()
+        row, column = visible[int(anchor * len(visible))].tolist()
+        top = min(max(row - int(up * height), 0), rows - height)
+        start = min(max(column - int(back * width), 0), columns - width)
+        patches[top : top + height, start : start + width] = 0.0
+    return patches
+
+
+MaskKind = Callable[[int, int, int, torch.Generator | None], Tensor]
+
+MASK_KINDS: dict[str, MaskKind] = {"random": random_patches, "block": block_patches}
+"""Kinds by the name that ``TTT.MASK_KIND`` takes; a file of ``--register`` may add one.
+
+A kind gets rows, columns, the number of patches to leave visible, and a CPU generator (None:
+torch's global one). It returns (rows, columns) float32 on the CPU: 1 = visible, 0 = masked.
+"""
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """Draws masks of one kind.
+
+    Attributes:
+        patch_size: side of a patch, px.
+        ratio: share of patches hidden, in [0, 1).
+        kind: a name in :data:`MASK_KINDS`.
+    """
+
+    patch_size: int
+    ratio: float
+    kind: str = "random"
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a kind that does not exist."""
+        if self.kind not in MASK_KINDS:
+            known = ", ".join(sorted(MASK_KINDS))
+            raise UserError(f"TTT.MASK_KIND is {self.kind!r}; choose one of: {known}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PatchMasks:
+        """Reads ``TTT.MASK_PATCH_SIZE``, ``TTT.MASK_RATIO`` and ``TTT.MASK_KIND``."""
+        return cls(cfg.TTT.MASK_PATCH_SIZE, cfg.TTT.MASK_RATIO, cfg.TTT.MASK_KIND)
+
+    def draw(
+        self,
+        height: int,
+        width: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Draws one mask: 1 = visible, 0 = masked, as in the fourth channel of f's input.
+
+        Args:
+            height: px; width: px. Patches at the right and bottom may be cut.
+            generator: a CPU generator; None uses torch's global one.
+            device: where the mask is spelled out in pixels; patches are drawn on the CPU, so that
+                every device sees the same mask.
+
+        Returns:
+            (1, height, width) float32.
+        """
+        size = self.patch_size
+        rows, columns = math.ceil(height / size), math.ceil(width / size)
+        num_visible = num_visible_patches(rows * columns, self.ratio)
+        patches = MASK_KINDS[self.kind](rows, columns, num_visible, generator).to(device)
+        pixels = patches.repeat_interleave(size, 0).repeat_interleave(size, 1)
+        return pixels[None, :height, :width].contiguous()
+
+    def of_batch(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        images: ImageList,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Returns the masks of padded images, (B, 1, H, W) float32, on their device.
+
+        A sample's own ``image_mask`` (1, h, w) is used where there is one, and hides the padding;
+        the others are drawn over image and padding.
+        """
+        height, width = images.tensor.shape[-2:]
+        device = images.tensor.device
+        masks = []
+        for x, size in zip(samples, images.image_sizes, strict=True):
+            mask = x.get("image_mask")
+            if mask is None:
+                mask = self.draw(height, width, generator, device)
+            elif mask.shape != (1, *size):
+                raise ValueError(f"image_mask is {tuple(mask.shape)}; the image needs {(1, *size)}")
+            mask = mask.to(device, images.tensor.dtype, non_blocking=True)
+            masks.append(F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2])))
+        return torch.stack(masks)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) to (B, N, patch_size**2 * C); each patch holds rows, then columns, then colours.
+    """Cuts (B, C, H, W) into (B, N, patch_size**2 * C) patches: rows, then columns, then colours.
 
     H and W must be multiples of ``patch_size``.
     """
@@ -60,7 +162,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Tensor:
-    """The inverse of :func:`patchify`: (B, N, patch_size**2 * C) to (B, C, H, W)."""
+    """Inverts :func:`patchify`: (B, N, patch_size**2 * C) to (B, C, H, W)."""
     rows, columns = height // patch_size, width // patch_size
     pixels = patches.view(patches.shape[0], rows, columns, patch_size, patch_size, -1)
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.backbone import Backbone
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 from ..config import validate_config
 from ..errors import UserError
-from . import postprocess
 from .criterion import LossNormalizers, SetCriterion
 from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead
-from .masking import random_patch_mask
+from .interface import normalized_images, output_size
+from .masking import PatchMasks
 from .matcher import HungarianMatcher, Target
+from .pixel_classes import MainTask, image_area, pixel_classes
+from .postprocess import Postprocessing
 from .reconstruction import reconstruction_loss, to_pixel_units
 from .targets import count_masks, prepare_target
 
@@ -72,19 +73,11 @@ class MaskFormerTTT(nn.Module):
         pixel_std: list[float],
         size_divisibility: int,
         joint: str,
-        mask_ratio: float,
-        mask_patch_size: int,
+        masks: PatchMasks,
         recon_weight: float,
         recon_region: str,
         normalize_target: bool,
-        semantic_on: bool,
-        instance_on: bool,
-        panoptic_on: bool,
-        postprocess_before_inference: bool,
-        object_mask_threshold: float,
-        overlap_threshold: float,
-        topk_per_image: int,
-        thing_classes: set[int] | None,
+        postprocess: Postprocessing,
     ) -> None:
         """
         Args:
@@ -94,31 +87,23 @@ class MaskFormerTTT(nn.Module):
             pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
             size_divisibility: images are zero-padded to a multiple of this, after normalisation.
             joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
-            mask_ratio, mask_patch_size: of masks drawn here, for inputs without ``image_mask``.
+            masks: draws the masks of inputs without ``image_mask``.
             recon_weight, recon_region, normalize_target: of the reconstruction loss.
-            semantic_on, instance_on, panoptic_on: outputs to produce.
-            postprocess_before_inference: resize mask logits, not scores, to the output size.
-            object_mask_threshold, overlap_threshold: of panoptic inference.
-            topk_per_image: instances per image.
-            thing_classes: contiguous ids of the countable classes; panoptic inference needs them.
+            postprocess: makes the outputs.
         """
         super().__init__()
-        if panoptic_on and thing_classes is None:
-            raise UserError(
-                "MODEL.MASK_FORMER.TEST.PANOPTIC_ON needs to know the thing classes: name a data "
-                "set with thing_dataset_id_to_contiguous_id metadata in DATASETS.TRAIN"
-            )
         if size_divisibility < 1 or size_divisibility % PIXELS_PER_QUERY_CELL:
             raise UserError(
                 f"images are padded to multiples of {size_divisibility} px; the reconstruction "
                 f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
                 "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
             )
-        if normalize_target and size_divisibility % mask_patch_size:
+        if normalize_target and size_divisibility % masks.patch_size:
             raise UserError(
                 f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
-                f"{mask_patch_size} must divide the padding to multiples of {size_divisibility}"
+                f"{masks.patch_size} must divide the padding to multiples of {size_divisibility}"
             )
+        self.parts = {"f": "backbone", "g": "recon_head", "h": "sem_seg_head"}
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.recon_head = recon_head
@@ -126,19 +111,11 @@ class MaskFormerTTT(nn.Module):
         self.deep_supervision = deep_supervision
         self.size_divisibility = size_divisibility
         self.joint = joint
-        self.mask_ratio = mask_ratio
-        self.mask_patch_size = mask_patch_size
+        self.masks = masks
         self.recon_weight = recon_weight
         self.recon_region = recon_region
-        self.normalize_patch = mask_patch_size if normalize_target else None
-        self.semantic_on = semantic_on
-        self.instance_on = instance_on
-        self.panoptic_on = panoptic_on
-        self.postprocess_before_inference = postprocess_before_inference
-        self.object_mask_threshold = object_mask_threshold
-        self.overlap_threshold = overlap_threshold
-        self.topk_per_image = topk_per_image
-        self.thing_classes = thing_classes
+        self.normalize_patch = masks.patch_size if normalize_target else None
+        self.postprocess = postprocess
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         if joint == "probing":
@@ -152,7 +129,6 @@ class MaskFormerTTT(nn.Module):
         """Reads ``MODEL.*``, ``TTT.*``, ``TEST.DETECTIONS_PER_IMAGE`` and the training metadata."""
         validate_config(cfg)
         former = cfg.MODEL.MASK_FORMER
-        test = former.TEST
         backbone = _build(
             BACKBONE_REGISTRY,
             "MODEL.BACKBONE.NAME",
@@ -187,12 +163,6 @@ class MaskFormerTTT(nn.Module):
             oversample_ratio=former.OVERSAMPLE_RATIO,
             importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
         )
-        things = None
-        if cfg.DATASETS.TRAIN:
-            ids = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(
-                "thing_dataset_id_to_contiguous_id"
-            )
-            things = None if ids is None else set(ids.values())
         divisibility = former.SIZE_DIVISIBILITY
         return {
             "backbone": backbone,
@@ -204,21 +174,11 @@ class MaskFormerTTT(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
             "joint": cfg.TTT.JOINT,
-            "mask_ratio": cfg.TTT.MASK_RATIO,
-            "mask_patch_size": cfg.TTT.MASK_PATCH_SIZE,
+            "masks": PatchMasks.from_config(cfg),
             "recon_weight": cfg.TTT.RECON.WEIGHT,
             "recon_region": cfg.TTT.RECON.REGION,
             "normalize_target": cfg.TTT.RECON.NORMALIZE_TARGET,
-            "semantic_on": test.SEMANTIC_ON,
-            "instance_on": test.INSTANCE_ON,
-            "panoptic_on": test.PANOPTIC_ON,
-            "postprocess_before_inference": test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
-            or test.PANOPTIC_ON
-            or test.INSTANCE_ON,
-            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
-            "overlap_threshold": test.OVERLAP_THRESHOLD,
-            "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "thing_classes": things,
+            "postprocess": Postprocessing.from_config(cfg),
         }
 
     @property
@@ -226,12 +186,17 @@ class MaskFormerTTT(nn.Module):
         """Where the model lives; inputs are moved there."""
         return self.pixel_mean.device
 
+    @property
+    def outputs(self) -> frozenset[str]:
+        """The keys of a prediction."""
+        return self.postprocess.outputs
+
     def forward(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> Any:
-        """Losses in training mode, predictions in eval mode (see the class).
+        """Returns losses in training mode, predictions in eval mode (see the class).
 
-        ``normalizers`` are those of the batch that the inputs are a part of, see
+        ``normalizers`` belong to the batch that the inputs are a part of, see
         :meth:`loss_normalizers`; by default the inputs are the batch.
         """
         if not self.training:
@@ -243,9 +208,10 @@ class MaskFormerTTT(nn.Module):
         return losses
 
     def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
-        """Of this process's share of a batch that is to go through ``parts`` forward passes.
+        """Counts what the losses of a batch are divided by, in ``parts`` forward passes.
 
-        With them, the mean of the passes' losses is the loss of the batch in one piece.
+        The inputs are this process's share of the batch. With these normalizers, the mean of the
+        passes' losses is the loss of the batch in one piece.
         """
         counts = [count_masks(x, self.sem_seg_head.ignore_value) for x in batched_inputs]
         predictor: Any = self.sem_seg_head.predictor
@@ -254,7 +220,7 @@ class MaskFormerTTT(nn.Module):
     def main_losses(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> dict[str, Tensor]:
-        """l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
+        """Returns l_m(h(f(x)), y), the labelled loss: ``loss_ce*``, ``loss_mask*``, ``loss_dice*``.
 
         Labels are ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an
         (N, H, W) tensor) or a ``sem_seg`` map (H, W).
@@ -278,20 +244,20 @@ class MaskFormerTTT(nn.Module):
     def reconstruction_losses(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """l_s(g(f(masked x)), x), which needs no labels: ``{"loss_recon": scalar}``, unweighted.
+        """Returns l_s(g(f(masked x)), x), unweighted: ``{"loss_recon": scalar}``. No labels needed.
 
         An input's ``image_mask`` (1, H, W; 1 = visible, 0 = masked) is used where given; else one
         is drawn over the padded image, by ``generator`` (on the CPU) or torch's global one.
         """
         images = self.normalize(batched_inputs)
-        visible = self._visibility(batched_inputs, images, generator)
+        visible = self.masks.of_batch(batched_inputs, images, generator)
         prediction = self.recon_head(self.encode(images.tensor, visible))
         loss = reconstruction_loss(
             prediction,
             images.tensor,
             visible,
             region=self.recon_region,
-            inside=self._inside(images),
+            inside=image_area(images, *images.tensor.shape[-2:])[:, None],
             normalize_patch=self.normalize_patch,
         )
         return {"loss_recon": loss}
@@ -300,7 +266,7 @@ class MaskFormerTTT(nn.Module):
     def reconstruct(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> list[dict[str, Tensor]]:
-        """Pictures of the self-supervised task.
+        """Makes pictures of the self-supervised task.
 
         Returns:
             Per input, ``recon`` and ``masked_input``: float (3, height, width) in 0..255 and
@@ -308,7 +274,7 @@ class MaskFormerTTT(nn.Module):
             Masked patches are black.
         """
         images = self.normalize(batched_inputs)
-        visible = self._visibility(batched_inputs, images, generator)
+        visible = self.masks.of_batch(batched_inputs, images, generator)
         prediction = self.recon_head(self.encode(images.tensor, visible)).float()
         pixels = to_pixel_units(prediction, images.tensor, self.normalize_patch)
         pictures = {
@@ -317,7 +283,7 @@ class MaskFormerTTT(nn.Module):
         }
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            height, width = x.get("height", size[0]), x.get("width", size[1])
+            height, width = output_size(x, size)
             results.append(
                 {
                     name: sem_seg_postprocess(picture[i], size, height, width).clamp(0, 255)
@@ -326,8 +292,25 @@ class MaskFormerTTT(nn.Module):
             )
         return results
 
+    def main_task(
+        self, batched_inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
+    ) -> MainTask:
+        """Returns h(f(x)) before post-processing, at the stride of the mask logits (4 px).
+
+        ``mask_with`` hides patches of each image as the self-supervised task does, by draws from
+        this CPU generator.
+        """
+        images = self.normalize(batched_inputs)
+        visible = None
+        if mask_with is not None:
+            visible = self.masks.of_batch(batched_inputs, images, mask_with)
+        output = self.sem_seg_head(self.encode(images.tensor, visible))[-1]
+        mask_logits = output["pred_masks"]
+        inside = image_area(images, *mask_logits.shape[-2:])
+        return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
+
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
+        """Returns h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
         ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks.
         """
         images = self.normalize(batched_inputs)
@@ -342,54 +325,18 @@ class MaskFormerTTT(nn.Module):
                 mode="bilinear",
                 align_corners=False,
             )[0]
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            results.append(self._postprocess(class_logits[i], mask_logits, size, height, width))
+            height, width = output_size(x, size)
+            results.append(self.postprocess(class_logits[i], mask_logits, size, height, width))
         return results
 
-    def _postprocess(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        size: tuple[int, int],
-        height: int,
-        width: int,
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        if self.postprocess_before_inference:
-            mask_logits = sem_seg_postprocess(mask_logits, size, height, width)
-        if self.semantic_on:
-            scores = postprocess.semantic_inference(class_logits, mask_logits)
-            if not self.postprocess_before_inference:
-                scores = sem_seg_postprocess(scores, size, height, width)
-            result["sem_seg"] = scores
-        if self.panoptic_on:
-            assert self.thing_classes is not None
-            result["panoptic_seg"] = postprocess.panoptic_inference(
-                class_logits,
-                mask_logits,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                thing_classes=self.thing_classes,
-            )
-        if self.instance_on:
-            result["instances"] = postprocess.instance_inference(
-                class_logits,
-                mask_logits,
-                topk=self.topk_per_image,
-                thing_classes=self.thing_classes if self.panoptic_on else None,
-            )
-        return result
-
     def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """The images, normalised and then zero-padded to a common size: (B, 3, H, W) float32."""
-        images = [
-            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        """Returns the images, normalised and zero-padded to a common size: (B, 3, H, W) float32."""
+        return normalized_images(
+            batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
+        )
 
     def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
-        """Features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
+        """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
 
         Args:
             pixels: normalised.
@@ -400,37 +347,6 @@ class MaskFormerTTT(nn.Module):
         else:
             pixels = pixels * visible
         return self.backbone(torch.cat([pixels, visible], dim=1))
-
-    def _visibility(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        images: ImageList,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        height, width = images.tensor.shape[-2:]
-        masks = []
-        for x, size in zip(batched_inputs, images.image_sizes, strict=True):
-            mask = x.get("image_mask")
-            if mask is not None and mask.shape != (1, *size):
-                raise ValueError(f"image_mask is {tuple(mask.shape)}; the image needs {(1, *size)}")
-            if mask is None:
-                mask = random_patch_mask(
-                    height,
-                    width,
-                    patch_size=self.mask_patch_size,
-                    mask_ratio=self.mask_ratio,
-                    generator=generator,
-                    device=self.device,
-                )
-            mask = mask.to(self.device, images.tensor.dtype, non_blocking=True)
-            masks.append(F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2])))
-        return torch.stack(masks)
-
-    def _inside(self, images: ImageList) -> Tensor:
-        inside = torch.zeros_like(images.tensor[:, :1])
-        for row, (height, width) in zip(inside, images.image_sizes, strict=True):
-            row[:, :height, :width] = 1
-        return inside
 
     def _denormalize(self, pixels: Tensor) -> Tensor:
         return pixels * self.pixel_std + self.pixel_mean

@@ -1,16 +1,23 @@
-"""From class and mask logits to detectron2's outputs: pure functions of one image."""
+"""Turns class and mask logits into detectron2's outputs, one image at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..errors import UserError
+
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Scores of each class at each pixel: sum over queries of class times mask probability.
+    """Returns each class's score at each pixel: the sum of class times mask probability.
 
     Args:
         class_logits: (Q, K + 1).
@@ -28,9 +35,9 @@ def instance_inference(
     mask_logits: Tensor,
     *,
     topk: int,
-    thing_classes: set[int] | None = None,
+    thing_classes: Set[int] | None = None,
 ) -> Instances:
-    """The ``topk`` highest scoring (query, class) pairs as instances.
+    """Returns the ``topk`` highest scoring (query, class) pairs as instances.
 
     Args:
         class_logits: (Q, K + 1).
@@ -69,9 +76,9 @@ def panoptic_inference(
     *,
     object_mask_threshold: float,
     overlap_threshold: float,
-    thing_classes: set[int],
+    thing_classes: Set[int],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Each pixel goes to one query; queries that lose most of their mask are dropped.
+    """Gives each pixel to one query; queries that lose most of their mask are dropped.
 
     Args:
         class_logits: (Q, K + 1).
@@ -112,3 +119,105 @@ def panoptic_inference(
             stuff_ids[category] = segment_id
         segments.append({"id": segment_id, "isthing": is_thing, "category_id": category})
     return segmentation, segments
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """Makes the outputs that ``MODEL.MASK_FORMER.TEST.*`` asks for.
+
+    Attributes:
+        semantic, instance, panoptic: outputs to produce.
+        resize_masks: resize mask logits, not scores, to the output size.
+        object_mask_threshold, overlap_threshold: of panoptic inference.
+        topk: instances per image.
+        thing_classes: contiguous ids of the countable classes; panoptic inference needs them.
+    """
+
+    semantic: bool = True
+    instance: bool = False
+    panoptic: bool = False
+    resize_masks: bool = False
+    object_mask_threshold: float = 0.0
+    overlap_threshold: float = 0.0
+    topk: int = 100
+    thing_classes: frozenset[int] | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Postprocessing:
+        """Reads the config, and the thing classes from the metadata of the first training set.
+
+        Raises:
+            UserError: panoptic outputs are asked for, and no thing classes are known.
+        """
+        test, things = cfg.MODEL.MASK_FORMER.TEST, None
+        if cfg.DATASETS.TRAIN:
+            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+            ids = metadata.get("thing_dataset_id_to_contiguous_id")
+            things = None if ids is None else frozenset(ids.values())
+        if test.PANOPTIC_ON and things is None:
+            raise UserError(
+                "MODEL.MASK_FORMER.TEST.PANOPTIC_ON needs to know the thing classes: name a data "
+                "set with thing_dataset_id_to_contiguous_id metadata in DATASETS.TRAIN"
+            )
+        return cls(
+            semantic=test.SEMANTIC_ON,
+            instance=test.INSTANCE_ON,
+            panoptic=test.PANOPTIC_ON,
+            resize_masks=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+            or test.PANOPTIC_ON
+            or test.INSTANCE_ON,
+            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+            overlap_threshold=test.OVERLAP_THRESHOLD,
+            topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+            thing_classes=things,
+        )
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """The keys of a prediction."""
+        asked = {
+            "sem_seg": self.semantic,
+            "instances": self.instance,
+            "panoptic_seg": self.panoptic,
+        }
+        return frozenset(key for key, on in asked.items() if on)
+
+    def __call__(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        image_size: tuple[int, int],
+        height: int,
+        width: int,
+    ) -> dict[str, Any]:
+        """Makes the outputs of one image.
+
+        Args:
+            class_logits: (Q, K + 1).
+            mask_logits: (Q, H, W), of the padded image.
+            image_size: height and width of the image without padding.
+            height: of the outputs, px; width: of them.
+        """
+        result: dict[str, Any] = {}
+        if self.resize_masks:
+            mask_logits = sem_seg_postprocess(mask_logits, image_size, height, width)
+        if self.semantic:
+            scores = semantic_inference(class_logits, mask_logits)
+            if not self.resize_masks:
+                scores = sem_seg_postprocess(scores, image_size, height, width)
+            result["sem_seg"] = scores
+        if self.panoptic:
+            assert self.thing_classes is not None
+            result["panoptic_seg"] = panoptic_inference(
+                class_logits,
+                mask_logits,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+                thing_classes=self.thing_classes,
+            )
+        if self.instance:
+            things = self.thing_classes if self.panoptic else None
+            result["instances"] = instance_inference(
+                class_logits, mask_logits, topk=self.topk, thing_classes=things
+            )
+        return result

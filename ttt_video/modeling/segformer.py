@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -35,6 +35,7 @@ class SegFormer(FrozenSegmenter):
     Parameters are named as in the library: ``segformer.*`` and ``decode_head.*``.
     """
 
+    parts: ClassVar = {"f": "segformer", "h": "decode_head"}
     size_divisibility = 32  # the stride of the last stage
     _network: nn.Module
 
@@ -90,7 +91,7 @@ class SegFormer(FrozenSegmenter):
 
     @staticmethod
     def read_weights(path: str) -> dict[str, Tensor]:
-        """Weights by this model's names, from one of our formats or a folder of Hugging Face's.
+        """Reads weights by this model's names, of one of our formats or a folder of Hugging Face's.
 
         Args:
             path: a checkpoint file with the names of the installed library, or a folder with

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_video.adaptation.pixel_classes import MainTask, main_task, pixel_classes, pixel_entropy
+from ttt_video.modeling.pixel_classes import MainTask, pixel_classes, pixel_entropy
 from ttt_video.modeling.postprocess import semantic_inference
 
 
@@ -144,7 +144,7 @@ def test_main_task_of_a_model(tiny_model, make_video):
     """Padding is left out; nothing hidden, the scores are those of the prediction."""
     (frame,) = make_video(num_frames=1, height=50, width=70)
     with torch.no_grad():
-        task = main_task(tiny_model, [frame])
+        task = tiny_model.main_task([frame])
         expected = tiny_model([frame])[0]["sem_seg"].argmax(0)
     assert task.inside.shape == (1, 16, 24)  # 64 x 96 px padded, stride 4
     assert task.inside.sum() == 13 * 18
@@ -160,7 +160,7 @@ def test_hidden_patches_follow_the_generator(tiny_model, make_video):
     video = make_video(num_frames=2)
     for seed in (1, 1, 2):
         with torch.no_grad():
-            main_task(tiny_model, video, mask_with=torch.Generator().manual_seed(seed))
+            tiny_model.main_task(video, mask_with=torch.Generator().manual_seed(seed))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     patches = seen[0].view(2, 4, 16, 6, 16).amax((2, 4))

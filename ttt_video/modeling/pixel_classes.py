@@ -1,4 +1,4 @@
-"""The class distribution of each pixel that mask classification implies, and its entropy.
+"""Class distributions of pixels, which mask classification implies, and their entropy.
 
 Query q of Mask2Former has class probabilities p_q(k), of which the last is "no object", and at
 pixel x a mask probability m_q(x). With o_q = 1 - p_q(no object):
@@ -14,12 +14,11 @@ every query lets go of it. All is computed at the stride of the mask logits (4 p
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from detectron2.structures import ImageList
 from torch import Tensor
-
-from ..modeling.masking import random_patch_mask
 
 EPSILON = 1e-12
 """Below the smallest score that matters; keeps logarithms finite."""
@@ -37,9 +36,19 @@ class PixelClasses(NamedTuple):
     something: Tensor
     nothing: Tensor
 
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> PixelClasses:
+        """Returns the distribution of a network with one logit for each class: (B, K, H, W).
+
+        No pixel is nothing.
+        """
+        classes = logits.float().log_softmax(1)
+        something = torch.zeros_like(classes[:, 0])
+        return cls(classes, something, torch.full_like(something, math.log(EPSILON)))
+
 
 def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
-    """The distribution above, in float32.
+    """Returns the distribution above, in float32.
 
     Args:
         class_logits: (B, Q, K + 1), "no object" last.
@@ -57,7 +66,7 @@ def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
 
 
 def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
-    """Entropy of each pixel's distribution, in nats: (B, H, W).
+    """Returns the entropy of each pixel's distribution, in nats: (B, H, W).
 
     Args:
         pixels: of :func:`pixel_classes`.
@@ -74,7 +83,7 @@ def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
 
 
 class MainTask(NamedTuple):
-    """What head h says of a batch: pixel distributions, and which pixels are image.
+    """The output of head h for a batch: pixel distributions, and which pixels are image.
 
     pixels: :class:`PixelClasses`. inside: (B, H, W) float, 0 at cells that are padding alone.
     """
@@ -83,45 +92,24 @@ class MainTask(NamedTuple):
     inside: Tensor
 
     def mean(self, values: Tensor, where: Tensor | None = None) -> Tensor:
-        """Mean of (B, H, W) values over each image (or its pixels ``where``), then over images.
+        """Returns the mean of (B, H, W) values over each image, then over the images.
 
-        An image without such pixels counts as 0.
+        With ``where``, only those pixels of an image count. An image without any counts as 0.
         """
         weight = self.inside if where is None else self.inside * where
         counted = weight.sum((1, 2)).clamp(min=1.0)
         return ((values * weight).sum((1, 2)) / counted).mean()
 
 
-def main_task(
-    model: Any, inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
-) -> MainTask:
-    """h(f(x)) of a batch, up to where post-processing would begin.
+def image_area(images: ImageList, rows: int, columns: int) -> Tensor:
+    """Returns which cells of a map are image, (B, rows, columns): 0 where they are padding alone.
 
     Args:
-        model: a :class:`~ttt_video.modeling.MaskFormerTTT`.
-        inputs: dicts with ``image``.
-        mask_with: hide patches of each image as the self-supervised task does, by draws from this
-            CPU generator; None hides nothing.
+        images: padded.
+        rows: of a map over the padded images; columns: of it.
     """
-    images = model.normalize(inputs)
-    visible = None
-    if mask_with is not None:
-        masks = [
-            random_patch_mask(
-                *images.tensor.shape[-2:],
-                patch_size=model.mask_patch_size,
-                mask_ratio=model.mask_ratio,
-                generator=mask_with,
-                device=images.tensor.device,
-            )
-            for _ in inputs
-        ]
-        visible = torch.stack(masks)
-    output = model.sem_seg_head(model.encode(images.tensor, visible))[-1]
-    mask_logits = output["pred_masks"]
-    rows, columns = mask_logits.shape[-2:]
-    inside = torch.zeros(len(inputs), rows, columns, device=mask_logits.device)
+    inside = torch.zeros(len(images), rows, columns, device=images.tensor.device)
     stride = images.tensor.shape[-1] / columns
     for cells, (height, width) in zip(inside, images.image_sizes, strict=True):
         cells[: math.ceil(height / stride), : math.ceil(width / stride)] = 1
-    return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
+    return inside
