@@ -69,8 +69,9 @@ def configs(markdown: str) -> set[str]:
 
 
 def keys(markdown: str) -> set[str]:
-    """Config keys that are written out."""
-    return set(re.findall(r"\b(?:TTT|MODEL|SOLVER|INPUT)(?:\.[A-Z][A-Z0-9_]*)+\b", markdown))
+    """Config keys that are written out; those of Python code may be declared there."""
+    text = re.sub(r"```python\n.*?```", "", markdown, flags=re.DOTALL)
+    return set(re.findall(r"\b(?:TTT|MODEL|SOLVER|INPUT)(?:\.[A-Z][A-Z0-9_]*)+\b", text))
 
 
 def name(page: Path) -> str:
