@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ttt_video.evaluation.statistics import (
+from ttt_video.report.statistics import (
     Interval,
     bootstrap_interval,
     compare,

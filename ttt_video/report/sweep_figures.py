@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ..data.images import natural_key
 from ..engine.run_directory import read_rows
-from ..engine.sweep_results import METRICS, Record, comparable, group
 from ..files import file_stem
-from .curves import PALETTE, plot_curves
+from .curves import PALETTE, figure_axes, plot_curves
+from .sweep_tables import Record, comparable, group
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
 """Told apart where there are more rows than colours."""
@@ -33,7 +29,7 @@ def draw_figures(
     figures: dict[str, Any],
     baseline: str | None,
     folder: Path,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str],
 ) -> list[Path]:
     """Draws each figure once per metric that the records have.
 
@@ -66,16 +62,6 @@ def draw_figures(
     return written
 
 
-@contextmanager
-def _axes(path: Path, width: float = 7.0, height: float = 4.4) -> Iterator[Axes]:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    yield axes
-    canvas.print_figure(str(path))
-
-
 def plot_setting_curve(
     records: Sequence[Record], metric: str, key: str, baseline: str | None, path: Path
 ) -> bool:
@@ -101,7 +87,7 @@ def plot_setting_curve(
         records = [r for r in records if r["source"] in whole]
         varied = [r for r in varied if r["source"] in whole]
     place = {v: v or 2 * max(values) or 1 for v in values}
-    with _axes(path) as axes:
+    with figure_axes(path) as axes:
         for color, ((name,), members) in zip(
             _colors(), group(varied, "method").items(), strict=False
         ):
@@ -144,7 +130,7 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
     mean = _source_means(records, metric)
     places = [*sources, "mean"] if len(sources) > 1 else sources
     width = 0.8 / len(rows)
-    with _axes(path, max(8.0, 4.5 + 0.45 * len(places) * (len(rows) + 1))) as axes:
+    with figure_axes(path, max(8.0, 4.5 + 0.45 * len(places) * (len(rows) + 1))) as axes:
         for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
             heights = [mean.get((row, place), float("nan")) for place in places]
             left = [x - 0.4 + width * (i + 0.5) for x in range(len(places))]
@@ -176,7 +162,7 @@ def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -
     gained = comparable(records, f"gain_{metric}")
     if not gained:
         return False
-    with _axes(path, 8.5) as axes:
+    with figure_axes(path, 8.5) as axes:
         axes.axhline(0, color=FROZEN_COLOR, lw=0.8)
         for i, ((row,), members) in enumerate(group(gained, "row").items()):
             seconds = fmean(r["total_seconds"] for r in members)
