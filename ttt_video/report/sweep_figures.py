@@ -1,25 +1,28 @@
-"""Pictures of a sweep, drawn from its records alone (:mod:`ttt_video.engine.sweep_results`)."""
+"""Draws pictures of a sweep from its records alone (:mod:`.sweep_tables`)."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter
 
 from ..data.images import natural_key
 from ..engine.run_directory import read_rows
 from ..files import file_stem
 from .curves import PALETTE, figure_axes, plot_curves
+from .statistics import mean_by_key, over_seeds
 from .sweep_tables import Record, comparable, group
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
-"""Told apart where there are more rows than colours."""
+"""Tell rows apart where there are more of them than colours."""
 
 FROZEN_COLOR = "0.35"
 
@@ -31,7 +34,7 @@ def draw_figures(
     folder: Path,
     metrics: Sequence[str],
 ) -> list[Path]:
-    """Draws each figure once per metric that the records have.
+    """Draws each figure once per metric that the records have; returns the files.
 
     Args:
         records: complete cells, with gains.
@@ -40,9 +43,6 @@ def draw_figures(
         baseline: name of the frozen row, a line or the zero of the figures.
         folder: where the files go.
         metrics: to be drawn.
-
-    Returns:
-        The files that were written.
     """
     written = []
     for metric in metrics:
@@ -51,88 +51,82 @@ def draw_figures(
             path = folder / f"{kind}_{metric}.png"
             if kind == "over_time":
                 written += plot_over_time(scored, metric, value, folder)
-                continue
-            if kind == "curve":
-                drawn = plot_setting_curve(scored, metric, value, baseline, path)
+            elif kind == "curve":
+                written += plot_setting_curve(scored, metric, value, baseline, path)
             elif kind == "bars":
-                drawn = plot_row_bars(scored, metric, baseline, path)
+                written += plot_row_bars(scored, metric, baseline, path)
             else:
-                drawn = plot_gain_against_time(scored, metric, path)
-            written += [path] if drawn else []
+                written += plot_gain_against_time(scored, metric, path)
     return written
 
 
 def plot_setting_curve(
     records: Sequence[Record], metric: str, key: str, baseline: str | None, path: Path
-) -> bool:
-    """A metric against a numeric setting on a log axis, as figure 4; the frozen model is a line.
+) -> list[Path]:
+    """Draws a metric against a numeric setting on a log axis, as figure 4; returns what it wrote.
 
     A line per method; several sources are thin lines under their mean. Where some sources have
     all values, the others are left out. 0, "no limit" for a window, is drawn right of the largest
-    value. Bars show the standard deviation over seeds.
-
-    Returns:
-        Whether there was anything to draw.
+    value. Bars show the standard deviation over seeds, a dashed line the frozen model.
     """
     varied = [r for r in records if isinstance(r.get(key), int | float) and r["name"] != baseline]
     if not varied:
-        return False
+        return []
     values = sorted({r[key] for r in varied}, key=lambda v: (v == 0, v))
-    whole = [
-        source
-        for (source,), own in group(varied, "source").items()
-        if {r[key] for r in own} == {*values}
-    ]
+    by_source = group(varied, "source").items()
+    whole = [source for (source,), own in by_source if {r[key] for r in own} == {*values}]
     if whole:
         records = [r for r in records if r["source"] in whole]
         varied = [r for r in varied if r["source"] in whole]
-    place = {v: v or 2 * max(values) or 1 for v in values}
+    places = [v or 2 * max(values) or 1 for v in values]
     with figure_axes(path) as axes:
         for color, ((name,), members) in zip(
-            _colors(), group(varied, "method").items(), strict=False
+            itertools.cycle(PALETTE), group(varied, "method").items(), strict=False
         ):
-            sources = group(members, "source")
-            for (source,), own in sources.items() if len(sources) > 1 else ():
-                points = [(place[v], _mean(own, metric, key, v)) for v in values]
-                axes.plot(*_xy(points), color=color, lw=0.8, alpha=0.45)
-                axes.annotate(source, points[-1], fontsize=7, color=color, alpha=0.7)
-            points = [(place[v], _mean_of_sources(sources, metric, key, v)) for v in values]
-            errors = [_seed_deviation(sources, metric, key, v) for v in values]
+            lines = {}
+            for (source,), own in group(members, "source").items():
+                at = group(own, key)
+                lines[source] = [_mean(at.get((value,), []), metric) for value in values]
+            for source, line in lines.items() if len(lines) > 1 else ():
+                axes.plot(places, line, color=color, lw=0.8, alpha=0.45)
+                end = (places[-1], line[-1])
+                axes.annotate(source, end, fontsize=7, color=color, alpha=0.7)
+            errors = [_seed_deviation(group(members, key)[value,], metric) for value in values]
             axes.errorbar(
-                *_xy(points), yerr=errors if any(errors) else None, color=color, marker="o",
-                lw=2, capsize=3, label=name,
+                places, [fmean(own) for own in zip(*lines.values(), strict=True)],
+                yerr=errors if any(errors) else None, color=color, marker="o", lw=2, capsize=3,
+                label=name,
             )  # fmt: skip
-        frozen = [r for r in records if r["name"] == baseline]
-        if frozen:
-            for own in group(frozen, "source").values():
-                axes.axhline(fmean(r[metric] for r in own), color=FROZEN_COLOR, ls="--", lw=0.5)
-            level = fmean(fmean(r[metric] for r in own) for own in group(frozen, "source").values())
+        frozen = group([r for r in records if r["name"] == baseline], "source").values()
+        levels = [_mean(own, metric) for own in frozen]
+        for level in levels:
+            axes.axhline(level, color=FROZEN_COLOR, ls="--", lw=0.5)
+        if levels:
+            level = fmean(levels)
             axes.axhline(level, color=FROZEN_COLOR, ls="--", label=f"{baseline} ({level:.1f})")
         axes.set_xscale("log", base=2)
-        axes.set_xticks([place[v] for v in values], ["all" if v == 0 else f"{v:g}" for v in values])
+        axes.set_xticks(places, ["all" if v == 0 else f"{v:g}" for v in values])
         axes.minorticks_off()
         axes.set_xlabel(key)
         axes.set_ylabel(f"{metric} (%)")
         axes.legend(frameon=False)
-    return True
+    return [path]
 
 
-def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, path: Path) -> bool:
-    """Bars of the rows side by side for every source, with the frozen model as a line.
-
-    Returns:
-        Whether there was anything to draw.
-    """
+def plot_row_bars(
+    records: Sequence[Record], metric: str, baseline: str | None, path: Path
+) -> list[Path]:
+    """Draws bars of the rows for every source, the frozen model as a line; returns what it wrote."""
     rows = [row for (row,) in group([r for r in records if r["name"] != baseline], "row")]
     if not rows:
-        return False
+        return []
     sources = [source for (source,) in group(records, "source")]
     mean = _source_means(records, metric)
     places = [*sources, "mean"] if len(sources) > 1 else sources
     width = 0.8 / len(rows)
     with figure_axes(path, max(8.0, 4.5 + 0.45 * len(places) * (len(rows) + 1))) as axes:
-        for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
-            heights = [mean.get((row, place), float("nan")) for place in places]
+        for i, (color, row) in enumerate(zip(itertools.cycle(PALETTE), rows, strict=False)):
+            heights = [mean.get((row, place), math.nan) for place in places]
             left = [x - 0.4 + width * (i + 0.5) for x in range(len(places))]
             hatch = HATCHES[i // len(PALETTE) % len(HATCHES)]
             bars = axes.bar(left, heights, width * 0.92, color=color, hatch=hatch, label=row)
@@ -141,42 +135,41 @@ def plot_row_bars(records: Sequence[Record], metric: str, baseline: str | None, 
         for x, place in enumerate(places):
             level = [mean[row, place] for row in names if (row, place) in mean]
             if level:
+                ends = (fmean(level), x - 0.45, x + 0.45)
                 label = str(baseline) if x == 0 else "_"
-                axes.hlines(
-                    fmean(level), x - 0.45, x + 0.45, color=FROZEN_COLOR, ls="--", label=label
-                )
+                axes.hlines(*ends, color=FROZEN_COLOR, ls="--", label=label)
         axes.set_xticks(range(len(places)), places)
         axes.set_ylabel(f"{metric} (%)")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return True
+        _legend_beside(axes)
+    return [path]
 
 
-def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -> bool:
-    """Gain over the frozen model in points against seconds per frame, a point per row.
+def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -> list[Path]:
+    """Draws each row's gain in points against its seconds per frame; returns what it wrote.
 
     Both are means over seeds and the sources that all rows ran on.
-
-    Returns:
-        Whether there was anything to draw.
     """
     gained = comparable(records, f"gain_{metric}")
     if not gained:
-        return False
+        return []
     with figure_axes(path, 8.5) as axes:
         axes.axhline(0, color=FROZEN_COLOR, lw=0.8)
         for i, ((row,), members) in enumerate(group(gained, "row").items()):
-            seconds = fmean(r["total_seconds"] for r in members)
-            gain = fmean(r[f"gain_{metric}"] for r in members)
+            place = (_mean(members, "total_seconds"), _mean(members, f"gain_{metric}"))
             color, marker = PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]
-            axes.scatter(seconds, gain, color=color, marker=marker, s=42, zorder=3, label=row)
+            axes.scatter(*place, color=color, marker=marker, s=42, zorder=3, label=row)
         axes.set_xscale("log")
         axes.set_xlabel("seconds per frame (adapt + predict)")
         axes.set_ylabel(f"gain in {metric} (points)")
         for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
             axis_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
         axes.margins(0.12)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return True
+        _legend_beside(axes)
+    return [path]
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 class _PlainLogFormatter(LogFormatter):
@@ -189,7 +182,7 @@ class _PlainLogFormatter(LogFormatter):
 def plot_over_time(
     records: Sequence[Record], metric: str, rows: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Each frame's metric with its mean over 15 frames, a figure per source and a line per row.
+    """Draws each frame's metric and its mean over 15 frames, a figure per source, a line per row.
 
     Frames are numbered through the videos of a source, in natural order of their names; several
     seeds are averaged. What is drawn is the frame's own number, whatever pools them in the table.
@@ -213,7 +206,7 @@ def plot_over_time(
 
 
 def _per_frame(folder: Path, metric: str) -> list[list[float]]:
-    """The numbers of each video's frames in order; NaN where a frame has none.
+    """Returns the numbers of each video's frames in order; NaN where a frame has none.
 
     Several workers write the rows of their videos between each other.
     """
@@ -225,43 +218,19 @@ def _per_frame(folder: Path, metric: str) -> list[list[float]]:
     return [[videos[name][index] for index in sorted(videos[name])] for name in in_order]
 
 
-def _colors() -> Iterator[str]:
-    while True:
-        yield from PALETTE
+def _mean(records: Sequence[Record], key: str) -> float:
+    """Returns the mean over seeds; NaN, a gap in the line, where there is none."""
+    return over_seeds([r[key] for r in records]).mean if records else math.nan
 
 
-def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _mean(records: Sequence[Record], metric: str, key: str, value: Any) -> float:
-    """Over seeds; NaN, a gap in the line, where there is none."""
-    values = [r[metric] for r in records if r.get(key) == value]
-    return fmean(values) if values else float("nan")
-
-
-def _mean_of_sources(
-    sources: dict[tuple[Any, ...], list[Record]], metric: str, key: str, value: Any
-) -> float:
-    return fmean(_mean(own, metric, key, value) for own in sources.values())
-
-
-def _seed_deviation(
-    sources: dict[tuple[Any, ...], list[Record]], metric: str, key: str, value: Any
-) -> float:
-    """Standard deviation over seeds of the mean over sources; 0 with one seed."""
-    members = [r for own in sources.values() for r in own if r.get(key) == value]
-    means = [fmean(r[metric] for r in own) for own in group(members, "seed").values()]
-    return stdev(means) if len(means) > 1 else 0.0
+def _seed_deviation(records: Sequence[Record], metric: str) -> float:
+    """Returns the standard deviation over seeds of the mean over sources; 0 with one seed."""
+    return (
+        over_seeds([_mean(own, metric) for own in group(records, "seed").values()]).deviation or 0
+    )
 
 
 def _source_means(records: Sequence[Record], metric: str) -> dict[tuple[str, str], float]:
-    """Mean over seeds by (row, source), and over the sources by (row, "mean")."""
-    means: dict[tuple[str, str], float] = {}
-    for (row,), members in group(records, "row").items():
-        by_source = {
-            s: fmean(r[metric] for r in own) for (s,), own in group(members, "source").items()
-        }
-        means.update({(row, source): value for source, value in by_source.items()})
-        means[row, "mean"] = fmean(by_source.values())
-    return means
+    """Returns the mean over seeds by (row, source), and over the sources by (row, "mean")."""
+    means = mean_by_key({(r["row"], r["source"]): r[metric]} for r in records)
+    return means | mean_by_key({(row, "mean"): mean} for (row, _), mean in means.items())
