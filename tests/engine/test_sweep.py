@@ -585,7 +585,8 @@ def test_a_source_with_a_slash_in_its_name_has_its_figures(sweep_of, tmp_path):
     sweep = sweep_of(rows=rows, sources={"kitti/val": {"video": "x"}}, seeds=[0], figures=figures)
     for cell in sweep.cells:
         write_run(cell, 50)
-        (cell.folder / "frames.jsonl").write_text('{"metrics": {"mIoU": 10.0}}\n' * 3)
+        rows = [{"video_id": "a", "frame_index": i, "metrics": {"mIoU": 10.0}} for i in range(3)]
+        (cell.folder / "frames.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "figures"
     out.mkdir()
     files = draw_figures(records_of(sweep), sweep.figures, sweep.baseline, out, METRICS)

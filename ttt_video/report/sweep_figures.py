@@ -83,15 +83,15 @@ def plot_setting_curve(
         for color, ((name,), members) in zip(
             itertools.cycle(PALETTE), group(varied, "method").items(), strict=False
         ):
-            lines = {}
-            for (source,), own in group(members, "source").items():
-                at = group(own, key)
-                lines[source] = [_mean(at.get((value,), []), metric) for value in values]
+            lines = {
+                source: [_mean(_at(own, key, value), metric) for value in values]
+                for (source,), own in group(members, "source").items()
+            }
             for source, line in lines.items() if len(lines) > 1 else ():
                 axes.plot(places, line, color=color, lw=0.8, alpha=0.45)
                 end = (places[-1], line[-1])
                 axes.annotate(source, end, fontsize=7, color=color, alpha=0.7)
-            errors = [_seed_deviation(group(members, key)[value,], metric) for value in values]
+            errors = [_seed_deviation(_at(members, key, value), metric) for value in values]
             axes.errorbar(
                 places, [fmean(own) for own in zip(*lines.values(), strict=True)],
                 yerr=errors if any(errors) else None, color=color, marker="o", lw=2, capsize=3,
@@ -116,7 +116,7 @@ def plot_setting_curve(
 def plot_row_bars(
     records: Sequence[Record], metric: str, baseline: str | None, path: Path
 ) -> list[Path]:
-    """Draws bars of the rows for every source, the frozen model as a line; returns what it wrote."""
+    """Draws bars of the rows by source, the frozen model as a line; returns what it wrote."""
     rows = [row for (row,) in group([r for r in records if r["name"] != baseline], "row")]
     if not rows:
         return []
@@ -218,6 +218,10 @@ def _per_frame(folder: Path, metric: str) -> list[list[float]]:
     return [[videos[name][index] for index in sorted(videos[name])] for name in in_order]
 
 
+def _at(records: Sequence[Record], key: str, value: Any) -> list[Record]:
+    return [record for record in records if record.get(key) == value]
+
+
 def _mean(records: Sequence[Record], key: str) -> float:
     """Returns the mean over seeds; NaN, a gap in the line, where there is none."""
     return over_seeds([r[key] for r in records]).mean if records else math.nan
@@ -225,9 +229,8 @@ def _mean(records: Sequence[Record], key: str) -> float:
 
 def _seed_deviation(records: Sequence[Record], metric: str) -> float:
     """Returns the standard deviation over seeds of the mean over sources; 0 with one seed."""
-    return (
-        over_seeds([_mean(own, metric) for own in group(records, "seed").values()]).deviation or 0
-    )
+    means = [_mean(own, metric) for own in group(records, "seed").values()]
+    return (over_seeds(means).deviation or 0.0) if means else 0.0
 
 
 def _source_means(records: Sequence[Record], metric: str) -> dict[tuple[str, str], float]:
