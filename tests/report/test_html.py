@@ -79,3 +79,8 @@ def test_what_cannot_be_shown(page, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         page(HtmlFile(tmp_path / name))
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_notes_of_a_table_stand_below_it(page):
+    found = page(Table(["method"], [["none"]], ["the rule of <it>"]), "more")
+    assert found.words[2:] == ["Found", "the rule of <it>", "more"]

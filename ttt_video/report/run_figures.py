@@ -1,7 +1,7 @@
-"""Figures of runs on disk: the metric of every frame, the best and worst frames, reconstructions.
+"""Draws figures of runs on disk: metrics by frame, the best and worst frames, reconstructions.
 
-Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos and, of a
-training, from its TensorBoard files.
+Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos, and a
+training's reconstructions from its TensorBoard files.
 """
 
 from __future__ import annotations
