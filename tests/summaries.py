@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttt_video.evaluation.published import _KITTI_TRAIN, _KITTI_VAL
+from ttt_video.report.published import _KITTI_TRAIN, _KITTI_VAL
 
 VAL_SET = "kitti_step_video_sem_seg_val"
 TEST_SET = "kitti_step_video_sem_seg_train"

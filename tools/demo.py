@@ -46,7 +46,7 @@ from ttt_video.engine.run_directory import Row, RunDirectory
 from ttt_video.engine.stream import FrameResult
 from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.modeling.weights import weights_hash
-from ttt_video.visualization.curves import plot_curves
+from ttt_video.report.curves import plot_curves
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
 from ttt_video.visualization.overlay_video import OverlayVideos

@@ -34,7 +34,7 @@ answer_first(__name__, argument_parser().parse_args)
 from ttt_video.cli import run_files, run_tool
 from ttt_video.errors import UserError
 from ttt_video.files import file_stem, make_folder, names_apart
-from ttt_video.visualization.run_figures import (
+from ttt_video.report.run_figures import (
     draw_curves,
     draw_extremes,
     draw_training,

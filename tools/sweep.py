@@ -68,15 +68,6 @@ from tqdm import tqdm
 from ttt_video.cli import config_dir, run_files, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
 from ttt_video.engine.sweep_checks import check_cells, without_weights
-from ttt_video.engine.sweep_gains import gains_table, shift_table
-from ttt_video.engine.sweep_results import (
-    METRICS,
-    add_gains,
-    cell_record,
-    results_table,
-    to_csv,
-    to_markdown,
-)
 from ttt_video.engine.sweep_workers import (
     default_workers,
     finished,
@@ -86,8 +77,11 @@ from ttt_video.engine.sweep_workers import (
     threads_per_worker,
 )
 from ttt_video.errors import UserError
-from ttt_video.evaluation.tables import PROTOCOLS as SUFFIXES
 from ttt_video.files import make_folder, write_atomically
+from ttt_video.report.formats import to_markdown
+from ttt_video.report.metrics import headlines
+from ttt_video.report.sweep_gains import gains_table, shift_table
+from ttt_video.report.sweep_tables import add_gains, cell_record, results_table, to_csv
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -187,32 +181,29 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
 
 def report(sweep: Sweep, output: Path, protocol: str) -> str:
     """Writes tables and figures of what is on disk; returns the tables."""
-    from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
-    from ttt_video.visualization.sweep_figures import draw_figures
+    from ttt_video.report.html import HtmlFile, HtmlSection, write_html
+    from ttt_video.report.sweep_figures import draw_figures
 
-    metrics = [metric + SUFFIXES[protocol] for metric in METRICS]
-    records = []
-    for cell in (cell for cell in sweep.cells if not cell.clip):
-        record = cell_record(cell, cell.summary() if finished(cell) else None)
-        records.append(record)
+    metrics = headlines(protocol)
+    records = [
+        cell_record(cell, cell.summary() if finished(cell) else None)
+        for cell in sweep.cells
+        if not cell.clip
+    ]
     add_gains(records, sweep.baseline, metrics)
     complete = [record for record in records if record["state"] == "complete"]
-    tables = {"Results": results_table(records, metrics)}
+    tables = [results_table(records, metrics)]
     if sweep.baseline is not None:
-        gains = gains_table(complete, sweep.baseline)
+        by_video = gains_table(complete, sweep.baseline)
         by_shift = shift_table(sweep.cells, complete, sweep.baseline)
-        found = {"Gains by video": gains, "Gains by shift": by_shift}
-        tables.update({name: table for name, table in found.items() if table is not None})
-    text = "\n".join(f"## {name}\n\n{to_markdown(table)}" for name, table in tables.items())
+        tables += [table for table in (by_video, by_shift) if table is not None]
+    text = "\n".join(f"## {table.title}\n\n{to_markdown(table)}" for table in tables)
     csv = to_csv(records, metrics)
     make_folder(output)
     write_atomically(output / "results.csv", lambda part: part.write_text(csv, "utf-8"))
     write_atomically(output / "results.md", lambda part: part.write_text(text, "utf-8"))
     figures = draw_figures(complete, sweep.figures, sweep.baseline, output, metrics)
-    sections = [
-        HtmlSection(name, [HtmlTable(table.head, table.rows), *table.notes])
-        for name, table in tables.items()
-    ]
+    sections = [HtmlSection(table.title, [table]) for table in tables]
     if figures:
         sections.append(HtmlSection("Figures", [HtmlFile(path, path.stem) for path in figures]))
     clips = [

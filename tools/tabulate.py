@@ -58,9 +58,8 @@ answer_first(__name__, argument_parser().parse_args)
 def main(argv: list[str] | None = None) -> None:
     """Reads, compares, writes."""
     from ttt_video.errors import UserError
-    from ttt_video.evaluation.comparable import read_runs
-    from ttt_video.evaluation.table_formats import FORMATS
-    from ttt_video.evaluation.tables import build_table
+    from ttt_video.report.runs import read_runs
+    from ttt_video.report.tables import FORMATS, build_table
 
     args = argument_parser().parse_args(argv)
     parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)

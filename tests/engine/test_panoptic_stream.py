@@ -17,9 +17,9 @@ from ttt_video.data.world.layouts import write_coco_videos
 from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
 from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.engine.stream_evaluation import StreamEvaluation
-from ttt_video.evaluation.comparable import read_runs
-from ttt_video.evaluation.tables import build_table
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.report.runs import read_runs
+from ttt_video.report.tables import build_table
 from ttt_video.visualization.overlay_video import OverlayVideos
 
 FRAMES = 12  # of which COCO Videos' layout labels two

@@ -24,23 +24,24 @@ from ttt_video.engine import sweep_workers
 from ttt_video.engine.sweep import read_sweep
 from ttt_video.engine.sweep_checks import check_cells, without_weights
 from ttt_video.engine.sweep_entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
-from ttt_video.engine.sweep_results import (
+from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
+from ttt_video.errors import UserError
+from ttt_video.evaluation.protocols import rules
+from ttt_video.report import published, sweep_figures
+from ttt_video.report.formats import to_markdown
+from ttt_video.report.metrics import headlines
+from ttt_video.report.sweep_figures import draw_figures
+from ttt_video.report.sweep_tables import (
     add_gains,
     cell_record,
     comparable,
     metric_columns,
     results_table,
     to_csv,
-    to_markdown,
 )
-from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
-from ttt_video.errors import UserError
-from ttt_video.evaluation import published
-from ttt_video.evaluation.protocols import rules
-from ttt_video.visualization import sweep_figures
-from ttt_video.visualization.sweep_figures import draw_figures
 
 KEEP = FrameTransform(min_size=0)
+METRICS = headlines()
 RULES = rules(["mIoU", "mIoU_frame_release", "predicted_classes_mean", "prediction_entropy_mean"])
 SPEC = {
     "config": "quick/stream_world.yaml",
@@ -187,7 +188,7 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         summary = json.loads((cell.folder / "summary.json").read_text())
         summary["seconds"]["frame"]["mean"] = seconds
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    lines = to_markdown(results_table(records_of(sweep))).splitlines()[2:4]
+    lines = to_markdown(results_table(records_of(sweep), METRICS)).splitlines()[2:4]
     assert [line.split("|")[-2].strip() for line in lines] == ["2.000", "3.000"]
 
 
@@ -413,7 +414,7 @@ def write_run(cell, score: float, *, frozen: float | None = None, complete: bool
 
 def records_of(sweep) -> list:
     records = [cell_record(cell, cell.summary()) for cell in sweep.cells]
-    add_gains(records, sweep.baseline)
+    add_gains(records, sweep.baseline, METRICS)
     return records
 
 
@@ -431,9 +432,9 @@ def scored(sweep_of):
 
 def test_table_by_hand(scored):
     records = records_of(scored)
-    assert metric_columns(records) == [("street", "mIoU"), ("kitti", "mIoU")]
+    assert metric_columns(records, METRICS) == [("street", "mIoU"), ("kitti", "mIoU")]
     assert [r["gain_mIoU"] for r in records] == [0, 0, 0, 0, 1, 2, 3, 4, 2, 3, 6, 7]
-    table = to_markdown(results_table(records)).partition("\n\n")[0].splitlines()
+    table = to_markdown(results_table(records, METRICS)).partition("\n\n")[0].splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
     assert cells[0] == [
         "method", "street mIoU", "kitti mIoU", "gain mIoU",
@@ -453,13 +454,13 @@ def test_means_are_over_the_sources_that_all_rows_have(scored):
         r for r in records_of(scored) if (r["source"], r.get("TTT.WINDOW_SIZE")) != ("street", 4)
     ]
     assert {r["source"] for r in comparable(records, "gain_mIoU")} == {"kitti"}
-    table = results_table(records)
+    table = results_table(records, METRICS)
     gain = table.head.index("gain mIoU")
     assert [row[gain] for row in table.rows] == ["+0.00", "+3.50", "+6.50"]
     # Rows that share no source cannot be compared.
     apart = [r for r in records if (r["source"], r.get("TTT.WINDOW_SIZE")) != ("kitti", 1)]
     assert comparable(apart, "gain_mIoU") == []
-    assert {row[gain] for row in results_table(apart).rows} == {"-"}
+    assert {row[gain] for row in results_table(apart, METRICS).rows} == {"-"}
 
 
 def test_without_labels_the_table_tells_a_collapse(sweep_of):
@@ -471,7 +472,7 @@ def test_without_labels_the_table_tells_a_collapse(sweep_of):
             "adapted": {"predicted_classes_min": classes, "prediction_entropy_mean": 0.25}
         }
         (cell.folder / "summary.json").write_text(json.dumps(summary))
-    table, below = to_markdown(results_table(records_of(sweep))).split("\n\n")
+    table, below = to_markdown(results_table(records_of(sweep), METRICS)).split("\n\n")
     assert f"- predicted_classes_mean: {RULES['predicted_classes_mean']}.\n" in below
     assert f"- prediction_entropy_mean: {RULES['prediction_entropy_mean']}.\n" in below
     assert below.count("\n") == 3
@@ -485,7 +486,7 @@ def test_rules_preset_and_weights_stand_below_the_table(sweep_of):
     sweep = sweep_of(seeds=[0], rows=rows)
     for cell in sweep.cells:
         write_run(cell, 50)
-    below = to_markdown(results_table(records_of(sweep))).split("\n\n")[1]
+    below = to_markdown(results_table(records_of(sweep), METRICS)).split("\n\n")[1]
     assert below.splitlines() == [
         f"- mIoU: {RULES['mIoU']}.",
         "- Preset paper, weights aaaaaaaaaaaa: street, kitti (none).",
@@ -510,7 +511,7 @@ def test_another_protocol(scored, tmp_path):
 
 
 def test_long_table(scored):
-    rows = list(csv.DictReader(io.StringIO(to_csv(records_of(scored)))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(records_of(scored), METRICS))))
     assert rows[0]["rules"] == f"mIoU: {RULES['mIoU']}"
     assert (rows[0]["preset"], rows[0]["weights_sha256"]) == ("paper", "a" * 64)
     assert len(rows) == 12
@@ -527,7 +528,7 @@ def test_incomplete_cells_are_dashes(sweep_of):
     write_run(sweep.cells[1], 60, complete=False)
     records = records_of(sweep)
     assert [r["state"] for r in records] == ["complete", "missing", "missing"]
-    line = to_markdown(results_table(records)).splitlines()[3]
+    line = to_markdown(results_table(records, METRICS)).splitlines()[3]
     assert [c.strip() for c in line.strip("|").split("|")][1:] == ["-"] * 5
 
 
@@ -551,7 +552,7 @@ def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch
     monkeypatch.setattr(
         sweep_figures, "plot_curves", lambda lines, path, *_, **__: drawn.update({path.name: lines})
     )
-    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path)
+    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path, METRICS)
     assert [*drawn] == ["over_time_mIoU_street.png", "over_time_mIoU_kitti.png"]
     lines = drawn["over_time_mIoU_street.png"]
     assert [*lines] == ["tent"]
@@ -574,7 +575,7 @@ def test_curves_over_time_end_where_a_video_ends(sweep_of, tmp_path, monkeypatch
     monkeypatch.setattr(
         sweep_figures, "plot_curves", lambda lines, *_, starts, **__: drawn.append((lines, starts))
     )
-    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path)
+    draw_figures(records_of(sweep), sweep.figures, sweep.baseline, tmp_path, METRICS)
     assert drawn == [({"tent": [2.0, 3.0, 5.0, 1.0, 4.0]}, [3, 5])] * 2
 
 
@@ -584,11 +585,11 @@ def test_a_source_with_a_slash_in_its_name_has_its_figures(sweep_of, tmp_path):
     sweep = sweep_of(rows=rows, sources={"kitti/val": {"video": "x"}}, seeds=[0], figures=figures)
     for cell in sweep.cells:
         write_run(cell, 50)
-        row = '{"video_id": "v", "frame_index": 0, "metrics": {"mIoU": 10.0}}\n'
-        (cell.folder / "frames.jsonl").write_text(row * 3)
+        rows = [{"video_id": "a", "frame_index": i, "metrics": {"mIoU": 10.0}} for i in range(3)]
+        (cell.folder / "frames.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "figures"
     out.mkdir()
-    files = draw_figures(records_of(sweep), sweep.figures, sweep.baseline, out)
+    files = draw_figures(records_of(sweep), sweep.figures, sweep.baseline, out, METRICS)
     assert len(files) == 2
     assert sorted(files) == sorted(out.iterdir())
 
@@ -601,8 +602,8 @@ def test_the_table_says_why_a_cell_failed(sweep_of):
     records = records_of(sweep)
     assert [r["state"] for r in records] == ["complete", "failed", "missing"]
     line = f"Failed: {failed}: this video is broken (exit code 2)"
-    assert [note for note in results_table(records).notes if "ailed" in note] == [line]
-    assert [r["reason"] for r in csv.DictReader(io.StringIO(to_csv(records)))] == [
+    assert [note for note in results_table(records, METRICS).notes if "ailed" in note] == [line]
+    assert [r["reason"] for r in csv.DictReader(io.StringIO(to_csv(records, METRICS)))] == [
         "", "this video is broken (exit code 2)", "",
     ]  # fmt: skip
     write_run(failed, 60)  # what is complete has not failed, whatever was noted before
@@ -676,7 +677,7 @@ def test_weights_by_source(sweep_of):
 
 
 def test_figures_are_drawn_from_the_records(scored, tmp_path):
-    files = draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path)
+    files = draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path, METRICS)
     assert [f.name for f in files] == [
         "curve_mIoU.png", "bars_mIoU.png", "gain_against_time_mIoU.png",
     ]  # fmt: skip
@@ -685,9 +686,9 @@ def test_figures_are_drawn_from_the_records(scored, tmp_path):
         assert pixels.shape[0] > 300
         assert pixels.std() > 0.05  # something is on it
     first = [f.read_bytes() for f in files]
-    draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path)
+    draw_figures(records_of(scored), scored.figures, scored.baseline, tmp_path, METRICS)
     assert [f.read_bytes() for f in files] == first
-    assert draw_figures([], scored.figures, scored.baseline, tmp_path) == []
+    assert draw_figures([], scored.figures, scored.baseline, tmp_path, METRICS) == []
 
 
 STREAM_EVAL = """

@@ -18,8 +18,8 @@ from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.adaptation.gradient import PRECISIONS
 from ttt_video.cli import PRESETS
 from ttt_video.data.world import corruptions, shifts, style
-from ttt_video.evaluation.table_formats import FORMATS
-from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS
+from ttt_video.report.metrics import PROTOCOLS
+from ttt_video.report.tables import FORMATS, LAYOUTS
 
 FOLDER = Path(_arguments.__file__).parent
 SCRIPTS = (*FOLDER.glob("[!_]*.py"), *(FOLDER.parent / "datasets").glob("*.py"))

@@ -17,8 +17,8 @@ import yaml
 
 from ..cli import key_values
 from ..errors import UserError
-from ..evaluation.tables import PROTOCOLS
 from ..files import file_stem, write_atomically
+from ..report.metrics import PROTOCOLS
 from .sweep_entries import (
     FIGURE_KEYS,
     ROW_KEYS,
@@ -129,7 +129,7 @@ class Sweep:
         cells: in the order of the table.
         worlds: rendered first.
         baseline: name of the row that gains are counted from; None without a frozen row.
-        protocol: name of what pools the frames of a metric (``evaluation.tables.PROTOCOLS``).
+        protocol: name of what pools the frames of a metric (``report.metrics.PROTOCOLS``).
         figures: kind of figure to its setting's key (``curve``), its rows' names (``over_time``)
             or True.
     """

@@ -1,1 +1,1 @@
-"""Metrics as pure functions, and runs on disk."""
+"""Metrics as pure functions, and what they make of the rows of a run."""

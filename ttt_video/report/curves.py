@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
 # Okabe and Ito (2008), "Color Universal Design", without yellow, which is hard to see on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -28,6 +31,18 @@ def rolling_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray
     return np.divide(
         sums[last] - sums[first], number, out=np.full(len(array), np.nan), where=number > 0
     )
+
+
+@contextmanager
+def figure_axes(
+    path: str | os.PathLike[str], width: float = 7.0, height: float = 4.4, dpi: int = 130
+) -> Iterator[Axes]:
+    """Gives the axes of a new figure, in inches, and writes it to a file afterwards."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    figure.savefig(path)
 
 
 def plot_curves(
@@ -54,30 +69,27 @@ def plot_curves(
             width on top.
         starts: where in the values a new video starts; neither lines nor means cross these places.
     """
-    from matplotlib.figure import Figure  # no pyplot: no display, no global state
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.add_subplot()
     colors = iter(PALETTE * (1 + len(series) // len(PALETTE)))
-    for name, values in series.items():
-        positions = np.arange(len(values)) if x is None else np.asarray(x)
-        color = FROZEN_COLOR if name == "frozen" else next(colors)
-        places = [place for place in starts if 0 < place < len(values)]
-        parts = zip(
-            np.split(positions, places), np.split(np.asarray(values, float), places), strict=True
-        )
-        for number, (where, own) in enumerate(parts):
-            # A line of one point would be invisible.
-            marker = "o" if len(own) == 1 else None
-            if rolling > 1 and len(own) > 1:
-                axes.plot(where, own, color=color, linewidth=0.6, alpha=0.35)
-                own = rolling_mean(own, rolling)
-            label = name if number == 0 else None
-            axes.plot(where, own, color=color, label=label, linewidth=1.6, marker=marker)
-    mean_of = f", mean of {rolling} frames" if rolling > 1 else ""
-    axes.set(title=title, xlabel=f"{xlabel}{mean_of}", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with figure_axes(path, 8, 3.5, dpi=120) as axes:
+        for name, values in series.items():
+            positions = np.arange(len(values)) if x is None else np.asarray(x)
+            color = FROZEN_COLOR if name == "frozen" else next(colors)
+            places = [place for place in starts if 0 < place < len(values)]
+            parts = zip(
+                np.split(positions, places),
+                np.split(np.asarray(values, float), places),
+                strict=True,
+            )
+            for number, (where, own) in enumerate(parts):
+                # A line of one point would be invisible.
+                marker = "o" if len(own) == 1 else None
+                if rolling > 1 and len(own) > 1:
+                    axes.plot(where, own, color=color, linewidth=0.6, alpha=0.35)
+                    own = rolling_mean(own, rolling)
+                label = name if number == 0 else None
+                axes.plot(where, own, color=color, label=label, linewidth=1.6, marker=marker)
+        mean_of = f", mean of {rolling} frames" if rolling > 1 else ""
+        axes.set(title=title, xlabel=f"{xlabel}{mean_of}", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        if len(series) > 1:
+            axes.legend(frameon=False)

@@ -10,10 +10,9 @@ import pytest
 from summaries import RULES, TEST_SET, summary, write
 
 from ttt_video.errors import UserError
-from ttt_video.evaluation.comparable import read_runs
-from ttt_video.evaluation.published import TABLE_1, TEST, VAL
-from ttt_video.evaluation.table_formats import to_csv, to_latex, to_markdown
-from ttt_video.evaluation.tables import Cell, build_table
+from ttt_video.report.published import TABLE_1, TEST, VAL
+from ttt_video.report.runs import read_runs
+from ttt_video.report.tables import Cell, build_table, to_csv, to_latex, to_markdown
 
 
 @pytest.fixture

@@ -1,19 +1,30 @@
-"""How sure a mean over videos is: bootstrap intervals and paired tests, with videos as the unit.
+"""Means over seeds, and how sure a mean over videos is: bootstrap intervals and paired tests.
 
-Frames of one video resemble each other, so they are no independent samples; videos are. With few
-videos little can be said, and these functions say no more: one video has no interval and p = 1; two
-videos cannot give a p below 0.5, n videos none below 2 / 2^n (six are needed for p < 0.05).
+The unit is the video. Frames of one video resemble each other, and so do two runs on it, so neither
+are independent samples; the seeds of a video are averaged first. Few videos say little: one has no
+interval and p = 1, two cannot give a p below 0.5, n none below 2 / 2^n (p < 0.05 takes six).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+Key = TypeVar("Key", bound=Hashable)
+
 _EXACT_UP_TO = 16  # pairs: 65,536 ways to choose their signs
 _RESAMPLES = 10_000  # of a bootstrap, and of the signs of more pairs
+
+
+class OverSeeds(NamedTuple):
+    """A mean over seeds; their standard deviation is None for a single one."""
+
+    mean: float
+    deviation: float | None
 
 
 class Interval(NamedTuple):
@@ -39,15 +50,29 @@ class Comparison(NamedTuple):
     p_wilcoxon: float
 
 
+def over_seeds(values: Sequence[float]) -> OverSeeds:
+    """Returns the mean of one number over the seeds of a method; at least one value."""
+    return OverSeeds(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def mean_by_key(many: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
+    """Returns the mean of each key's numbers, such as a video's over the seeds that have it."""
+    found: defaultdict[Key, list[float]] = defaultdict(list)
+    for numbers in many:
+        for key, number in numbers.items():
+            found[key].append(number)
+    return {key: fmean(values) for key, values in found.items()}
+
+
 def bootstrap_interval(
     values: Sequence[float], *, confidence: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, section 13.3).
+    """Returns the percentile bootstrap interval of the mean (Efron and Tibshirani 1993, 13.3).
 
     Args:
         values: one number per video.
         confidence: coverage aimed at, in (0, 1).
-        seed: of the 10,000 resamples; the same values and seed give the same interval.
+        seed: for the 10,000 resamples; the same values and seed give the same interval.
 
     Returns:
         None for fewer than two values, whose spread is unknown.
@@ -65,18 +90,18 @@ def bootstrap_interval(
 
 
 def permutation_p(differences: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided paired permutation test that the mean difference is 0.
+    """Returns p of the two-sided paired permutation test that the mean difference is 0.
 
-    Were there no effect, every difference could as well have the other sign. All 2^n choices of
-    signs are tried for up to 16 pairs; beyond, 10,000 random ones, with the observed one among them
+    Without an effect, every difference could as well have the other sign. For up to 16 pairs all
+    2^n choices of signs are tried; for more, 10,000 random ones with the observed one among them
     (Phipson and Smyth 2010), so that p is never 0.
 
     Args:
         differences: one number per video.
-        seed: of the random signs.
+        seed: for the random signs.
 
     Returns:
-        p in (0, 1]; 1 where there is no difference at all.
+        A number in (0, 1]; 1 where there is no difference at all.
     """
     sample = np.asarray(differences, dtype=np.float64)
     n = len(sample)
@@ -92,10 +117,11 @@ def permutation_p(differences: Sequence[float], *, seed: int = 0) -> float:
 
 
 def wilcoxon_p(differences: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided Wilcoxon signed-rank test: :func:`permutation_p` of the ranks of the sizes.
+    """Returns p of the two-sided Wilcoxon signed-rank test.
 
-    Differences of 0 are left out and ties share their mean rank. Unlike the usual tables and
-    ``scipy.stats.wilcoxon`` it is exact for up to 16 pairs also where there are ties.
+    This is :func:`permutation_p` of the ranks of the differences' sizes.
+    Differences of 0 are left out and ties share their mean rank. Unlike ``scipy.stats.wilcoxon``
+    it is exact for up to 16 pairs even with ties.
     """
     from scipy.stats import rankdata
 
@@ -105,7 +131,7 @@ def wilcoxon_p(differences: Sequence[float], *, seed: int = 0) -> float:
 
 
 def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Mean over videos with its 95 % interval; ``values`` must not be empty."""
+    """Returns the mean over videos (at least one) with its 95 % interval."""
     if not len(values):
         raise ValueError("no video to take a mean of")
     return Estimate(len(values), float(np.mean(values)), bootstrap_interval(values, seed=seed))
@@ -114,12 +140,12 @@ def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
 def compare(
     ours: Mapping[str, float], reference: Mapping[str, float], *, seed: int = 0
 ) -> Comparison:
-    """Paired comparison of two methods on the same videos.
+    """Compares two methods on the same videos, paired by video.
 
     Args:
         ours: metric by video.
         reference: of the same videos.
-        seed: of everything random.
+        seed: for the resamples and signs.
 
     Raises:
         ValueError: the videos differ, or there are none.

@@ -1,22 +1,22 @@
-"""Runs as tables read them, from ``summary.json`` alone, and the rule of what can be compared.
+"""Reads runs from their ``summary.json``, and refuses to compare those that cannot be.
 
-Runs that differ in more than the method are refused: in preset, protocol, weights, videos, seeds.
+The runs of a table may differ in the method alone: not in preset, protocol, weights, videos, seeds.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_json_object
 from . import published
+from .metrics import headlines
+from .published import Column
 
 Summary = dict[str, Any]
-
-HEADLINES = ("AP", "PQ", "mIoU")
 
 _FROZEN = ("none", "main_task_only", "joint_training")
 _OFFLINE = ("offline_ttt_mae", "offline_ttt_mae_oracle")
@@ -32,21 +32,20 @@ _REQUIRED = (
 )  # fmt: skip
 # Names in ``per_class`` where they are not the metric's own.
 _PER_CLASS = {"mIoU": "IoU"}
-# Points by which the frozen model's numbers of two runs may differ, as between devices.
-_TOLERANCE = 0.1
+_TOLERANCE = 0.1  # points between the frozen model's numbers of two runs, as on two devices
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One model's results in one run: of the method, or of the frozen model beside it."""
+    """The results of one model in one run: the method's, or those of the frozen model beside it."""
 
     path: Path
     summary: Summary
-    who: str  # "adapted" or "frozen"
+    who: str = "adapted"  # or "frozen"
 
     @property
     def dataset(self) -> str:
-        """Name of the data set; empty for a folder or a file."""
+        """Name of the data set; empty where the videos are a folder or a file."""
         return self.summary["dataset"]
 
     @property
@@ -56,18 +55,18 @@ class Part:
 
     @property
     def offline(self) -> bool:
-        """Whether it trained on the whole video before its first prediction."""
+        """Whether the method trained on the whole video before its first prediction."""
         return self.who == "adapted" and self._inner in _OFFLINE
 
     @property
     def _inner(self) -> str:
-        """The method, that under an ensemble."""
+        """The method; of an ensemble the one that it wraps."""
         method = self.summary["method"]
         return self.summary["settings"]["ENSEMBLE"]["METHOD"] if method in _ENSEMBLES else method
 
     @property
     def name(self) -> str:
-        """The paper's name of the method, else ours; of another architecture than its own, too."""
+        """The paper's name of the method, else ours; with another architecture's."""
         if self.who == "frozen":
             return self._name("none")
         ensemble = _ENSEMBLES.get(self.summary["method"])
@@ -78,113 +77,114 @@ class Part:
         if architecture != _OURS:
             depths = tuple(self.summary.get("depths") or ())
             known = published.ARCHITECTURES.get((architecture, depths))
-            own = (
-                f"{architecture} (depth {', '.join(map(str, depths))})" if depths else architecture
-            )
-            base = known.name if known else own
+            size = f" (depth {', '.join(map(str, depths))})" if depths else ""
+            base = known.name if known else f"{architecture}{size}"
             return base if method in _FROZEN else f"{base} + {_NAMES.get(method, method)}"
         if method == "none":
             method = "joint_training" if self.summary["jointly_trained"] else "main_task_only"
         return _NAMES.get(method, method)
 
+    @property
+    def _metrics(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.summary["metrics"].get(self.who, {})
+        return found
+
     def value(self, metric: str) -> float | None:
-        """A metric over all videos; None where it is undefined or was not computed."""
-        return self.summary["metrics"].get(self.who, {}).get(metric)
+        """Returns a metric over all videos; None where it is undefined or was not computed."""
+        return self._metrics.get(metric)
 
     def by_video(self, metric: str) -> dict[str, float]:
-        """A metric by video, where it is defined; of a mean over videos the metric itself."""
+        """Returns a metric by video, where it is defined; a mean over videos gives its terms."""
         metric = metric.removesuffix("_video_mean")
-        videos = self.summary["metrics"].get(self.who, {}).get("videos", {})
+        videos = self._metrics.get("videos", {})
         return {k: v[metric] for k, v in videos.items() if v.get(metric) is not None}
 
     def by_class(self, metric: str) -> dict[str, float]:
-        """A metric by class, where it is defined; empty if it is not computed by class."""
-        classes = self.summary["metrics"].get(self.who, {}).get("per_class", {})
-        numbers = classes.get(_PER_CLASS.get(metric, metric), {})
+        """Returns a metric by class, where it is defined; {} if it is not computed by class."""
+        numbers = self._metrics.get("per_class", {}).get(_PER_CLASS.get(metric, metric), {})
         return {k: v for k, v in numbers.items() if v is not None}
+
+    def by(self, kind: str, metric: str) -> dict[str, float]:
+        """Returns a metric by "class" or "video"."""
+        return self.by_class(metric) if kind == "class" else self.by_video(metric)
+
+    def number(self, column: Column) -> float | None:
+        """Returns the number that belongs into a column of this data set."""
+        if column.by:
+            return self.by(column.by, column.metric).get(column.part)
+        return self.value(column.metric)
 
     @property
     def seconds(self) -> float:
-        """Mean time of a frame; of an offline method without its training, as in the paper."""
+        """Mean time of a frame; an offline method's without its training, as in the paper."""
         alone = "predict" if self.offline else "frame"
         which = "frozen_predict" if self.who == "frozen" else alone
         return self.summary["seconds"][which]["mean"]
 
 
 def read_runs(paths: Iterable[str | Path], *, allow_incomplete: bool = False) -> list[Part]:
-    """The parts of each run, from ``summary.json`` in its folder.
+    """Reads the parts of each run from its folder.
 
     Raises:
-        UserError: a folder has none, of another version or of a run that did not finish.
+        UserError: a folder has no summary, one of another version or of a run that did not finish.
     """
     parts: list[Part] = []
     for path in map(Path, paths):
-        summary = _read(path / "summary.json")
-        if not summary["complete"] and not allow_incomplete:
+        part = read_run(path)
+        missing = [key for key in _REQUIRED if key not in part.summary]
+        if missing:
+            what = ", ".join(missing)
+            raise UserError(f"{path / 'summary.json'} has no {what}: another version wrote it")
+        if not part.summary["complete"] and not allow_incomplete:
             raise UserError(f"the run in {path} is not complete; resume it, or --allow-incomplete")
-        if any(path.resolve() == part.path.resolve() for part in parts):
+        if any(path.resolve() == other.path.resolve() for other in parts):
             raise UserError(f"{path} is given twice")
-        parts.append(Part(path, summary, "adapted"))
+        parts.append(part)
         # A frozen method run with --compare has the same numbers twice.
-        if "frozen_predict" in summary["seconds"] and not parts[-1].frozen:
-            parts.append(Part(path, summary, "frozen"))
+        if "frozen_predict" in part.summary["seconds"] and not part.frozen:
+            parts.append(Part(path, part.summary, "frozen"))
     return parts
 
 
-def _read(file: Path) -> Summary:
-    try:
-        summary = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}); give the folders of finished runs"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is damaged ({error}); resume the run to write it") from error
-    missing = [key for key in _REQUIRED if key not in summary]
-    if missing:
-        raise UserError(f"{file} has no {', '.join(missing)}: another version wrote it")
-    return summary
+def read_run(path: Path) -> Part:
+    """Reads what the method of one run gave.
+
+    Raises:
+        UserError: the folder has no readable summary.
+    """
+    hint = "; give the folders of finished runs"
+    return Part(path, read_json_object(path / "summary.json", hint=hint))
 
 
 def check_comparable(parts: list[Part]) -> None:
     """Raises :class:`UserError` where runs differ in what a table must hold fixed."""
     if not parts:
         raise UserError("no runs; give at least one folder")
-    _same(parts, lambda p: "", lambda p: p.summary["preset"] or "none", "presets")
-    _same(parts, lambda p: p.dataset, lambda p: p.summary["videos"], "frames per video")
-    _same(
-        parts,
-        lambda p: (p.dataset, *_model(p)),
-        lambda p: p.summary["weights_sha256"],
-        "weights",
-    )
+    _same(((p, "", p.summary["preset"] or "none") for p in parts), "presets")
+    _same(((p, p.dataset, p.summary["videos"]) for p in parts), "frames per video")
+    _same(((p, _model(p), p.summary["weights_sha256"]) for p in parts), "weights")
     for metric in sorted({m for p in parts for m in p.summary["protocols"]}):
-        _same(
-            [p for p in parts if metric in p.summary["protocols"]],
-            lambda p: "",
-            lambda p, metric=metric: p.summary["protocols"][metric],  # type: ignore[misc]
-            f"protocols of {metric}",
-        )
-    for metric in HEADLINES:
+        rules = ((p, p.summary["protocols"]) for p in parts)
+        _same(((p, "", own[metric]) for p, own in rules if metric in own), f"protocols of {metric}")
+    for metric in headlines():
         _same_frozen(parts, metric)
 
 
 def _model(part: Part) -> tuple[Hashable, ...]:
-    """What a set of weights is of."""
-    summary = part.summary
-    return summary["architecture"], str(summary.get("depths")), summary["jointly_trained"]
+    """Returns what has one set of weights: a model of one kind and size, for one data set."""
+    facts = (part.summary.get(key) for key in ("architecture", "depths", "jointly_trained"))
+    return part.dataset, *map(str, facts)
 
 
-def _same(
-    parts: list[Part], group: Callable[[Part], Hashable], value: Callable[[Part], Any], what: str
-) -> None:
-    first: dict[Hashable, Part] = {}
-    for part in parts:
-        other = first.setdefault(group(part), part)
-        if value(other) != value(part):
+def _same(found: Iterable[tuple[Part, Hashable, Any]], what: str) -> None:
+    """Raises UserError where two parts of one group (second) have different values (third)."""
+    first: dict[Hashable, tuple[Part, Any]] = {}
+    for part, group, value in found:
+        other, expected = first.setdefault(group, (part, value))
+        if expected != value:
             raise UserError(
-                f"runs with different {what} cannot share a table: {_short(value(other))} in "
-                f"{other.path}, {_short(value(part))} in {part.path}"
+                f"runs with different {what} cannot share a table: {_short(expected)} in "
+                f"{other.path}, {_short(value)} in {part.path}"
             )
 
 
@@ -194,7 +194,7 @@ def _short(value: Any) -> str:
 
 
 def _same_frozen(parts: list[Part], metric: str) -> None:
-    """The same weights on the same videos give the same frozen result, whichever run it is of."""
+    """Raises UserError where the same weights on the same videos have two frozen results."""
     first: dict[Hashable, tuple[float, Path]] = {}
     for part in parts:
         value = part.value(metric)
@@ -209,11 +209,11 @@ def _same_frozen(parts: list[Part], metric: str) -> None:
 
 
 def row_names(parts: list[Part], *, variants: bool) -> dict[Part, str]:
-    """Each part's row: the name of its method, with the settings that vary if ``variants``.
+    """Returns each part's row: the name of its method, with the settings that vary if ``variants``.
 
     Raises:
-        UserError: settings of one method vary, though not ``variants``; two runs are the same; not
-            all methods have the same seeds.
+        UserError: settings of one method vary without ``variants``, two runs are the same, or
+            methods have different seeds.
     """
     names = {part: part.name for part in parts}
     adapting = [part for part in parts if not part.frozen]
@@ -235,7 +235,7 @@ def row_names(parts: list[Part], *, variants: bool) -> dict[Part, str]:
 
 
 def _varying(runs: list[Part]) -> set[str]:
-    """Keys that differ between runs on the same data set."""
+    """Returns the keys that differ between runs on the same data set."""
     keys: set[str] = set()
     first: dict[str, dict[str, Any]] = {}
     for part in runs:
@@ -246,6 +246,7 @@ def _varying(runs: list[Part]) -> set[str]:
 
 
 def _check_seeds(adapting: list[Part], names: Mapping[Part, str]) -> None:
+    """Raises UserError unless all methods ran once with each of the same seeds."""
     seen: dict[Hashable, Part] = {}
     seeds: dict[str, dict[str, set[int]]] = {}
     for part in adapting:
@@ -265,7 +266,7 @@ def _check_seeds(adapting: list[Part], names: Mapping[Part, str]) -> None:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"A": {"B": 1}} to {"A.B": 1}."""
+    """Turns {"A": {"B": 1}} into {"A.B": 1}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         nested = isinstance(value, Mapping)

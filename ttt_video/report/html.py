@@ -1,4 +1,4 @@
-"""A page of text, tables, pictures and clips in one HTML file, to open anywhere and send around."""
+"""Writes text, tables, pictures and clips into one HTML file that opens anywhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
+from ..errors import UserError
+from ..files import write_atomically
+from .formats import Table
 
 # What a browser shows without help, by suffix.
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
@@ -31,22 +32,14 @@ figcaption { opacity: 0.75; }
 
 
 @dataclass(frozen=True)
-class HtmlTable:
-    """Rows of text below a head; all rows are as long as it."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
 class HtmlFile:
-    """A picture or clip, put into the page."""
+    """A picture or clip whose bytes go into the page."""
 
     path: Path
     caption: str = ""
 
 
-Block = str | HtmlTable | HtmlFile
+Block = str | Table | HtmlFile
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class HtmlSection:
 
 
 def write_html(path: Path, title: str, sections: Sequence[HtmlSection]) -> None:
-    """Write a page that needs no other file and no network.
+    """Writes a page that needs no other file and no network.
 
     Raises:
         UserError: a picture or clip is missing, or of a kind that browsers do not show.
@@ -76,15 +69,18 @@ def write_html(path: Path, title: str, sections: Sequence[HtmlSection]) -> None:
 def _section(section: HtmlSection) -> Iterator[str]:
     yield f"<h2>{escape(section.heading)}</h2>"
     for block in section.blocks:
-        if isinstance(block, HtmlTable):
+        if isinstance(block, Table):
             yield _table(block)
-        elif isinstance(block, HtmlFile):
-            yield _figure(block)
+            yield from map(_paragraph, block.notes)
         else:
-            yield f"<p>{escape(block)}</p>"
+            yield _figure(block) if isinstance(block, HtmlFile) else _paragraph(block)
 
 
-def _table(table: HtmlTable) -> str:
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
     rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)

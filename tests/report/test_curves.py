@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttt_video.visualization.curves import plot_curves, rolling_mean
+from ttt_video.report.curves import plot_curves, rolling_mean
 
 
 def test_curves_are_drawn(tmp_path):

@@ -8,11 +8,13 @@ import scipy.stats
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ttt_video.evaluation.statistics import (
+from ttt_video.report.statistics import (
     Interval,
     bootstrap_interval,
     compare,
     estimate,
+    mean_by_key,
+    over_seeds,
     permutation_p,
     wilcoxon_p,
 )
@@ -160,3 +162,11 @@ def test_comparison_of_other_videos_is_an_error():
         compare({"a": 1.0}, {"b": 1.0})
     with pytest.raises(ValueError, match="no video"):
         compare({}, {})
+
+
+def test_seeds_are_averaged_video_by_video():
+    assert over_seeds([4.0, 6.0]) == (5.0, pytest.approx(2**0.5))
+    assert over_seeds([4.0]) == (4.0, None)
+    # "b" is undefined for the second seed and does not pull the mean of the others.
+    assert mean_by_key([{"a": 1.0, "b": 9.0}, {"a": 3.0}]) == {"a": 2.0, "b": 9.0}
+    assert mean_by_key([]) == {}

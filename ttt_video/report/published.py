@@ -1,4 +1,4 @@
-"""Numbers that were published, as data: what a run of ours is set beside.
+"""Published numbers, as data, that our runs are set beside.
 
 Wang, Sun, Tandon, Gandelsman, Chen, Efros, Wang: Test-Time Training on Video Streams, JMLR 26
 (2025) 1-29. Metrics in percent. The paper says "mean IoU, AP, PQ" and no more about the rule; the
@@ -27,6 +27,7 @@ class Column(NamedTuple):
     metric: str
     part: str = ""  # the one class or video that it is of
     whole: str = ""  # title of the column of all of them
+    by: str = ""  # "class" or "video", where there is a part
 
 
 COLUMNS = (
@@ -131,43 +132,3 @@ ENSEMBLES = (
     Method("Main Task Only + Temporal Smoothing", {VAL: 53.8 + 0.4}),
     Method("Online TTT-MAE + Temporal Smoothing", {VAL: 55.4 + 0.3}),
 )
-
-# Section 5.3: Mask2Former on COCO's validation images, for scale.
-COCO_VALIDATION: Mapping[str, float] = {"AP": 44.9, "PQ": 53.6}
-
-
-class VideoSet(NamedTuple):
-    """A data set of Table 2."""
-
-    seconds: float  # average length of a video
-    frames: int
-    fps: float
-    classes: int
-
-
-TABLE_2: Mapping[str, VideoSet] = {
-    "KITTI-STEP": VideoSet(40, 8_008, 10, 19),
-    "COCO Videos": VideoSet(350, 10_475, 10, 134),
-}
-
-
-class Colorization(NamedTuple):
-    """A row of Table 3: colorization of COCO Videos; ``is_std`` follows the inception score."""
-
-    fid: float
-    inception_score: float
-    is_std: float
-    lpips: float
-    psnr: float
-    ssim: float
-
-
-TABLE_3: Mapping[str, Colorization] = {
-    "Zhang et al.": Colorization(62.39, 5.00, 0.19, 0.180, 22.27, 0.924),
-    "Main Task Only": Colorization(59.96, 5.23, 0.12, 0.216, 20.42, 0.881),
-    "Online TTT-MAE": Colorization(56.47, 5.31, 0.18, 0.237, 22.97, 0.901),
-}
-
-# Figure 4: the window sizes tried; 16 was chosen on the KITTI-STEP validation set.
-WINDOW_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-BEST_WINDOW_SIZE = 16

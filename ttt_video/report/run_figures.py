@@ -1,7 +1,7 @@
-"""Figures of runs on disk: the metric of every frame, the best and worst frames, reconstructions.
+"""Draws figures of runs on disk: metrics by frame, the best and worst frames, reconstructions.
 
-Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos and, of a
-training, from its TensorBoard files.
+Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos, and a
+training's reconstructions from its TensorBoard files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from ..data.labels import read_segment_ids
 from ..engine.run_directory import read_rows
 from ..errors import UserError
 from ..files import ffmpeg_name, file_stem, names_apart, path_text, read_json_object
+from ..visualization.grid import picture_grid
+from ..visualization.overlay import blend, caption, class_palette, colorize, resize, side_by_side
 from .curves import plot_curves
-from .grid import picture_grid
-from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
+from .metrics import headlines
 
 # Per-frame numbers that are drawn, with their axes.
 AXES: Mapping[str, str] = {
@@ -38,7 +39,6 @@ AXES: Mapping[str, str] = {
     "loss_recon": "reconstruction loss before the step",
 }
 _PANEL_WIDTH = 420  # pixels of each picture of a frame
-HEADLINES = ("mIoU", "PQ", "AP")  # best and worst by the first that there is
 
 
 class FrameNumbers(NamedTuple):
@@ -62,7 +62,8 @@ class RunCurves:
     def headline(self) -> str | None:
         """The metric by which frames are best and worst; None without labels."""
         frames = [frame for video in self.videos.values() for frame in video.values()]
-        return next((m for m in HEADLINES if any(m in frame.adapted for frame in frames)), None)
+        known = [name for name in AXES if name in headlines()]
+        return next((m for m in known if any(m in frame.adapted for frame in frames)), None)
 
 
 def read_curves(paths: Sequence[Path]) -> list[RunCurves]:

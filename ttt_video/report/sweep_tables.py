@@ -1,30 +1,22 @@
-"""What a sweep found: one record per cell from its summary file, and tables of them."""
+"""Tables of a sweep: a record per cell from its run on disk, and rows of them."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
-from ..evaluation.protocols import rules
-from .sweep import Cell
+from ..engine.sweep import Cell
+from . import formats
+from .formats import Table, spread
+from .metrics import UNLABELLED, rules
+from .statistics import over_seeds
 
 Record = dict[str, Any]
 
-METRICS = ("mIoU", "AP", "PQ")
-"""The headline metrics, percent; a cell has those of its task. Functions that take ``metrics`` may
-be given these with a protocol's suffix (``evaluation.tables.PROTOCOLS``) instead."""
-
-UNLABELLED_METRICS = (
-    "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
-)  # fmt: skip
-"""What the table shows where no source has labels: whether a method collapsed."""
-
 
 def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
-    """One line of the long table.
+    """Returns one line of the long table.
 
     Args:
         cell: what was run.
@@ -32,19 +24,13 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
 
     Returns:
         The cell's names and settings, ``state``, ``reason`` if it failed, ``frames``, every number
-        of the adapted model's metrics by name, ``frozen_<metric>`` where the frozen model ran
-        beside it, ``adapt``, ``predict`` and ``total`` mean seconds per frame, ``preset`` and
-        ``weights_sha256``.
+        of the method's metrics by name, ``frozen_<metric>`` where the frozen model ran beside it,
+        ``adapt_seconds``, ``predict_seconds`` and ``total_seconds`` (means per frame), ``preset``,
+        ``weights_sha256`` and ``folder``.
     """
-    record: Record = {
-        "row": cell.row,
-        "name": cell.name,
-        "method": cell.method,
-        "source": cell.source,
-        "seed": cell.seed,
-        **cell.settings,
-        "state": "missing" if summary is None else "complete",
-    }
+    names = ("row", "name", "method", "source", "seed")
+    record: Record = {name: getattr(cell, name) for name in names} | dict(cell.settings)
+    record["state"] = "missing" if summary is None else "complete"
     reason = cell.failure() if summary is None else None
     if reason is not None:
         record.update(state="failed", reason=reason)
@@ -62,9 +48,7 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
     return record
 
 
-def add_gains(
-    records: Sequence[Record], baseline: str | None, metrics: Sequence[str] = METRICS
-) -> None:
+def add_gains(records: Sequence[Record], baseline: str | None, metrics: Sequence[str]) -> None:
     """Adds ``gain_<metric>``, in points, to every record that has the metric.
 
     A cell that ran the frozen model beside it gains over that; else over the row ``baseline`` on
@@ -83,25 +67,18 @@ def add_gains(
                 record[f"gain_{metric}"] = record[metric] - reference
 
 
-def to_csv(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> str:
-    """The long table: a line per cell, a column per key that any record has, and metrics' rules."""
-    records = [{**record, "rules": _spelled_out(record, metrics)} for record in records]
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    columns.append(columns.pop(columns.index("folder")))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
-
-
-def _spelled_out(record: Record, metrics: Sequence[str]) -> str:
-    own = rules(metric for metric in metrics if metric in record)
-    return ". ".join(f"{metric}: {rule}" for metric, rule in own.items())
+def to_csv(records: Sequence[Record], metrics: Sequence[str]) -> str:
+    """Returns the long table: a line per cell, with the rules of its metrics."""
+    ruled = []
+    for record in records:
+        own = rules(metric for metric in metrics if metric in record)
+        spelled_out = ". ".join(f"{metric}: {rule}" for metric, rule in own.items())
+        ruled.append({**record, "rules": spelled_out})
+    return formats.to_csv(ruled, last="folder")
 
 
 def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Records by the values of some of their keys, in order of appearance."""
+    """Returns records by the values of some of their keys, in order of appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
@@ -109,9 +86,9 @@ def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[R
 
 
 def comparable(records: Sequence[Record], key: str) -> list[Record]:
-    """Records with ``key``, on those sources alone on which every row has it.
+    """Returns the records with ``key``, on those sources alone on which every row has it.
 
-    The means of two rows over them differ by the rows, not by their sources.
+    So the means of two rows over them differ by the rows, not by their sources.
     """
     having = [record for record in records if _has(record, key)]
     rows = group(having, "row").values()
@@ -120,37 +97,29 @@ def comparable(records: Sequence[Record], key: str) -> list[Record]:
     return [record for record in having if record["source"] in common]
 
 
-def metric_columns(
-    records: Sequence[Record], metrics: Sequence[str] = METRICS
-) -> list[tuple[str, str]]:
-    """(source, metric) of the metrics that there are, source by source."""
-    sources = list(dict.fromkeys(record["source"] for record in records))
+def metric_columns(records: Sequence[Record], metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (source, metric) of the metrics that there are, source by source."""
     return [
         (source, metric)
-        for source in sources
+        for (source,), own in group(records, "source").items()
         for metric in metrics
-        if any(r["source"] == source and r.get(metric) is not None for r in records)
+        if any(_has(record, metric) for record in own)
     ]
 
 
-class ResultsTable(NamedTuple):
-    """The table of the paper, as text: a head, a line per row, and what has to be said below."""
+def results_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
+    """Returns a line per row, a column per source and metric, gains, seconds per frame.
 
-    head: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+    A number is the mean over the seeds, with the standard deviation where there are several. Gains
+    and seconds are means over those sources on which all rows have them. Without labels the columns
+    are :data:`.metrics.UNLABELLED`. Failed and missing cells are a dash. The notes are the rule of
+    each metric, presets and weights, and why cells failed.
 
-
-def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> ResultsTable:
-    """A line per row, a column per source and metric, gains, seconds per frame.
-
-    A cell is the mean over the seeds, with the standard deviation where there are several. Gains
-    and seconds per frame are means over those sources that all rows have them of. Without labels
-    the columns are the number of predicted classes, the entropy, and the share of pixels that
-    change from frame to frame. Failed and missing cells are a dash. The notes are the rule of each
-    metric, presets and weights, and why cells failed.
+    Args:
+        records: one per cell, with gains.
+        metrics: headlines by one protocol.
     """
-    columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
+    columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
     gained = [metric for metric in metrics if any(metric == m for _, m in columns)]
@@ -162,7 +131,7 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
     compared = {key: group(comparable(records, key), "row") for key in formats}
     for (row,), members in group(records, "row").items():
         cells = [
-            _spread([r[metric] for r in members if r["source"] == source and _has(r, metric)])
+            _over_seeds([r[metric] for r in members if r["source"] == source and _has(r, metric)])
             for source, metric in columns
         ]
         for key, shown in formats.items():
@@ -174,29 +143,18 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
         if _has(record, "reason"):
             cell = f"{record['row']} / {record['source']} / seed {record['seed']}"
             notes.append(f"Failed: {cell}: {record['reason']}")
-    return ResultsTable(head, lines, notes)
-
-
-def to_markdown(table: ResultsTable) -> str:
-    """The table with aligned columns, its notes below."""
-    lines = [table.head, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [[cell.ljust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    shown = [f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]]]
-    below = [f"- {note}" for note in table.notes]
-    return "\n".join([*shown, *(["", *below] if below else [])]) + "\n"
+    return Table(head, lines, notes, "Results")
 
 
 def _rules(columns: Sequence[tuple[str, str]]) -> list[str]:
-    """Of each metric in words; the least and the last of something have that of its mean."""
+    """Returns each metric's rule; the least and the last of something have that of its mean."""
     names = {metric for _, metric in columns}
     names |= {f"{name.removesuffix(end)}_mean" for name in names for end in ("_min", "_last")}
     return [f"{name}: {rule}" for name, rule in rules(names).items()]
 
 
 def _origins(records: Sequence[Record]) -> list[str]:
-    """Presets and weights, with the sources that they ran on, and the rows where not all did."""
+    """Returns presets and weights with their sources, and their rows where others had others."""
     complete = [record for record in records if _has(record, "weights_sha256")]
     lines = []
     for (preset, weights), own in group(complete, "preset", "weights_sha256").items():
@@ -212,8 +170,5 @@ def _has(record: Record, key: str) -> bool:
     return record.get(key) is not None
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{deviation}"
+def _over_seeds(values: Sequence[float]) -> str:
+    return spread(*over_seeds(values)) if values else "-"

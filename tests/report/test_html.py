@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ttt_video.errors import UserError
-from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
+from ttt_video.report.formats import Table
+from ttt_video.report.html import HtmlFile, HtmlSection, write_html
 
 
 class Page(HTMLParser):
@@ -51,7 +52,7 @@ def page(tmp_path):
 def test_tables_and_text_are_shown_as_they_are(page):
     found = page(
         "5 < 6 & so on",
-        HtmlTable(["method", "mIoU"], [["<script>", "43.1"], ["none", "±"]]),
+        Table(["method", "mIoU"], [["<script>", "43.1"], ["none", "±"]]),
         title="<Ours>",
     )
     assert found.rows == [["method", "mIoU"], ["<script>", "43.1"], ["none", "±"]]
@@ -69,7 +70,7 @@ def test_files_are_part_of_the_page(page, tmp_path):
 
 
 def test_nothing_is_fetched(page):
-    assert page("words", HtmlTable(["a"], [])).sources == []
+    assert page("words", Table(["a"], [])).sources == []
 
 
 @pytest.mark.parametrize(("name", "message"), [("no.png", "cannot be read"), ("a.txt", "shown")])
@@ -78,3 +79,8 @@ def test_what_cannot_be_shown(page, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         page(HtmlFile(tmp_path / name))
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_notes_of_a_table_stand_below_it(page):
+    found = page(Table(["method"], [["none"]], ["the rule of <it>"]), "more")
+    assert found.words[2:] == ["Found", "the rule of <it>", "more"]

@@ -15,8 +15,7 @@ from PIL import Image
 from ttt_video.cli import run_tool
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
 from ttt_video.errors import UserError
-from ttt_video.visualization.overlay import side_by_side
-from ttt_video.visualization.run_figures import (
+from ttt_video.report.run_figures import (
     draw_curves,
     draw_extremes,
     draw_training,
@@ -25,6 +24,7 @@ from ttt_video.visualization.run_figures import (
     label_picture,
     read_curves,
 )
+from ttt_video.visualization.overlay import side_by_side
 from ttt_video.visualization.video import VideoWriter
 
 HEIGHT, WIDTH, NUM_FRAMES = 48, 64, 30

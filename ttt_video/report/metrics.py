@@ -1,0 +1,20 @@
+"""Which metrics tables and figures show. Nothing else in this package lists metrics of tasks."""
+
+from __future__ import annotations
+
+from ..evaluation.protocols import rules
+
+__all__ = ["PROTOCOLS", "UNLABELLED", "headlines", "rules"]
+
+PROTOCOLS = {"standard": "", "video": "_video_mean", "release": "_frame_release"}
+"""Suffixes of the headline metrics: all frames pooled, the mean of each video's, or of frames'."""
+
+UNLABELLED = (
+    "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
+)  # fmt: skip
+"""What a sweep's table shows where no source has labels: whether a method collapsed."""
+
+
+def headlines(protocol: str = "standard") -> list[str]:
+    """Returns the metric that each task is judged by, in percent, in the order of columns."""
+    return [metric + PROTOCOLS[protocol] for metric in ("mIoU", "AP", "PQ")]
