@@ -17,11 +17,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import add_register_argument, config_dir, run_tool
+from ttt_video.cli import add_register_argument, config_dir, run_files, run_tool
 from ttt_video.engine.sweep import Cell, Sweep, read_sweep
 from ttt_video.engine.sweep_gains import gains_table, shift_table
 from ttt_video.engine.sweep_results import (
-    METRICS,
     add_gains,
     cell_record,
     results_table,
@@ -39,6 +38,7 @@ from ttt_video.engine.sweep_workers import (
 from ttt_video.errors import UserError
 from ttt_video.evaluation.tables import PROTOCOLS
 from ttt_video.files import write_atomically
+from ttt_video.tasks import headlines
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -154,7 +154,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
     from ttt_video.visualization.html_report import HtmlFile, HtmlSection, HtmlTable, write_html
     from ttt_video.visualization.sweep_figures import draw_figures
 
-    metrics = [metric + PROTOCOLS[protocol] for metric in METRICS]
+    metrics = [metric + PROTOCOLS[protocol] for metric in headlines()]
     records = []
     for cell in (cell for cell in sweep.cells if not cell.clip):
         record = cell_record(cell, cell.summary() if finished(cell) else None)
@@ -197,6 +197,7 @@ def report(sweep: Sweep, failed: Sequence[Cell], output: Path, protocol: str) ->
 def main(argv: list[str] | None = None) -> None:
     """Runs what is missing, reports all."""
     args = argument_parser().parse_intermixed_args(argv)
+    run_files(args.register)
     sweep = open_sweep(args)
     if args.dry_run:
         for cell in sweep.cells:

@@ -24,8 +24,8 @@ from ttt_video.data.labels import (
     refuse_label_maps,
 )
 from ttt_video.data.mapper import JointDatasetMapper
-from ttt_video.engine.still_evaluation import CheckedLabels
 from ttt_video.errors import UserError
+from ttt_video.tasks.stills import CheckedLabels
 from ttt_video.visualization.run_figures import label_picture
 
 IDS = np.array([[0, 1, 1], [1, 0, 1]])  # classes that every depth can hold

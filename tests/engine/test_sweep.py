@@ -29,7 +29,7 @@ from ttt_video.engine.sweep_results import (
 from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.errors import UserError
 from ttt_video.evaluation import published
-from ttt_video.evaluation.protocols import rules
+from ttt_video.tasks import rules
 from ttt_video.visualization import sweep_figures
 from ttt_video.visualization.sweep_figures import draw_figures
 

@@ -18,15 +18,15 @@ from torch import nn
 from tqdm import tqdm
 
 from ..adaptation import NoAdaptation
-from ..data.classes import check_predicted_classes
 from ..data.decoded_source import frames_after
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError
-from ..evaluation.evaluators import build_evaluators, score_frame
 from ..evaluation.records import finite
 from ..files import write_atomically
 from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import Frame, FrameSource
+from ..tasks import build_tasks, score_frame
+from ..tasks.classes import check_predicted_classes
 from ..visualization.overlay_video import OverlayVideos
 from .run_directory import Row, RunDirectory
 from .stream import FrameResult, StreamRunner
@@ -112,7 +112,7 @@ class StreamEvaluation:
         named.DATASETS.TEST = (dataset_name,) if dataset_name else ()
         self.runner = StreamRunner.from_config(named, model)
         self.evaluators = {
-            who: build_evaluators(cfg, dataset_name)
+            who: build_tasks(dataset_name)
             for who in (("adapted", "frozen") if compare else ("adapted",))
         }
 

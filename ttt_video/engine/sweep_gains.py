@@ -14,30 +14,30 @@ from statistics import fmean
 from typing import Any
 
 from ..data.world.shifts import video_shift
-from ..evaluation.sem_seg import Counts, add_counts, mean_iou
 from ..evaluation.statistics import Estimate, compare
+from ..tasks.semantic import Counts, add_counts, mean_iou
 from .sweep import Cell
-from .sweep_results import METRICS, Record, ResultsTable, group, metric_columns
+from .sweep_results import Record, ResultsTable, group, metric_columns
 
 ByVideo = dict[str, float]
 """Metric of each video, in percent."""
 
 
 def gains_table(
-    records: Sequence[Record], baseline: str, metrics: Sequence[str] = METRICS
+    records: Sequence[Record], baseline: str, metrics: Sequence[str] | None = None
 ) -> ResultsTable | None:
     """Mean gain over videos with its 95 % interval, a line per row, a column per source and metric.
 
     Args:
         records: complete cells.
         baseline: name of the frozen row.
-        metrics: some of ``METRICS``; each video's own number of it counts once.
+        metrics: None for the headlines; each video's own number counts once.
 
     Returns:
         None where no source has two videos.
     """
     columns = metric_columns(records, metrics)
-    if not any(len(_metric_by_video(r, metric)) > 1 for r in records for metric in metrics):
+    if not any(len(_metric_by_video(r, metric)) > 1 for r in records for _, metric in columns):
         return None
     lines, videos = [], 0
     for (row,), members in group(records, "row").items():

@@ -8,14 +8,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from ..evaluation.protocols import rules
+from ..tasks import headlines, rules
 from .sweep import Cell
 
 Record = dict[str, Any]
-
-METRICS = ("mIoU", "AP", "PQ")
-"""The headline metrics, percent; a cell has those of its task. Functions that take ``metrics`` may
-be given these with a protocol's suffix (``evaluation.tables.PROTOCOLS``) instead."""
 
 UNLABELLED_METRICS = (
     "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
@@ -61,7 +57,7 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
 
 
 def add_gains(
-    records: Sequence[Record], baseline: str | None, metrics: Sequence[str] = METRICS
+    records: Sequence[Record], baseline: str | None, metrics: Sequence[str] | None = None
 ) -> None:
     """Adds ``gain_<metric>``, in points, to every record that has the metric.
 
@@ -75,15 +71,17 @@ def add_gains(
             frozen.setdefault(record["source"], record)
     for record in records:
         base = frozen.get((record["source"], record["seed"])) or frozen.get(record["source"], {})
-        for metric in metrics:
+        for metric in metrics or headlines():
             reference = record.get(f"frozen_{metric}", base.get(metric))
             if metric in record and reference is not None:
                 record[f"gain_{metric}"] = record[metric] - reference
 
 
-def to_csv(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> str:
+def to_csv(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
     """The long table: a line per cell, a column per key that any record has, and metrics' rules."""
-    records = [{**record, "rules": _spelled_out(record, metrics)} for record in records]
+    records = [
+        {**record, "rules": _spelled_out(record, metrics or headlines())} for record in records
+    ]
     columns = list(dict.fromkeys(key for record in records for key in record))
     columns.append(columns.pop(columns.index("folder")))
     file = io.StringIO()
@@ -119,14 +117,14 @@ def comparable(records: Sequence[Record], key: str) -> list[Record]:
 
 
 def metric_columns(
-    records: Sequence[Record], metrics: Sequence[str] = METRICS
+    records: Sequence[Record], metrics: Sequence[str] | None = None
 ) -> list[tuple[str, str]]:
     """(source, metric) of the metrics that there are, source by source."""
     sources = list(dict.fromkeys(record["source"] for record in records))
     return [
         (source, metric)
         for source in sources
-        for metric in metrics
+        for metric in metrics or headlines()
         if any(r["source"] == source and r.get(metric) is not None for r in records)
     ]
 
@@ -139,7 +137,7 @@ class ResultsTable(NamedTuple):
     notes: list[str]
 
 
-def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> ResultsTable:
+def results_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> ResultsTable:
     """A line per row, a column per source and metric, gains, seconds per frame.
 
     A cell is the mean over the seeds, with the standard deviation where there are several. Gains
@@ -151,7 +149,7 @@ def results_table(records: Sequence[Record], metrics: Sequence[str] = METRICS) -
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED_METRICS)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
-    gained = [metric for metric in metrics if any(metric == m for _, m in columns)]
+    gained = [metric for metric in metrics or headlines() if any(metric == m for _, m in columns)]
     times = ["adapt s/frame", "predict s/frame", "s/frame"]
     head = ["method", *heads, *(f"gain {metric}" for metric in gained), *times]
     lines = []

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tasks import headlines, metrics
 from . import published
 
 Summary = dict[str, Any]
-
-HEADLINES = ("AP", "PQ", "mIoU")
 
 _FROZEN = ("none", "main_task_only", "joint_training")
 _OFFLINE = ("offline_ttt_mae", "offline_ttt_mae_oracle")
@@ -30,8 +29,6 @@ _REQUIRED = (
     "complete", "dataset", "videos", "method", "settings", "architecture", "jointly_trained",
     "preset", "seed", "weights_sha256", "metrics", "protocols", "seconds", "device",
 )  # fmt: skip
-# Names in ``per_class`` where they are not the metric's own.
-_PER_CLASS = {"mIoU": "IoU"}
 # Points by which the frozen model's numbers of two runs may differ, as between devices.
 _TOLERANCE = 0.1
 
@@ -100,7 +97,8 @@ class Part:
     def by_class(self, metric: str) -> dict[str, float]:
         """A metric by class, where it is defined; empty if it is not computed by class."""
         classes = self.summary["metrics"].get(self.who, {}).get("per_class", {})
-        numbers = classes.get(_PER_CLASS.get(metric, metric), {})
+        known = metrics().get(metric)
+        numbers = classes.get((known and known.per_class) or metric, {})
         return {k: v for k, v in numbers.items() if v is not None}
 
     @property
@@ -165,7 +163,7 @@ def check_comparable(parts: list[Part]) -> None:
             lambda p, metric=metric: p.summary["protocols"][metric],  # type: ignore[misc]
             f"protocols of {metric}",
         )
-    for metric in HEADLINES:
+    for metric in headlines():
         _same_frozen(parts, metric)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ..errors import UserError
+from ..tasks import headlines
 from . import published
-from .comparable import HEADLINES, Part, check_comparable, row_names
+from .comparable import Part, check_comparable, row_names
 from .published import Column, Method
 from .statistics import Comparison, Estimate, compare, estimate
 
@@ -62,7 +63,7 @@ def build_table(
         layout: a key of ``LAYOUTS``; "plain" has no published numbers, and a row for every variant
             of a method's settings.
         protocol: a key of ``PROTOCOLS``.
-        metrics: names in the summaries of further metrics than AP, PQ and mIoU to be shown.
+        metrics: names in the summaries of further metrics than the headlines to be shown.
         by: "class" or "video" has a column for each one in place of the whole.
 
     Raises:
@@ -107,19 +108,20 @@ def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]
         if layout != "plain" and published.is_video_set(column.title, videos.get(column.dataset))
     ]
     of_paper = {column.dataset for column in columns}
+    known = headlines()
     for dataset in sorted(videos):
         own = [part for part in parts if part.dataset == dataset]
-        headlines = [m for m in HEADLINES if any(p.value(m) is not None for p in own)]
-        for metric in [*(m for m in headlines if dataset not in of_paper), *metrics]:
-            found = metric + suffix if metric in HEADLINES else metric
+        there = [m for m in known if any(p.value(m) is not None for p in own)]
+        for metric in [*(m for m in there if dataset not in of_paper), *metrics]:
+            found = metric + suffix if metric in known else metric
             if any(p.value(found) is not None for p in own):
                 columns.append(Column(f"{dataset or 'unnamed videos'} {metric}", dataset, found))
-            elif metric in headlines:
+            elif metric in there:
                 raise UserError(f"{own[0].path} has {metric}, but not {found}; choose --protocol")
     for metric in metrics:
         if not any(column.metric.startswith(metric) for column in columns):
-            known = sorted({m for p in parts for m in p.summary["protocols"]})
-            raise UserError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
+            named = sorted({m for p in parts for m in p.summary["protocols"]})
+            raise UserError(f"no run has the metric {metric!r}; there are {', '.join(named)}")
     return columns
 
 

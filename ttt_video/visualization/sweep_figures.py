@@ -18,7 +18,8 @@ from matplotlib.ticker import LogFormatter
 
 from ..data.images import natural_key
 from ..engine.run_directory import read_rows
-from ..engine.sweep_results import METRICS, Record, comparable, group
+from ..engine.sweep_results import Record, comparable, group
+from ..tasks import headlines
 from .curves import PALETTE, plot_curves
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
@@ -32,7 +33,7 @@ def draw_figures(
     figures: dict[str, Any],
     baseline: str | None,
     folder: Path,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draws each figure once per metric that the records have.
 
@@ -42,13 +43,13 @@ def draw_figures(
             ``over_time`` (to the names of the rows that it shows).
         baseline: name of the frozen row, a line or the zero of the figures.
         folder: where the files go.
-        metrics: to be drawn.
+        metrics: to be drawn; None for the headlines.
 
     Returns:
         The files that were written.
     """
     written = []
-    for metric in metrics:
+    for metric in metrics or headlines():
         scored = [r for r in records if r.get(metric) is not None]
         for kind, value in figures.items():
             path = folder / f"{kind}_{metric}.png"
