@@ -25,7 +25,7 @@ from ttt_video.data.world.style import SCENES, Route
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
 
-VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
+VIDEO_LAYOUTS = tuple(layouts.VIDEO_DATASETS)
 STILL_LAYOUTS = ("cityscapes", "coco")
 VIDEO_DEFAULTS = {"seed": 2000, "videos": 1, "frames": 100}
 STILL_DEFAULTS = {"train": 200, "val": 20}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ttt_video.cli import run_tool
+from ttt_video.cli import add_register_argument, run_files, run_tool
 from ttt_video.errors import UserError
 from ttt_video.visualization.run_figures import (
     draw_curves,
@@ -34,12 +34,14 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--extremes", type=int, default=3, metavar="N", help="best and worst frames of each kind"
     )
+    add_register_argument(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reads, draws, says what was written and what is missing."""
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     if args.rolling is not None and args.rolling < 1:
         raise UserError(f"--rolling is {args.rolling}; give at least 1, which draws no mean")
     trainings = [path for path in args.runs if is_training(path)]

@@ -27,6 +27,7 @@ if __name__ == "tabulate":
 
 def argument_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
+    from ttt_video.cli import add_register_argument
     from ttt_video.evaluation.table_formats import FORMATS
     from ttt_video.evaluation.tables import LAYOUTS, PROTOCOLS
 
@@ -51,17 +52,20 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--allow-incomplete", action="store_true", help="also runs cut off")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    add_register_argument(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reads, compares, writes."""
+    from ttt_video.cli import run_files
     from ttt_video.errors import UserError
     from ttt_video.evaluation.comparable import read_runs
     from ttt_video.evaluation.table_formats import FORMATS
     from ttt_video.evaluation.tables import build_table
 
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
     table = build_table(
         parts,

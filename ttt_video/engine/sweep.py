@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..cli import key_values
+from ..data.world.layouts import VIDEO_DATASETS
 from ..errors import UserError
 from ..evaluation.tables import PROTOCOLS
 
@@ -31,11 +32,6 @@ SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 UNLABELLED_KINDS = ("video", "video-dir")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
 FIGURES = ("curve", "bars", "gain_against_time", "over_time")
-WORLD_DATASETS = {
-    "kitti_step": "kitti_step_video_sem_seg_val",
-    "coco_videos": "coco_videos_panoptic_all",
-}
-"""Layouts of ``tools/make_world.py`` and the data set that their videos are, unless one is named"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +276,8 @@ def _source(
     if not isinstance(world, dict) or set(kinds) - {"world", "dataset"}:
         raise UserError(f"{where} is a world: give flags of tools/make_world.py, and no video")
     layout = world.get("layout", "kitti_step")
-    if layout not in WORLD_DATASETS:
-        raise UserError(f"{where}: layout {layout!r}; choose from {', '.join(WORLD_DATASETS)}")
+    if layout not in VIDEO_DATASETS:
+        raise UserError(f"{where}: layout {layout!r}; choose from {', '.join(VIDEO_DATASETS)}")
     root = output / "videos" / _safe(name)
     flags: list[str] = []
     for key, value in world.items():
@@ -290,7 +286,7 @@ def _source(
         values = [] if value is True else value if isinstance(value, list) else [value]
         flags += [f"--{key}", *map(str, values)]
     sweep.worlds.append(WorldVideos(tuple(flags), root / layout))
-    dataset = source.get("dataset", WORLD_DATASETS[layout])
+    dataset = source.get("dataset", VIDEO_DATASETS[layout])
     return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ..errors import UserError
-from ..tasks import headlines
+from ..tasks import headlines, rules, sign
 from . import published
 from .comparable import Part, check_comparable, row_names
 from .published import Column, Method
@@ -108,7 +108,7 @@ def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]
         if layout != "plain" and published.is_video_set(column.title, videos.get(column.dataset))
     ]
     of_paper = {column.dataset for column in columns}
-    known = headlines()
+    known = [metric for metric in headlines() if rules([metric + suffix])]
     for dataset in sorted(videos):
         own = [part for part in parts if part.dataset == dataset]
         there = [m for m in known if any(p.value(m) is not None for p in own)]
@@ -132,7 +132,7 @@ def _split(column: Column, parts: list[Part], by: str) -> list[Column]:
     if not names:
         raise UserError(
             f"{own[0].path} has no {column.metric} by {by}; classes have numbers by --protocol "
-            "standard alone, and of AP, PQ, SQ, RQ and mIoU"
+            "standard alone, and not of every metric"
         )
     known = [name for part in own for name in part.summary.get("classes", ()) if by == "class"]
     ordered = dict.fromkeys(name for name in [*known, *sorted(names)] if name in names)
@@ -227,7 +227,8 @@ def _gain(
 
 def _rule(column: Column, parts: list[Part]) -> str:
     rules = [p.summary["protocols"].get(column.metric) for p in parts]
-    return next((rule for rule in rules if rule), "no rule is recorded")
+    rule = next((rule for rule in rules if rule), "no rule is recorded")
+    return rule if sign(column.metric) > 0 else f"{rule}; lower is better"
 
 
 def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) -> list[str]:

@@ -144,8 +144,14 @@ class PanopticTask(Task):
         """Scores segments as panopticapi does; with instances, their average precision, too."""
         # Without what it asks for: it pins numpy<2 without need.
         require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("evaluator_type") != "coco_panoptic_seg":
+            raise UserError(
+                f"data set {dataset_name!r} has evaluator_type {metadata.get('evaluator_type')!r}; "
+                "panoptic evaluation in training supports coco_panoptic_seg"
+            )
         evaluators: list[DatasetEvaluator] = [CheckedPanopticEvaluator(dataset_name, output_dir)]
-        json_file = MetadataCatalog.get(dataset_name).get("json_file")
+        json_file = metadata.get("json_file")
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and json_file:
             evaluators.append(thing_evaluator(dataset_name, output_dir))
         return DatasetEvaluators(evaluators)
