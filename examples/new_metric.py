@@ -6,12 +6,12 @@ python tools/tabulate.py --register examples/new_metric.py --metric fwIoU --layo
 
 import math
 
-from ttt_video.tasks import FrameMetric, SemanticTask
+from ttt_video.tasks import Metric, SemanticTask
 from ttt_video.tasks.semantic import class_iou
 
 
 @SemanticTask.add_metric
-class FrequencyWeightedIoU(FrameMetric):
+class FrequencyWeightedIoU(Metric):
     """Mean IoU that weighs a class by its share of the labelled pixels."""
 
     name = "fwIoU"
@@ -19,10 +19,9 @@ class FrequencyWeightedIoU(FrameMetric):
     # Pixels by class: right, predicted but wrong, missed.
     example = ([{"0": [3, 0, 0], "1": [0, 0, 1]}], 75.0)
 
-    def value(self, total, info):
+    def value(self, total):
         pixels = {int(k): right + missed for k, (right, _, missed) in total.items()}
         weighted = [iou * pixels[k] for k, iou in class_iou(total).items()]
         return math.fsum(weighted) / sum(pixels.values()) if weighted else None
 
-    def frame(self, record):
-        return self.value(record, None)
+    frame = value  # a frame alone has the number too, and so there is a curve

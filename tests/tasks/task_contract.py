@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ttt_video.errors import UserError
-from ttt_video.tasks import FrameMean, FrameMetric, ScoredFrame, Task, rules, score, sign
+from ttt_video.tasks import FrameMean, ScoredFrame, Task, rules, score, sign
 from ttt_video.tasks.metrics import EXAMPLE_INFO
 
 Video = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -107,7 +107,7 @@ class TaskContract:
             numbers = self.task.frame_metrics(frame.records[self.task.name])
             for metric in self.task.metrics.values():
                 key = getattr(metric, "frame_name", "") or metric.name
-                if isinstance(metric, FrameMetric) and key in numbers:
+                if metric.frame is not None and key in numbers:
                     found = alone[metric.name]
                     assert numbers[key] == (found if found is None else pytest.approx(found))
 

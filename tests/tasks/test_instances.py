@@ -281,7 +281,7 @@ def test_by_hand():
     assert ap[1] == pytest.approx(ap[0])
     assert np.isnan(ap[2:]).all()
     metrics = InstanceTask.metrics
-    assert {name: metrics[name].value({0: ap}, LabelInfo()) for name in METRICS} == {
+    assert {name: metrics[name].value({0: ap}) for name in METRICS} == {
         "AP": pytest.approx(100 * (0.6 * whole + 0.4 * half)),
         "AP50": pytest.approx(100 * whole),
         "AP75": pytest.approx(100 * whole),

@@ -48,11 +48,9 @@ def test_release_mean_is_the_mean_of_videos_weighted_by_length(videos):
     means, lengths = [np.mean(v) for v in videos], [len(v) for v in videos]
     expected = np.sum(np.array(means) * lengths) / np.sum(lengths)
     release_mean = metrics()["mIoU_frame_release"].value
-    assert release_mean([*itertools.chain(*videos)], LabelInfo()) == pytest.approx(
-        expected, abs=1e-9
-    )
+    assert release_mean([*itertools.chain(*videos)]) == pytest.approx(expected, abs=1e-9)
     for order in itertools.islice(itertools.permutations(videos), 5):
-        pooled = [release_mean([*itertools.chain(*each)], LabelInfo()) for each in (videos, order)]
+        pooled = [release_mean([*itertools.chain(*each)]) for each in (videos, order)]
         assert pooled[0] == pooled[1]
 
 

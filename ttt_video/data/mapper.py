@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ttt_video.data.images import BadFrame, FrameTransform, read_rgb
 from ttt_video.errors import UserError, require
-from ttt_video.tasks import Task, tasks
+from ttt_video.tasks import Augmented, Task, tasks
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
 IMAGE_PAD_VALUE = 128
@@ -122,16 +122,14 @@ class JointDatasetMapper:
         # A crop may ask which classes it would have.
         augmented = T.AugInput(image, sem_seg=labels if is_map and labels.ndim == 2 else None)
         transforms = self.augmentations(augmented)
-        shape = augmented.image.shape[:2]
         if augmented.sem_seg is not None:
             labels = augmented.sem_seg
             classes_of_pixels = torch.from_numpy(labels.astype(np.int64))
             record["sem_seg"] = self._pad(classes_of_pixels, self.ignore_label)
         elif is_map:
             labels = transforms.apply_segmentation(labels)
-        classes, masks = self.task.training_target(
-            labels, record, shape, transforms, self.ignore_label
-        )
+        moved = Augmented(augmented.image.shape[:2], transforms, self.ignore_label)
+        classes, masks = self.task.training_target(labels, record, moved)
         for key in self.task.label_keys:
             del record[key]
 

@@ -4,10 +4,20 @@ The order of the files below is that of tasks in rows, tables and figures.
 """
 
 from . import semantic, panoptic, instances, steadiness, prediction  # noqa: F401, I001
-from .base import Painter, Shared, Target, Task, build_tasks, once, overlay_painter, score_frame
+from .base import (
+    Augmented,
+    Painter,
+    Shared,
+    Target,
+    Task,
+    build_tasks,
+    once,
+    overlay_painter,
+    score_frame,
+)
 from .instances import InstanceTask
 from .labels import LabelInfo
-from .metrics import FRAMES, FrameMean, FrameMetric, Metric, Record, Tally
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .panoptic import PanopticTask
 from .prediction import PredictionStatistics
 from .registry import TASK_REGISTRY, headlines, metrics, rules, sign, tasks, tasks_of
@@ -18,8 +28,8 @@ from .steadiness import Steadiness
 __all__ = [
     "FRAMES",
     "TASK_REGISTRY",
+    "Augmented",
     "FrameMean",
-    "FrameMetric",
     "InstanceTask",
     "LabelInfo",
     "Metric",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,12 +16,25 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .labels import CLASS_KEYS, LabelInfo
-from .metrics import FrameMetric, Metric, Record, Tally
+from .metrics import Metric, Record, Tally
 from .registry import tasks, tasks_of
 from .scores import Row, ScoredFrame, score
 
 Target = tuple[np.ndarray, np.ndarray]
 """Classes (N,) int64 and masks (N, H, W) bool of a training image, N >= 0."""
+
+
+class Augmented(NamedTuple):
+    """What became of a training image.
+
+    shape: (height, width) after ``transforms``.
+    ignore_label: label of pixels without ground truth.
+    """
+
+    shape: tuple[int, int]
+    transforms: TransformList
+    ignore_label: int
+
 
 Painter = Callable[[np.ndarray], np.ndarray]
 """Draws a prediction over an (h, w, 3) uint8 RGB frame; gives (H, W, 3) uint8 RGB."""
@@ -150,7 +163,7 @@ class Task(DatasetEvaluator):
         return {
             metric.frame_name or metric.name: metric.frame(record)
             for metric in cls.metrics.values()
-            if isinstance(metric, FrameMetric) and metric.in_frame(record)
+            if metric.frame is not None and metric.is_in(record)
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,9 +205,7 @@ class Task(DatasetEvaluator):
     # ---- pictures
 
     @classmethod
-    def painter(
-        cls, output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-    ) -> Painter:
+    def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Returns what :func:`overlay_painter` does for an output of this task."""
         raise NotImplementedError(f"{cls.__name__} has no picture")
 
@@ -254,22 +265,13 @@ class Task(DatasetEvaluator):
         raise NotImplementedError(f"{cls.__name__} trains nothing")
 
     @classmethod
-    def training_target(
-        cls,
-        labels: Any,
-        record: Mapping[str, Any],
-        shape: tuple[int, int],
-        transforms: TransformList,
-        ignore_label: int,
-    ) -> Target:
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
         """Makes the target of one augmented image.
 
         Args:
             labels: of :meth:`training_labels`; a map is transformed already.
             record: of the image.
-            shape: (height, width) after ``transforms``.
-            transforms: what was done to the image.
-            ignore_label: label of pixels without ground truth.
+            image: what it became.
         """
         raise NotImplementedError(f"{cls.__name__} trains nothing")
 
@@ -340,9 +342,7 @@ def score_frame(
     return {"records": records, "metrics": metrics} if records else {}
 
 
-def overlay_painter(
-    output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-) -> Painter:
+def overlay_painter(output: Mapping[str, Any], metadata: Any) -> Painter:
     """Returns a function that draws a model's output over its frame, also later in another thread.
 
     What needs the output is done here, on its device; what is kept of it is a map of the pixels.
@@ -352,8 +352,6 @@ def overlay_painter(
     Args:
         output: detectron2's output of one frame, on any device.
         metadata: detectron2 ``Metadata`` of the data set, or any object with its colours.
-        alpha: weight of the colours, 0..1.
-        min_score: instances below this score are left out.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -364,4 +362,4 @@ def overlay_painter(
         keys = ", ".join(dict.fromkeys(key for task in drawn for key in task.output_keys))
         raise ValueError(f"no {keys} to draw in an output with keys {sorted(output)}")
     best = max(able, key=lambda task: task.picture_rank or 0)
-    return best.painter(output, metadata, alpha=alpha, min_score=min_score)
+    return best.painter(output, metadata)

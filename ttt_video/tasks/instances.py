@@ -11,7 +11,6 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.transforms import TransformList
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Instances
 from detectron2.structures.masks import polygons_to_bitmask
@@ -30,9 +29,10 @@ from .average_precision import (
     match_class,
     mean_precision,
 )
-from .base import DO_THEY_AGREE, Painter, Target, Task
+from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task
 from .labels import LabelInfo
-from .metrics import FRAMES, FrameMean, FrameMetric, Metric, Record, Tally
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally
+from .outputs import CONFIDENT
 from .registry import TASK_REGISTRY
 from .stills import thing_evaluator
 
@@ -48,7 +48,7 @@ class _DetectionTally(Tally):
             self.classes.setdefault(int(k), Detections()).add(frame_index, own)
 
     @classmethod
-    def joined(cls, videos: Sequence[_DetectionTally]) -> ClassPrecision:
+    def joined(cls, videos: Sequence[_DetectionTally], info: LabelInfo) -> ClassPrecision:
         return class_average_precision(video.classes for video in videos)
 
 
@@ -139,15 +139,13 @@ class InstanceTask(Task):
         )
 
     @classmethod
-    def painter(
-        cls, output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-    ) -> Painter:
+    def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours instances in shades of their class's colour, the best on top; outlines them."""
         instances = output["instances"]
         scores = instances.scores.tolist()
         # The best are painted last and so lie on top.
         order = sorted(
-            (i for i, score in enumerate(scores) if score >= min_score), key=scores.__getitem__
+            (i for i, score in enumerate(scores) if score >= CONFIDENT), key=scores.__getitem__
         )
         categories = instances.pred_classes.tolist()
         palette = class_palette(metadata, 1 + max(categories, default=0), things=True)
@@ -159,7 +157,7 @@ class InstanceTask(Task):
             ids.masked_fill_(masks[index] > 0, place)
             rank = len(order) - place  # 0 is the best: its shade does not depend on the others
             colors[place] = shade(palette[categories[index]], rank)
-        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors, alpha=alpha)
+        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors)
 
     @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
@@ -189,32 +187,25 @@ class InstanceTask(Task):
         return record["annotations"]
 
     @classmethod
-    def training_target(
-        cls,
-        labels: Sequence[Mapping[str, Any]],
-        record: Mapping[str, Any],
-        shape: tuple[int, int],
-        transforms: TransformList,
-        ignore_label: int,
-    ) -> Target:
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
         """Makes one mask per annotated object; crowds are left out.
 
         The masks of ``labels`` are polygons, compressed RLE or bitmaps, in the coordinates of the
         original image.
         """
         objects = [annotation for annotation in labels if not annotation.get("iscrowd", 0)]
-        masks = np.zeros((len(objects), *shape), bool)
+        masks = np.zeros((len(objects), *image.shape), bool)
         for mask, annotation in zip(masks, objects, strict=True):
             outline = annotation["segmentation"]
             if isinstance(outline, list):
                 # Moved point by point and clipped by the rasteriser: transforms.apply_polygons
                 # would clip them with shapely, one more dependency for the same mask.
                 polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in outline]
-                moved = [transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
-                mask[:] = polygons_to_bitmask(moved, *shape)
+                moved = [image.transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
+                mask[:] = polygons_to_bitmask(moved, *image.shape)
             else:
                 bitmap = mask_util.decode(outline) if isinstance(outline, dict) else outline
-                mask[:] = transforms.apply_segmentation(bitmap.astype(np.uint8))
+                mask[:] = image.transforms.apply_segmentation(bitmap.astype(np.uint8))
         return np.array([annotation["category_id"] for annotation in objects], np.int64), masks
 
     @classmethod
@@ -276,36 +267,28 @@ _HALF = 100 * 51 / 101  # full precision at the recalls 0, 0.01, ..., 0.5
 
 
 class _Precision(Metric):
-    """One average of the classes' precision.
+    area = 0  # all, small, medium, large
+    threshold: int | None = None  # position; None for the mean
 
-    Attributes:
-        area: position of the range of object sizes among all, small, medium, large.
-        threshold: position of the IoU threshold; None for the mean over all.
-    """
-
-    area = 0
-    threshold: int | None = None
-
-    def value(self, total: ClassPrecision, info: LabelInfo) -> float | None:
-        """Returns the mean over the classes that have such objects."""
+    def value(self, total: ClassPrecision) -> float | None:
         return mean_precision(total, self.area, self.threshold)
 
 
 @InstanceTask.add_metric
-class AveragePrecision(_Precision, FrameMetric):
-    """AP over all IoU thresholds."""
+class AveragePrecision(_Precision):
+    """AP over all IoU thresholds and sizes."""
 
     name = "AP"
     rule = _AP + "mean over IoU thresholds 0.50, 0.55, ..., 0.95"
     example = (_EXAMPLE, _HALF)
 
-    def by_class(self, total: ClassPrecision) -> dict[int, float]:
-        """Returns the AP of each labelled class."""
-        values = {k: mean_precision({k: own}, self.area) for k, own in total.items()}
+    @staticmethod
+    def by_class(total: ClassPrecision) -> dict[int, float]:
+        values = {k: mean_precision({k: own}, 0) for k, own in total.items()}
         return {k: value for k, value in values.items() if value is not None}
 
-    def frame(self, record: Record) -> float | None:
-        """Returns the AP of one frame by the field's rules."""
+    @staticmethod
+    def frame(record: Record) -> float | None:
         return frame_average_precision(record)[0]
 
 
@@ -330,7 +313,7 @@ class AveragePrecision75(_Precision):
 
 
 @InstanceTask.add_metric
-class AveragePrecisionSmall(_Precision):
+class SmallPrecision(_Precision):
     """AP of small objects."""
 
     name = "APs"
@@ -340,7 +323,7 @@ class AveragePrecisionSmall(_Precision):
 
 
 @InstanceTask.add_metric
-class AveragePrecisionMedium(_Precision):
+class MediumPrecision(_Precision):
     """AP of medium objects."""
 
     name = "APm"
@@ -350,7 +333,7 @@ class AveragePrecisionMedium(_Precision):
 
 
 @InstanceTask.add_metric
-class AveragePrecisionLarge(_Precision):
+class LargePrecision(_Precision):
     """AP of large objects."""
 
     name = "APl"
@@ -371,6 +354,6 @@ class AveragePrecisionOfFrames(FrameMean):
     )
     example = (_EXAMPLE, _HALF / 2)
 
-    def frame(self, record: Record) -> float | None:
-        """Returns the AP of one frame by the release's rules."""
+    @staticmethod
+    def frame(record: Record) -> float | None:
         return frame_average_precision(record)[1]

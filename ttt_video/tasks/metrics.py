@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from .labels import LabelInfo
@@ -18,6 +17,9 @@ FRAMES = (
     "over videos weighted by their numbers of such frames"
 )
 """The end of the rule of every :class:`FrameMean`."""
+
+EXAMPLE_INFO = LabelInfo(classes=("a", "b", "c"), things=frozenset({0}))
+"""The data set of every :attr:`Metric.example`."""
 
 
 class Tally:
@@ -44,85 +46,54 @@ class Tally:
         return total
 
     @classmethod
-    def joined(cls, videos: Sequence[Any]) -> Any:
+    def joined(cls, videos: Sequence[Any], info: LabelInfo) -> Any:
         """Returns the total of several videos (at least one, sorted by name) for the metrics."""
         return cls.sum(video.total for video in videos)
 
 
-class Metric(ABC):
-    """One number of a run, computed from the total of its task's :class:`Tally`.
+class Metric:
+    """One number of a run. Functions that are None are left out; only ``value`` is needed.
 
     Attributes:
         name: key in ``summary.json``.
         rule: what is averaged over what, in words.
         unit: of the value.
         higher_is_better: None where neither direction is better.
-        per_class: key of :meth:`by_class` in ``per_class``; "" stands for the name.
-        example: records of a video's frames, and the value they give with
-            :data:`EXAMPLE_INFO`; a test checks it.
+        needs: key that a total and a record must have, else there is no such number.
+        value: of the total of the task's :class:`Tally`; it gives None where nothing defines it.
+        by_class: of the total: the number of each class id that has one.
+        per_class: key of ``by_class`` in ``per_class``; "" stands for the name.
+        details: of the total: further numbers of the same thing, by name.
+        frame: of one record: the number of that frame alone, for its row and curve.
+        frame_name: its key in a row's ``metrics``; "" stands for the name.
+        axis: label of its curve's axis; None is "NAME of the frame (UNIT)", "" draws no curve.
+        example: records of a video's frames, and the value they give with :data:`EXAMPLE_INFO`;
+            a test checks it.
     """
 
     name: ClassVar[str]
     rule: ClassVar[str]
     unit: ClassVar[str] = "%"
     higher_is_better: ClassVar[bool | None] = True
+    needs: ClassVar[str] = ""
+    value: Callable[..., float | None]
+    by_class: Callable[..., Mapping[int, float]] | None = None
     per_class: ClassVar[str] = ""
-    example: ClassVar[tuple[Sequence[Record], float | None]]
-
-    def applies(self, total: Any, info: LabelInfo) -> bool:
-        """Whether there is such a number; where there is none, the summary has no key for it."""
-        return True
-
-    @abstractmethod
-    def value(self, total: Any, info: LabelInfo) -> float | None:
-        """Returns the number of all frames in the total; None where nothing defines it."""
-
-    def by_class(self, total: Any) -> dict[int, float] | None:
-        """Returns the number of each class that has one; None where classes have none."""
-        return None
-
-    def details(self, total: Any) -> dict[str, float | None]:
-        """Returns further numbers of the same thing, which need no rule of their own."""
-        return {}
-
-
-class FrameMetric(Metric):
-    """A metric that a single frame has, too: a number in its row, and a curve.
-
-    Attributes:
-        frame_name: key in a row's ``metrics``; "" stands for the name.
-        axis: label of the curve's axis; None is "NAME of the frame (UNIT)", and "" draws no curve.
-    """
-
+    details: Callable[..., Mapping[str, float | None]] | None = None
+    frame: Callable[..., float | None] | None = None
     frame_name: ClassVar[str] = ""
     axis: ClassVar[str | None] = None
+    example: ClassVar[tuple[Sequence[Record], float | None]]
 
-    def in_frame(self, record: Record) -> bool:
-        """Whether the frame has such a number; where it has none, its row has no key for it."""
-        return True
+    def is_in(self, content: Any) -> bool:
+        """Whether a total or a record has this number."""
+        return not self.needs or self.needs in content
 
-    @abstractmethod
-    def frame(self, record: Record) -> float | None:
-        """Returns the number of one frame alone; None where nothing defines it."""
-
-    @property
     def axis_label(self) -> str:
-        """The label of the curve's axis; "" where none is drawn."""
-        return f"{self.name} of the frame ({self.unit})" if self.axis is None else self.axis
-
-
-class FrameMean(FrameMetric):
-    """The mean of single frames' numbers, over the frames that the data set's period leaves."""
-
-    axis = ""
-
-    def value(self, total: Sequence[float], info: LabelInfo) -> float | None:
-        """Returns the mean of all frames' numbers.
-
-        The release takes the mean of each video, then the mean over videos with their numbers of
-        frames as weights; that is the same.
-        """
-        return mean(total)
+        """Returns the label of the curve's axis; "" where none is drawn."""
+        if self.frame is None or self.axis is not None:
+            return self.axis or ""
+        return f"{self.name} of the frame ({self.unit})"
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -130,5 +101,12 @@ def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if len(values) else None
 
 
-EXAMPLE_INFO = LabelInfo(classes=("a", "b", "c"), things=frozenset({0}))
-"""The data set of every :attr:`Metric.example`."""
+class FrameMean(Metric):
+    """The mean of single frames' numbers, over the frames that the data set's period leaves.
+
+    The release takes the mean of each video, then the mean over videos with their numbers of frames
+    as weights; that is the same.
+    """
+
+    axis = ""
+    value = staticmethod(mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import TransformList
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..data.labels import check_class_ids, read_segment_colors, read_segment_ids
 from ..errors import UserError, require
 from ..visualization.overlay import class_palette, paint_segments, shade
-from .base import DO_THEY_AGREE, Painter, Target, Task
+from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task
 from .labels import LabelInfo
-from .metrics import FRAMES, FrameMean, FrameMetric, Metric, Record, Tally
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .panoptic_quality import (
-    PanopticCounts,
     add_panoptic_counts,
     class_quality,
     measure_overlaps,
@@ -39,12 +37,17 @@ class _SegmentTally(Tally):
     def add(self, frame_index: int, record: Record) -> None:
         super().add(frame_index, record["standard"])
 
+    @classmethod
+    def joined(cls, videos: Sequence[Tally], info: LabelInfo) -> dict[str, Any]:
+        things = {} if info.things is None else {"things": info.things}
+        return {"counts": super().joined(videos, info), **things}
+
 
 @TASK_REGISTRY.register()
 class PanopticTask(Task):
     """Reads segment maps (``pan_seg_file_name``, ``segments_info``).
 
-    A record has the :data:`PanopticCounts` by the field's rules (``standard``) and the release's.
+    A record has the ``PanopticCounts`` by the field's rules (``standard``) and the release's.
     """
 
     name = "panoptic_seg"
@@ -82,9 +85,7 @@ class PanopticTask(Task):
         }
 
     @classmethod
-    def painter(
-        cls, output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-    ) -> Painter:
+    def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours segments, each thing in a shade of its class's colour; outlines them."""
         ids, segments = output["panoptic_seg"]
         colors = np.zeros((1 + max((s["id"] for s in segments), default=0), 3), np.uint8)
@@ -94,7 +95,7 @@ class PanopticTask(Task):
         for segment in segments:
             k, number = segment["category_id"], segment["id"]
             colors[number] = shade(things[k], number) if segment["isthing"] else stuff[k]
-        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors, alpha=alpha)
+        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors)
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:
@@ -121,14 +122,7 @@ class PanopticTask(Task):
         return read_segment_colors(record["pan_seg_file_name"])
 
     @classmethod
-    def training_target(
-        cls,
-        labels: np.ndarray,
-        record: Mapping[str, Any],
-        shape: tuple[int, int],
-        transforms: TransformList,
-        ignore_label: int,
-    ) -> Target:
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
         """Makes one mask per segment of the (H, W, 3) uint8 COCO panoptic map.
 
         A pixel's segment is ``R + 256 G + 65536 B``; crowds and unlisted segments are left out.
@@ -164,27 +158,19 @@ _EXAMPLE = [
 
 
 class _Quality(Metric):
-    """PQ, SQ or RQ: all frames pooled.
+    place = 0  # among PQ, SQ, RQ
 
-    Attributes:
-        place: of the number among the three.
-    """
-
-    place = 0
-
-    def value(self, total: PanopticCounts, info: LabelInfo) -> float | None:
-        """Returns the mean over the classes."""
-        quality = panoptic_quality(total)
+    def value(self, total: Mapping[str, Any]) -> float | None:
+        quality = panoptic_quality(total["counts"])
         return quality and quality[self.place]
 
-    def by_class(self, total: PanopticCounts) -> dict[int, float]:
-        """Returns the classes that are labelled or predicted."""
-        return {k: values[self.place] for k, values in class_quality(total).items()}
+    def by_class(self, total: Mapping[str, Any]) -> dict[int, float]:
+        return {k: values[self.place] for k, values in class_quality(total["counts"]).items()}
 
 
 @PanopticTask.add_metric
-class PanopticQuality(_Quality, FrameMetric):
-    """Panoptic quality."""
+class PanopticQuality(_Quality):
+    """Panoptic quality of all frames."""
 
     name = "PQ"
     rule = (
@@ -195,8 +181,8 @@ class PanopticQuality(_Quality, FrameMetric):
     )
     example = (_EXAMPLE, 100 * (1.5 / 2.5 + 0.9 / 1.5) / 2)
 
-    def frame(self, record: Record) -> float | None:
-        """Returns the PQ of one frame by the field's rules."""
+    @staticmethod
+    def frame(record: Record) -> float | None:
         quality = panoptic_quality(add_panoptic_counts([record["standard"]]))
         return quality and quality[0]
 
@@ -221,34 +207,24 @@ class RecognitionQuality(_Quality):
     example = (_EXAMPLE, 100 * (2 / 2.5 + 1 / 1.5) / 2)
 
 
-class _PartQuality(Metric):
-    """PQ of the things or the stuff of a data set that tells them apart."""
+@PanopticTask.add_metric
+class ThingQuality(Metric):
+    """PQ of the things, where the data set says which they are."""
 
+    name = "PQ_things"
+    rule = "PQ, mean over the thing classes"
+    needs = "things"
     things = True
+    example = (_EXAMPLE, 100 * 1.5 / 2.5)
 
-    def applies(self, total: PanopticCounts, info: LabelInfo) -> bool:
-        """Whether the data set says which classes are things."""
-        return info.things is not None
-
-    def value(self, total: PanopticCounts, info: LabelInfo) -> float | None:
-        """Returns the mean over the classes of this part."""
-        things = info.things or frozenset()
-        quality = panoptic_quality(total, lambda k: (k in things) == self.things)
+    def value(self, total: Mapping[str, Any]) -> float | None:
+        quality = panoptic_quality(total["counts"], lambda k: (k in total["things"]) == self.things)
         return quality and quality[0]
 
 
 @PanopticTask.add_metric
-class ThingQuality(_PartQuality):
-    """PQ of things."""
-
-    name = "PQ_things"
-    rule = "PQ, mean over the thing classes"
-    example = (_EXAMPLE, 100 * 1.5 / 2.5)
-
-
-@PanopticTask.add_metric
-class StuffQuality(_PartQuality):
-    """PQ of stuff."""
+class StuffQuality(ThingQuality):
+    """PQ of the stuff."""
 
     name = "PQ_stuff"
     rule = "PQ, mean over the stuff classes"
@@ -268,6 +244,6 @@ class PanopticQualityOfFrames(FrameMean):
     )
     example = (_EXAMPLE, 100 * (0.75 / 1.5 + 0.75) / 2)
 
-    def frame(self, record: Record) -> float:
-        """Returns the PQ of one frame by the release's rules."""
+    @staticmethod
+    def frame(record: Record) -> float:
         return panoptic_quality_release(record["release"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from .base import Task
 from .labels import LabelInfo
-from .metrics import FrameMetric, Metric, Record, Tally, mean
+from .metrics import Metric, Record, Tally, mean
 from .outputs import mean_entropy, predicted_classes, scores_are_finite
 from .registry import TASK_REGISTRY
 
@@ -42,7 +43,7 @@ class _FrameTally(Tally):
         self.nonfinite += not record.get("finite", True)  # rows of earlier versions
 
     @classmethod
-    def joined(cls, videos: Sequence[_FrameTally]) -> Predictions:
+    def joined(cls, videos: Sequence[_FrameTally], info: LabelInfo) -> Predictions:
         orders = [sorted(range(len(v.frames)), key=v.frames.__getitem__) for v in videos]
         pairs = list(zip(videos, orders, strict=True))
         return Predictions(
@@ -91,7 +92,7 @@ _EXAMPLE = [
 
 
 @PredictionStatistics.add_metric
-class PredictedClasses(FrameMetric):
+class PredictedClasses(Metric):
     """Number of predicted classes; that of a method that collapsed falls."""
 
     name = "predicted_classes_mean"
@@ -102,29 +103,26 @@ class PredictedClasses(FrameMetric):
     )
     unit = "classes"
     higher_is_better = None
+    frame = staticmethod(itemgetter("classes"))
     frame_name = "predicted_classes"
     axis = "predicted classes"
     example = (_EXAMPLE, 3.0)
 
-    def value(self, total: Predictions, info: LabelInfo) -> float | None:
-        """Returns the mean over all frames."""
+    @staticmethod
+    def value(total: Predictions) -> float | None:
         return mean([n for video in total.classes for n in video])
 
-    def details(self, total: Predictions) -> dict[str, float | None]:
-        """Returns the least, the last, and the means of the first and last quarters."""
+    @staticmethod
+    def details(total: Predictions) -> dict[str, float | None]:
         return {
             "predicted_classes_min": min(n for video in total.classes for n in video),
             "predicted_classes_last": total.classes[-1][-1],
             **_quarters("predicted_classes", total.classes),
         }
 
-    def frame(self, record: Record) -> float:
-        """Returns the number of classes of one frame."""
-        return record["classes"]
-
 
 @PredictionStatistics.add_metric
-class PredictionEntropy(FrameMetric):
+class PredictionEntropy(Metric):
     """Entropy of the scores; that of a method that collapsed falls, or rises to its limit."""
 
     name = "prediction_entropy_mean"
@@ -135,25 +133,22 @@ class PredictionEntropy(FrameMetric):
     )
     unit = "nats"
     higher_is_better = None
+    frame = staticmethod(itemgetter("entropy"))
     frame_name = "prediction_entropy"
     axis = "entropy of the prediction (nats)"
     example = (_EXAMPLE, 1.0)
 
-    def value(self, total: Predictions, info: LabelInfo) -> float | None:
-        """Returns the mean over all frames that have one."""
+    @staticmethod
+    def value(total: Predictions) -> float | None:
         return _known_mean([e for video in total.entropies for e in video])
 
-    def details(self, total: Predictions) -> dict[str, float | None]:
-        """Returns the largest, and the means of the first and last quarters."""
+    @staticmethod
+    def details(total: Predictions) -> dict[str, float | None]:
         known = (e for video in total.entropies for e in video if not math.isnan(e))
         return {
             "prediction_entropy_max": max(known, default=None),
             **_quarters("prediction_entropy", total.entropies),
         }
-
-    def frame(self, record: Record) -> float | None:
-        """Returns the entropy of one frame."""
-        return record["entropy"]
 
 
 @PredictionStatistics.add_metric
@@ -164,8 +159,5 @@ class NonfiniteFrames(Metric):
     rule = "number of frames with a predicted score that is not finite"
     unit = "frames"
     higher_is_better = False
+    value = staticmethod(attrgetter("nonfinite"))
     example = (_EXAMPLE, 1)
-
-    def value(self, total: Predictions, info: LabelInfo) -> float:
-        """Returns the number of all frames."""
-        return total.nonfinite

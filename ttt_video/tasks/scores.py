@@ -76,6 +76,7 @@ class Scores:
             video.tally.add(frame.frame_index, record)
             if frame.frame_index % self.info.period == 0:
                 for metric, values in video.frames.items():
+                    assert metric.frame is not None
                     value = metric.frame(record)
                     if value is not None:
                         values.append(value)
@@ -113,18 +114,18 @@ class Scores:
             own = [kept[name] for kept in videos if name in kept]
             if not own:
                 continue
-            total = task.tally.joined([video.tally for video in own])
+            total = task.tally.joined([video.tally for video in own], self.info)
             for metric in task.metrics.values():
                 if isinstance(metric, FrameMean):
                     values = [value for video in own for value in video.frames[metric]]
-                    result[metric.name] = metric.value(values, self.info)
-                    continue
-                if metric.applies(total, self.info):
-                    result[metric.name] = metric.value(total, self.info)
-                result.update(metric.details(total))
-                classes = metric.by_class(total)
-                if classes is not None:
-                    named = {self.info.name(k): value for k, value in classes.items()}
+                    result[metric.name] = metric.value(values)
+                elif metric.is_in(total):
+                    result[metric.name] = metric.value(total)
+                if metric.details is not None:
+                    result.update(metric.details(total))
+                if metric.by_class is not None:
+                    classes = metric.by_class(total).items()
+                    named = {self.info.name(k): value for k, value in classes}
                     per_class[metric.per_class or metric.name] = named
         return {**result, "per_class": per_class} if per_class else result
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import TransformList
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 
 from ..data.coco_masks import LABELLED_ONLY
@@ -22,9 +21,8 @@ from ..data.kitti_step import read_sem_seg
 from ..data.labels import check_class_ids, present_ids
 from ..errors import UserError
 from ..visualization.overlay import class_palette, paint_classes
-from .base import DO_THEY_AGREE, Painter, Target, Task, once
-from .labels import LabelInfo
-from .metrics import FRAMES, FrameMean, FrameMetric, Record, Tally
+from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task, once
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .outputs import class_map
 from .registry import TASK_REGISTRY
 from .stills import CheckedLabels
@@ -156,15 +154,13 @@ class SemanticTask(Task):
         return class_counts(confusion)
 
     @classmethod
-    def painter(
-        cls, output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-    ) -> Painter:
+    def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours every pixel by its class."""
         scores = output["sem_seg"]
         # On the CPU, max() is three times as fast as argmax() over a leading dimension.
         classes = scores.max(dim=0).indices.to(torch.int16).cpu().numpy()
         palette = class_palette(metadata, len(scores))
-        return partial(paint_classes, classes=classes, palette=palette, alpha=alpha)
+        return partial(paint_classes, classes=classes, palette=palette)
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:
@@ -179,17 +175,10 @@ class SemanticTask(Task):
     training_labels = label_map
 
     @classmethod
-    def training_target(
-        cls,
-        labels: np.ndarray,
-        record: Mapping[str, Any],
-        shape: tuple[int, int],
-        transforms: TransformList,
-        ignore_label: int,
-    ) -> Target:
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
         """Makes one mask per class that occurs in the (H, W) labels."""
         classes = np.unique(labels)
-        classes = classes[classes != ignore_label]
+        classes = classes[classes != image.ignore_label]
         return classes.astype(np.int64), labels[None] == classes[:, None, None]
 
     @classmethod
@@ -209,28 +198,18 @@ class SemanticTask(Task):
 
 
 @SemanticTask.add_metric
-class MeanIoU(FrameMetric):
-    """Mean IoU of all frames' pixels."""
+class MeanIoU(Metric):
+    """Mean IoU of the pixels of all frames."""
 
     name = "mIoU"
     rule = (
         "IoU of each class over the pixels of all frames pooled; mean over the classes "
         "that occur in the labels; pixels labelled as void do not count"
     )
+    value = frame = staticmethod(mean_iou)
+    by_class = staticmethod(class_iou)
     per_class = "IoU"
     example = ([{"0": [1, 0, 1]}, {"0": [3, 1, 0]}], 100 * 4 / 6)
-
-    def value(self, total: Counts, info: LabelInfo) -> float | None:
-        """Returns :func:`mean_iou`."""
-        return mean_iou(total)
-
-    def by_class(self, total: Counts) -> dict[int, float]:
-        """Returns :func:`class_iou`."""
-        return class_iou(total)
-
-    def frame(self, record: Counts) -> float | None:
-        """Returns :func:`mean_iou`."""
-        return mean_iou(record)
 
 
 @SemanticTask.add_metric
@@ -242,8 +221,5 @@ class MeanIoUOfFrames(FrameMean):
         "IoU of each class in each single frame; mean over the classes "
         "that are labelled or predicted there, 0 where predicted but not labelled" + FRAMES
     )
+    frame = staticmethod(mean_iou_release)
     example = ([{"0": [1, 0, 1]}, {"0": [3, 1, 0], "1": [0, 1, 0]}], (50 + 75 / 2) / 2)
-
-    def frame(self, record: Counts) -> float | None:
-        """Returns :func:`mean_iou_release`."""
-        return mean_iou_release(record)

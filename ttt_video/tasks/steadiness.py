@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..data.kitti_step import read_sem_seg
 from .base import Task, once
-from .labels import LabelInfo
-from .metrics import FrameMetric, Record
+from .metrics import Metric, Record
 from .outputs import class_map
 from .registry import TASK_REGISTRY
 
@@ -45,10 +44,6 @@ def change_counts(
         counts["flickered"] = int(np.count_nonzero(changed & steady))
         counts["steady"] = int(np.count_nonzero(steady))
     return counts
-
-
-def _percent(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
 
 
 @TASK_REGISTRY.register()
@@ -107,8 +102,18 @@ _EXAMPLE = [
 ]
 
 
+class _Share(Metric):
+    part = ""
+
+    def value(self, total: ChangeCounts) -> float | None:
+        whole = total[self.needs]
+        return 100 * total[self.part] / whole if whole else None
+
+    frame = value
+
+
 @Steadiness.add_metric
-class Change(FrameMetric):
+class Change(_Share):
     """Pixels that change; motion counts as well, so neither direction is better."""
 
     name = "change"
@@ -118,19 +123,12 @@ class Change(FrameMetric):
     )
     higher_is_better = None
     axis = ""
+    part, needs = "changed", "pixels"
     example = (_EXAMPLE, 100 * 18 / 120)
-
-    def value(self, total: ChangeCounts, info: LabelInfo) -> float | None:
-        """Returns the share of all pixels."""
-        return _percent(total["changed"], total["pixels"])
-
-    def frame(self, record: ChangeCounts) -> float | None:
-        """Returns the share of the frame's pixels."""
-        return _percent(record["changed"], record["pixels"])
 
 
 @Steadiness.add_metric
-class Flicker(FrameMetric):
+class Flicker(_Share):
     """Pixels that change though their label does not."""
 
     name = "flicker"
@@ -140,20 +138,5 @@ class Flicker(FrameMetric):
     )
     higher_is_better = False
     axis = "flicker (% of pixels)"
+    part, needs = "flickered", "steady"
     example = (_EXAMPLE, 100 * 4 / 50)
-
-    def applies(self, total: ChangeCounts, info: LabelInfo) -> bool:
-        """Whether two adjacent frames are labelled."""
-        return "steady" in total
-
-    def value(self, total: ChangeCounts, info: LabelInfo) -> float | None:
-        """Returns the share of the pixels whose label stays."""
-        return _percent(total["flickered"], total["steady"])
-
-    def in_frame(self, record: ChangeCounts) -> bool:
-        """Whether this frame and the one before are labelled."""
-        return "steady" in record
-
-    def frame(self, record: ChangeCounts) -> float | None:
-        """Returns the share of the frame's pixels whose label stays."""
-        return _percent(record["flickered"], record["steady"])

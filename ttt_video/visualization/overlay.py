@@ -102,14 +102,14 @@ def blend(image: np.ndarray, color: np.ndarray, alpha: float = 0.5) -> np.ndarra
 
 
 def paint_classes(
-    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, alpha: float
+    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
     """Colours every pixel of an (H, W) class map; the image is scaled to its size."""
     return blend(resize(image, classes.shape), colorize(classes, palette), alpha)
 
 
 def paint_segments(
-    image: np.ndarray, ids: np.ndarray, colors: np.ndarray, alpha: float
+    image: np.ndarray, ids: np.ndarray, colors: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
     """Colours segments of an (H, W) id map by ``colors[id]``, outlined; id 0 keeps the image."""
     image = resize(image, ids.shape)

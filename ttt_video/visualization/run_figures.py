@@ -22,7 +22,7 @@ from ..data.images import read_rgb
 from ..engine.run_directory import file_stem, read_rows
 from ..errors import UserError
 from ..files import ffmpeg_name, path_text
-from ..tasks import FrameMetric, headlines, metrics, sign, tasks
+from ..tasks import headlines, metrics, sign, tasks
 from .curves import plot_curves
 from .grid import picture_grid
 from .overlay import blend, caption, class_palette, colorize, resize, side_by_side
@@ -33,9 +33,9 @@ _PANEL_WIDTH = 420  # pixels of each picture of a frame
 def axes() -> dict[str, str]:
     """Returns the per-frame numbers that are drawn, with the labels of their axes."""
     drawn = {
-        metric.frame_name or metric.name: metric.axis_label
+        metric.frame_name or metric.name: metric.axis_label()
         for metric in metrics().values()
-        if isinstance(metric, FrameMetric) and metric.axis_label
+        if metric.axis_label()
     }
     return {**drawn, "loss_recon": "reconstruction loss before the step"}
 
