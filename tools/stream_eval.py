@@ -164,7 +164,9 @@ def main(argv: list[str] | None = None) -> None:
         "save_every": args.save_every,
     }
     if model is None:
-        parallel = Settings(cfg, run, max_frames=args.max_frames, **settings)
+        parallel = Settings(
+            cfg, run, max_frames=args.max_frames, register=args.register, **settings
+        )
         summary = evaluate_in_parallel(parallel, sources, args.workers)
     else:
         summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)

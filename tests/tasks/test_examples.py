@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import runpy
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,20 @@ from task_contract import TaskContract
 
 from ttt_video.cli import run_files
 from ttt_video.data import register_custom_video
+from ttt_video.engine.parallel_evaluation import Settings
+from ttt_video.engine.run_directory import RunDirectory
+from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
-from ttt_video.tasks import TASK_REGISTRY, SemanticTask, metrics, overlay_painter, tasks
+from ttt_video.tasks import (
+    TASK_REGISTRY,
+    LabelInfo,
+    ScoredFrame,
+    SemanticTask,
+    metrics,
+    overlay_painter,
+    score,
+    tasks,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW_TASK, NEW_METRIC = ROOT / "examples" / "new_task.py", ROOT / "examples" / "new_metric.py"
@@ -132,10 +145,17 @@ def test_both_show_up_everywhere(as_before, tmp_path, tiny_cfg, tiny_model, caps
         assert file.read(1)
 
 
-def test_rows_of_a_task_that_is_not_registered_name_it(as_before):
-    from ttt_video.errors import UserError
-    from ttt_video.tasks import LabelInfo, ScoredFrame, score
+def test_a_worker_process_registers_it_too(as_before, tmp_path, tiny_cfg, tiny_model):
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "tiny.safetensors")
+    save_safetensors(tiny_model.state_dict(), tiny_cfg.MODEL.WEIGHTS)
+    with closing(RunDirectory(tmp_path / "run")) as run:
+        settings = Settings(tiny_cfg, run, register=[str(NEW_TASK)])
+        assert "free_road" not in [task.name for task in tasks()]
+        evaluation = settings.build("cpu", torch.get_num_threads())
+    assert "free_road" in [task.name for task in evaluation.evaluators["adapted"]]
 
+
+def test_rows_of_a_task_that_is_not_registered_name_it(as_before):
     run_files([str(NEW_TASK)])
     frame = ScoredFrame("a", 0, {"free_road": {"right": 1, "frames": 1}})
     assert score([frame], LabelInfo())["free_road_accuracy"] == 100

@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..adaptation import build_adapter
+from ..cli import run_files
 from ..errors import UserError
 from ..structures import FrameSource
 from ..visualization.overlay_video import OverlayVideos
@@ -44,6 +45,7 @@ class Settings:
     overlay: OverlayVideos | None = None
     save_every: int = 0
     max_frames: int | None = None
+    register: Sequence[str] = ()  # files that a worker runs first
     metadata: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class Settings:
     def build(self, device: str, threads: int) -> StreamEvaluation:
         """The evaluation, in a worker."""
         torch.set_num_threads(threads)
+        run_files(self.register)
         for name, values in self.metadata.items():
             MetadataCatalog.get(name).set(**values)
         cfg = self.cfg.clone()
