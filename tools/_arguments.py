@@ -26,6 +26,7 @@ TABLE_FORMATS = ("markdown", "csv", "latex")
 SCENES = ("street", "park", "tunnel")
 SCHEDULES = ("constant", "ramp", "switch")
 SPLITS = ("validation", "test")
+VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
 
 # How warnings of other libraries begin that a user can do nothing about, with their kinds.
 OTHER_LIBRARIES: dict[str, type[Warning]] = {

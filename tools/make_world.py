@@ -17,9 +17,8 @@ import argparse
 import json
 from pathlib import Path
 
-from _arguments import SCENES, SCHEDULES, SPLITS, ToolParser, answer_first
+from _arguments import SCENES, SCHEDULES, SPLITS, VIDEO_LAYOUTS, ToolParser, answer_first
 
-VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
 STILL_LAYOUTS = ("cityscapes", "coco")
 VIDEO_DEFAULTS = {"seed": 2000, "videos": 1, "frames": 100}
 STILL_DEFAULTS = {"train": 200, "val": 20}

@@ -46,7 +46,6 @@ answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.adaptation import find_method
 from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_of, run_tool
-from ttt_video.data.classes import check_predicted_classes
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
 from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
 from ttt_video.engine.run_directory import Row, RunDirectory
@@ -54,6 +53,8 @@ from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_mod
 from ttt_video.errors import UserError
 from ttt_video.files import path_text
 from ttt_video.structures import FrameSource
+from ttt_video.tasks import headlines
+from ttt_video.tasks.classes import check_predicted_classes
 from ttt_video.visualization.overlay_video import OverlayVideos
 from ttt_video.visualization.video import MAX_FPS, MIN_FPS, check_fps
 
@@ -105,9 +106,8 @@ def report(summary: Row) -> str:
     for who, metrics in sorted(summary["metrics"].items()):
         if metrics.get("nonfinite_frames"):
             lines.append(f"{who}: {metrics['nonfinite_frames']} frames with scores not finite")
-        numbers = {
-            name: metrics[name] for name in ("mIoU", "AP", "PQ", "flicker") if name in metrics
-        }
+        shown = (*headlines(), "flicker")
+        numbers = {name: metrics[name] for name in shown if name in metrics}
         scores = [f"{k} {v:.2f}" if v is not None else f"{k} undefined" for k, v in numbers.items()]
         if scores:
             lines.append(f"{who}: {', '.join(scores)}")

@@ -222,6 +222,7 @@ def report(sweep: Sweep, output: Path, protocol: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Runs what is missing, reports all."""
     args = argument_parser().parse_intermixed_args(argv)
+    run_files(args.register)
     sweep = open_sweep(args)
     if not args.report:
         run_files(args.register)

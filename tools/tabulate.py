@@ -22,7 +22,14 @@ if __name__ == "tabulate":
     sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[__name__])
 
-from _arguments import PROTOCOLS, TABLE_FORMATS, TABLE_LAYOUTS, ToolParser, answer_first
+from _arguments import (
+    PROTOCOLS,
+    TABLE_FORMATS,
+    TABLE_LAYOUTS,
+    ToolParser,
+    add_register_argument,
+    answer_first,
+)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -48,6 +55,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--allow-incomplete", action="store_true", help="also runs cut off")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    add_register_argument(parser)
     return parser
 
 
@@ -57,11 +65,13 @@ answer_first(__name__, argument_parser().parse_args)
 
 def main(argv: list[str] | None = None) -> None:
     """Reads, compares, writes."""
+    from ttt_video.cli import run_files
     from ttt_video.errors import UserError
     from ttt_video.report.runs import read_runs
     from ttt_video.report.tables import FORMATS, build_table
 
     args = argument_parser().parse_args(argv)
+    run_files(args.register)
     parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
     table = build_table(
         parts,

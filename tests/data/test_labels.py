@@ -24,9 +24,9 @@ from ttt_video.data.labels import (
     refuse_label_maps,
 )
 from ttt_video.data.mapper import JointDatasetMapper
-from ttt_video.engine.still_evaluation import CheckedLabels
 from ttt_video.errors import UserError
 from ttt_video.report.run_figures import label_picture
+from ttt_video.tasks.stills import CheckedLabels
 
 IDS = np.array([[0, 1, 1], [1, 0, 1]])  # classes that every depth can hold
 SEGMENTS = [{"id": 1 + 256 * 2 + 65536 * 3, "category_id": 1}]

@@ -23,13 +23,9 @@ from ttt_video.config import get_cfg
 from ttt_video.data.color_jitter import SSDColorJitter
 from ttt_video.data.images import read_rgb
 from ttt_video.data.loader import seeded
-from ttt_video.data.mapper import (
-    EvaluationMapper,
-    JointDatasetMapper,
-    panoptic_target,
-    semantic_target,
-)
+from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.errors import UserError
+from ttt_video.tasks import Augmented, PanopticTask, SemanticTask
 
 # 4 x 6 labels: left half class 0, right half class 13, one ignored pixel.
 LABELS = np.array([[0, 0, 0, 13, 13, 13]] * 4, np.uint8)
@@ -190,7 +186,7 @@ def test_panoptic_sample(record, tmp_path):
 def test_semantic_masks_partition_the_labelled_pixels(seed, height, width):
     labels = np.random.default_rng(seed).choice([0, 1, 7, 18, 255], (height, width))
     labels = labels.astype(np.uint8)
-    classes, masks = semantic_target(labels, 255)
+    classes, masks = SemanticTask.training_target(labels, {}, Augmented(labels.shape, None, 255))
     assert sorted(set(classes.tolist())) == classes.tolist()
     np.testing.assert_array_equal(masks.sum(0), labels != 255)
     for label, mask in zip(classes, masks, strict=True):
@@ -199,7 +195,9 @@ def test_semantic_masks_partition_the_labelled_pixels(seed, height, width):
 
 
 def test_panoptic_target_without_segments():
-    classes, masks = panoptic_target(np.zeros((2, 3, 3), np.uint8), [])
+    classes, masks = PanopticTask.training_target(
+        np.zeros((2, 3, 3), np.uint8), {"segments_info": []}, Augmented((2, 3), None, 255)
+    )
     assert classes.shape == (0,)
     assert masks.shape == (0, 2, 3)
 

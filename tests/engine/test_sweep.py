@@ -26,7 +26,6 @@ from ttt_video.engine.sweep_checks import check_cells, without_weights
 from ttt_video.engine.sweep_entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.engine.sweep_workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.errors import UserError
-from ttt_video.evaluation.protocols import rules
 from ttt_video.report import published, sweep_figures
 from ttt_video.report.formats import to_markdown
 from ttt_video.report.metrics import headlines
@@ -39,6 +38,7 @@ from ttt_video.report.sweep_tables import (
     results_table,
     to_csv,
 )
+from ttt_video.tasks import rules
 
 KEEP = FrameTransform(min_size=0)
 METRICS = headlines()

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from ttt_video.evaluation.protocols import LabelInfo
 from ttt_video.evaluation.records import finite, summarize
+from ttt_video.tasks import LabelInfo
 
 
 def row(index: int, video: str = "a", **more) -> dict:

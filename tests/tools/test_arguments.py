@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser
 from ttt_video.adaptation import ADAPTER_REGISTRY
 from ttt_video.adaptation.gradient import PRECISIONS
 from ttt_video.cli import PRESETS
-from ttt_video.data.world import corruptions, shifts, style
+from ttt_video.data.world import corruptions, layouts, shifts, style
 from ttt_video.report.metrics import PROTOCOLS
 from ttt_video.report.tables import FORMATS, LAYOUTS
 
@@ -80,6 +80,7 @@ def test_names_are_those_of_the_package():
     assert _arguments.SCENES == style.SCENES
     assert _arguments.SCHEDULES == shifts.SCHEDULES
     assert tuple(shifts.FAMILIES) == _arguments.SPLITS
+    assert tuple(layouts.VIDEO_DATASETS) == _arguments.VIDEO_LAYOUTS
 
 
 def test_corruptions_that_help_names_exist():

@@ -135,7 +135,7 @@ from ttt_video.data.checking import DatasetCheck
 import json, ttt_video
 names = ["cityscapes_fine_sem_seg_val", "coco_2017_val", "coco_2017_val_panoptic",
          "coco_2017_train", "cityscapes_fine_sem_seg_train"]
-print(json.dumps({n: [c.kind, len(c.labelled), c.problems] for n in names
+print(json.dumps({n: [getattr(c.task, "kind", ""), len(c.labelled), c.problems] for n in names
                   if (c := DatasetCheck(n))}))
 """
     done = subprocess.run(

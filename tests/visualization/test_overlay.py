@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from ttt_video.tasks import overlay_painter
 from ttt_video.visualization.overlay import (
     BACKGROUND,
     blend,
@@ -21,11 +22,15 @@ from ttt_video.visualization.overlay import (
     class_palette,
     colorize,
     distinct_colors,
-    overlay_prediction,
     resize,
     side_by_side,
     to_rgb,
 )
+
+
+def overlay_prediction(image, output, metadata):
+    return overlay_painter(output, metadata)(image)
+
 
 COLORS = [[100, 0, 0], [0, 100, 0], [0, 0, 100]]
 META = SimpleNamespace(stuff_colors=COLORS, thing_colors=[[200, 200, 0], [0, 200, 200]])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.prediction import predicted_classes
+from ..tasks.outputs import predicted_classes
 from .base import Adapter
 from .gradient import GradientAdapter
 from .window import SlidingWindow

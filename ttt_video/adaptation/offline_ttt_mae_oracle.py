@@ -15,8 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..evaluation.evaluators import build_evaluators
-from ..evaluation.protocols import TASKS
+from ..tasks import build_tasks, sign
 from .base import ADAPTER_REGISTRY, Adapter, require_keys
 from .offline_ttt_mae import OfflineReconstructionAdapter
 
@@ -100,23 +99,24 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
 
 
 def scorer(cfg: CfgNode) -> Score:
-    """The metric of the paper's Table 1, in percent, over a whole video.
+    """Returns what scores a whole video as the paper's Table 1 does, in percent.
 
-    That of the labels of the first of ``DATASETS.TEST``; without one, that of the first task of
-    mIoU, PQ and AP that the video has labels and the model has outputs for.
+    The metric is the headline of the task that the first of ``DATASETS.TEST`` means; without one,
+    of the first task that the video has labels and the model has outputs for. One that is better
+    when it is lower counts with a minus.
     """
     name = next(iter(cfg.DATASETS.TEST), None)
 
     def score(frames: list[Any], predict: Callable[[Any], dict[str, Any]]) -> float:
-        evaluators = [e for e in build_evaluators(cfg, name) if TASKS[e.name].main]
+        scored = [task for task in build_tasks(name) if task.headline]
         for frame in frames:
             output = predict(frame)
-            for evaluator in evaluators:
-                evaluator.process([frame], [output])
-        for evaluator in evaluators:
-            number = evaluator.evaluate().get(evaluator.name, {}).get(TASKS[evaluator.name].main)
+            for task in scored:
+                task.process([frame], [output])
+        for task in scored:
+            number = task.evaluate().get(task.name, {}).get(task.headline)
             if number is not None and not math.isnan(number):
-                return number
+                return sign(task.headline) * number
         return math.nan
 
     return score

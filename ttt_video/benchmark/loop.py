@@ -23,7 +23,7 @@ from ..engine.run_directory import RunDirectory
 from ..engine.stream import FrameResult, StreamRunner, video_seed
 from ..engine.stream_evaluation import StreamEvaluation
 from ..errors import UserError
-from ..evaluation.evaluators import build_evaluators, score_frame
+from ..tasks import build_tasks, score_frame
 from ..visualization.overlay_video import OverlayVideos
 from .clock import peak_memory, reset_peak_memory, resident_memory, spread, synchronize
 from .comparison import OURS, Options
@@ -146,7 +146,7 @@ def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str
         for frame in DataLoader(recent, batch_size=None, num_workers=workers):
             window.push(frame)
         adapter.optimizer = _new_optimizer(cfg, model)
-        evaluators = build_evaluators(cfg, dataset)
+        scorers = build_tasks(dataset)
         start = time.perf_counter()
         losses = adapter.adapt(window, generator)
         synchronize(device)
@@ -157,7 +157,7 @@ def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str
         output = adapter.predict(frame)
         synchronize(device)
         predicted = time.perf_counter()
-        score_frame(evaluators, frame, output)
+        score_frame(scorers, frame, output)
         now = time.perf_counter()
         rows.append(_row(now - last, adapted - start, predicted - loaded, losses))
         last = now

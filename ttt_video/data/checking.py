@@ -15,16 +15,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ttt_video.data.classes import class_names
 from ttt_video.data.coco_json import CocoError, instance_faults, panoptic_faults
-from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.images import BadFrame, read_rgb
-from ttt_video.data.kitti_step import read_sem_seg
-from ttt_video.data.labels import read_segment_ids, refuse_labels_as_frames
+from ttt_video.data.labels import refuse_labels_as_frames
 from ttt_video.data.published_counts import compare_with_published
 from ttt_video.errors import UserError, require
 from ttt_video.files import read_json_object
+from ttt_video.tasks import Task, tasks, tasks_of
 
 Record = dict[str, Any]
 MAX_NAMES = 20  # in one line
@@ -44,7 +42,7 @@ class DatasetCheck:
         lines: what there is, for a reader.
         problems: what is missing or wrong, one line each; empty for a data set that is fine.
         labelled: the records with labels.
-        kind: "semantic", "instance", "panoptic", or "" where nothing is labelled.
+        task: what the labels are for; None where nothing is labelled.
     """
 
     def __init__(self, name: str, samples: int | None = 32) -> None:
@@ -63,13 +61,12 @@ class DatasetCheck:
         self.lines: list[str] = []
         self.problems: list[str] = []
         self.labelled: list[Record] = []
-        self.kind = ""
+        self.task: type[Task] | None = None
         records = self._load()
         if not records:
             return
-        self.kind = label_kind(records, self.metadata)
-        key = {"semantic": "sem_seg_file_name", "instance": "annotations"}
-        self.labelled = [r for r in records if key.get(self.kind, "segments_info") in r]
+        self.task = labelled_task(records, self.metadata)
+        self.labelled = [r for r in records if self.task is not None and self.task.labels(r)]
         self._count(records)
         self._check_videos(records)
         missing = self._check_files(records)
@@ -84,8 +81,8 @@ class DatasetCheck:
             return []
         try:
             records = list(DatasetCatalog.get(self.name))
-            if self.metadata.get("evaluator_type") in ("coco", "video_instance"):
-                check_annotations(records)
+            for task in tasks_of(self.metadata.get("evaluator_type"))[:1]:
+                task.check_records(records)
             return records
         except CocoError as error:
             self.problems += error.lines
@@ -121,7 +118,9 @@ class DatasetCheck:
         if videos:
             lengths = sorted({min(videos.values()), max(videos.values())})
             size += f" in {len(videos)} video(s) of {' to '.join(map(str, lengths))}"
-        self.lines.append(f"{size}, {len(self.labelled)} with {self.kind or 'no'} labels")
+        self.lines.append(
+            f"{size}, {len(self.labelled)} with {self.task.kind if self.task else 'no'} labels"
+        )
         twice = [f for f, n in Counter(r["file_name"] for r in records).items() if n > 1]
         if twice:
             self.problems.append(f"{len(twice)} images are listed more than once, as {twice[0]}")
@@ -172,15 +171,17 @@ class DatasetCheck:
         return missing
 
     def _check_labels(self, sample: list[Record]) -> None:
-        """Sizes and values of the sampled frames; classes of these or, where listed, of all."""
-        classes = class_names(self.kind, self.metadata)
+        """Checks sizes and values of the sample, and classes there or, where listed, of all."""
+        task = self.task
+        if task is None:
+            return
         sizes: Counter[tuple[int, ...]] = Counter()
         seen: Counter[int] = Counter()
         first: dict[int, str] = {}  # class to the first file that has it
         for record in sample:
             try:
                 image = read_rgb(record["file_name"]).shape[:2]
-                labels = _decode(record, self.kind)
+                labels = task.label_map(record)
             except (BadFrame, UserError) as error:
                 self.problems.append(str(error))
                 continue
@@ -195,23 +196,23 @@ class DatasetCheck:
             if labels is None:
                 continue
             values, counts = np.unique(labels, return_counts=True)
-            if self.kind == "semantic":
+            if not task.objects_key:
                 seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
                 for value in values.tolist():
-                    first.setdefault(value, record["sem_seg_file_name"])
+                    first.setdefault(value, record[task.label_keys[0]])
             else:
                 self._check_segments(record, set(values.tolist()) - {0})
         self.lines.append(
             f"{len(sample)} of {len(self.labelled)} labelled ones decoded; height x width: "
             + ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
         )
-        unit = "pixels decoded" if self.kind == "semantic" else "segments"
-        if self.kind != "semantic":
+        unit = "segments" if task.objects_key else "pixels decoded"
+        if task.objects_key:
             for record in self.labelled:
-                for part in record["annotations" if self.kind == "instance" else "segments_info"]:
+                for part in record[task.objects_key]:
                     seen[part["category_id"]] += 1
                     first.setdefault(part["category_id"], record["file_name"])
-        self._report_classes(seen, classes, unit, first)
+        self._report_classes(seen, task, unit, first)
 
     def _check_segments(self, record: Record, drawn: set[int]) -> None:
         listed = {segment["id"] for segment in record["segments_info"]}
@@ -225,10 +226,11 @@ class DatasetCheck:
                 )
 
     def _report_classes(
-        self, seen: Counter[int], classes: list[str], unit: str, first: Mapping[int, str]
+        self, seen: Counter[int], task: type[Task], unit: str, first: Mapping[int, str]
     ) -> None:
+        classes = task.class_names(self.metadata)
         void = self.metadata.get("ignore_label", 255)
-        if self.kind != "semantic" and void < len(classes):
+        if task.objects_key and void < len(classes):
             void = None  # a class like any other
         unlabelled = seen.pop(void, 0)
         total = sum(seen.values())
@@ -251,21 +253,11 @@ class DatasetCheck:
             self.lines.append(f"unlabelled: {share:.2f} % of {unit}")
 
 
-def label_kind(records: Iterable[Record], metadata: Any) -> str:
-    """What a data set is labelled with: "semantic", "instance", "panoptic", or "" for nothing."""
-    keys = set().union(*records)
-    if "segments_info" in keys and "panoptic" in str(metadata.get("evaluator_type")):
-        return "panoptic"
-    if "annotations" in keys:
-        return "instance"
-    return "semantic" if "sem_seg_file_name" in keys else ""
-
-
-def _decode(record: Record, kind: str) -> np.ndarray | None:
-    """The label map of a record; None for objects that are listed as outlines."""
-    if kind == "semantic":
-        return read_sem_seg(record)
-    return read_segment_ids(record["pan_seg_file_name"]) if kind == "panoptic" else None
+def labelled_task(records: Iterable[Record], metadata: Any) -> type[Task] | None:
+    """Returns the task that a data set has labels for: the one it means, else the last known."""
+    keys: set[str] = set().union(*records)
+    known = [*tasks_of(metadata.get("evaluator_type")), *reversed(tasks())]
+    return next((task for task in known if task.labels(dict.fromkeys(keys))), None)
 
 
 def _names(folder: str) -> set[str]:
@@ -305,16 +297,12 @@ def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
     # Imported here because it brings matplotlib.
     from detectron2.utils.visualizer import Visualizer
 
-    written = []
+    written: list[Path] = []
+    if check.task is None:
+        return written
     for number, record in enumerate(_spread(check.labelled, count)):
         canvas = Visualizer(read_rgb(record["file_name"]), check.metadata)
-        labels = _decode(record, check.kind)
-        if check.kind == "instance":
-            picture = canvas.draw_dataset_dict({"annotations": record["annotations"]})
-        elif check.kind == "semantic":
-            picture = canvas.draw_sem_seg(labels, area_threshold=0)
-        else:
-            picture = canvas.draw_panoptic_seg(*_renumbered(labels, record, check))
+        picture = check.task.draw_labels(canvas, record, check.metadata)
         path = folder / f"{number:02d}_{Path(record['file_name']).stem}.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -323,19 +311,3 @@ def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         written.append(path)
     return written
-
-
-def _renumbered(labels: Any, record: Record, check: DatasetCheck) -> tuple[Any, list[Record]]:
-    """Segments that have a class, numbered from 1, as the drawing wants them."""
-    import torch
-
-    classes = len(class_names("panoptic", check.metadata))
-    things = set(check.metadata.thing_dataset_id_to_contiguous_id.values())
-    segments = [s for s in record["segments_info"] if s["category_id"] < classes]
-    ids = torch.zeros(labels.shape, dtype=torch.int32)
-    for number, segment in enumerate(segments, start=1):
-        ids[torch.from_numpy(labels == segment["id"])] = number
-    return ids, [
-        {"id": number, "category_id": s["category_id"], "isthing": s["category_id"] in things}
-        for number, s in enumerate(segments, start=1)
-    ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -43,7 +43,6 @@ LAYOUT_HINT = (
 )
 
 Task = Literal["instance", "panoptic"]
-TASKS: tuple[Task, ...] = ("instance", "panoptic")
 Record = dict[str, Any]
 
 CLASS_OF_CATEGORY = {
@@ -178,7 +177,7 @@ def register_coco_videos(root: str | os.PathLike[str] | None = None) -> None:
         root: the folder that holds ``coco_videos/``; None stands for $DETECTRON2_DATASETS, which
             is then looked up whenever a data set is loaded.
     """
-    for task in TASKS:
+    for task in get_args(Task):
         for video in (*RELEASED_VIDEOS, "all"):
             name = f"coco_videos_{task}_{video}"
             if name in DatasetCatalog:

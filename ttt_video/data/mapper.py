@@ -1,10 +1,10 @@
-"""From a dataset record to a training input: one mapper for all three segmentation tasks."""
+"""From a dataset record to a training input: one mapper for all tasks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,83 +12,22 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
-from detectron2.structures.masks import polygons_to_bitmask
-from pycocotools import mask as rle
 from torch.nn import functional as F
 
 from ttt_video.data.color_jitter import SSDColorJitter
 from ttt_video.data.images import BadFrame, FrameTransform, read_rgb
-from ttt_video.data.kitti_step import read_sem_seg
-from ttt_video.data.labels import read_segment_colors
 from ttt_video.errors import UserError
+from ttt_video.tasks import Augmented, Task, tasks
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
 IMAGE_PAD_VALUE = 128
 
-# INPUT.DATASET_MAPPER_NAME, as Mask2Former names them: the task, and the way of cropping.
-MAPPER_NAMES: dict[str, tuple[str, str]] = {
-    "mask_former_semantic": ("semantic", "crop"),
-    "mask_former_instance": ("instance", "crop"),
-    "mask_former_panoptic": ("panoptic", "crop"),
-    "coco_instance_lsj": ("instance", "lsj"),
-    "coco_panoptic_lsj": ("panoptic", "lsj"),
-}
-
-TASKS = ("semantic", "instance", "panoptic")
-_LABEL_KEYS = {
-    "semantic": ("sem_seg_file_name",),
-    "instance": ("annotations",),
-    "panoptic": ("pan_seg_file_name", "segments_info"),
-}
-
 Record = dict[str, Any]
-Target = tuple[np.ndarray, np.ndarray]  # classes (N,) int64 and masks (N, H, W) bool, N >= 0
 
 
-def semantic_target(sem_seg: np.ndarray, ignore_label: int) -> Target:
-    """One mask per class that occurs in an already transformed (H, W) label map."""
-    classes = np.unique(sem_seg)
-    classes = classes[classes != ignore_label]
-    return classes.astype(np.int64), sem_seg[None] == classes[:, None, None]
-
-
-def instance_target(
-    annotations: Sequence[Record], image_shape: tuple[int, int], transforms: T.TransformList
-) -> Target:
-    """One mask per annotated object; crowds are left out.
-
-    Args:
-        annotations: detectron2's, with polygons, compressed RLE or a bitmap as "segmentation", in
-            the coordinates of the original image.
-        image_shape: (height, width) after ``transforms``.
-        transforms: what was done to the image.
-    """
-    objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-    masks = np.zeros((len(objects), *image_shape), bool)
-    for mask, annotation in zip(masks, objects, strict=True):
-        shape = annotation["segmentation"]
-        if isinstance(shape, list):
-            # Moved point by point and clipped by the rasteriser: transforms.apply_polygons would
-            # clip them with shapely, one more dependency for the same mask.
-            polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in shape]
-            moved = [transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
-            mask[:] = polygons_to_bitmask(moved, *image_shape)
-        else:
-            bitmap = rle.decode(shape) if isinstance(shape, dict) else shape
-            mask[:] = transforms.apply_segmentation(bitmap.astype(np.uint8))
-    return np.array([annotation["category_id"] for annotation in objects], np.int64), masks
-
-
-def panoptic_target(colors: np.ndarray, segments_info: Sequence[Record]) -> Target:
-    """One mask per segment of an already transformed (H, W, 3) uint8 COCO panoptic map.
-
-    A pixel's segment is ``R + 256 G + 65536 B``; crowds and unlisted segments are left out.
-    """
-    ids = colors.astype(np.int64) @ np.array([1, 256, 256**2])
-    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
-    classes = np.array([segment["category_id"] for segment in segments], np.int64)
-    segment_ids = np.array([segment["id"] for segment in segments], np.int64)
-    return classes, ids[None] == segment_ids[:, None, None]
+def mapper_names() -> dict[str, tuple[type[Task], str]]:
+    """Returns the values of ``INPUT.DATASET_MAPPER_NAME``: the task, and the way of cropping."""
+    return {name: (task, style) for task in tasks() for name, style in task.mappers.items()}
 
 
 class JointDatasetMapper:
@@ -105,8 +44,7 @@ class JointDatasetMapper:
     forward pass, so that there is one place for it in training and at test time.
 
     Args:
-        task: "semantic" reads ``sem_seg_file_name``, "instance" reads ``annotations``,
-            "panoptic" reads ``pan_seg_file_name`` and ``segments_info``.
+        task: ``kind`` of the task whose labels are read.
         augmentations: detectron2's, applied in order.
         image_format: "RGB" or "BGR".
         ignore_label: label of pixels without ground truth.
@@ -119,7 +57,7 @@ class JointDatasetMapper:
         self,
         is_train: bool = True,
         *,
-        task: Literal["semantic", "instance", "panoptic"],
+        task: str,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "RGB",
         ignore_label: int = 255,
@@ -127,9 +65,10 @@ class JointDatasetMapper:
     ):
         if not is_train:
             raise ValueError("JointDatasetMapper makes training samples; use EvaluationMapper")
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {TASKS}, not {task!r}")
-        self.task = task
+        trainable = {each.kind: each for each, _ in mapper_names().values()}
+        if task not in trainable:
+            raise ValueError(f"task must be one of {tuple(trainable)}, not {task!r}")
+        self.task = trainable[task]
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.ignore_label = ignore_label
@@ -138,16 +77,16 @@ class JointDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The task and augmentation that ``INPUT.DATASET_MAPPER_NAME`` stands for."""
-        name = cfg.INPUT.DATASET_MAPPER_NAME
-        if name not in MAPPER_NAMES:
+        name, known = cfg.INPUT.DATASET_MAPPER_NAME, mapper_names()
+        if name not in known:
             raise UserError(
-                f"INPUT.DATASET_MAPPER_NAME is {name!r}; choose one of {', '.join(MAPPER_NAMES)}"
+                f"INPUT.DATASET_MAPPER_NAME is {name!r}; choose one of {', '.join(known)}"
             )
-        task, style = MAPPER_NAMES[name]
+        task, style = known[name]
         if style == "lsj":
             augmentations = large_scale_jitter(cfg)
         else:
-            if task != "semantic" and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0:
+            if task.objects_key and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0:
                 raise UserError(
                     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs semantic labels, which "
                     f"{name} does not read; set it to 1.0"
@@ -155,7 +94,7 @@ class JointDatasetMapper:
             augmentations = resize_and_crop(cfg)
         return {
             "is_train": is_train,
-            "task": task,
+            "task": task.kind,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -170,33 +109,30 @@ class JointDatasetMapper:
                 image, labels and the size that the record says differ.
         """
         record = copy.deepcopy(record)
-        missing = [key for key in _LABEL_KEYS[self.task] if key not in record]
+        missing = [key for key in self.task.label_keys if key not in record]
         if missing:
             raise UserError(
-                f"{record['file_name']}: the {self.task} task needs {missing[0]!r} in the "
+                f"{record['file_name']}: the {self.task.kind} task needs {missing[0]!r} in the "
                 "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set"
             )
         image = _read(record, self.image_format)
-        sem_seg = None
-        if self.task == "semantic":
-            sem_seg = _sized(read_sem_seg(record), record["sem_seg_file_name"], image)
-            del record["sem_seg_file_name"]
-        augmented = T.AugInput(image, sem_seg=sem_seg)
+        labels = self.task.training_labels(record)
+        is_map = isinstance(labels, np.ndarray)
+        if is_map:
+            labels = _sized(labels, record[self.task.label_keys[0]], image)
+        # A crop may ask which classes it would have.
+        augmented = T.AugInput(image, sem_seg=labels if is_map and labels.ndim == 2 else None)
         transforms = self.augmentations(augmented)
-        shape = augmented.image.shape[:2]
-
-        if self.task == "semantic":
-            classes, masks = semantic_target(augmented.sem_seg, self.ignore_label)
-            labels = torch.from_numpy(augmented.sem_seg.astype(np.int64))
-            record["sem_seg"] = self._pad(labels, self.ignore_label)
-        elif self.task == "instance":
-            classes, masks = instance_target(record.pop("annotations"), shape, transforms)
-        else:
-            # Moved as the uint8 picture that it is: that is exact, and faster than on ids.
-            file_name = record.pop("pan_seg_file_name")
-            colors = _sized(read_segment_colors(file_name), file_name, image)
-            colors = transforms.apply_segmentation(colors)
-            classes, masks = panoptic_target(colors, record.pop("segments_info"))
+        if augmented.sem_seg is not None:
+            labels = augmented.sem_seg
+            classes_of_pixels = torch.from_numpy(labels.astype(np.int64))
+            record["sem_seg"] = self._pad(classes_of_pixels, self.ignore_label)
+        elif is_map:
+            labels = transforms.apply_segmentation(labels)
+        moved = Augmented(augmented.image.shape[:2], transforms, self.ignore_label)
+        classes, masks = self.task.training_target(labels, record, moved)
+        for key in self.task.label_keys:
+            del record[key]
 
         visible = masks.any(axis=(1, 2))
         pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_video.data.coco_videos import RELEASED_VIDEOS, TASKS
+from ttt_video.data.coco_videos import RELEASED_VIDEOS
 
 _COCO = {"train": {"": 118_287}, "val": {"": 5_000}}
 
@@ -49,7 +49,7 @@ def compare_with_published(name: str, records: Sequence[dict[str, Any]]) -> tupl
     """
     if _is_world(Path(records[0]["file_name"])):
         return "", ""
-    if name in {f"coco_videos_{task}_all" for task in TASKS}:
+    if name in ("coco_videos_instance_all", "coco_videos_panoptic_all"):
         return _released_videos({str(record["video_id"]) for record in records})
     published = PUBLISHED.get(name)
     if published is None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ttt_video.data.coco_masks import check_annotations
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
 from ttt_video.data.fingerprint import Fingerprint, fingerprint_records
@@ -30,6 +29,7 @@ from ttt_video.data.labels import refuse_label_maps, refuse_labels_as_frames
 from ttt_video.data.video_sources import VideoFileSource, WebcamSource
 from ttt_video.errors import UserError
 from ttt_video.structures import FrameSource
+from ttt_video.tasks import tasks_of
 
 __all__ = [
     "BadFrame",
@@ -199,8 +199,8 @@ def open_dataset(
         raise UserError(
             f"data set {name} cannot be loaded ({error}): is DETECTRON2_DATASETS set to its folder?"
         ) from error
-    if MetadataCatalog.get(name).get("evaluator_type") == "video_instance":
-        check_annotations(dicts)
+    for task in tasks_of(MetadataCatalog.get(name).get("evaluator_type"))[:1]:
+        task.check_records(dicts)
     refuse_labels_as_frames(name, dicts)
     videos: dict[str, list[Record]] = {}
     for record in dicts:

@@ -25,44 +25,28 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-    verify_results,
-)
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ttt_video.data.classes import check_predicted_classes, check_trained_classes
-from ttt_video.data.coco_masks import LABELLED_ONLY, check_annotations
+from ttt_video.data.coco_masks import LABELLED_ONLY
 from ttt_video.data.datasets import check_registered
 from ttt_video.data.labels import refuse_labels_as_frames
 from ttt_video.data.loader import TrainingLoader, TrainingStream
 from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.engine.hooks import FrozenParts, KeepBest, ReconstructionPictures
 from ttt_video.engine.optimizer import build_lr_scheduler, build_optimizer
-from ttt_video.engine.still_evaluation import CheckedLabels, CheckedPanopticEvaluator
 from ttt_video.engine.train_step import TrainStep, amp_dtype, bare_model
 from ttt_video.engine.training_directory import LOG_FILE_ONLY
-from ttt_video.errors import UserError, error_of_process, require
-from ttt_video.evaluation.instance_sets import InstanceSetEvaluator, ThingEvaluator
+from ttt_video.errors import UserError, error_of_process
 from ttt_video.modeling.weights import TTTCheckpointer
+from ttt_video.tasks import Task, tasks, tasks_of
+from ttt_video.tasks.classes import check_predicted_classes, check_trained_classes
 
 logger = logging.getLogger(__name__)
-
-# Evaluator type of a data set: the headline metric, by which the best checkpoint is kept.
-_HEADLINE = {
-    "sem_seg": "sem_seg/mIoU",
-    "cityscapes_sem_seg": "sem_seg/mIoU",
-    "video_sem_seg": "sem_seg/mIoU",
-    "coco": "segm/AP",
-    "video_instance": "segm/AP",
-    "coco_panoptic_seg": "panoptic_seg/PQ",
-}
 
 
 class JointTrainer(DefaultTrainer):
@@ -244,8 +228,7 @@ class JointTrainer(DefaultTrainer):
             )
         records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = JointDatasetMapper(cfg, True)
-        if mapper.task == "instance":
-            check_annotations(records, everywhere=True)
+        mapper.task.check_records(records, everywhere=True)
         for name in cfg.DATASETS.TRAIN:
             check_trained_classes(cfg, name, mapper.task)
         return TrainingLoader(
@@ -288,43 +271,9 @@ class JointTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """detectron2's evaluators, as the data set's ``evaluator_type`` asks.
-
-        Semantic labels are scored over all pixels of the data set by ``SemSegEvaluator``;
-        Cityscapes' too, on the train-id files, which needs no cityscapesScripts.
-        """
-        metadata = MetadataCatalog.get(dataset_name)
+        """The evaluator of the task that the data set's ``evaluator_type`` means."""
         output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
-        kind = evaluator_type(dataset_name)
-        if _HEADLINE[kind] == "sem_seg/mIoU":
-            try:
-                return SemSegEvaluator(
-                    dataset_name,
-                    output_dir=output_dir,
-                    sem_seg_loading_fn=CheckedLabels(dataset_name),
-                )
-            except KeyError as error:
-                raise UserError(
-                    f"data set {dataset_name!r} has images without {error}; {LABELLED_ONLY}"
-                ) from error
-        evaluators: list[DatasetEvaluator] = []
-        if _HEADLINE[kind] == "panoptic_seg/PQ":
-            # Without what it asks for: it pins numpy<2 without need.
-            require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
-            evaluators.append(CheckedPanopticEvaluator(dataset_name, output_dir))
-        if kind == "video_instance":
-            return InstanceSetEvaluator(dataset_name)
-        things_too = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and metadata.get("json_file")
-        if _HEADLINE[kind] == "segm/AP" or things_too:
-            segm = ThingEvaluator(
-                dataset_name,
-                tasks=("segm",),
-                distributed=True,
-                output_dir=output_dir,
-                use_fast_impl=False,  # the fast one needs detectron2's compiled part
-            )
-            evaluators.append(segm)
-        return DatasetEvaluators(evaluators)
+        return main_task_of(dataset_name).still_evaluator(cfg, dataset_name, output_dir)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
@@ -398,18 +347,20 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
     return records
 
 
-def evaluator_type(dataset_name: str) -> str:
-    """The registered ``evaluator_type``; UserError when there is none that we can score."""
+def main_task_of(dataset_name: str) -> type[Task]:
+    """Returns the task that a data set means; UserError if there is none that we can score."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if kind not in _HEADLINE:
+    if not tasks_of(kind):
+        known = dict.fromkeys(kind for task in tasks() for kind in task.evaluator_types)
         raise UserError(
             f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are "
-            + ", ".join(_HEADLINE)
+            + ", ".join(known)
         )
-    return kind
+    return tasks_of(kind)[0]
 
 
 def headline_metric(dataset_names: Sequence[str]) -> str:
-    """Key of the first data set's headline metric in detectron2's flattened results."""
-    metric = _HEADLINE[evaluator_type(dataset_names[0])]
+    """Returns the key of the first data set's headline metric in detectron2's flat results."""
+    task = main_task_of(dataset_names[0])
+    metric = f"{task.still_name}/{task.headline}"
     return metric if len(dataset_names) == 1 else f"{dataset_names[0]}/{metric}"

@@ -46,7 +46,7 @@ class Settings:
     overlay: OverlayVideos | None = None
     save_every: int = 0
     max_frames: int | None = None
-    register: Sequence[str] = ()
+    register: Sequence[str] = ()  # files that a worker runs first
     metadata: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:

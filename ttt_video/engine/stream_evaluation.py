@@ -18,17 +18,17 @@ from torch import nn
 from tqdm import tqdm
 
 from ..adaptation import NoAdaptation
-from ..data.classes import check_predicted_classes
 from ..data.decoded_source import frames_after
 from ..data.fingerprint import fingerprint_of
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError, ending_with
-from ..evaluation.evaluators import build_evaluators, score_frame
 from ..evaluation.records import finite
 from ..files import save_torch, writing
 from ..modeling.interface import drop_part, parts_of
 from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import Frame, FrameSource
+from ..tasks import build_tasks, score_frame
+from ..tasks.classes import check_predicted_classes
 from ..visualization.overlay_video import OverlayVideos
 from .run_directory import Row, RunDirectory
 from .saved_state import UnusableState, read_state
@@ -121,7 +121,7 @@ class StreamEvaluation:
 
     def _reset_evaluators(self) -> None:
         self.evaluators = {
-            who: build_evaluators(self.cfg, self.dataset_name)
+            who: build_tasks(self.dataset_name)
             for who in (("adapted", "frozen") if self.frozen is not None else ("adapted",))
         }
 

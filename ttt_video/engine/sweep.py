@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..cli import key_values
+from ..data.world.layouts import VIDEO_DATASETS
 from ..errors import UserError
 from ..files import file_stem, write_atomically
 from ..report.metrics import PROTOCOLS
@@ -34,11 +35,6 @@ from .sweep_entries import (
 )
 
 UNLABELLED_KINDS = ("video", "video-dir")
-WORLD_DATASETS = {
-    "kitti_step": "kitti_step_video_sem_seg_val",
-    "coco_videos": "coco_videos_panoptic_all",
-}
-"""Layouts of ``tools/make_world.py`` and the data set that their videos are, unless one is named"""
 
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -248,7 +244,7 @@ def _source(
     if not isinstance(world, dict) or set(kinds) - {"world", "dataset"}:
         raise UserError(f"{where} is a world: give flags of tools/make_world.py, and no video")
     layout = world.get("layout", "kitti_step")
-    one_of(layout, WORLD_DATASETS, f"{where}.world.layout")
+    one_of(layout, VIDEO_DATASETS, f"{where}.world.layout")
     root = output / "videos" / _safe(name)
     flags: list[str] = []
     for key, value in world.items():
@@ -259,7 +255,7 @@ def _source(
             raise UserError(f"{where}.world.{key} is {value!r}; give a value, or a list of some")
         flags += [f"--{key}", *map(str, values)]
     sweep.worlds.append(WorldVideos(tuple(flags), root / layout))
-    dataset = str(source.get("dataset", WORLD_DATASETS[layout]))
+    dataset = str(source.get("dataset", VIDEO_DATASETS[layout]))
     return ["--dataset", dataset], {"DETECTRON2_DATASETS": str(root.resolve())}
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .protocols import LabelInfo, Row, ScoredFrame, Scores, mean, rules
+from ..tasks import LabelInfo, Row, ScoredFrame, Scores, rules
+from ..tasks.metrics import mean
 
 BUDGET_COUNTS = ("skipped_updates", "shrunk_updates", "late_frames")
 """What the rows of a run with a frame budget count; see ``engine.stream.FrameResult``."""
@@ -30,7 +31,7 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
     Returns:
         ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean), where
         there was a frame budget ``skipped_updates``, ``shrunk_updates`` and ``late_frames``,
-        ``metrics`` of "adapted" and, where rows have it, "frozen" (see ``protocols.score``),
+        ``metrics`` of "adapted" and, where rows have it, "frozen" (see ``tasks.score``),
         ``protocols`` (the rule of each metric) and ``seconds`` per frame (mean, percentiles).
     """
     videos: dict[str, int] = {}

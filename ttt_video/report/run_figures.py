@@ -18,27 +18,25 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..data.images import read_rgb
-from ..data.kitti_step import read_sem_seg
-from ..data.labels import read_segment_ids
 from ..engine.run_directory import read_rows
 from ..errors import UserError
 from ..files import ffmpeg_name, file_stem, names_apart, path_text, read_json_object
+from ..tasks import headlines, metrics, sign, tasks
 from ..visualization.grid import picture_grid
 from ..visualization.overlay import blend, caption, class_palette, colorize, resize, side_by_side
 from .curves import plot_curves
-from .metrics import headlines
 
-# Per-frame numbers that are drawn, with their axes.
-AXES: Mapping[str, str] = {
-    "mIoU": "mIoU of the frame (%)",
-    "PQ": "PQ of the frame (%)",
-    "AP": "AP of the frame (%)",
-    "flicker": "flicker (% of pixels)",
-    "predicted_classes": "predicted classes",
-    "prediction_entropy": "entropy of the prediction (nats)",
-    "loss_recon": "reconstruction loss before the step",
-}
 _PANEL_WIDTH = 420  # pixels of each picture of a frame
+
+
+def axes() -> dict[str, str]:
+    """Returns the per-frame numbers that are drawn, with the labels of their axes."""
+    drawn = {
+        metric.frame_name or metric.name: metric.axis_label()
+        for metric in metrics().values()
+        if metric.axis_label()
+    }
+    return {**drawn, "loss_recon": "reconstruction loss before the step"}
 
 
 class FrameNumbers(NamedTuple):
@@ -62,8 +60,7 @@ class RunCurves:
     def headline(self) -> str | None:
         """The metric by which frames are best and worst; None without labels."""
         frames = [frame for video in self.videos.values() for frame in video.values()]
-        known = [name for name in AXES if name in headlines()]
-        return next((m for m in known if any(m in frame.adapted for frame in frames)), None)
+        return next((m for m in headlines() if any(m in frame.adapted for frame in frames)), None)
 
 
 def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
@@ -122,7 +119,7 @@ def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
 def draw_curves(
     runs: Sequence[RunCurves], folder: Path, *, rolling: int | None = None, suffix: str = "svg"
 ) -> list[Path]:
-    """A figure for each video and each of ``AXES`` that some run has, all runs in it.
+    """A figure for each video and each of :func:`axes` that some run has, all runs in it.
 
     Args:
         runs: of the same videos, or of others.
@@ -135,7 +132,7 @@ def draw_curves(
     """
     files = []
     for video_id in sorted({video for run in runs for video in run.videos}):
-        for name, label in AXES.items():
+        for name, label in axes().items():
             series, frames = _series(runs, video_id, name)
             if not series:
                 continue
@@ -204,9 +201,10 @@ def extreme_frames(run: RunCurves, count: int = 3, apart: int = 10) -> list[Extr
         if metric is not None and metric in frame.frozen and metric in frame.adapted
     ]
     chosen: list[Extreme] = []
-    for kind, sign in (("best", -1), ("worst", 1)):
+    better = sign(metric or "")
+    for kind, direction in (("best", -better), ("worst", better)):
         number = 0
-        for one in sorted(candidates, key=lambda c: sign * (c.adapted - c.frozen)):
+        for one in sorted(candidates, key=lambda c: direction * (c.adapted - c.frozen)):
             near = (
                 c.video_id == one.video_id and abs(c.frame_index - one.frame_index) < apart
                 for c in chosen
@@ -276,17 +274,14 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
         return None
     records = (r for r in DatasetCatalog.get(dataset) if path_text(r["file_name"]) == file_name)
     record = next(records, None)
-    if record is None or not record.keys() & {"sem_seg_file_name", "pan_seg_file_name"}:
+    if record is None:
+        return None
+    labelled = (task.label_classes(record) for task in tasks() if task.labels(record))
+    classes = next((found for found in labelled if found is not None), None)
+    if classes is None:
         return None
     metadata = MetadataCatalog.get(dataset)
     image = read_rgb(record["file_name"])
-    if "sem_seg_file_name" in record:
-        classes = read_sem_seg(record)
-    else:
-        ids = read_segment_ids(record["pan_seg_file_name"])
-        classes = np.full(ids.shape, -1, np.int32)
-        for segment in record["segments_info"]:
-            classes[ids == segment["id"]] = segment["category_id"]
     names = metadata.get("stuff_classes") or metadata.get("thing_classes")
     return blend(image, colorize(classes, class_palette(metadata, len(names))))
 

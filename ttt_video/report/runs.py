@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json_object
+from ..tasks import headlines, metrics
 from . import published
-from .metrics import headlines
 from .published import Column
 
 Summary = dict[str, Any]
@@ -30,8 +30,6 @@ _REQUIRED = (
     "complete", "dataset", "videos", "method", "settings", "architecture", "jointly_trained",
     "preset", "seed", "weights_sha256", "metrics", "protocols", "seconds", "device",
 )  # fmt: skip
-# Names in ``per_class`` where they are not the metric's own.
-_PER_CLASS = {"mIoU": "IoU"}
 _TOLERANCE = 0.1  # points between the frozen model's numbers of two runs, as on two devices
 
 
@@ -101,7 +99,9 @@ class Part:
 
     def by_class(self, metric: str) -> dict[str, float]:
         """Returns a metric by class, where it is defined; {} if it is not computed by class."""
-        numbers = self._metrics.get("per_class", {}).get(_PER_CLASS.get(metric, metric), {})
+        known = metrics().get(metric)
+        name = (known and known.per_class) or metric
+        numbers = self._metrics.get("per_class", {}).get(name, {})
         return {k: v for k, v in numbers.items() if v is not None}
 
     def by(self, kind: str, metric: str) -> dict[str, float]:

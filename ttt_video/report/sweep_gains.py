@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.world.shifts import video_shift
 from ..engine.sweep import Cell
-from ..evaluation.sem_seg import Counts, add_counts, mean_iou
+from ..tasks.semantic import Counts, add_counts, mean_iou
 from .formats import Table, between
 from .metrics import headlines
 from .runs import read_run

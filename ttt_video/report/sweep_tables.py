@@ -7,9 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from ..engine.sweep import Cell
+from ..tasks import rules
 from . import formats
 from .formats import Table, spread
-from .metrics import UNLABELLED, rules
+from .metrics import UNLABELLED
 from .statistics import over_seeds
 
 Record = dict[str, Any]

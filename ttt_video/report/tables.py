@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UserError
+from ..tasks import rules, sign
 from . import formats, published
 from .formats import Table, between, spread
 from .metrics import PROTOCOLS, headlines
@@ -70,7 +71,7 @@ def build_table(
         layout: a key of ``LAYOUTS``; "plain" has no published numbers, and a row for every variant
             of a method's settings.
         protocol: a key of ``PROTOCOLS``.
-        metrics: further metrics to show, by their names in the summaries.
+        metrics: names in the summaries of further metrics than the headlines to be shown.
         by: "class" or "video" has a column for each one in place of the whole.
 
     Raises:
@@ -106,7 +107,8 @@ def build_table(
 def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]) -> list[Column]:
     """Returns the paper's, where runs are on its videos; then those of other data sets, by name."""
     papers = [column.metric for column in published.COLUMNS]
-    known = sorted(headlines(), key=lambda m: papers.index(m) if m in papers else len(papers))
+    ruled = [metric for metric in headlines() if rules([metric + suffix])]
+    known = sorted(ruled, key=lambda m: papers.index(m) if m in papers else len(papers))
     videos = {part.dataset: part.summary["videos"] for part in parts}
     columns = [
         column._replace(metric=column.metric + suffix)
@@ -137,7 +139,7 @@ def _split(column: Column, parts: list[Part], by: str) -> list[Column]:
     if not names:
         raise UserError(
             f"{own[0].path} has no {column.metric} by {by}; classes have numbers by --protocol "
-            "standard alone, and of AP, PQ, SQ, RQ and mIoU"
+            "standard alone, and not of every metric"
         )
     known = [name for part in own for name in part.summary.get("classes", ()) if by == "class"]
     ordered = dict.fromkeys(name for name in [*known, *sorted(names)] if name in names)
@@ -206,7 +208,8 @@ def _gain(
 
 def _rule(column: Column, parts: list[Part]) -> str:
     rules = [p.summary["protocols"].get(column.metric) for p in parts]
-    return next((rule for rule in rules if rule), "no rule is recorded")
+    rule = next((rule for rule in rules if rule), "no rule is recorded")
+    return rule if sign(column.metric) > 0 else f"{rule}; lower is better"
 
 
 def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Predictions drawn over frames, fast enough for every frame of a stream.
+"""Drawing over frames, fast enough for every frame of a stream; tasks say what is drawn.
 
 Plain lookups and blends instead of detectron2's ``Visualizer``, which takes a hundred times longer.
 Images are (H, W, 3) uint8 RGB arrays; a palette is (K, 3) uint8, one RGB colour per class.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -102,114 +101,17 @@ def blend(image: np.ndarray, color: np.ndarray, alpha: float = 0.5) -> np.ndarra
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(color), alpha))
 
 
-def overlay_prediction(
-    image: np.ndarray,
-    output: Mapping[str, Any],
-    metadata: Any,
-    *,
-    alpha: float = 0.5,
-    min_score: float = 0.5,
+def paint_classes(
+    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
-    """Draws a model's output over its frame.
-
-    The same as ``overlay_painter(output, ...)(image)``.
-
-    Args:
-        image: (h, w, 3) uint8 RGB, scaled to the size of the prediction where that differs.
-        output, metadata, alpha, min_score: see `overlay_painter`.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    return overlay_painter(output, metadata, alpha=alpha, min_score=min_score)(image)
-
-
-def overlay_painter(
-    output: Mapping[str, Any], metadata: Any, *, alpha: float = 0.5, min_score: float = 0.5
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that draws a model's output over its frame, also later and in another thread.
-
-    What needs the output is done here, on its device; what is kept of it is a map of the pixels.
-
-    Of several predictions the first of these is drawn: ``panoptic_seg``, ``sem_seg``,
-    ``instances``. Every instance has a shade of its class's colour that depends on nothing but its
-    number, and an outline; pixels without a prediction keep the image.
-
-    Args:
-        output: detectron2's output of one frame, on any device: ``sem_seg`` (K, H, W) scores;
-            ``panoptic_seg`` (id map (H, W), segments_info); or ``instances`` with ``pred_masks``
-            (N, H, W), ``scores`` and ``pred_classes``.
-        metadata: see `class_palette`.
-        alpha: weight of the colours, 0..1.
-        min_score: instances below this score are left out.
-
-    Raises:
-        ValueError: there is none of them.
-    """
-    if "panoptic_seg" in output:
-        ids, segments = output["panoptic_seg"]
-        colors = _panoptic_colors(segments, metadata)
-        return partial(_overlay_segments, ids=ids.cpu().numpy(), colors=colors, alpha=alpha)
-    if "sem_seg" in output:
-        scores = output["sem_seg"]
-        # On the CPU, max() is three times as fast as argmax() over a leading dimension.
-        classes = scores.max(dim=0).indices.to(torch.int16).cpu().numpy()
-        palette = class_palette(metadata, len(scores))
-        return partial(_overlay_classes, classes=classes, palette=palette, alpha=alpha)
-    if "instances" in output:
-        ids, colors = _instance_ids(output["instances"], metadata, min_score)
-        return partial(_overlay_segments, ids=ids, colors=colors, alpha=alpha)
-    raise ValueError(
-        f"no sem_seg, panoptic_seg or instances to draw in an output with keys {sorted(output)}"
-    )
-
-
-def _overlay_classes(
-    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, alpha: float
-) -> np.ndarray:
+    """Colours every pixel of an (H, W) class map; the image is scaled to its size."""
     return blend(resize(image, classes.shape), colorize(classes, palette), alpha)
 
 
-def _panoptic_colors(segments: Sequence[Mapping[str, Any]], metadata: Any) -> np.ndarray:
-    """(largest id + 1, 3) uint8 colours by id."""
-    colors = np.zeros((1 + max((s["id"] for s in segments), default=0), 3), np.uint8)
-    count = 1 + max((s["category_id"] for s in segments), default=0)
-    stuff = class_palette(metadata, count)
-    things = class_palette(metadata, count, things=True)
-    for segment in segments:
-        category = segment["category_id"]
-        colors[segment["id"]] = (
-            _shade(things[category], segment["id"]) if segment["isthing"] else stuff[category]
-        )
-    return colors
-
-
-def _instance_ids(
-    instances: Instances, metadata: Any, min_score: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A map of the instances, best on top, 0 where there is none; and colours by its numbers."""
-    scores = instances.scores.tolist()
-    # The best are painted last and so lie on top.
-    order = sorted(
-        (i for i, score in enumerate(scores) if score >= min_score), key=scores.__getitem__
-    )
-    categories = instances.pred_classes.tolist()
-    palette = class_palette(metadata, 1 + max(categories, default=0), things=True)
-    colors = np.zeros((len(order) + 1, 3), np.uint8)
-    # Painted where the masks are, so that one map leaves the device and not every mask.
-    masks = instances.pred_masks
-    ids = torch.zeros(instances.image_size, dtype=torch.int32, device=masks.device)
-    for place, index in enumerate(order, start=1):
-        ids.masked_fill_(masks[index] > 0, place)
-        rank = len(order) - place  # 0 is the best: its shade does not depend on the others
-        colors[place] = _shade(palette[categories[index]], rank)
-    return ids.cpu().numpy(), colors
-
-
-def _overlay_segments(
-    image: np.ndarray, ids: np.ndarray, colors: np.ndarray, alpha: float
+def paint_segments(
+    image: np.ndarray, ids: np.ndarray, colors: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
-    """Paints the segments of an id map: ``colors[id]``, outlined; id 0 keeps the image."""
+    """Colours segments of an (H, W) id map by ``colors[id]``, outlined; id 0 keeps the image."""
     image = resize(image, ids.shape)
     color = colorize(ids, colors)
     painted = np.where((ids > 0)[:, :, None], blend(image, color, alpha), image)
@@ -224,8 +126,8 @@ def _overlay_segments(
     return painted
 
 
-def _shade(color: np.ndarray, number: int) -> np.ndarray:
-    """A variation of a class's colour that depends on the instance's number alone."""
+def shade(color: np.ndarray, number: int) -> np.ndarray:
+    """Returns a variation of a class's colour that depends on the instance's number alone."""
     offset = np.random.default_rng(number).integers(-48, 49, size=3)
     return np.clip(color + offset, 0, 255).astype(np.uint8)
 

@@ -13,7 +13,8 @@ from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
 from ..files import file_stem
-from .overlay import overlay_painter, side_by_side, to_rgb
+from ..tasks import overlay_painter
+from .overlay import side_by_side, to_rgb
 from .video import VideoWriter, check_fps, check_part, join_videos
 
 if TYPE_CHECKING:

@@ -24,6 +24,12 @@ from ttt_video.files import remove_leftovers, write_atomically
 from . import segments
 from .video import WorldFrame
 
+VIDEO_DATASETS = {
+    "kitti_step": "kitti_step_video_sem_seg_val",
+    "coco_videos": "coco_videos_panoptic_all",
+}
+"""Layouts of videos, and the data set that videos in them are unless one is named."""
+
 COCO_VIDEOS_PERIOD = 10
 """Every how many frames one of COCO Videos is labelled."""
 

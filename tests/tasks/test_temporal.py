@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from ttt_video.evaluation.evaluators import TemporalStreamEvaluator
-from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
-from ttt_video.evaluation.temporal import add_changes, change_counts, change_shares
+from ttt_video.tasks import LabelInfo, ScoredFrame, Steadiness, score
+from ttt_video.tasks.steadiness import change_counts
+
+add_changes, change_shares = Steadiness.tally.sum, Steadiness.frame_metrics
 
 
 def scores_of(classes: np.ndarray, num_classes: int = 4) -> torch.Tensor:
@@ -80,7 +81,7 @@ def video(tmp_path):
 
 
 def test_frames_of_a_video_are_compared_with_the_one_before(video):
-    evaluator = TemporalStreamEvaluator()
+    evaluator = Steadiness()
     records = [evaluator.record(*pair) for pair in video]
     assert records[0] is None
     for (then, before), (now, output), record in zip(video, video[1:], records[1:], strict=False):
@@ -95,7 +96,7 @@ def test_frames_of_a_video_are_compared_with_the_one_before(video):
 
 
 def test_other_videos_and_missing_frames_are_not_compared(video):
-    evaluator = TemporalStreamEvaluator()
+    evaluator = Steadiness()
     (first, output), (second, _), (third, _) = video[:3]
     assert evaluator.record(first, output) is None
     assert evaluator.record({**second, "video_id": "b"}, output) is None
@@ -108,7 +109,7 @@ def test_other_videos_and_missing_frames_are_not_compared(video):
 
 
 def test_goes_on_from_its_state(video):
-    whole, part, rest = (TemporalStreamEvaluator() for _ in range(3))
+    whole, part, rest = (Steadiness() for _ in range(3))
     expected = [whole.record(*pair) for pair in video]
     for stop in range(len(video)):
         part.reset()
@@ -121,7 +122,7 @@ def test_goes_on_from_its_state(video):
 
 
 def test_panoptic_predictions_change_by_class_not_by_id():
-    evaluator = TemporalStreamEvaluator()
+    evaluator = Steadiness()
     ids = torch.tensor([[1, 1, 2, 0]], dtype=torch.int32)
     segments = [{"id": 1, "category_id": 5}, {"id": 2, "category_id": 130}]
     other = [{"id": 1, "category_id": 130}, {"id": 2, "category_id": 5}]
@@ -133,7 +134,4 @@ def test_panoptic_predictions_change_by_class_not_by_id():
 
 
 def test_instances_alone_have_no_class_map():
-    assert (
-        TemporalStreamEvaluator().record({"video_id": "a", "frame_index": 0}, {"instances": 1})
-        is None
-    )
+    assert Steadiness().record({"video_id": "a", "frame_index": 0}, {"instances": 1}) is None

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import entropy
 
-from ttt_video.evaluation.evaluators import PredictionEvaluator
-from ttt_video.evaluation.prediction import (
+from ttt_video.tasks import LabelInfo, PredictionStatistics, ScoredFrame, score
+from ttt_video.tasks.outputs import (
     class_map,
     mean_entropy,
     predicted_classes,
     scores_are_finite,
-    summarize_predictions,
 )
-from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
+from ttt_video.tasks.prediction import Predictions
 
 
 def instances(scores, classes) -> Instances:
@@ -79,7 +78,7 @@ def test_entropy_of_instances_and_of_nothing():
 
 
 def test_a_record_of_every_frame_labels_or_not():
-    evaluator = PredictionEvaluator()
+    evaluator = PredictionStatistics()
     record = evaluator.record({}, {"sem_seg": torch.ones(3, 4, 4)})
     assert record == {"classes": 1, "entropy": pytest.approx(math.log(3)), "finite": True}
     assert evaluator.frame_metrics(record).keys() == {"predicted_classes", "prediction_entropy"}
@@ -99,7 +98,12 @@ def test_one_score_that_is_not_finite_is_seen(bad):
 
 def test_summary_is_in_order_of_video_and_frame():
     first = ([3, 1, 2, 4, 8, 2, 2, 0], [0.5, 1.5, *[1.0] * 4, math.nan, 2.0])
-    assert summarize_predictions([first, ([5], [math.nan])], 2) == {
+    total = Predictions([first[0], [5]], [first[1], [math.nan]], 2)
+    numbers = {}
+    for name, metric in PredictionStatistics.metrics.items():
+        numbers[name] = metric.value(total)
+        numbers |= metric.details(total) if metric.details else {}
+    assert numbers == {
         "nonfinite_frames": 2,
         "predicted_classes_mean": 3.0,
         "predicted_classes_min": 0,

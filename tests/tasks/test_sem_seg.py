@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ttt_video.evaluation.sem_seg import (
+from ttt_video.tasks.semantic import (
     add_counts,
     class_counts,
     class_iou,

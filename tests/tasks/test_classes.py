@@ -8,8 +8,9 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from ttt_video.cli import load_config
-from ttt_video.data.classes import check_predicted_classes, check_trained_classes
 from ttt_video.errors import UserError
+from ttt_video.tasks import InstanceTask, SemanticTask
+from ttt_video.tasks.classes import check_predicted_classes, check_trained_classes
 
 
 @pytest.fixture
@@ -84,10 +85,10 @@ def test_own_sets(named):
 
 def test_training_needs_the_models_classes_and_its_value_of_no_class(named):
     cfg = load_config("joint_cityscapes.yaml")
-    check_trained_classes(cfg, "cityscapes_fine_sem_seg_train", "semantic")
-    check_trained_classes(cfg, named(thing_classes=of(19)), "instance")
+    check_trained_classes(cfg, "cityscapes_fine_sem_seg_train", SemanticTask)
+    check_trained_classes(cfg, named(thing_classes=of(19)), InstanceTask)
     with pytest.raises(UserError, match="has 3 classes, but the model 19 classes"):
-        check_trained_classes(cfg, named(stuff_classes=of(3), thing_classes=of(19)), "semantic")
+        check_trained_classes(cfg, named(stuff_classes=of(3), thing_classes=of(19)), SemanticTask)
     other = named(stuff_classes=of(19), ignore_label=100)
     with pytest.raises(UserError, match=r"by 100, but MODEL\.SEM_SEG_HEAD\.IGNORE_VALUE is 255"):
-        check_trained_classes(cfg, other, "semantic")
+        check_trained_classes(cfg, other, SemanticTask)

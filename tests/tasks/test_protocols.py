@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttt_video.evaluation.evaluators import InstanceStreamEvaluator, PanopticStreamEvaluator
-from ttt_video.evaluation.protocols import (
-    TASKS,
+from ttt_video.tasks import (
+    InstanceTask,
     LabelInfo,
+    PanopticTask,
     ScoredFrame,
-    mean,
-    release_mean,
+    headlines,
+    metrics,
     rules,
     score,
 )
+from ttt_video.tasks.metrics import mean
 
 
 def frame(index: int, counts: dict, video: str = "a") -> ScoredFrame:
@@ -46,9 +47,11 @@ def test_release_mean_is_the_mean_of_videos_weighted_by_length(videos):
     """As the release computes it: each video's mean, weighted by its number of frames."""
     means, lengths = [np.mean(v) for v in videos], [len(v) for v in videos]
     expected = np.sum(np.array(means) * lengths) / np.sum(lengths)
-    assert release_mean(videos) == pytest.approx(expected, abs=1e-9)
+    release_mean = metrics()["mIoU_frame_release"].value
+    assert release_mean([*itertools.chain(*videos)]) == pytest.approx(expected, abs=1e-9)
     for order in itertools.islice(itertools.permutations(videos), 5):
-        assert release_mean(order) == release_mean(videos)
+        pooled = [release_mean([*itertools.chain(*each)]) for each in (videos, order)]
+        assert pooled[0] == pooled[1]
 
 
 def test_release_scores_every_tenth_frame_of_coco_videos():
@@ -136,9 +139,8 @@ def test_nothing_scored_is_nothing():
 
 
 def test_every_metric_has_its_rule_in_words():
-    names = {name for task in TASKS.values() for name in task.rules}
-    names |= {f"{task.main}_{how}" for task in TASKS.values() if task.main
-              for how in ("video_mean", "frame_release")}  # fmt: skip
+    names = {*metrics(), *(f"{name}_video_mean" for name in headlines())}
+    assert names >= {f"{name}_frame_release" for name in headlines()}
     found = rules(names)
     assert found.keys() == names
     assert len(set(found.values())) == len(names)
@@ -198,7 +200,7 @@ def test_segments_of_category_255(tmp_path, classes, pq, release):
     }
     predicted = torch.from_numpy((ids == 1).astype(np.int32))
     info = LabelInfo(classes=tuple(map(str, range(classes))), things=frozenset())
-    record = PanopticStreamEvaluator(info).record(
+    record = PanopticTask(info).record(
         frame, {"panoptic_seg": (predicted, [{"id": 1, "category_id": 4, "isthing": False}])}
     )
     numbers = score([ScoredFrame("a", 0, {"panoptic_seg": record})], info)
@@ -215,4 +217,4 @@ def test_the_releases_stuff_of_category_255(classes, stuff):
         "annotations": [],
         "segments_info": [{"id": 1, "category_id": 9}, {"id": 2, "category_id": 255}],
     }
-    assert InstanceStreamEvaluator(info).record(frame, {"instances": found})["stuff"] == stuff
+    assert InstanceTask(info).record(frame, {"instances": found})["stuff"] == stuff

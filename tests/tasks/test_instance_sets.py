@@ -19,9 +19,9 @@ from pycocotools.cocoeval import COCOeval
 from ttt_video.data import register_custom_coco_video
 from ttt_video.data.coco_videos import coco_videos_metadata, load_coco_video
 from ttt_video.errors import UserError
-from ttt_video.evaluation.evaluators import build_evaluators
-from ttt_video.evaluation.instance_sets import InstanceSetEvaluator, ThingEvaluator
-from ttt_video.evaluation.protocols import ScoredFrame, score
+from ttt_video.tasks import ScoredFrame, build_tasks, score
+from ttt_video.tasks.instances import InstanceSetEvaluator
+from ttt_video.tasks.stills import ThingEvaluator
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 SIDE = 120
@@ -130,7 +130,7 @@ def pycocotools_says(content: dict, detected: dict, categories: list[int]) -> li
 def streamed(cfg, name: str, detected: dict) -> dict:
     """Numbers of a stream over the registered data set."""
     records = DatasetCatalog.get(name)
-    evaluator, *_ = build_evaluators(cfg, name)
+    evaluator, *_ = build_tasks(name)
     rows = []
     for record in records:
         frame = evaluator.record(record, {"instances": found(detected[record["image_id"]])})

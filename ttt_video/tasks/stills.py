@@ -1,4 +1,4 @@
-"""Labels for detectron2's evaluators of stills, read and checked as everywhere else."""
+"""detectron2's evaluators of stills, with labels read and checked as everywhere else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
+from pycocotools.mask import area as mask_area
 
-from ttt_video.data.classes import class_names
-from ttt_video.data.kitti_step import read_sem_seg
-from ttt_video.data.labels import check_class_ids, present_ids, read_segment_colors
+from ..data.coco_json import CocoError, instance_faults
+from ..data.kitti_step import read_sem_seg
+from ..data.labels import check_class_ids, present_ids, read_segment_colors
 
 
 class CheckedLabels:
@@ -24,7 +25,7 @@ class CheckedLabels:
 
     def __init__(self, dataset_name: str):
         metadata = MetadataCatalog.get(dataset_name)
-        self.num_classes = len(class_names("semantic", metadata))
+        self.num_classes = len(metadata.get("stuff_classes") or ())
         self.ignore_label = metadata.get("ignore_label", 255)
         self.records = {r["sem_seg_file_name"]: r for r in DatasetCatalog.get(dataset_name)}
 
@@ -51,7 +52,7 @@ class CheckedPanopticEvaluator(COCOPanopticEvaluator):
         Raises:
             UserError: a label map cannot be read, or a segment's category is no class.
         """
-        number = len(class_names("panoptic", self._metadata))
+        number = len(self._metadata.get("stuff_classes") or ())
         ignore_label = self._metadata.get("ignore_label", 255)
         for record in inputs:
             file_name = record["pan_seg_file_name"]
@@ -59,3 +60,41 @@ class CheckedPanopticEvaluator(COCOPanopticEvaluator):
             categories = [segment["category_id"] for segment in record["segments_info"]]
             check_class_ids(categories, number, ignore_label, file_name)
         super().process(inputs, outputs)
+
+
+class ThingEvaluator(COCOEvaluator):
+    """Average precision of a panoptic data set's things.
+
+    detectron2's metadata of COCO panoptic lists all 133 classes as ``thing_classes``, of which its
+    own evaluator can name no more than the 80 things that come first.
+    """
+
+    def __init__(self, dataset_name: str, **arguments: Any):
+        super().__init__(dataset_name, **arguments)
+        content = self._coco_api.dataset
+        if not self._do_evaluation:
+            return
+        if faults := instance_faults(content):
+            raise CocoError(self._metadata.json_file, faults)
+        for annotation in content["annotations"]:  # as in a stream; pycocotools wants both
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation:
+                annotation["area"] = int(mask_area(self._coco_api.annToRLE(annotation)))
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        things = len(self._metadata.thing_dataset_id_to_contiguous_id)
+        names = None if class_names is None else class_names[:things]
+        return super()._derive_coco_results(coco_eval, iou_type, names)
+
+
+def thing_evaluator(dataset_name: str, output_dir: str) -> ThingEvaluator:
+    """Returns the evaluator of the instances of a data set that has a ``json_file``."""
+    return ThingEvaluator(
+        dataset_name,
+        tasks=("segm",),
+        distributed=True,
+        output_dir=output_dir,
+        use_fast_impl=False,  # the fast one needs detectron2's compiled part
+    )

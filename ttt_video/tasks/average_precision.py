@@ -34,6 +34,10 @@ is so in area range a at IoU threshold t; a detection that is neither is a false
 """
 
 
+ClassPrecision = Mapping[int, np.ndarray]
+"""Class id to its (4, 10) AP by area range and IoU threshold, from 0 to 1; NaN without objects."""
+
+
 def mask_overlaps(predicted: Tensor, labelled: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each prediction, and pixels that each shares with each object.
 
@@ -198,29 +202,21 @@ def class_average_precision(videos: Iterable[Mapping[int, Detections]]) -> dict[
     return {k: average_precision(own) for k, own in sorted(by_class.items())}
 
 
-def summarize_precision(
-    by_class: Mapping[int, np.ndarray],
-) -> dict[str, float | None]:
-    """AP over IoU thresholds 0.5 to 0.95, AP50, AP75, and AP of small, medium and large objects.
+def mean_precision(
+    by_class: ClassPrecision, area: int, threshold: int | None = None
+) -> float | None:
+    """Returns AP in percent, the mean over the classes that have such objects; None if none has.
 
-    In percent, means over the classes that have such objects; None where no class has.
+    Args:
+        by_class: of :func:`class_average_precision`.
+        area: position among :data:`AREA_RANGES`.
+        threshold: position among :data:`IOU_THRESHOLDS`; None for the mean over all of them.
     """
-
-    def average(a: int, t: int | None = None) -> float | None:
-        values = [ap[a] if t is None else ap[a, [t]] for ap in by_class.values()]
-        values = [v for v in values if not np.isnan(v).any()]
-        if not values:
-            return None
-        return 100 * math.fsum(x for v in values for x in v) / (len(values) * len(values[0]))
-
-    return {
-        "AP": average(0),
-        "AP50": average(0, 0),
-        "AP75": average(0, 5),
-        "APs": average(1),
-        "APm": average(2),
-        "APl": average(3),
-    }
+    values = [ap[area] if threshold is None else ap[area, [threshold]] for ap in by_class.values()]
+    values = [v for v in values if not np.isnan(v).any()]
+    if not values:
+        return None
+    return 100 * math.fsum(x for v in values for x in v) / (len(values) * len(values[0]))
 
 
 def frame_average_precision(record: Mapping[str, Any]) -> tuple[float | None, float | None]:

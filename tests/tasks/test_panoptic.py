@@ -21,8 +21,8 @@ from PIL import Image
 
 from ttt_video.data.labels import read_segment_ids
 from ttt_video.errors import UserError
-from ttt_video.evaluation.evaluators import PanopticStreamEvaluator
-from ttt_video.evaluation.panoptic import (
+from ttt_video.tasks import LabelInfo, PanopticTask, ScoredFrame, score
+from ttt_video.tasks.panoptic_quality import (
     add_panoptic_counts,
     class_quality,
     measure_overlaps,
@@ -31,7 +31,6 @@ from ttt_video.evaluation.panoptic import (
     panoptic_quality,
     panoptic_quality_release,
 )
-from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
 
 NUM_CLASSES = 4
 THINGS = frozenset({0, 1})
@@ -202,7 +201,7 @@ def frames_of(many: list[Case], folder) -> list[tuple[dict, dict]]:
 
 
 def evaluate(frames, info=INFO) -> dict:
-    evaluator = PanopticStreamEvaluator(info)
+    evaluator = PanopticTask(info)
     for frame, output in frames:
         evaluator.process([frame], [output])
     return evaluator.evaluate()["panoptic_seg"]
@@ -392,7 +391,7 @@ def test_evaluator_names_the_file_that_does_not_fit(tmp_path):
     frame = {"pan_seg_file_name": str(file), "segments_info": segments(0), "file_name": "x"}
     output = {"panoptic_seg": (torch.ones(1, 2, dtype=torch.int32), segments(0))}
     with pytest.raises(UserError, match=r"labels.png") as error:
-        PanopticStreamEvaluator().record(frame, output)
+        PanopticTask().record(frame, output)
     assert "\n" not in str(error.value)
 
 

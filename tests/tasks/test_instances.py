@@ -19,8 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ttt_video.errors import UserError
-from ttt_video.evaluation.evaluators import InstanceStreamEvaluator
-from ttt_video.evaluation.instances import (
+from ttt_video.tasks import InstanceTask, LabelInfo, ScoredFrame, score
+from ttt_video.tasks.average_precision import (
     AREA_RANGES,
     Detections,
     average_precision,
@@ -28,9 +28,7 @@ from ttt_video.evaluation.instances import (
     mask_ious,
     mask_overlaps,
     match_class,
-    summarize_precision,
 )
-from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
 
 SIZE = (8, 9)
 NUM_CLASSES = 3
@@ -99,7 +97,7 @@ def coco_says(frames) -> tuple[dict, np.ndarray]:
 
 
 def we_say(frames) -> dict:
-    evaluator = InstanceStreamEvaluator(LabelInfo())
+    evaluator = InstanceTask(LabelInfo())
     records = [evaluator.record({"annotations": a}, {"instances": p}) for a, p in frames]
     rows = [ScoredFrame("a", i, {"instances": through_json(r)}) for i, r in enumerate(records)]
     return score(rows[::-1], LabelInfo())  # workers write them in any order
@@ -229,7 +227,7 @@ def test_detectron2_says_the_same(seed, tmp_path):
     try:
         theirs = COCOEvaluator(name, tasks=("segm",), distributed=False, use_fast_impl=False)
         theirs.reset()
-        ours = InstanceStreamEvaluator(LabelInfo.of(name))
+        ours = InstanceTask(LabelInfo.of(name))
         for i, (annotations, predicted) in enumerate(frames):
             frame = {"image_id": i, "file_name": str(i), "annotations": annotations}
             theirs.process([frame], [{"instances": predicted}])
@@ -282,7 +280,8 @@ def test_by_hand():
     assert ap[0] == pytest.approx([whole] * 6 + [half] * 4)
     assert ap[1] == pytest.approx(ap[0])
     assert np.isnan(ap[2:]).all()
-    assert summarize_precision({0: ap}) == {
+    metrics = InstanceTask.metrics
+    assert {name: metrics[name].value({0: ap}) for name in METRICS} == {
         "AP": pytest.approx(100 * (0.6 * whole + 0.4 * half)),
         "AP50": pytest.approx(100 * whole),
         "AP75": pytest.approx(100 * whole),
@@ -338,7 +337,7 @@ def test_release_counts_labelled_stuff_as_zero():
             {"id": 5, "category_id": 255},  # unlabelled
         ],
     }
-    evaluator = InstanceStreamEvaluator(LabelInfo(things=frozenset({0})))
+    evaluator = InstanceTask(LabelInfo(things=frozenset({0})))
     record = evaluator.record(frame, {"instances": instances([thing], [0.9], [0])})
     assert record["stuff"] == 1
     metrics = evaluator.frame_metrics(record)
@@ -350,13 +349,9 @@ def test_release_frames_without_predictions_and_without_labels():
     assert frame_average_precision({"things": {}, "stuff": 0}) == (None, None)
     assert frame_average_precision({"things": {}, "stuff": 2}) == (None, 0.0)
     labels = [{"category_id": 0, "iscrowd": 0, "segmentation": rle(box(0, 0, 2, 2))}]
-    record = InstanceStreamEvaluator().record(
-        {"annotations": labels}, {"instances": instances([], [], [])}
-    )
+    record = InstanceTask().record({"annotations": labels}, {"instances": instances([], [], [])})
     assert frame_average_precision(record) == (0.0, 0.0)
-    empty = InstanceStreamEvaluator().record(
-        {"annotations": []}, {"instances": instances([], [], [])}
-    )
+    empty = InstanceTask().record({"annotations": []}, {"instances": instances([], [], [])})
     assert empty == {"things": {}, "stuff": 0}
 
 
@@ -383,7 +378,7 @@ def test_polygons_and_run_lengths_are_the_same_labels():
     changes = np.flatnonzero(np.diff(flat)) + 1
     lists["counts"] = np.diff([0, *changes, len(flat)]).tolist()
     records = [
-        InstanceStreamEvaluator().record(
+        InstanceTask().record(
             {"annotations": [{"category_id": 0, "segmentation": segmentation}]},
             {"instances": instances([mask], [0.5], [0])},
         )
@@ -398,7 +393,7 @@ def test_an_object_is_as_large_as_its_file_says():
         label = {"category_id": 0, "segmentation": rle(box(0, 0, 2, 2))}
         if area is not None:
             label["area"] = area
-        record = InstanceStreamEvaluator().record(
+        record = InstanceTask().record(
             {"annotations": [label]}, {"instances": instances([], [], [])}
         )
         assert record["things"]["0"]["labelled"] == counted
@@ -408,7 +403,7 @@ def test_an_object_is_as_large_as_its_file_says():
 def test_labels_of_another_size_are_told_in_a_line():
     label = {"category_id": 0, "segmentation": rle(np.ones((4, 4)))}
     with pytest.raises(UserError, match=r"frame 7.*4x4.*8x9") as error:
-        InstanceStreamEvaluator().record(
+        InstanceTask().record(
             {"annotations": [label], "file_name": "frame 7"},
             {"instances": instances([], [], [])},
         )
@@ -421,7 +416,7 @@ def test_records_are_small():
     masks = [box(i % 7, i % 8, 2, 2) for i in range(100)]
     scores = np.random.default_rng(0).random(100)
     predicted = instances(masks, scores, np.arange(100) % NUM_CLASSES)
-    record = InstanceStreamEvaluator().record({"annotations": labels}, {"instances": predicted})
+    record = InstanceTask().record({"annotations": labels}, {"instances": predicted})
     assert len(json.dumps(record)) < 6000
     kept = [s for own in record["things"].values() for s in own["scores"]]
     single = predicted.scores.numpy()
@@ -433,7 +428,7 @@ def test_order_of_frames_does_not_matter_to_the_last_bit():
     frames = random_frames(5, 8)
     for _, predicted in frames:
         predicted.scores = torch.full((len(predicted),), 0.5)
-    evaluator = InstanceStreamEvaluator()
+    evaluator = InstanceTask()
     rows = [
         ScoredFrame("ab"[i // 4], i % 4, {"instances": evaluator.record(*pair)})
         for i, pair in enumerate(({"annotations": a}, {"instances": p}) for a, p in frames)

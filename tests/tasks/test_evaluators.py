@@ -17,17 +17,18 @@ from ttt_video.data.labels import read_segment_ids
 from ttt_video.data.world.layouts import write_coco_videos
 from ttt_video.data.world.video import WorldVideo
 from ttt_video.errors import UserError
-from ttt_video.evaluation.base import StreamingEvaluator
-from ttt_video.evaluation.evaluators import (
-    InstanceStreamEvaluator,
-    PanopticStreamEvaluator,
-    PredictionEvaluator,
-    SemSegStreamEvaluator,
-    TemporalStreamEvaluator,
-    build_evaluators,
+from ttt_video.tasks import (
+    InstanceTask,
+    LabelInfo,
+    PanopticTask,
+    PredictionStatistics,
+    ScoredFrame,
+    SemanticTask,
+    Steadiness,
+    build_tasks,
+    score,
     score_frame,
 )
-from ttt_video.evaluation.protocols import LabelInfo, ScoredFrame, score
 
 
 def scores_of(classes: np.ndarray, num_classes: int = 19) -> torch.Tensor:
@@ -77,7 +78,7 @@ def test_semantic_through_detectron2s_interface(sem_seg_frames, register):
     classes = [f"class {k}" for k in range(19)]
     name = register([f for f, _ in sem_seg_frames], stuff_classes=classes, ignore_label=255)
     theirs = SemSegEvaluator(name, distributed=False)
-    ours = SemSegStreamEvaluator(LabelInfo.of(name))
+    ours = SemanticTask(LabelInfo.of(name))
     theirs.reset()
     for evaluator in (theirs, ours):
         for pair in zip(sem_seg_frames[::2], sem_seg_frames[1::2], strict=True):
@@ -94,7 +95,7 @@ def test_semantic_through_detectron2s_interface(sem_seg_frames, register):
 
 
 def test_records_are_json_and_curves_are_of_the_frame_alone(sem_seg_frames):
-    evaluator = SemSegStreamEvaluator()
+    evaluator = SemanticTask()
     for frame, output in sem_seg_frames:
         record = evaluator.record(frame, output)
         assert json.loads(json.dumps(record)) == record
@@ -105,15 +106,15 @@ def test_records_are_json_and_curves_are_of_the_frame_alone(sem_seg_frames):
 
 
 def test_unlabelled_frames_have_no_record():
-    for evaluator in (SemSegStreamEvaluator, PanopticStreamEvaluator, InstanceStreamEvaluator):
+    for evaluator in (SemanticTask, PanopticTask, InstanceTask):
         assert evaluator().record({"file_name": "x"}, {}) is None
 
 
 def test_a_required_output_that_is_missing_is_told(sem_seg_frames):
     frame, _ = sem_seg_frames[0]
-    assert SemSegStreamEvaluator().record(frame, {"instances": 1}) is None
+    assert SemanticTask().record(frame, {"instances": 1}) is None
     with pytest.raises(UserError, match=r"0.jpg.*sem_seg.*instances.*SEMANTIC_ON"):
-        SemSegStreamEvaluator(required=True).record(frame, {"instances": 1})
+        SemanticTask(required=True).record(frame, {"instances": 1})
 
 
 @pytest.mark.parametrize(("value", "size"), [(19, (8, 9)), (0, (8, 8))])
@@ -121,7 +122,7 @@ def test_labels_that_do_not_fit_are_told_with_their_file(sem_seg_frames, value, 
     frame, output = sem_seg_frames[0]
     Image.fromarray(np.full(size, value, np.uint8)).save(frame["sem_seg_file_name"])
     with pytest.raises(UserError, match=r"0.png does not fit") as error:
-        SemSegStreamEvaluator().record(frame, output)
+        SemanticTask().record(frame, output)
     assert "\n" not in str(error.value)
 
 
@@ -131,9 +132,9 @@ def test_a_label_that_is_no_class_of_the_data_set_is_no_class_of_the_model(sem_s
     two = LabelInfo(classes=("road",), ignore_label=255)
     Image.fromarray(np.full((8, 9), 7, np.uint8)).save(frame["sem_seg_file_name"])
     with pytest.raises(UserError, match=r"0\.png has label 7, but its data set has classes 0 to 0"):
-        SemSegStreamEvaluator(two).record(frame, output)
+        SemanticTask(two).record(frame, output)
     Image.fromarray(np.full((8, 9), 255, np.uint8)).save(frame["sem_seg_file_name"])
-    assert SemSegStreamEvaluator(two).record(frame, output) == {}
+    assert SemanticTask(two).record(frame, output) == {}
 
 
 @pytest.mark.parametrize("things", [None, frozenset({0, 1})])
@@ -156,7 +157,7 @@ def test_a_category_that_is_no_class_is_told_with_its_file(tmp_path, things):
             "segments_info": [label],
             "annotations": [label],
         }
-        for evaluator in (PanopticStreamEvaluator(info), InstanceStreamEvaluator(info)):
+        for evaluator in (PanopticTask(info), InstanceTask(info)):
             if known:
                 evaluator.record(frame, predicted)
                 continue
@@ -167,16 +168,16 @@ def test_a_category_that_is_no_class_is_told_with_its_file(tmp_path, things):
 @pytest.mark.parametrize(
     ("kind", "evaluator"),
     [
-        ("video_sem_seg", SemSegStreamEvaluator),
-        ("sem_seg", SemSegStreamEvaluator),
-        ("video_panoptic", PanopticStreamEvaluator),
-        ("video_instance", InstanceStreamEvaluator),
+        ("video_sem_seg", SemanticTask),
+        ("sem_seg", SemanticTask),
+        ("video_panoptic", PanopticTask),
+        ("video_instance", InstanceTask),
     ],
 )
 def test_a_data_sets_type_says_what_is_scored(tiny_cfg, register, kind, evaluator):
     name = register(evaluator_type=kind, thing_classes=["cat"], ignore_label=7)
-    built = build_evaluators(tiny_cfg, name)
-    assert [type(e) for e in built] == [evaluator, TemporalStreamEvaluator, PredictionEvaluator]
+    built = build_tasks(name)
+    assert [type(e) for e in built] == [evaluator, Steadiness, PredictionStatistics]
     assert built[0].required
     assert all(e.info.ignore_label == 7 for e in built)
 
@@ -185,7 +186,7 @@ def test_without_a_type_frames_are_scored_on_the_labels_they_have(
     tiny_cfg, register, sem_seg_frames
 ):
     for name in ("", None, register(stuff_classes=[str(k) for k in range(11)])):
-        built = build_evaluators(tiny_cfg, name)
+        built = build_tasks(name)
         assert len({e.name for e in built}) == len(built) == 5
         frame, output = sem_seg_frames[0]
         row = score_frame(built, frame, output)
@@ -198,8 +199,8 @@ def test_without_a_type_frames_are_scored_on_the_labels_they_have(
 
 
 def test_a_row_is_the_records_of_each_evaluator_alone(tiny_cfg, sem_seg_frames):
-    together = build_evaluators(tiny_cfg, "")
-    alone = build_evaluators(tiny_cfg, "")
+    together = build_tasks("")
+    alone = build_tasks("")
     for frame, output in sem_seg_frames[::2]:
         row = score_frame(together, frame, output)
         records = {e.name: e.record(frame, output) for e in alone}
@@ -208,11 +209,11 @@ def test_a_row_is_the_records_of_each_evaluator_alone(tiny_cfg, sem_seg_frames):
 
 
 def test_an_output_that_nobody_scores_gives_an_empty_row(tiny_cfg):
-    assert score_frame(build_evaluators(tiny_cfg, ""), {}, {"picture": 1}) == {}
+    assert score_frame(build_tasks(""), {}, {"picture": 1}) == {}
 
 
 def test_an_evaluator_without_state_refuses_one():
-    evaluator = SemSegStreamEvaluator()
+    evaluator = SemanticTask()
     evaluator.load_state_dict(evaluator.state_dict())
     with pytest.raises(ValueError, match="no state"):
         evaluator.load_state_dict({"x": 1})
@@ -240,7 +241,7 @@ def perfect_panoptic(frame: dict) -> dict:
 def test_a_perfect_prediction_of_coco_videos_panoptic(world, tiny_cfg, register):
     records = load_coco_video(world, "town", "panoptic")
     name = register(records, **coco_videos_metadata("panoptic"))
-    evaluator, *_ = build_evaluators(tiny_cfg, name)
+    evaluator, *_ = build_tasks(name)
     labelled = [f for f in records if "pan_seg_file_name" in f]
     assert [f["frame_index"] for f in labelled] == [0, 10]
     assert evaluator.record(records[1], {}) is None
@@ -261,7 +262,7 @@ def test_a_perfect_prediction_of_coco_videos_panoptic(world, tiny_cfg, register)
 def test_a_perfect_prediction_of_coco_videos_instances(world, tiny_cfg, register):
     records = load_coco_video(world, "town", "instance")
     name = register(records, **coco_videos_metadata("instance"))
-    evaluator, *_ = build_evaluators(tiny_cfg, name)
+    evaluator, *_ = build_tasks(name)
     rows = []
     for frame in records:
         if "annotations" not in frame:
@@ -280,18 +281,3 @@ def test_a_perfect_prediction_of_coco_videos_instances(world, tiny_cfg, register
     # Things alone cannot be all segments.
     assert 0 < scores["AP_frame_release"] < 60
     assert set(scores["per_class"]["AP"]) <= set(coco_videos_metadata("instance")["thing_classes"])
-
-
-def test_own_evaluators_need_two_methods():
-    class Brightness(StreamingEvaluator):
-        name, label_key, output_keys = "temporal", None, ("sem_seg",)
-
-        def _record(self, frame, output):
-            return {"changed": 1, "pixels": 4}
-
-        def frame_metrics(self, record):
-            return {}
-
-    evaluator = Brightness()
-    evaluator.process([{}], [{"sem_seg": 1}])
-    assert evaluator.evaluate() == {"temporal": {"change": 25.0}}

@@ -1,0 +1,165 @@
+"""examples/new_task.py and new_metric.py: under contract, and from a stream to the figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from task_contract import TaskContract
+
+from ttt_video.cli import run_files
+from ttt_video.data import register_custom_video
+from ttt_video.engine.parallel_evaluation import Settings
+from ttt_video.engine.run_directory import RunDirectory
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
+from ttt_video.tasks import (
+    TASK_REGISTRY,
+    LabelInfo,
+    ScoredFrame,
+    SemanticTask,
+    metrics,
+    overlay_painter,
+    score,
+    tasks,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+NEW_TASK, NEW_METRIC = ROOT / "examples" / "new_task.py", ROOT / "examples" / "new_metric.py"
+
+
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def as_before(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(TASK_REGISTRY, "_obj_map", dict(TASK_REGISTRY._obj_map))
+    monkeypatch.setattr(SemanticTask, "metrics", dict(SemanticTask.metrics))
+
+
+def forget() -> None:
+    """Forgets what the two examples registered."""
+    del TASK_REGISTRY._obj_map["FreeRoad"]
+    SemanticTask.metrics.pop("fwIoU")
+
+
+def write_labelled(folder: Path, count: int = 3) -> None:
+    """Frames of noise; a pedestrian stands on the road of all but the first."""
+    rng = np.random.default_rng(0)
+    for kind in ("frames", "labels"):
+        (folder / kind).mkdir()
+    for index in range(count):
+        image = rng.integers(0, 256, (64, 96, 3), np.uint8)
+        labels = np.zeros((64, 96), np.uint8)
+        labels[50, 48] = 11 * bool(index)
+        Image.fromarray(image).save(folder / "frames" / f"{index}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+
+
+class TestNewTask(TaskContract):
+    @pytest.fixture(autouse=True)
+    def _registered(self, as_before):
+        self.task = runpy.run_path(str(NEW_TASK))["FreeRoad"]
+
+    @pytest.fixture
+    def video(self, tmp_path):
+        write_labelled(tmp_path)
+        nobody = torch.zeros(19, 64, 96)
+        nobody[0] = 1
+        keys = {"video_id": "a", "file_name": "x", "height": 64, "width": 96}
+        return [
+            ({**keys, "frame_index": i, "sem_seg_file_name": str(tmp_path / f"labels/{i}.png")},
+             {"sem_seg": nobody})
+            for i in range(3)
+        ]  # fmt: skip
+
+    def test_by_hand(self, video):
+        assert self.scores(self.records(video))["free_road_accuracy"] == pytest.approx(100 / 3)
+
+
+def test_the_task_is_under_60_lines():
+    assert len(NEW_TASK.read_text().splitlines()) < 60
+
+
+def test_both_show_up_everywhere(as_before, tmp_path, tiny_cfg, tiny_model, capsys):
+    write_labelled(tmp_path)
+    classes = [str(k) for k in range(19)]
+    register_custom_video("new_task_video", tmp_path / "frames", tmp_path / "labels", classes)
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    save_safetensors(tiny_model.state_dict(), str(tmp_path / "tiny.safetensors"))
+    register = ["--register", str(NEW_TASK), "--register", str(NEW_METRIC)]
+    run = tmp_path / "run"
+    try:
+        tool("stream_eval").main(
+            ["--dataset", "new_task_video", "--config", str(tmp_path / "tiny.yaml"), "--method",
+             "none", "--weights", str(tmp_path / "tiny.safetensors"), "--output", str(run),
+             *register]
+        )  # fmt: skip
+        assert "free_road_accuracy" in capsys.readouterr().out
+    finally:
+        DatasetCatalog.remove("new_task_video")
+        MetadataCatalog.remove("new_task_video")
+
+    names = {"mIoU", "fwIoU", "free_road_accuracy"}
+    for row in map(json.loads, (run / "frames.jsonl").read_text().splitlines()):
+        assert row["records"].keys() >= {"sem_seg", "free_road", "prediction"}
+        assert row["metrics"].keys() >= names
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["metrics"]["adapted"].keys() >= {*names, "free_road_accuracy_video_mean"}
+    assert summary["protocols"].keys() >= {*names, "free_road_accuracy_video_mean"}
+    assert summary["protocols"]["fwIoU"] == metrics()["fwIoU"].rule
+
+    forget()  # as in a process of its own
+    tool("tabulate").main(
+        [str(run), "--layout", "plain", "--metric", "fwIoU", "--format", "csv", *register]
+    )
+    table = capsys.readouterr().out
+    for name in names:
+        assert f"new_task_video {name}" in table
+        assert summary["protocols"][name].split(";")[0] in table
+
+    forget()
+    tool("plot_run").main([str(run), "--output", str(tmp_path / "figures"), *register])
+    drawn = {file.name.split("-")[0] for file in (tmp_path / "figures").glob("*.svg")}
+    assert drawn >= names
+
+    image = np.full((64, 96, 3), 100, np.uint8)
+    scores = torch.zeros(19, 64, 96)
+    scores[0] = 1
+    red, green, blue = overlay_painter({"sem_seg": scores}, None)(image)[5, 5]
+    assert green > red == blue
+    with (run / "overlay.mp4").open("rb") as file:
+        assert file.read(1)
+
+
+def test_a_worker_process_registers_it_too(as_before, tmp_path, tiny_cfg, tiny_model):
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "tiny.safetensors")
+    save_safetensors(tiny_model.state_dict(), tiny_cfg.MODEL.WEIGHTS)
+    with closing(RunDirectory(tmp_path / "run")) as run:
+        settings = Settings(tiny_cfg, run, register=[str(NEW_TASK)])
+        assert "free_road" not in [task.name for task in tasks()]
+        evaluation = settings.build("cpu", torch.get_num_threads())
+    assert "free_road" in [task.name for task in evaluation.evaluators["adapted"]]
+
+
+def test_rows_of_a_task_that_is_not_registered_name_it(as_before):
+    run_files([str(NEW_TASK)])
+    frame = ScoredFrame("a", 0, {"free_road": {"right": 1, "frames": 1}})
+    assert score([frame], LabelInfo())["free_road_accuracy"] == 100
+    assert tasks()[-1].name == "free_road"
+    del TASK_REGISTRY._obj_map["FreeRoad"]
+    with pytest.raises(UserError, match=r"task 'free_road'.*--register"):
+        score([frame], LabelInfo())

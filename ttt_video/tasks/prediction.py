@@ -1,0 +1,163 @@
+"""Statistics of what a model says, whether or not it is right: a collapse shows without labels."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+from .base import Task
+from .labels import LabelInfo
+from .metrics import Metric, Record, Tally, mean
+from .outputs import mean_entropy, predicted_classes, scores_are_finite
+from .registry import TASK_REGISTRY
+
+
+class Predictions(NamedTuple):
+    """What is known of all frames: numbers of classes, and entropies, of each video in time order.
+
+    An entropy is NaN for a frame without one.
+    """
+
+    classes: list[list[int]]
+    entropies: list[list[float]]
+    nonfinite: int
+
+
+class _FrameTally(Tally):
+    """Keeps 24 bytes a frame."""
+
+    def __init__(self) -> None:
+        self.frames = array("q")
+        self.classes = array("q")
+        self.entropies = array("d")
+        self.nonfinite = 0
+
+    def add(self, frame_index: int, record: Record) -> None:
+        entropy = record["entropy"]
+        self.frames.append(frame_index)
+        self.classes.append(record["classes"])
+        self.entropies.append(math.nan if entropy is None else entropy)
+        self.nonfinite += not record.get("finite", True)  # rows of earlier versions
+
+    @classmethod
+    def joined(cls, videos: Sequence[_FrameTally], info: LabelInfo) -> Predictions:
+        orders = [sorted(range(len(v.frames)), key=v.frames.__getitem__) for v in videos]
+        pairs = list(zip(videos, orders, strict=True))
+        return Predictions(
+            [[video.classes[i] for i in order] for video, order in pairs],
+            [[video.entropies[i] for i in order] for video, order in pairs],
+            sum(video.nonfinite for video in videos),
+        )
+
+
+@TASK_REGISTRY.register()
+class PredictionStatistics(Task):
+    """Counts predicted classes; measures the entropy and finiteness of the scores."""
+
+    name = "prediction"
+    output_keys = ("sem_seg", "panoptic_seg", "instances")
+    tally = _FrameTally
+
+    def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
+        return {
+            "classes": len(predicted_classes(output)),
+            "entropy": mean_entropy(output),
+            "finite": scores_are_finite(output),
+        }
+
+
+def _known_mean(values: Sequence[float]) -> float | None:
+    """Returns the exact mean, independent of order; NaNs are skipped; None if no value is left."""
+    return mean([value for value in values if not math.isnan(value)])
+
+
+def _quarters(name: str, videos: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Returns the means over the first and last quarter of every video, at least one frame."""
+    count = [max(len(video) // 4, 1) for video in videos]
+    pairs = list(zip(videos, count, strict=True))
+    return {
+        f"{name}_first_quarter": _known_mean([x for video, n in pairs for x in video[:n]]),
+        f"{name}_last_quarter": _known_mean([x for video, n in pairs for x in video[-n:]]),
+    }
+
+
+_EXAMPLE = [
+    {"classes": 4, "entropy": 0.5, "finite": True},
+    {"classes": 2, "entropy": None, "finite": False},
+    {"classes": 3, "entropy": 1.5},
+]
+
+
+@PredictionStatistics.add_metric
+class PredictedClasses(Metric):
+    """Number of predicted classes; that of a method that collapsed falls."""
+
+    name = "predicted_classes_mean"
+    rule = (
+        "number of classes that a frame's prediction has; mean over "
+        "frames, labelled or not (min: the least, last: of the last frame of the last video, "
+        "first_quarter and last_quarter: mean over these frames of every video)"
+    )
+    unit = "classes"
+    higher_is_better = None
+    frame = staticmethod(itemgetter("classes"))
+    frame_name = "predicted_classes"
+    axis = "predicted classes"
+    example = (_EXAMPLE, 3.0)
+
+    @staticmethod
+    def value(total: Predictions) -> float | None:
+        return mean([n for video in total.classes for n in video])
+
+    @staticmethod
+    def details(total: Predictions) -> dict[str, float | None]:
+        return {
+            "predicted_classes_min": min(n for video in total.classes for n in video),
+            "predicted_classes_last": total.classes[-1][-1],
+            **_quarters("predicted_classes", total.classes),
+        }
+
+
+@PredictionStatistics.add_metric
+class PredictionEntropy(Metric):
+    """Entropy of the scores; that of a method that collapsed falls, or rises to its limit."""
+
+    name = "prediction_entropy_mean"
+    rule = (
+        "entropy of a frame's prediction in nats, mean over pixels "
+        "(instances: of their scores); mean over frames, labelled or not (max: the largest, "
+        "first_quarter and last_quarter: mean over these frames of every video)"
+    )
+    unit = "nats"
+    higher_is_better = None
+    frame = staticmethod(itemgetter("entropy"))
+    frame_name = "prediction_entropy"
+    axis = "entropy of the prediction (nats)"
+    example = (_EXAMPLE, 1.0)
+
+    @staticmethod
+    def value(total: Predictions) -> float | None:
+        return _known_mean([e for video in total.entropies for e in video])
+
+    @staticmethod
+    def details(total: Predictions) -> dict[str, float | None]:
+        known = (e for video in total.entropies for e in video if not math.isnan(e))
+        return {
+            "prediction_entropy_max": max(known, default=None),
+            **_quarters("prediction_entropy", total.entropies),
+        }
+
+
+@PredictionStatistics.add_metric
+class NonfiniteFrames(Metric):
+    """Number of frames whose scores are broken."""
+
+    name = "nonfinite_frames"
+    rule = "number of frames with a predicted score that is not finite"
+    unit = "frames"
+    higher_is_better = False
+    value = staticmethod(attrgetter("nonfinite"))
+    example = (_EXAMPLE, 1)

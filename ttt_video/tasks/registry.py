@@ -1,0 +1,60 @@
+"""The tasks that there are, and what others ask of all of them: this is the only list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from detectron2.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from .base import Task
+    from .metrics import Metric
+
+TASK_REGISTRY = Registry("TTT_TASK")
+TASK_REGISTRY.__doc__ = """
+Subclasses of :class:`ttt_video.tasks.Task`. A file of ``--register`` adds others, and metrics by
+``Task.add_metric``.
+"""
+
+_VIDEO_MEAN = "_video_mean"
+
+
+def tasks() -> list[type[Task]]:
+    """Returns all tasks, the built-in ones first."""
+    return [task for _, task in TASK_REGISTRY]
+
+
+def tasks_of(evaluator_type: str | None) -> list[type[Task]]:
+    """Returns the tasks that a data set's ``evaluator_type`` means; the first is its main one."""
+    return [task for task in tasks() if evaluator_type in task.evaluator_types]
+
+
+def metrics() -> dict[str, Metric]:
+    """Returns the metrics of all tasks by name."""
+    return {name: metric for task in tasks() for name, metric in task.metrics.items()}
+
+
+def headlines() -> list[str]:
+    """Returns the metric that each task is judged by, where it has one."""
+    return [task.headline for task in tasks() if task.headline]
+
+
+def sign(name: str) -> int:
+    """Returns -1 for metrics that are better when they are lower, else 1.
+
+    Args:
+        name: of a metric; the mean over videos has the direction of the metric itself.
+    """
+    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    return -1 if metric is not None and metric.higher_is_better is False else 1
+
+
+def rules(names: Iterable[str]) -> dict[str, str]:
+    """Returns the rule of each metric in words, sorted; names that are no metric are left out."""
+    known = {name: metric.rule for name, metric in metrics().items()}
+    for headline in headlines():
+        known[headline + _VIDEO_MEAN] = (
+            f"{headline} of each video by itself; mean over videos, each weighs the same"
+        )
+    return {name: known[name] for name in sorted(names) if name in known}

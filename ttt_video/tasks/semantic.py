@@ -1,0 +1,225 @@
+"""Semantic segmentation: a class for every pixel, scored by mean IoU.
+
+Every number is computed from per-frame counts of true positive, false positive and false negative
+pixels by class, so that a frame's record serves every way of averaging.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
+
+from ..data.coco_masks import LABELLED_ONLY
+from ..data.kitti_step import read_sem_seg
+from ..data.labels import check_class_ids, present_ids
+from ..errors import UserError
+from ..visualization.overlay import class_palette, paint_classes
+from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task, once
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally
+from .outputs import class_map
+from .registry import TASK_REGISTRY
+from .stills import CheckedLabels
+
+Counts = Mapping[str, Sequence[int]]
+"""Class id to (true positive, false positive, false negative) pixels; all-zero classes left out.
+
+Ids are strings and counts lists, as JSON has them.
+"""
+
+
+def confusion_matrix(
+    predicted: np.ndarray, labels: np.ndarray, num_classes: int, ignore_label: int = 255
+) -> np.ndarray:
+    """Pixels by (label, prediction).
+
+    Args:
+        predicted: (H, W) integers in 0..K-1.
+        labels: (H, W) integers in 0..K-1, or ``ignore_label``: such pixels do not count.
+        num_classes: K.
+        ignore_label: label of unlabelled pixels.
+
+    Returns:
+        (K, K) int64.
+
+    Raises:
+        ValueError: shapes differ, or a label or prediction is out of range.
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"prediction {predicted.shape} and labels {labels.shape} differ in shape")
+    largest = max(num_classes - 1, ignore_label)
+    for name, values, last in (
+        ("label", labels, largest),
+        ("prediction", predicted, num_classes - 1),
+    ):
+        for value in (values.min(initial=0), values.max(initial=0)):
+            if not 0 <= value <= last:
+                raise ValueError(f"{name} {value} is not a class of 0..{num_classes - 1}")
+    pairs = labels.astype(np.intp)
+    pairs *= num_classes
+    pairs += predicted
+    counts = np.bincount(pairs.ravel(), minlength=(largest + 1) * num_classes)
+    counts = counts.reshape(-1, num_classes)
+    counts[ignore_label] = 0
+    wrong = np.flatnonzero(counts[num_classes:].any(1))
+    if len(wrong):
+        raise ValueError(f"label {wrong[0] + num_classes} is not a class of 0..{num_classes - 1}")
+    return counts[:num_classes]
+
+
+def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:
+    """:data:`Counts` of (K, K) pixels by (label, prediction)."""
+    true_positive = np.diagonal(confusion)
+    false_positive = confusion.sum(0) - true_positive
+    false_negative = confusion.sum(1) - true_positive
+    table = np.stack([true_positive, false_positive, false_negative], axis=1).tolist()
+    return {str(k): counts for k, counts in enumerate(table) if any(counts)}
+
+
+def add_counts(many: Iterable[Counts]) -> dict[str, list[int]]:
+    """Counts of several frames pooled, sorted by class."""
+    total: dict[str, list[int]] = {}
+    for counts in many:
+        for k, values in counts.items():
+            sums = total.setdefault(k, [0, 0, 0])
+            for i, value in enumerate(values):
+                sums[i] += value
+    return dict(sorted(total.items(), key=lambda item: int(item[0])))
+
+
+def class_iou(counts: Counts) -> dict[int, float]:
+    """Intersection over union in percent of the classes that occur in the labels.
+
+    A class that is predicted but never labelled is left out, as in today's detectron2; its pixels
+    still count as false negatives of the classes they hide.
+    """
+    return {int(k): 100.0 * t / (t + p + n) for k, (t, p, n) in counts.items() if t + n > 0}
+
+
+def mean_iou(counts: Counts) -> float | None:
+    """Mean of :func:`class_iou` in percent; None where nothing is labelled."""
+    values = class_iou(counts).values()
+    return math.fsum(values) / len(values) if values else None
+
+
+def mean_iou_release(counts: Counts) -> float | None:
+    """Mean IoU in percent over the classes that are labelled or predicted; None without labels.
+
+    The rule of detectron2 0.6, on which the authors' release runs: a class that is predicted
+    somewhere on labelled pixels, but occurs in no label, counts as 0 in the mean.
+    """
+    values = class_iou(counts).values()
+    return math.fsum(values) / len(counts) if values else None
+
+
+class _PixelTally(Tally):
+    sum = staticmethod(add_counts)
+
+
+@TASK_REGISTRY.register()
+class SemanticTask(Task):
+    """Reads label maps (``sem_seg_file_name``); a record has the :data:`Counts` of a frame."""
+
+    name = "sem_seg"
+    kind = "semantic"
+    label_keys = ("sem_seg_file_name",)
+    output_keys = ("sem_seg",)
+    evaluator_types = ("sem_seg", "cityscapes_sem_seg", "video_sem_seg")
+    headline = "mIoU"
+    tally = _PixelTally
+    switch = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON"
+    picture_rank = 0
+    mappers = {"mask_former_semantic": "crop"}  # noqa: RUF012
+
+    def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
+        predicted, num_classes = once(class_map, output), len(output["sem_seg"])
+        labels = once(read_sem_seg, frame)
+        assert predicted is not None
+        file_name, ignore_label = frame["sem_seg_file_name"], self.info.ignore_label
+        classes = len(self.info.classes)
+        try:
+            confusion = confusion_matrix(predicted, labels, num_classes, ignore_label)
+        except ValueError as error:
+            check_class_ids(present_ids(labels), classes, ignore_label, file_name)
+            raise UserError(
+                f"{file_name} does not fit the predictions ({error}): {DO_THEY_AGREE}"
+            ) from error
+        check_class_ids(np.flatnonzero(confusion.any(1)).tolist(), classes, ignore_label, file_name)
+        return class_counts(confusion)
+
+    @classmethod
+    def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
+        """Colours every pixel by its class."""
+        scores = output["sem_seg"]
+        # On the CPU, max() is three times as fast as argmax() over a leading dimension.
+        classes = scores.max(dim=0).indices.to(torch.int16).cpu().numpy()
+        palette = class_palette(metadata, len(scores))
+        return partial(paint_classes, classes=classes, palette=palette)
+
+    @classmethod
+    def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:
+        """Returns the (H, W) classes."""
+        return read_sem_seg(dict(record))
+
+    @classmethod
+    def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
+        """Draws classes with their names."""
+        return canvas.draw_sem_seg(cls.label_map(record), area_threshold=0)
+
+    training_labels = label_map
+
+    @classmethod
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
+        """Makes one mask per class that occurs in the (H, W) labels."""
+        classes = np.unique(labels)
+        classes = classes[classes != image.ignore_label]
+        return classes.astype(np.int64), labels[None] == classes[:, None, None]
+
+    @classmethod
+    def still_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+        """Scores all pixels of the data set as detectron2 does.
+
+        Cityscapes, too, on the train-id files, which needs no cityscapesScripts.
+        """
+        try:
+            return SemSegEvaluator(
+                dataset_name, output_dir=output_dir, sem_seg_loading_fn=CheckedLabels(dataset_name)
+            )
+        except KeyError as error:
+            raise UserError(
+                f"data set {dataset_name!r} has images without {error}; {LABELLED_ONLY}"
+            ) from error
+
+
+@SemanticTask.add_metric
+class MeanIoU(Metric):
+    """Mean IoU of the pixels of all frames."""
+
+    name = "mIoU"
+    rule = (
+        "IoU of each class over the pixels of all frames pooled; mean over the classes "
+        "that occur in the labels; pixels labelled as void do not count"
+    )
+    value = frame = staticmethod(mean_iou)
+    by_class = staticmethod(class_iou)
+    per_class = "IoU"
+    example = ([{"0": [1, 0, 1]}, {"0": [3, 1, 0]}], 100 * 4 / 6)
+
+
+@SemanticTask.add_metric
+class MeanIoUOfFrames(FrameMean):
+    """Mean over frames of each frame's mean IoU, by the release's rule."""
+
+    name = "mIoU_frame_release"
+    rule = (
+        "IoU of each class in each single frame; mean over the classes "
+        "that are labelled or predicted there, 0 where predicted but not labelled" + FRAMES
+    )
+    frame = staticmethod(mean_iou_release)
+    example = ([{"0": [1, 0, 1]}, {"0": [3, 1, 0], "1": [0, 1, 0]}], (50 + 75 / 2) / 2)

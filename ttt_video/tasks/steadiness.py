@@ -1,0 +1,142 @@
+"""How steady predictions are from one frame to the next, with labels or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.kitti_step import read_sem_seg
+from .base import Task, once
+from .metrics import Metric, Record
+from .outputs import class_map
+from .registry import TASK_REGISTRY
+
+ChangeCounts = Mapping[str, int]
+"""Pixels of one pair of frames, as JSON has it: ``changed`` of ``pixels``, and where both frames
+are labelled ``flickered`` of ``steady``."""
+
+
+def change_counts(
+    previous: np.ndarray,
+    current: np.ndarray,
+    previous_labels: np.ndarray | None = None,
+    current_labels: np.ndarray | None = None,
+    ignore_label: int = 255,
+) -> dict[str, int]:
+    """Pixels whose predicted class differs between two adjacent frames.
+
+    Args:
+        previous, current: (H, W) predicted classes.
+        previous_labels, current_labels: (H, W), ``ignore_label`` where unlabelled; None: none.
+
+    Returns:
+        ``changed`` and ``pixels``; with labels of both frames also ``flickered`` and ``steady``,
+        the same of the pixels whose label is one class in both.
+    """
+    changed = previous != current
+    counts = {"changed": int(np.count_nonzero(changed)), "pixels": changed.size}
+    if previous_labels is not None and current_labels is not None:
+        steady = (previous_labels == current_labels) & (current_labels != ignore_label)
+        counts["flickered"] = int(np.count_nonzero(changed & steady))
+        counts["steady"] = int(np.count_nonzero(steady))
+    return counts
+
+
+@TASK_REGISTRY.register()
+class Steadiness(Task):
+    """Counts pixels that change their predicted class from one frame to the next of a video.
+
+    Every frame but a video's first has a record (:data:`ChangeCounts`), labelled or not; with
+    labels (``sem_seg_file_name``) of both frames it also has the pixels that change where the label
+    does not. Models that predict instances alone have no such record.
+    """
+
+    name = "temporal"
+    output_keys = ("sem_seg", "panoptic_seg")
+
+    def reset(self) -> None:
+        super().reset()
+        self._previous: dict[str, Any] = {}
+
+    def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        current: dict[str, Any] = {
+            "video_id": str(frame.get("video_id", "")),
+            "frame_index": int(frame.get("frame_index", 0)),
+            "classes": once(class_map, output),
+            "labels": once(read_sem_seg, frame) if "sem_seg_file_name" in frame else None,
+        }
+        previous, self._previous = self._previous, current
+        adjacent = (
+            previous.get("video_id") == current["video_id"]
+            and previous["frame_index"] + 1 == current["frame_index"]
+            and previous["classes"].shape == current["classes"].shape
+        )
+        if not adjacent:
+            return None
+        return change_counts(
+            previous["classes"],
+            current["classes"],
+            previous["labels"],
+            current["labels"],
+            self.info.ignore_label,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+            for k, v in self._previous.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._previous = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+_EXAMPLE = [
+    {"changed": 5, "pixels": 40, "flickered": 1, "steady": 20},
+    {"changed": 10, "pixels": 40, "flickered": 3, "steady": 30},
+    {"changed": 3, "pixels": 40},
+]
+
+
+class _Share(Metric):
+    part = ""
+
+    def value(self, total: ChangeCounts) -> float | None:
+        whole = total[self.needs]
+        return 100 * total[self.part] / whole if whole else None
+
+    frame = value
+
+
+@Steadiness.add_metric
+class Change(_Share):
+    """Pixels that change; motion counts as well, so neither direction is better."""
+
+    name = "change"
+    rule = (
+        "share of all pixels whose predicted class differs from the frame before; "
+        "motion counts as well; all pairs of adjacent frames pooled"
+    )
+    higher_is_better = None
+    axis = ""
+    part, needs = "changed", "pixels"
+    example = (_EXAMPLE, 100 * 18 / 120)
+
+
+@Steadiness.add_metric
+class Flicker(_Share):
+    """Pixels that change though their label does not."""
+
+    name = "flicker"
+    rule = (
+        "share of the pixels whose predicted class differs from the frame before, "
+        "of those whose label is one class in both frames; all pairs of adjacent frames pooled"
+    )
+    higher_is_better = False
+    axis = "flicker (% of pixels)"
+    part, needs = "flickered", "steady"
+    example = (_EXAMPLE, 100 * 4 / 50)
