@@ -225,7 +225,6 @@ def main(argv: list[str] | None = None) -> None:
     run_files(args.register)
     sweep = open_sweep(args)
     if not args.report:
-        run_files(args.register)
         check_cells(sweep.cells)
     if args.dry_run:
         for cell in sweep.cells:

@@ -76,6 +76,14 @@ def test_video_reads_back(tmp_path, fps):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_no_bit_rate_is_noted_that_depends_on_the_moment(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", fps=10) as video:
+        video.write(flat(0))
+    content = (tmp_path / "v.mp4").read_bytes()
+    assert b"avcC" in content
+    assert b"btrt" not in content
+
+
 def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
     """x264 takes as many threads as this process has cores, and its bytes depend on them."""
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)

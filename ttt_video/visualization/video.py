@@ -22,6 +22,9 @@ MIN_FPS, MAX_FPS = 1e-4, 1e5
 
 _QUEUE = 4  # frames that may wait for the encoder
 _THREADS = 4  # of x264, whose bytes depend on their number: the same on every machine
+# FFmpeg guesses the bit rates that it notes in a file from what it has decoded when it opens the
+# parts, in threads of its own: they would differ from run to run.
+_MP4 = {"write_btrt": "0"}
 _BT709 = 1  # ISO/IEC 23091-2 code of BT.709's primaries, transfer and matrix
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 
@@ -145,7 +148,7 @@ class VideoWriter:
         self._size = (_even(height * scale), _even(width * scale))
         flags = "frag_keyframe+empty_moov+default_base_moof"
         # flush_packets: else finished fragments would wait in FFmpeg's buffer for the close.
-        options = {"movflags": flags, "flush_packets": "1"}
+        options = _MP4 | {"movflags": flags, "flush_packets": "1"}
         with writing(self.path):
             container = av.open(ffmpeg_name(self.path), "w", format="mp4", options=options)
         try:
@@ -209,7 +212,7 @@ def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
     index = 0
     for part in parts:
         check_part(part)
-    options = {"movflags": "faststart"}
+    options = _MP4 | {"movflags": "faststart"}
     with av.open(ffmpeg_name(path), "w", format="mp4", options=options) as target:
         copy = None
         for part in parts:
