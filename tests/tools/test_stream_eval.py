@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from processes import python_path
 
-from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.adaptation import method_names
 from ttt_video.cli import load_config, run_tool
 from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
@@ -698,7 +698,7 @@ def test_unknown_method_lists_the_known_ones(refused, tmp_path):
     folder = write_frames(tmp_path / "v", 1)
     message = refused("--video-dir", folder, "--method", "online_ttt_mea")
     assert "'online_ttt_mea'" in message
-    assert all(name in message for name, _ in ADAPTER_REGISTRY)
+    assert all(name in message for name in method_names())
     # Also where the weights would not fit it, as the mistake comes first.
     assert "no method" in refused("--video-dir", folder, "--method", "x", "--weights", "nowhere")
 
@@ -772,5 +772,5 @@ def test_help_names_the_methods(tool, capsys):
         tool.main(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert all(name in text for name, _ in ADAPTER_REGISTRY)
+    assert all(name in text for name in method_names())
     assert "--config-file" in text

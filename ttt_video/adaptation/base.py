@@ -1,12 +1,14 @@
 """Adapters: how a model changes while it watches a video. One file per method.
 
-A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
+A method's code is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
+``configs/methods.yaml`` says what further names stand for: a method with other settings, or within
+wrappers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,45 +17,80 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
 from ..errors import UserError
 from .window import SlidingWindow
 
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
-Adaptation methods by the name that ``--method`` and ``TTT.METHOD`` take: functions
-``method(cfg, model) -> Adapter``.
+Code of adaptation methods by name: functions ``method(cfg, model) -> Adapter``.
+"""
+WRAPPER_REGISTRY = Registry("TTT_WRAPPER")
+WRAPPER_REGISTRY.__doc__ = """
+Adapters around an adapter by name: classes with ``from_config(cfg, inner)``.
 """
 
 
-def find_method(name: str) -> Callable[[CfgNode, nn.Module], Adapter]:
-    """The function that builds a method's adapter.
+def method_names() -> list[str]:
+    """Returns every name that ``--method`` and ``TTT.METHOD`` take, sorted."""
+    return sorted({*shipped_methods(), *(name for name, _ in ADAPTER_REGISTRY)})
+
+
+def find_method(name: str) -> NamedMethod:
+    """Returns what a method's name stands for.
 
     Raises:
         UserError: there is no such method; the message lists those there are.
     """
-    if name not in ADAPTER_REGISTRY:
-        known = ", ".join(sorted(known for known, _ in ADAPTER_REGISTRY))
-        raise UserError(f"no method {name!r}; choose one of: {known}")
-    return ADAPTER_REGISTRY.get(name)
+    method = named_method(name)
+    if method.runs not in ADAPTER_REGISTRY and not method.is_ensemble:
+        raise UserError(f"no method {name!r}; choose one of: {', '.join(method_names())}")
+    return method
 
 
-def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
-    """The adapter that ``TTT.METHOD`` names, around a model with its source weights loaded."""
-    return find_method(cfg.TTT.METHOD)(cfg, model)
+def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Adapter:
+    """Builds a method's adapter around a model with its source weights loaded.
 
-
-def require_keys(cfg: CfgNode, method: str, **values: Any) -> None:
-    """Checks that ``TTT.*`` keys have the values that make a method what its name says.
+    Args:
+        cfg: with the keys of the method.
+        model: what it adapts.
+        name: of the method; by default the one that ``TTT.METHOD`` names.
 
     Raises:
-        UserError: one has another value; ``--method`` sets them all.
+        UserError: there is no such method, or the config or the weights do not fit it.
     """
-    under = method != cfg.TTT.METHOD and method == cfg.TTT.ENSEMBLE.METHOD
-    flag = f"TTT.ENSEMBLE.METHOD {method} on the command line" if under else f"--method {method}"
-    for key, value in values.items():
+    method = find_method(name or cfg.TTT.METHOD)
+    _check_fixed_keys(cfg, method)
+    if method.decoder and getattr(model, "recon_head", None) is None:
+        raise UserError(
+            "the weights have no decoder g (recon_head), so they were not trained jointly: give "
+            "others, or call them --method main_task_only"
+        )
+    if method.is_ensemble:
+        under = find_method(cfg.TTT.ENSEMBLE.METHOD)
+        if under.is_ensemble:
+            raise UserError(
+                f"{ENSEMBLE} is {under.name!r}, itself an ensemble; name the method under it, "
+                "such as none or online_ttt_mae"
+            )
+        adapter = build_adapter(cfg, model, under.name)
+    else:
+        adapter = ADAPTER_REGISTRY.get(method.runs)(cfg, model)
+    for wrapper in method.wrappers:
+        adapter = WRAPPER_REGISTRY.get(wrapper).from_config(cfg, adapter)
+    return adapter
+
+
+def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
+    """Raises UserError where a key has another value than what the method's name says."""
+    name = method.name
+    flag = (
+        f"--method {name}" if name == cfg.TTT.METHOD else f"{ENSEMBLE} {name} on the command line"
+    )
+    for key, value in method.fixed.items():
         if cfg.TTT[key] != value:
             raise UserError(
-                f"{method} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
+                f"{name} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
                 f"select it with {flag}, which sets its keys"
             )
 

@@ -28,7 +28,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import ADAPTER_REGISTRY, Adapter, module_mode, require_keys
+from .base import ADAPTER_REGISTRY, Adapter, module_mode
 from .norm_statistics import (
     BATCH_NORMS,
     Statistics,
@@ -164,7 +164,6 @@ class NormAdapter(Adapter):
 @ADAPTER_REGISTRY.register()
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
     """``--method ln_adapt``: no gradient, no learning rate."""
-    require_keys(cfg, "ln_adapt", RESET="video")
     modules = tuple(cfg.TTT.MODULES) or ("backbone",)
     source = read_statistics(cfg, norm_layers(model, modules))
     return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)

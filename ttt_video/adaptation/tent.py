@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY, require_keys
+from .base import ADAPTER_REGISTRY
 from .gradient import GradientAdapter
 from .pixel_classes import main_task, pixel_entropy
 from .window import Sample
@@ -48,12 +48,6 @@ class EntropyAdapter(GradientAdapter):
 @ADAPTER_REGISTRY.register()
 def tent(cfg: CfgNode, model: nn.Module) -> EntropyAdapter:
     """``--method tent``: in the same loop as online TTT-MAE, with both memories."""
-    return build_tent(cfg, model, "tent")
-
-
-def build_tent(cfg: CfgNode, model: nn.Module, method: str) -> EntropyAdapter:
-    """Tent, alone or as the part of ``method``."""
-    require_keys(cfg, method, PARAMETERS="norm")
     return EntropyAdapter(
         model, augment=RandomCrop.from_config(cfg), **GradientAdapter.config_arguments(cfg)
     )
