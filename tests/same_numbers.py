@@ -38,7 +38,7 @@ METHODS = (
 )  # fmt: skip
 SETTINGS = [
     "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "64",
-    "TTT.BATCH_SIZE", "2", "TTT.MICRO_BATCH_SIZE", "1", "TTT.WINDOW_SIZE", "3",
+    "TTT.BATCH_SIZE", "2", "TTT.MICRO_BATCH_SIZE", "1", "TTT.OPTIMIZER.BETAS", "[0.5, 0.9]",
     "TTT.OFFLINE.STEPS", "3", "TTT.OFFLINE.EVAL_EVERY", "1", "TTT.ENSEMBLE.PREDICTIONS", "3",
 ]  # fmt: skip
 SGD = ["TTT.OPTIMIZER.NAME", "SGD", "TTT.OPTIMIZER.BASE_LR", "0.001"]
@@ -55,7 +55,7 @@ CROP = ["TTT.CROP.SIZE", "[32, 64]"]
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
     **{name: ([*KITTI, "--method", name], [*SGD, *NORMS]) for name in METHODS},
-    "compare": ([*KITTI, "--compare"], SGD),
+    "compare": ([*KITTI, "--compare"], [*SGD, "TTT.WINDOW_SIZE", "3"]),
     "adamw": (KITTI, ["TTT.OPTIMIZER.NAME", "ADAMW", "TTT.OPTIMIZER.BASE_LR", "0.0005"]),
     "paper": ([*KITTI, "--preset", "paper"], ["TTT.OPTIMIZER.BASE_LR", "0.0001"]),
     "release": ([*KITTI, "--preset", "release"], ["TTT.PRECISION", "fp32", *CROP]),

@@ -9,15 +9,14 @@ that are already there are left as they are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
 from ..errors import UserError
 from .borrowed import baseline_defaults, mask2former_defaults
-from .keys import ADAPTATION, KEYS, Key, Rule, at_least, must_be
+from .keys import ADAPTATION, KEYS, Key, Rule, at_least, declare_keys, must_be
 
 __all__ = [
     "ADAPTATION",
@@ -26,6 +25,7 @@ __all__ = [
     "Rule",
     "add_ttt_config",
     "at_least",
+    "declare_keys",
     "get_cfg",
     "must_be",
     "restore_defaults",
@@ -41,22 +41,21 @@ def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
             _merge_missing(cfg[key], value)
 
 
-def _nested(keys: Mapping[str, Key]) -> CfgNode:
-    cfg = CfgNode()
-    for name, key in keys.items():
-        *sections, last = name.split(".")
-        node = cfg
-        for section in sections:
-            node = node.setdefault(section, CfgNode())
-        node[last] = copy.deepcopy(key.default)
-    return cfg
+def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
+    """Returns the section that a key stands in, made where it is missing, and the last name."""
+    *sections, own = name.split(".")
+    for section in sections:
+        cfg = cfg.setdefault(section, CfgNode())
+    return cfg, own
 
 
 def add_ttt_config(cfg: CfgNode) -> None:
     """Adds Mask2Former's keys (where missing) and this project's keys to ``cfg``, in place."""
     _merge_missing(cfg, mask2former_defaults())
     _merge_missing(cfg, baseline_defaults())
-    _merge_missing(cfg, _nested(KEYS))
+    for name, key in KEYS.items():
+        section, own = _place(cfg, name)
+        section.setdefault(own, copy.deepcopy(key.default))
 
 
 def get_cfg() -> CfgNode:
@@ -66,22 +65,16 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def restore_defaults(cfg: CfgNode, keys: Iterable[str]) -> None:
+def restore_defaults(cfg: CfgNode, names: Iterable[str]) -> None:
     """Gives keys of :data:`KEYS` their defaults back."""
-    for name in keys:
-        section, _, last = name.rpartition(".")
-        _lookup(cfg, section)[last] = copy.deepcopy(KEYS[name].default)
-
-
-def _lookup(cfg: CfgNode, dotted: str) -> Any:
-    for part in dotted.split("."):
-        cfg = cfg[part]
-    return cfg
+    for name in names:
+        section, own = _place(cfg, name)
+        section[own] = copy.deepcopy(KEYS[name].default)
 
 
 def validate_config(cfg: CfgNode) -> None:
     """Raises :class:`UserError` for the first key whose value cannot work, with the fix."""
-    values = {name: _lookup(cfg, name) for name in KEYS}
+    values = {name: section[own] for name in KEYS for section, own in [_place(cfg, name)]}
     for name, key in KEYS.items():
         if key.choices and values[name] not in key.choices:
             listed = ", ".join(map(repr, key.choices))

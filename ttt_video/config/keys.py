@@ -243,4 +243,20 @@ METHODS: Mapping[str, Key] = {
 }
 
 KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS}
-"""This project's keys. A file of ``--register`` may add some for a method of its own."""
+"""This project's keys, and those that were declared since."""
+
+
+def declare_keys(section: str, keys: Mapping[str, Key]) -> None:
+    """Adds the keys ``TTT.<section>.*`` to every config that is built from now on.
+
+    A file of ``--register`` calls it for the keys of its method, model or mask; a preset leaves
+    them as the config has them.
+
+    Raises:
+        ValueError: one of them ships.
+    """
+    named = {f"TTT.{section}.{name}": key for name, key in keys.items()}
+    for name in named:
+        if name in {**MODEL, **ADAPTATION, **METHODS}:
+            raise ValueError(f"{name} is a key of this project; declare one of another name")
+    KEYS.update(named)
