@@ -38,7 +38,7 @@ DEFAULT_STREAM_CONFIG = "quick/stream_world.yaml"
 
 
 def find_config(name: str) -> Path:
-    """A config file from a path, or from a name under the shipped ``configs/``.
+    """Returns the config file of a path, or of a name under the shipped ``configs/``.
 
     Raises:
         UserError: there is none; the message lists the shipped ones, closest first.
@@ -137,7 +137,7 @@ def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> Non
 
 
 def key_values(opts: Sequence[str]) -> dict[str, str]:
-    """detectron2's trailing overrides by their keys; of two for one key the last counts.
+    """Returns detectron2's trailing overrides by key; where a key stands twice, the last counts.
 
     Raises:
         UserError: a key without a value, or a flag among them.
@@ -158,9 +158,9 @@ def load_config(
     method: str | None = None,
     allow_unsafe_yaml: bool = False,
 ) -> CfgNode:
-    """Defaults, the file, the preset, the method, KEY VALUE overrides; validated, not frozen.
+    """Returns a validated config: defaults, then file, preset, method and KEY VALUE overrides.
 
-    What the file has for the selected method alone (``TTT.BY_METHOD``) counts as the file's.
+    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as the file's.
     ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
     defaults to the GPU where PyTorch finds one, else to the CPU. A file with ``!!python/`` tags,
     which run code (some of Mask2Former's have them), is read only if ``allow_unsafe_yaml``.

@@ -97,7 +97,7 @@ def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
 
 @contextmanager
 def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while; afterwards every module has its own flag back."""
+    """Puts a model in train or eval mode for a while; then every module has its own flag back."""
     flags = [(module, module.training) for module in model.modules()]
     if any(flag != training for _, flag in flags):
         model.train(training)
@@ -112,7 +112,7 @@ def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded_layers(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Layers that draw at random follow a generator for a while, not the process's state."""
+    """Makes layers that draw at random follow a generator for a while, not the process's state."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -155,7 +155,7 @@ class Adapter(ABC):
         raise NotImplementedError(f"{type(self).__name__} learns while the video goes on")
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        """detectron2's outputs for one frame, with the current weights in eval mode."""
+        """Returns detectron2's outputs for one frame, with the current weights in eval mode."""
         with module_mode(self.model, training=False), torch.no_grad():
             return self.model([frame])[0]
 
@@ -171,7 +171,7 @@ class Adapter(ABC):
         self.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that differs from the adapter right after :meth:`reset`.
+        """Returns all that differs from the adapter right after :meth:`reset`.
 
         Dicts, lists, tuples, tensors and plain numbers and strings only, so that ``torch.load``
         reads it with ``weights_only=True``. As in PyTorch the tensors are not copies: save them

@@ -10,14 +10,14 @@ from detectron2.config import CfgNode
 
 
 class Rule(NamedTuple):
-    """What a value must be: a test of the value and the whole config, and the rule in words."""
+    """A rule that a value must keep: a test of it in its config, and the rule in words."""
 
     holds: Callable[[Any, CfgNode], bool]
     words: str
 
 
 class Key:
-    """A key's default, the closed set of its values where there is one, and its rules."""
+    """A configuration key: its default, its closed set of values if it has one, and its rules."""
 
     def __init__(self, default: Any, *rules: Rule, choices: tuple[Any, ...] = ()) -> None:
         self.default = default
