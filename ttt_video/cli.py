@@ -160,10 +160,11 @@ def load_config(
 ) -> CfgNode:
     """Returns a validated config: defaults, then file, preset, method and KEY VALUE overrides.
 
-    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as the file's.
-    ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
-    defaults to the GPU where PyTorch finds one, else to the CPU. A file with ``!!python/`` tags,
-    which run code (some of Mask2Former's have them), is read only if ``allow_unsafe_yaml``.
+    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as
+    the file's. ``TTT.METHOD`` among the overrides selects a method as ``method`` does.
+    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU. A file with
+    ``!!python/`` tags, which run code (some of Mask2Former's have them), is read only if
+    ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
