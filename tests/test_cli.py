@@ -11,7 +11,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from ttt_video.adaptation import ADAPTER_REGISTRY, build_adapter
+from ttt_video.adaptation import build_adapter, method_names
 from ttt_video.cli import (
     DEFAULT_STREAM_CONFIG,
     PRESETS,
@@ -19,6 +19,7 @@ from ttt_video.cli import (
     config_dir,
     find_config,
     load_config,
+    merge_preset,
     run_files,
     run_tool,
 )
@@ -26,10 +27,10 @@ from ttt_video.engine.stream_evaluation import load_source_model
 from ttt_video.errors import UserError
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
-FRAGMENTS = ("presets", "methods", "sweeps")  # merged on top of a config, or no config
+FRAGMENTS = ("presets", "methods.yaml", "sweeps")  # merged on top of a config, or no config
 RUNNABLE = [name for name in SHIPPED if name.split("/")[0] not in FRAGMENTS]
 SWEEPS = ("all_methods", "all_shifts", "benchmark", "long_stream", "shuffle", "validation")
-METHODS = [Path(name).stem for name in SHIPPED if name.startswith("methods/")]
+METHODS = method_names()
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -49,10 +50,6 @@ def test_methods_merge_on_top_of_configs_and_presets(method, preset):
     assert cfg == load_config("quick/stream_world.yaml", preset, ["TTT.METHOD", method])
     plain = load_config("quick/stream_world.yaml", preset)
     assert {key for key in cfg if cfg[key] != plain[key]} <= {"TTT"}
-
-
-def test_every_method_has_its_fragment():
-    assert set(METHODS) == {name for name, _ in ADAPTER_REGISTRY}
 
 
 def test_a_methods_keys_give_way_to_overrides():
@@ -91,28 +88,79 @@ def keys(node: CfgNode, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+# What each preset sets, in full: the paper's settings (Sections 3 and 4, and this project's choice
+# where it leaves something open), and how the others differ from them.
+PAPER = {
+    "METHOD": "online_ttt_mae", "MASK_RATIO": 0.8, "MASK_PATCH_SIZE": 16, "RECON.REGION": "masked",
+    "MASK_KIND": "random",
+    "WINDOW_SIZE": 16, "SAMPLING": "with_replacement", "BATCH_SIZE": 32, "MICRO_BATCH_SIZE": 8,
+    "STEPS_PER_FRAME": 1, "UPDATE_EVERY": 1, "FRAME_BUDGET_MS": 0, "PREDICT": "after",
+    "FRAME_ORDER": "time", "MODULES": [], "PARAMETERS": "all", "RESET": "video",
+    "STEP_MODE": "eval", "PRECISION": "fp32", "OPTIMIZER.NAME": "SGD", "OPTIMIZER.BASE_LR": 0.01,
+    "OPTIMIZER.MOMENTUM": 0.0, "OPTIMIZER.BETAS": [0.9, 0.999], "OPTIMIZER.WEIGHT_DECAY": 0.0,
+    "OPTIMIZER.BACKBONE_MULTIPLIER": 1.0, "OPTIMIZER.CLIP_NORM": 0.0, "OPTIMIZER.RESTART": False,
+    "OPTIMIZER.MAX_LOSS_GROWTH": 3.0, "OPTIMIZER.SOURCE_PULL": 0.0,
+    "OPTIMIZER.SOURCE_GRADIENTS": "", "CROP.RESIZE": 1.0, "CROP.SIZE": [], "CROP.FLIP": False,
+    "CROP.SCALE_RANGE": [],
+}  # fmt: skip
+RELEASE = {
+    **PAPER, "MASK_RATIO": 0.85, "RECON.REGION": "all", "SAMPLING": "shuffled_epochs",
+    "STEP_MODE": "train", "PRECISION": "fp16", "OPTIMIZER.NAME": "ADAMW",
+    "OPTIMIZER.BASE_LR": 0.0001, "OPTIMIZER.WEIGHT_DECAY": 0.05,
+    "OPTIMIZER.BACKBONE_MULTIPLIER": 0.1, "OPTIMIZER.CLIP_NORM": 0.01, "OPTIMIZER.RESTART": True,
+    "CROP.SIZE": [512, 1024],
+}  # fmt: skip
+RELEASE_COCO = {
+    **RELEASE, "MICRO_BATCH_SIZE": 4, "CROP.SIZE": [1024, 1024], "CROP.FLIP": True,
+    "CROP.SCALE_RANGE": [0.1, 2.0],
+}  # fmt: skip
+REALTIME = {
+    **PAPER, "BATCH_SIZE": 1, "MICRO_BATCH_SIZE": 1, "PARAMETERS": "matrices",
+    "OPTIMIZER.BASE_LR": 0.00004, "OPTIMIZER.MOMENTUM": 0.5, "OPTIMIZER.CLIP_NORM": 5000.0,
+    "OPTIMIZER.SOURCE_PULL": 0.03, "CROP.RESIZE": 0.45, "CROP.SIZE": [512, 1024],
+}  # fmt: skip
+del REALTIME["OPTIMIZER.SOURCE_GRADIENTS"]  # measured with the weights
+SETS = {"paper": PAPER, "release": RELEASE, "realtime": REALTIME}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_the_same_from_every_config(preset):
-    """But for what belongs to a model and its training, and for what other methods have."""
-    models = (
-        "JOINT", "NEW_CLASSES", "RECON.WEIGHT", "RECON.NORMALIZE_TARGET", "RECON.INIT_FROM_MAIN",
-        "RECON.PICTURE_PERIOD",
-    )  # fmt: skip
-    if preset == "realtime":  # the source's gradients are measured with the weights
-        models += ("OPTIMIZER.SOURCE_GRADIENTS",)
-    others = (
-        "OFFLINE.", "LN_ADAPT.", "LINE_SEARCH.", "SELF_TRAIN.", "CLASS_BALANCE.", "ENSEMBLE.",
-    )  # fmt: skip
-    fixed = {
-        key: value
-        for key, value in keys(load_config("joint_cityscapes.yaml", preset).TTT).items()
-        if key not in models and not key.startswith(others)
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_preset_sets_the_same_on_every_config_and_leaves_the_rest(name, preset):
+    """What it leaves belongs to the weights and their training, or to other methods."""
+    lsj = "coco" in name and "world" not in name
+    expected = RELEASE_COCO if lsj and preset == "release" else SETS[preset]
+    plain, cfg = keys(load_config(name)), keys(load_config(name, preset))
+    assert cfg == plain | {f"TTT.{key}": value for key, value in expected.items()} | {
+        "TTT.PRESET": preset
     }
-    fragment = keys(CfgNode(CfgNode.load_yaml_with_base(find_config(f"presets/{preset}.yaml"))))
-    assert {f"TTT.{key}" for key in fixed} - {"TTT.PRESET"} == fragment.keys()
-    for name in RUNNABLE:
-        if "coco" not in name or preset != "release":
-            assert fixed.items() <= keys(load_config(name, preset).TTT).items()
+
+
+def test_a_preset_is_laid_over_whatever_the_config_has():
+    cfg = load_config(None)
+    changed = {"MASK_RATIO": 0.5, "WINDOW_SIZE": 3, "FRAME_BUDGET_MS": 40, "MODULES": ["backbone"],
+               "OPTIMIZER.BETAS": [0.5, 0.9], "CROP.SIZE": [8, 8], "RECON.REGION": "all",
+               "OPTIMIZER.SOURCE_GRADIENTS": "sizes.safetensors", "LN_ADAPT.PRIOR": 7.0,
+               "RECON.NORMALIZE_TARGET": True, "ENSEMBLE.PREDICTIONS": 9}  # fmt: skip
+    for key, value in changed.items():
+        cfg.merge_from_list([f"TTT.{key}", value])
+    mine = keys(cfg.TTT)
+    merge_preset(cfg, "paper")
+    assert keys(cfg.TTT) == mine | PAPER | {"PRESET": "paper"}
+    cfg.merge_from_list(["TTT.OPTIMIZER.SOURCE_GRADIENTS", "sizes.safetensors"])
+    merge_preset(cfg, "realtime")
+    assert cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS == "sizes.safetensors"
+    cfg.TTT.OPTIMIZER.BETAS.append(1)  # of this config alone
+    assert load_config(None, "paper").TTT.OPTIMIZER.BETAS == [0.9, 0.999]
+
+
+@pytest.mark.parametrize("name", [f"presets/{name}" for name in (*PRESETS, "release_coco")])
+def test_preset_files_hold_what_differs_from_the_defaults(name):
+    held = keys(CfgNode(CfgNode.load_yaml_with_base(str(find_config(name)))))
+    weights = {"TTT.OPTIMIZER.SOURCE_GRADIENTS"}  # no preset has a default for what is theirs
+    defaults = keys(load_config(None))
+    assert [
+        key for key, value in held.items() if defaults[key] == value and key not in weights
+    ] == []
 
 
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if "joint_coco" in name])
@@ -176,6 +224,7 @@ def test_what_a_file_has_for_one_method_counts_as_the_files_for_that_method(tmp_
     assert loaded(method="tent") == loaded(opts=["TTT.METHOD", "tent"]) == (7, 8, 0.5)
     ensemble = ["TTT.ENSEMBLE.METHOD", "tent"]
     assert loaded(method="majority_vote", opts=ensemble) == (7, 8, 0.5)
+    assert loaded(method="tent_class_balance") == (7, 8, 0.5)  # it runs tent
     # The preset and overrides go before it.
     assert loaded("paper", method="tent") == (32, 16, 0.01)
     assert loaded(method="tent", opts=["TTT.BATCH_SIZE", "9"]) == (9, 8, 0.5)

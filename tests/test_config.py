@@ -8,7 +8,15 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
 import ttt_video
-from ttt_video.config import CHOICES, add_ttt_config, get_cfg, validate_config
+from ttt_video.config import (
+    KEYS,
+    Key,
+    add_ttt_config,
+    at_least,
+    declare_keys,
+    get_cfg,
+    validate_config,
+)
 from ttt_video.errors import UserError
 
 
@@ -89,12 +97,24 @@ def test_mask2former_defaults():
     assert cfg.SOLVER.BACKBONE_MULTIPLIER == 0.1
 
 
-@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.choices])
 def test_closed_sets_of_values(key):
-    for choice in CHOICES[key]:
+    choices = KEYS[key].choices
+    for choice in choices:
         validate_config(changed(key, choice))
-    with pytest.raises(UserError, match=rf"{key} is 'nonsense'.*{CHOICES[key][0]}"):
+    with pytest.raises(UserError, match=rf"{key} is 'nonsense'.*{choices[0]}"):
         validate_config(changed(key, "nonsense"))
+
+
+def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
+    monkeypatch.delitem(KEYS, "TTT.MINE.DARKEST", raising=False)  # and gone afterwards
+    for _ in range(2):  # a file may run twice
+        declare_keys("MINE", {"DARKEST": Key(0.3, at_least(0.1))})
+    cfg = get_cfg()
+    assert cfg.TTT.MINE.DARKEST == 0.3
+    cfg.TTT.MINE.DARKEST = 0.0
+    with pytest.raises(UserError, match=r"^TTT\.MINE\.DARKEST is 0\.0; it must be at least 0\.1$"):
+        validate_config(cfg)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from same_numbers import CASES, METHODS, compare
 
-from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.adaptation import method_names
 
 ROW = {"loss_recon": 0.25, "records": {"sem_seg": [[1, 2], [3, 4]]}, "predict_seconds": 1.0}
 
@@ -22,5 +22,5 @@ def test_what_is_gone_differs_and_what_is_new_is_named():
 
 
 def test_every_method_is_a_case():
-    assert set(METHODS) == {name for name, _ in ADAPTER_REGISTRY}
+    assert set(METHODS) == set(method_names())
     assert set(METHODS) <= set(CASES)

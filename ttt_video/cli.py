@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import logging
 import re
@@ -18,7 +19,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from .config import get_cfg, validate_config
+from .config import ADAPTATION, get_cfg, restore_defaults, validate_config
+from .config.methods import named_method
 from .errors import UserError
 from .processes import (
     drop_broken_streams,
@@ -27,6 +29,7 @@ from .processes import (
     open_closed_streams,
     signals_interrupt,
 )
+from .shipped import config_dir
 
 PRESETS = ("paper", "release", "realtime")
 
@@ -34,15 +37,8 @@ DEFAULT_STREAM_CONFIG = "quick/stream_world.yaml"
 """What ``tools/stream_eval.py`` runs where it is given no config."""
 
 
-def config_dir() -> Path:
-    """The folder of the shipped configs: inside an installed package, else beside it."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
 def find_config(name: str) -> Path:
-    """A config file from a path, or from a name under the shipped ``configs/``.
+    """Returns the config file of a path, or of a name under the shipped ``configs/``.
 
     Raises:
         UserError: there is none; the message lists the shipped ones, closest first.
@@ -103,20 +99,37 @@ def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
 
 
 def merge_method(cfg: CfgNode, name: str) -> None:
-    """Selects an adaptation method: ``TTT.METHOD``, and the keys that make it what it is.
-
-    Those stand in ``configs/methods/<name>.yaml`` alone; a method without such a file needs none.
-    """
-    file = config_dir() / "methods" / f"{name}.yaml"
-    if file.is_file():
-        _merge_fragment(cfg, file, f"method {file}")
+    """Selects an adaptation method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
+    cfg.TTT.merge_from_other_cfg(CfgNode(copy.deepcopy(named_method(name).keys)))
     cfg.TTT.METHOD = name
 
 
+def merge_preset(cfg: CfgNode, name: str) -> None:
+    """Selects a preset: its file on top of the defaults of every key of adaptation.
+
+    What belongs to the weights, and what single methods have, stays as the config has it unless
+    the preset's file names it.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}; choose from {', '.join(PRESETS)}")
+    # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
+    coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
+    file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
+    restore_defaults(cfg, ADAPTATION)
+    _merge_fragment(cfg, file, f"preset {file}")
+    cfg.TTT.PRESET = name
+
+
 def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> None:
-    """Merges what a config file has for these methods alone: ``TTT.BY_METHOD``, then empty."""
+    """Merges what a config file has for these methods alone: ``TTT.BY_METHOD``, then empty.
+
+    What it has for the method whose code a method runs counts for that method, too.
+    """
     own = cfg.TTT.BY_METHOD
-    for name in methods:
+    for name in dict.fromkeys(name for m in methods for name in (named_method(m).runs, m)):
         if name in own:
             with _merging(f"TTT.BY_METHOD.{name} of config {file}"):
                 cfg.TTT.merge_from_other_cfg(own[name])
@@ -124,7 +137,7 @@ def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> Non
 
 
 def key_values(opts: Sequence[str]) -> dict[str, str]:
-    """detectron2's trailing overrides by their keys; of two for one key the last counts.
+    """Returns detectron2's trailing overrides by key; where a key stands twice, the last counts.
 
     Raises:
         UserError: a key without a value, or a flag among them.
@@ -145,12 +158,13 @@ def load_config(
     method: str | None = None,
     allow_unsafe_yaml: bool = False,
 ) -> CfgNode:
-    """Defaults, the file, the preset, the method, KEY VALUE overrides; validated, not frozen.
+    """Returns a validated config: defaults, then file, preset, method and KEY VALUE overrides.
 
-    What the file has for the selected method alone (``TTT.BY_METHOD``) counts as the file's.
-    ``TTT.METHOD`` among the overrides selects a method as ``method`` does. ``MODEL.DEVICE``
-    defaults to the GPU where PyTorch finds one, else to the CPU. A file with ``!!python/`` tags,
-    which run code (some of Mask2Former's have them), is read only if ``allow_unsafe_yaml``.
+    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as
+    the file's. ``TTT.METHOD`` among the overrides selects a method as ``method`` does.
+    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU. A file with
+    ``!!python/`` tags, which run code (some of Mask2Former's have them), is read only if
+    ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,13 +179,7 @@ def load_config(
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
         _merge_own_settings(cfg, file, methods)
     if preset is not None:
-        if preset not in PRESETS:
-            raise UserError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
-        # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
-        coco = preset == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
-        file = find_config(f"presets/{preset}{'_coco' if coco else ''}.yaml")
-        _merge_fragment(cfg, file, f"preset {file}")
-        cfg.TTT.PRESET = preset
+        merge_preset(cfg, preset)
     selected = method or cfg.TTT.METHOD
     for name in methods:
         merge_method(cfg, name)

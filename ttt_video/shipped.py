@@ -1,4 +1,4 @@
-"""``ttt_video://NAME``: weights that ship with the package, for any key that takes a path."""
+"""What ships with the package: configs, and weights as ``ttt_video://NAME`` for keys of paths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from iopath.common.file_io import PathHandler, PathManager
 
 PREFIX = "ttt_video://"
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+def config_dir() -> Path:
+    """Returns the folder of the shipped configs: inside an installed package, else beside it."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 class ShippedWeightsHandler(PathHandler):

@@ -6,9 +6,10 @@ python tools/stream_eval.py --video VIDEO --register docs/examples/new_method.py
 import torch
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, GradientAdapter
-from ttt_video.config import declare_keys
+from ttt_video.config import Key, declare_keys, must_be
 
-declare_keys("ANY_LIGHT", {"DARKEST": 0.3}, {"DARKEST": (lambda x: 0 < x < 1, "between 0 and 1")})
+between = must_be("between 0 and 1", lambda x: 0 < x < 1)
+declare_keys("ANY_LIGHT", {"DARKEST": Key(0.3, between)})
 
 
 class AnyLight(GradientAdapter):

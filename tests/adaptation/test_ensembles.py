@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import colorsys
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ttt_video.adaptation import MajorityVote, NoAdaptation, SlidingWindow, TemporalSmoothing
+from ttt_video.adaptation import (
+    ClassBalance,
+    MajorityVote,
+    NoAdaptation,
+    SlidingWindow,
+    TemporalSmoothing,
+)
+from ttt_video.adaptation.augmentation import VoteAugmentation, jitter_color, shift_hsv
 from ttt_video.adaptation.base import Adapter, build_adapter
-from ttt_video.adaptation.majority_vote import VoteAugmentation, jitter_color, shift_hsv
+from ttt_video.cli import merge_method
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.errors import UserError
 
@@ -72,7 +80,7 @@ def test_the_frame_as_it_is_decides_ties():
 
 
 def test_mirrored_predictions_are_mirrored_back(monkeypatch):
-    monkeypatch.setattr("ttt_video.adaptation.majority_vote.coin", lambda generator: True)
+    monkeypatch.setattr("ttt_video.adaptation.augmentation.coin", lambda generator: True)
     inner = Scripted(one_hot([[0, 1, 2, 2]]), one_hot([[2, 2, 1, 0]]))
     augment = VoteAugmentation(scale_range=(1, 1), flip=True, color=False)
     output = MajorityVote(inner, predictions=2, augment=augment).predict(frame(height=1))
@@ -189,6 +197,24 @@ def test_an_ensemble_of_an_ensemble_is_refused(tiny_cfg, tiny_model):
         tiny_cfg.TTT.ENSEMBLE.METHOD = inner
         with pytest.raises(UserError, match=f"'{inner}', itself an ensemble"):
             build_adapter(tiny_cfg, tiny_model)
+
+
+def test_wrappers_stand_in_each_other(tiny_cfg, tiny_model, make_video):
+    """A vote of one and a mean over one frame around class balance change nothing."""
+    tiny_cfg.merge_from_list(["TTT.ENSEMBLE.PREDICTIONS", 1, "TTT.ENSEMBLE.WINDOW_SIZE", 1])
+    outputs = []
+    for wrappers in ((), (TemporalSmoothing, MajorityVote)):
+        merge_method(tiny_cfg, "tent_class_balance")
+        model = copy.deepcopy(tiny_model)
+        adapter = build_adapter(tiny_cfg, model)
+        assert type(adapter) is ClassBalance
+        for wrapper in wrappers:
+            adapter = wrapper.from_config(tiny_cfg, adapter)
+        results = StreamRunner(adapter, SlidingWindow(2)).run(make_video(num_frames=2))
+        outputs.append([(r.record, r.output["sem_seg"].argmax(0)) for r in results])
+    for (record, classes), (wrapped, voted) in zip(*outputs, strict=True):
+        assert record == wrapped
+        assert torch.equal(classes, voted)
 
 
 def test_numbers_that_cannot_work():

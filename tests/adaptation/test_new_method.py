@@ -28,7 +28,7 @@ def _registered():
     runpy.run_path(str(EXAMPLE))
     yield
     ADAPTER_REGISTRY._obj_map.pop("any_light")
-    config._DECLARED.pop("ANY_LIGHT")
+    config.KEYS.pop("TTT.ANY_LIGHT.DARKEST")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
-from ttt_video.cli import find_config
+from ttt_video.cli import merge_preset
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.modeling.masking import PatchMasks
 
@@ -157,7 +157,7 @@ def test_crops_reach_the_model_as_slices_of_the_window(tiny_model, make_video, i
 
 @pytest.mark.parametrize("preset", ["paper", "release"])
 def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset):
-    tiny_cfg.merge_from_file(str(find_config(f"presets/{preset}.yaml")))
+    merge_preset(tiny_cfg, preset)
     tiny_cfg.merge_from_list(["TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 4])
     tiny_model.masks = PatchMasks.from_config(tiny_cfg)
     tiny_model.recon_region = tiny_cfg.TTT.RECON.REGION

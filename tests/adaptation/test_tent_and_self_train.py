@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ttt_video.adaptation import RandomCrop, SlidingWindow
+from ttt_video.adaptation import ClassBalance, RandomCrop, SlidingWindow
 from ttt_video.adaptation.base import build_adapter
-from ttt_video.adaptation.class_balance import ClassBalance
 from ttt_video.adaptation.self_train import SelfTrainAdapter
 from ttt_video.adaptation.tent import EntropyAdapter
 from ttt_video.cli import merge_method

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ttt_video.adaptation import Adapter, NoAdaptation, SlidingWindow
-from ttt_video.adaptation.ensemble import EnsembleAdapter
+from ttt_video.adaptation import Adapter, NoAdaptation, SlidingWindow, Wrapper
 from ttt_video.cli import merge_method
 from ttt_video.engine.frame_budget import FrameBudget
 from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
@@ -252,7 +251,7 @@ def test_a_prediction_before_a_long_update_is_not_late(make_runner):
 
 
 def test_methods_without_steps_have_none_to_skip(make_runner, make_video):
-    for adapter in (NoAdaptation(nn.Identity()), EnsembleAdapter(NoAdaptation(nn.Identity()))):
+    for adapter in (NoAdaptation(nn.Identity()), Wrapper(NoAdaptation(nn.Identity()))):
         adapter.predict = lambda frame: {}
         runner = StreamRunner(adapter, SlidingWindow(2), budget=1e-9)
         results = list(runner.run(video(3)))

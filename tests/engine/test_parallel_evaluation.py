@@ -6,7 +6,7 @@ import sys
 
 from detectron2.data import MetadataCatalog
 
-from ttt_video.adaptation import ADAPTER_REGISTRY, NoAdaptation, find_method
+from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
 from ttt_video.engine import parallel_evaluation
 from ttt_video.engine.run_directory import RunDirectory
 
@@ -35,7 +35,7 @@ def test_a_worker_runs_the_registered_files_first(tiny_cfg, tmp_path, monkeypatc
     MetadataCatalog.remove("own_set")  # as in a new process
     try:
         settings.build("cpu", 1)
-        assert built == [NoAdaptation]
+        assert [method.runs for method in built] == ["own_one"]
         known = MetadataCatalog.get("own_set").as_dict()
         assert (known["classes"], known["colors"]) == (["a"], ["b"])
     finally:

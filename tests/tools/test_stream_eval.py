@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from processes import python_path
 
-from ttt_video.adaptation import ADAPTER_REGISTRY
+from ttt_video.adaptation import method_names
 from ttt_video.cli import load_config, run_tool
 from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
@@ -353,17 +353,21 @@ def kill_at(command: list[str], out: Path, count: int) -> None:
     """Runs the tool in a process of its own and kills it once ``count`` rows are there."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = python_path()
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    wait_for_rows(process, out, count)
+    log = out.with_suffix(".log")
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stderr=file)
+    wait_for_rows(process, out, count, log)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
-def wait_for_rows(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
+def wait_for_rows(
+    process: subprocess.Popen[bytes], out: Path, count: int, log: Path | None = None
+) -> None:
     deadline = time.monotonic() + 240
     frames = out / "frames.jsonl"
     while not (frames.exists() and frames.read_bytes().count(b"\n") >= count):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, log.read_text() if log else "it ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -698,7 +702,7 @@ def test_unknown_method_lists_the_known_ones(refused, tmp_path):
     folder = write_frames(tmp_path / "v", 1)
     message = refused("--video-dir", folder, "--method", "online_ttt_mea")
     assert "'online_ttt_mea'" in message
-    assert all(name in message for name, _ in ADAPTER_REGISTRY)
+    assert all(name in message for name in method_names())
     # Also where the weights would not fit it, as the mistake comes first.
     assert "no method" in refused("--video-dir", folder, "--method", "x", "--weights", "nowhere")
 
@@ -772,5 +776,5 @@ def test_help_names_the_methods(tool, capsys):
         tool.main(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert all(name in text for name, _ in ADAPTER_REGISTRY)
+    assert all(name in text for name in method_names())
     assert "--config-file" in text

@@ -4,13 +4,12 @@ import pkgutil
 from importlib import import_module
 
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method
+from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method, method_names
 from .gradient import GradientAdapter
-from .majority_vote import MajorityVote
 from .no_adaptation import NoAdaptation
 from .online_ttt_mae import ReconstructionAdapter
-from .temporal_smoothing import TemporalSmoothing
 from .window import Sample, SlidingWindow
+from .wrappers import ClassBalance, MajorityVote, TemporalSmoothing, Wrapper
 
 for _module in pkgutil.iter_modules(__path__):  # a method registers itself: its file is enough
     import_module(f"{__name__}.{_module.name}")
@@ -18,6 +17,7 @@ for _module in pkgutil.iter_modules(__path__):  # a method registers itself: its
 __all__ = [
     "ADAPTER_REGISTRY",
     "Adapter",
+    "ClassBalance",
     "GradientAdapter",
     "MajorityVote",
     "NoAdaptation",
@@ -26,6 +26,8 @@ __all__ = [
     "Sample",
     "SlidingWindow",
     "TemporalSmoothing",
+    "Wrapper",
     "build_adapter",
     "find_method",
+    "method_names",
 ]

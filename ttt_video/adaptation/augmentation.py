@@ -1,4 +1,4 @@
-"""What happens to a sampled frame before it is masked: crop, mirror image, scale jitter."""
+"""Random changes of a frame: crops of what a step sees, and the copies that a vote predicts."""
 
 from __future__ import annotations
 
@@ -73,12 +73,89 @@ class RandomCrop:
 
 
 def _rescaled(image: Tensor, factor: float) -> Tensor:
-    height, width = (max(round(side * factor), 1) for side in image.shape[-2:])
+    size = tuple(max(round(side * factor), 1) for side in image.shape[-2:])
+    if size == image.shape[-2:]:
+        return image
     resized = F.interpolate(
-        image[None].float(),
-        size=(height, width),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
+        image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """Returns one draw from [low, high)."""
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def coin(generator: torch.Generator) -> bool:
+    """Returns True with probability 1/2."""
+    return torch.rand((), generator=generator).item() < 0.5
+
+
+def shift_hsv(pixels: Tensor, *, hue: float = 0.0, saturation: float = 1.0) -> Tensor:
+    """Turns the hue by a share of the circle and multiplies the saturation (at most to 1).
+
+    Args:
+        pixels: (3, H, W) float in 0..255, RGB (for BGR the hue turns the other way).
+        hue: 1 is the full circle; saturation: factor, at least 0.
+    """
+    value, low = pixels.amax(0), pixels.amin(0)
+    chroma = value - low
+    safe = chroma.clamp(min=1e-6)
+    r, g, b = pixels
+    turn = torch.where(
+        value == r,
+        (g - b) / safe,
+        torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe),
+    )
+    turn = turn + 6 * hue
+    chroma = torch.minimum(chroma * saturation, value)
+    # Red, green and blue are one curve over the colour circle, read at three places.
+    place = (torch.tensor([5.0, 3.0, 1.0], device=pixels.device)[:, None, None] + turn) % 6
+    return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+def jitter_color(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Applies SSD's colour jitter as in training: brightness, contrast, saturation and hue.
+
+    Each happens with probability 1/2; contrast comes before or after the other two. The hue turns
+    both ways alike, so that the order of the channels does not matter.
+
+    Args:
+        image: (3, H, W) uint8.
+        generator: on the CPU.
+    """
+    pixels = image.float()
+    if coin(generator):
+        pixels = (pixels + uniform(-32, 32, generator)).clamp(0, 255)
+    contrast = uniform(0.5, 1.5, generator) if coin(generator) else 1.0
+    saturation = uniform(0.5, 1.5, generator) if coin(generator) else 1.0
+    hue = uniform(-0.1, 0.1, generator) if coin(generator) else 0.0
+    if coin(generator):
+        pixels = shift_hsv((pixels * contrast).clamp(0, 255), hue=hue, saturation=saturation)
+    else:
+        pixels = shift_hsv(pixels, hue=hue, saturation=saturation) * contrast
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class VoteAugmentation:
+    """The training recipe for one copy, without its crop: every pixel has to get its vote.
+
+    Attributes:
+        scale_range: factor on the network's input size; (1, 1) does not resize.
+        flip: mirror left-right with probability 1/2.
+        color: :func:`jitter_color`.
+    """
+
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    color: bool = True
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
+        """Returns an altered (3, h, w) uint8 image, and whether it is mirrored."""
+        image = _rescaled(image, uniform(*self.scale_range, generator))
+        if self.color:
+            image = jitter_color(image, generator)
+        mirrored = self.flip and coin(generator)
+        return (image.flip(-1) if mirrored else image), mirrored

@@ -1,12 +1,14 @@
 """Adapters: how a model changes while it watches a video. One file per method.
 
-A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
+A method's code is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
+``configs/methods.yaml`` says what further names stand for: a method with other settings, or within
+wrappers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,52 +17,88 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
 from ..errors import UserError
+from ..modeling.interface import parts_of
 from .window import SlidingWindow
 
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
-Adaptation methods by the name that ``--method`` and ``TTT.METHOD`` take: functions
-``method(cfg, model) -> Adapter``.
+Code of adaptation methods by name: functions ``method(cfg, model) -> Adapter``.
+"""
+WRAPPER_REGISTRY = Registry("TTT_WRAPPER")
+WRAPPER_REGISTRY.__doc__ = """
+Adapters around an adapter by name: classes with ``from_config(cfg, inner)``.
 """
 
 
-def find_method(name: str) -> Callable[[CfgNode, nn.Module], Adapter]:
-    """The function that builds a method's adapter.
+def method_names() -> list[str]:
+    """Returns every name that ``--method`` and ``TTT.METHOD`` take, sorted."""
+    return sorted({*shipped_methods(), *(name for name, _ in ADAPTER_REGISTRY)})
+
+
+def find_method(name: str) -> NamedMethod:
+    """Returns what a method's name stands for.
 
     Raises:
         UserError: there is no such method; the message lists those there are.
     """
-    if name not in ADAPTER_REGISTRY:
-        known = ", ".join(sorted(known for known, _ in ADAPTER_REGISTRY))
-        raise UserError(f"no method {name!r}; choose one of: {known}")
-    return ADAPTER_REGISTRY.get(name)
+    method = named_method(name)
+    if method.runs not in ADAPTER_REGISTRY and not method.is_ensemble:
+        raise UserError(f"no method {name!r}; choose one of: {', '.join(method_names())}")
+    return method
 
 
-def build_adapter(cfg: CfgNode, model: nn.Module) -> Adapter:
-    """The adapter that ``TTT.METHOD`` names, around a model with its source weights loaded."""
-    return find_method(cfg.TTT.METHOD)(cfg, model)
+def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Adapter:
+    """Builds a method's adapter around a model with its source weights loaded.
 
-
-def require_keys(cfg: CfgNode, method: str, **values: Any) -> None:
-    """Checks that ``TTT.*`` keys have the values that make a method what its name says.
+    Args:
+        cfg: with the keys of the method.
+        model: what it adapts.
+        name: of the method; by default the one that ``TTT.METHOD`` names.
 
     Raises:
-        UserError: one has another value; ``--method`` sets them all.
+        UserError: there is no such method, or the config or the weights do not fit it.
     """
-    under = method != cfg.TTT.METHOD and method == cfg.TTT.ENSEMBLE.METHOD
-    flag = f"TTT.ENSEMBLE.METHOD {method} on the command line" if under else f"--method {method}"
-    for key, value in values.items():
+    method = find_method(name or cfg.TTT.METHOD)
+    _check_fixed_keys(cfg, method)
+    if method.decoder and "g" not in parts_of(model):
+        raise UserError(
+            "the weights have no decoder g, so they were not trained jointly: give "
+            "others, or call them --method main_task_only"
+        )
+    if method.is_ensemble:
+        under = find_method(cfg.TTT.ENSEMBLE.METHOD)
+        if under.is_ensemble:
+            raise UserError(
+                f"{ENSEMBLE} is {under.name!r}, itself an ensemble; name the method under it, "
+                "such as none or online_ttt_mae"
+            )
+        adapter = build_adapter(cfg, model, under.name)
+    else:
+        adapter = ADAPTER_REGISTRY.get(method.runs)(cfg, model)
+    for wrapper in method.wrappers:
+        adapter = WRAPPER_REGISTRY.get(wrapper).from_config(cfg, adapter)
+    return adapter
+
+
+def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
+    """Raises UserError where a key has another value than what the method's name says."""
+    name = method.name
+    flag = (
+        f"--method {name}" if name == cfg.TTT.METHOD else f"{ENSEMBLE} {name} on the command line"
+    )
+    for key, value in method.fixed.items():
         if cfg.TTT[key] != value:
             raise UserError(
-                f"{method} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
+                f"{name} has TTT.{key} {value!r}, not {cfg.TTT[key]!r}: "
                 f"select it with {flag}, which sets its keys"
             )
 
 
 @contextmanager
 def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while; afterwards every module has its own flag back."""
+    """Puts a model in train or eval mode for a while; then every module has its own flag back."""
     flags = [(module, module.training) for module in model.modules()]
     if any(flag != training for _, flag in flags):
         model.train(training)
@@ -75,7 +113,7 @@ def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded_layers(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Layers that draw at random follow a generator for a while, not the process's state."""
+    """Makes layers that draw at random follow a generator for a while, not the process's state."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -118,7 +156,7 @@ class Adapter(ABC):
         raise NotImplementedError(f"{type(self).__name__} learns while the video goes on")
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        """detectron2's outputs for one frame, with the current weights in eval mode."""
+        """Returns detectron2's outputs for one frame, with the current weights in eval mode."""
         with module_mode(self.model, training=False), torch.no_grad():
             return self.model([frame])[0]
 
@@ -134,7 +172,7 @@ class Adapter(ABC):
         self.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that differs from the adapter right after :meth:`reset`.
+        """Returns all that differs from the adapter right after :meth:`reset`.
 
         Dicts, lists, tuples, tensors and plain numbers and strings only, so that ``torch.load``
         reads it with ``weights_only=True``. As in PyTorch the tensors are not copies: save them

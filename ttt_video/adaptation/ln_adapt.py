@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.interface import AdaptableModel, is_within, submodule_name
-from .base import ADAPTER_REGISTRY, Adapter, module_mode, require_keys
+from .base import ADAPTER_REGISTRY, Adapter, module_mode
 from .norm_statistics import (
     BATCH_NORMS,
     Statistics,
@@ -166,7 +166,6 @@ class NormAdapter(Adapter):
 @ADAPTER_REGISTRY.register()
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
     """``--method ln_adapt``: no gradient, no learning rate."""
-    require_keys(cfg, "ln_adapt", RESET="video")
     modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
     return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from tqdm import tqdm
 
-from .base import ADAPTER_REGISTRY, require_keys
+from .base import ADAPTER_REGISTRY
 from .online_ttt_mae import ReconstructionAdapter
 from .window import SlidingWindow
 
@@ -82,5 +82,4 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
 @ADAPTER_REGISTRY.register()
 def offline_ttt_mae(cfg: CfgNode, model: nn.Module) -> OfflineReconstructionAdapter:
     """``--method offline_ttt_mae``: ``TTT.OFFLINE.STEPS`` steps, without any label."""
-    require_keys(cfg, "offline_ttt_mae", RESET="video")
     return OfflineReconstructionAdapter.from_config(cfg, model, num_steps=cfg.TTT.OFFLINE.STEPS)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tasks import build_tasks, sign
-from .base import ADAPTER_REGISTRY, Adapter, require_keys
+from .base import ADAPTER_REGISTRY, Adapter
 from .offline_ttt_mae import OfflineReconstructionAdapter
 
 Score = Callable[[list[Any], Callable[[Any], dict[str, Any]]], float]
@@ -125,7 +125,6 @@ def scorer(cfg: CfgNode) -> Score:
 @ADAPTER_REGISTRY.register()
 def offline_ttt_mae_oracle(cfg: CfgNode, model: nn.Module) -> OfflineOracleAdapter:
     """``--method offline_ttt_mae_oracle``: a look every ``TTT.OFFLINE.EVAL_EVERY`` steps."""
-    require_keys(cfg, "offline_ttt_mae_oracle", RESET="video")
     return OfflineOracleAdapter.from_config(
         cfg,
         model,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..modeling.interface import adaptable
 from ..modeling.pixel_classes import pixel_entropy
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY, require_keys
+from .base import ADAPTER_REGISTRY
 from .gradient import GradientAdapter
 from .window import Sample
 
@@ -50,12 +50,6 @@ class EntropyAdapter(GradientAdapter):
 @ADAPTER_REGISTRY.register()
 def tent(cfg: CfgNode, model: nn.Module) -> EntropyAdapter:
     """``--method tent``: in the same loop as online TTT-MAE, with both memories."""
-    return build_tent(cfg, model, "tent")
-
-
-def build_tent(cfg: CfgNode, model: nn.Module, method: str) -> EntropyAdapter:
-    """Tent, alone or as the part of ``method``."""
-    require_keys(cfg, method, PARAMETERS="norm")
     return EntropyAdapter(
         model, augment=RandomCrop.from_config(cfg), **GradientAdapter.config_arguments(cfg)
     )

@@ -1,0 +1,265 @@
+"""Every configuration key of this project, with its unit, its choices and what it must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+
+
+class Rule(NamedTuple):
+    """A rule that a value must keep: a test of it in its config, and the rule in words."""
+
+    holds: Callable[[Any, CfgNode], bool]
+    words: str
+
+
+class Key:
+    """A configuration key: its default, its closed set of values if it has one, and its rules."""
+
+    def __init__(self, default: Any, *rules: Rule, choices: tuple[Any, ...] = ()) -> None:
+        self.default = default
+        self.rules = rules
+        self.choices = choices
+
+
+def at_least(least: float, words: str = "") -> Rule:
+    """Returns the rule of a lower bound, which is allowed."""
+    return Rule(lambda value, cfg: value >= least, words or f"at least {least}")
+
+
+def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
+    """Returns a rule about the value alone."""
+    return Rule(lambda value, cfg: holds(value), words)
+
+
+def _is_range(value: Any) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1]
+
+
+def _if_frames_reset(needed: Any, because: str) -> Rule:
+    return Rule(
+        lambda value, cfg: value == needed or cfg.TTT.RESET != "frame",
+        f"{needed!r} where TTT.RESET is 'frame': {because}",
+    )
+
+
+# What belongs to a model, its weights and their training. A preset leaves it as the config has it.
+MODEL: Mapping[str, Key] = {
+    # Images per forward and backward of joint training; the gradients of a batch accumulate. 0 =
+    # each process's share of IMS_PER_BATCH at once.
+    "SOLVER.MICRO_BATCH_SIZE": Key(0, at_least(0, "a number of images, or 0")),
+    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
+    # --from-scratch). False: no weights are a mistake.
+    "SOLVER.FROM_SCRATCH": Key(False),
+    # Of mixed precision, where SOLVER.AMP.ENABLED: "fp16" scales the loss; "auto": bf16, but fp16
+    # on GPUs before Ampere.
+    "SOLVER.AMP.PRECISION": Key("auto", choices=("auto", "bf16", "fp16")),
+    # WarmupPolyLR's exponent and least factor on the learning rate; names and values of DeepLab's.
+    "SOLVER.POLY_LR_POWER": Key(0.9, at_least(0)),
+    "SOLVER.POLY_LR_CONSTANT_ENDING": Key(0.0),
+    "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
+    # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
+    # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
+    # "probing" (f and g frozen, only the head h learns, Section 3).
+    "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
+    # Training may start from MODEL.WEIGHTS with other classes than MODEL.SEM_SEG_HEAD.NUM_CLASSES;
+    # the class layer is then new. False: such weights are a mistake.
+    "TTT.NEW_CLASSES": Key(False),
+    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
+    # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
+    "TTT.RECON.NORMALIZE_TARGET": Key(False),
+    # Where MODEL.WEIGHTS has no g, training starts g from h's weights. False: from random ones.
+    "TTT.RECON.INIT_FROM_MAIN": Key(False),
+    # Training steps between reconstruction pictures; 0 = none, -1 = with every evaluation.
+    "TTT.RECON.PICTURE_PERIOD": Key(-1, at_least(-1, "a number of steps, 0, -1")),
+    # File of tools/measure_gradients.py: how large each parameter tensor's gradient is on training
+    # images. Gradients are divided by it, so that a step is as large as the images are unlike
+    # those, and BASE_LR is in units of the weights (not in the paper). For SGD: AdamW has a scale
+    # of its own.
+    "TTT.OPTIMIZER.SOURCE_GRADIENTS": Key(
+        "",
+        Rule(
+            lambda value, cfg: not value or cfg.TTT.OPTIMIZER.NAME == "SGD",
+            "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
+        ),
+    ),
+    # File of tools/measure_norm_statistics.py: what the layers gave on the training images.
+    "TTT.LN_ADAPT.SOURCE_STATISTICS": Key(""),
+}
+
+# How a model adapts. A preset sets all of these: those that its file does not name to the defaults.
+ADAPTATION: Mapping[str, Key] = {
+    # Name of the preset merged last ("paper", "release", "realtime"), recorded with every result.
+    "TTT.PRESET": Key(""),
+    "TTT.METHOD": Key("online_ttt_mae"),  # a name in configs/methods.yaml, or a registered one
+    # --- masking and reconstruction (training and test time) ---
+    # Share of patches hidden.
+    "TTT.MASK_RATIO": Key(
+        0.8, must_be("in [0, 1), the share of hidden patches", lambda v: 0 <= v < 1)
+    ),
+    "TTT.MASK_PATCH_SIZE": Key(  # px
+        16,
+        must_be(
+            "a positive multiple of 4 px, the reconstruction's own patch",
+            lambda v: v >= 1 and v % 4 == 0,
+        ),
+    ),
+    # A name in ttt_video.modeling.MASK_KINDS: "random" patches, each by itself; "block",
+    # rectangles of patches.
+    "TTT.MASK_KIND": Key("random"),
+    # Pixels that count; "all": those of the padding, too.
+    "TTT.RECON.REGION": Key("masked", choices=("masked", "visible", "all")),
+    # --- test-time training ---
+    # Frames of explicit memory k, the current one included; 0 = unbounded.
+    "TTT.WINDOW_SIZE": Key(16, at_least(0, "a number of frames, or 0 for no limit")),
+    "TTT.BATCH_SIZE": Key(32, at_least(1)),  # samples per gradient step
+    # Samples per forward and backward; gradients accumulate.
+    "TTT.MICRO_BATCH_SIZE": Key(8, at_least(1)),
+    "TTT.STEPS_PER_FRAME": Key(1, at_least(1)),  # gradient steps of one update
+    # Frames: update at the first frame of a video and every n-th after it.
+    "TTT.UPDATE_EVERY": Key(
+        1,
+        at_least(1),
+        _if_frames_reset(1, "the frames between two updates have the source weights"),
+    ),
+    # ms from one frame of a camera to the next: the loop keeps up by steps on fewer samples, or
+    # none; every frame is predicted. 0 = no budget. With one, numbers depend on how fast the
+    # machine is at each moment, and no run repeats another bit for bit.
+    "TTT.FRAME_BUDGET_MS": Key(
+        0,
+        at_least(0, "a number of milliseconds, or 0 for none"),
+        _if_frames_reset(0, "a frame whose update is skipped has the source weights"),
+    ),
+    # Predict a frame "after" the update it takes part in, or "before".
+    "TTT.PREDICT": Key(
+        "after",
+        _if_frames_reset("after", "before the update every frame has the source weights"),
+        choices=("after", "before"),
+    ),
+    # "time", or "shuffled": each video's frames in an order that SEED and the video decide, so that
+    # neighbours in the stream no longer look alike (Section 6.1, "Temporal smoothness").
+    "TTT.FRAME_ORDER": Key("time", choices=("time", "shuffled")),
+    # "with_replacement" (Section 4.2); "shuffled_epochs": whole shuffled passes over the window;
+    # "without_replacement": each frame of the window at most once, for losses without randomness.
+    "TTT.SAMPLING": Key(
+        "with_replacement", choices=("with_replacement", "shuffled_epochs", "without_replacement")
+    ),
+    # Submodules of the model that move, by name or by part ("f", "g", "h"), such as
+    # ["backbone.layers.3"] or ["f", "g"]; [] = those of the method.
+    "TTT.MODULES": Key([]),
+    # Which of their parameters: "all"; "norm", those of normalisation layers; "matrices", those
+    # that multiply: no biases, norms, queries and position tables.
+    "TTT.PARAMETERS": Key("all", choices=("all", "norm", "matrices")),
+    # When to return to the source weights (f0, g0) and a fresh optimizer.
+    "TTT.RESET": Key("video", choices=("video", "frame", "never")),
+    # "train": stochastic depth and dropout on in the step; predictions are always in eval mode.
+    "TTT.STEP_MODE": Key("eval", choices=("train", "eval")),
+    "TTT.PRECISION": Key("fp32", choices=("fp32", "bf16", "fp16")),  # of the step alone
+    "TTT.OPTIMIZER.NAME": Key("SGD", choices=("SGD", "ADAMW")),
+    "TTT.OPTIMIZER.BASE_LR": Key(0.01, at_least(0)),
+    "TTT.OPTIMIZER.MOMENTUM": Key(0.0),  # SGD
+    "TTT.OPTIMIZER.BETAS": Key([0.9, 0.999]),  # AdamW
+    # Never applied to norms, embeddings and position biases.
+    "TTT.OPTIMIZER.WEIGHT_DECAY": Key(0.0),
+    "TTT.OPTIMIZER.BACKBONE_MULTIPLIER": Key(1.0),  # learning rate of f, relative to BASE_LR
+    # L2 norm of the whole gradient.
+    "TTT.OPTIMIZER.CLIP_NORM": Key(0.0, at_least(0, "at least 0 (0 = no clipping)")),
+    "TTT.OPTIMIZER.RESTART": Key(False),  # forget the optimizer's state after every frame
+    # A step is undone if the loss on its own batch and masks is more than so many times as large
+    # after it; 0 = no step is. It is looked at after steps that are suspiciously large only.
+    "TTT.OPTIMIZER.MAX_LOSS_GROWTH": Key(
+        3.0,
+        must_be("a factor of at least 1, or 0 for no limit", lambda v: v == 0 or 1 <= v < math.inf),
+    ),
+    # After every step the weights move this share of the way back to the source weights; 0 = none.
+    # Continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
+    "TTT.OPTIMIZER.SOURCE_PULL": Key(0.0, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
+    # Factor on the frame's sides before the crop; 0.5: a quarter of the pixels.
+    "TTT.CROP.RESIZE": Key(1.0, must_be("above 0, a factor on a frame's sides", lambda v: v > 0)),
+    # [height, width] of a random crop; [] = the whole frame.
+    "TTT.CROP.SIZE": Key(
+        [],
+        must_be(
+            "[] for whole frames, or [height, width] in px",
+            lambda v: len(v) in (0, 2) and all(side >= 1 for side in v),
+        ),
+    ),
+    "TTT.CROP.FLIP": Key(False),  # mirror left-right with probability 1/2
+    # Large-scale jitter: resize to SCALE * CROP.SIZE before the crop; [] = off. Short crops are
+    # padded with 128, as detectron2's FixedSizeCrop does.
+    "TTT.CROP.SCALE_RANGE": Key(
+        [],
+        Rule(
+            lambda value, cfg: len(value) == 0 or (_is_range(value) and bool(cfg.TTT.CROP.SIZE)),
+            "[] or [low, high] with 0 < low <= high, and needs TTT.CROP.SIZE",
+        ),
+    ),
+}
+
+# What some methods alone have; each has its page in docs/methods/. A preset leaves it as it is.
+METHODS: Mapping[str, Key] = {
+    # TTT.* keys that a config file has for single methods, by name: what suits the loss of one does
+    # not suit another's. Those of the selected method count as the file's; cli.load_config merges
+    # them, and leaves none here.
+    "TTT.BY_METHOD": Key(CfgNode(new_allowed=True)),
+    # Gradient steps on the whole video before its first prediction.
+    "TTT.OFFLINE.STEPS": Key(1000, at_least(1)),
+    # offline_ttt_mae_oracle: steps between two looks at the labels, and whether the source weights,
+    # step 0, are a candidate, too (not in the paper).
+    "TTT.OFFLINE.EVAL_EVERY": Key(100, at_least(1)),
+    "TTT.OFFLINE.ALLOW_ZERO": Key(False),
+    # Frames that the source statistics weigh as much as.
+    "TTT.LN_ADAPT.PRIOR": Key(16.0, at_least(0, "a number of frames, at least 0")),
+    # How far along the adaptation a prediction may go: 0 = the frozen model, 1 = the adapted one.
+    "TTT.LINE_SEARCH.SCALES": Key(
+        [0.0, 0.25, 0.5, 1.0, 2.0, 3.0],
+        must_be(
+            "a list of factors on the adaptation, at least one and none negative",
+            lambda v: len(v) > 0 and all(0 <= scale < math.inf for scale in v),
+        ),
+    ),
+    "TTT.LINE_SEARCH.EVERY": Key(5, at_least(1)),  # updates from one search to the next
+    # Weight of the searches before.
+    "TTT.LINE_SEARCH.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
+    # lambda: confidence above which a prediction is a label.
+    "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    # Reset when the numbers of predicted classes, of the current and the source weights, differ by
+    # more than this.
+    "TTT.CLASS_BALANCE.THRESHOLD": Key(2, at_least(0)),
+    # majority_vote and temporal_smoothing: the method whose predictions are combined.
+    "TTT.ENSEMBLE.METHOD": Key("none"),
+    # Votes per frame, the first of the frame as it is.
+    "TTT.ENSEMBLE.PREDICTIONS": Key(100, at_least(1)),
+    # Size of augmented copies, relative to the network's input.
+    "TTT.ENSEMBLE.SCALE_RANGE": Key(
+        [0.5, 2.0], must_be("[low, high] with 0 < low <= high", _is_range)
+    ),
+    "TTT.ENSEMBLE.FLIP": Key(True),  # mirror augmented copies with probability 1/2
+    "TTT.ENSEMBLE.COLOR": Key(True),  # SSD's colour jitter of augmented copies
+    # Frames whose predictions are averaged, the current one included.
+    "TTT.ENSEMBLE.WINDOW_SIZE": Key(4, at_least(1)),
+}
+
+KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS}
+"""This project's keys, and those that were declared since."""
+
+
+def declare_keys(section: str, keys: Mapping[str, Key]) -> None:
+    """Adds the keys ``TTT.<section>.*`` to every config that is built from now on.
+
+    A file of ``--register`` calls it for the keys of its method, model or mask; a preset leaves
+    them as the config has them.
+
+    Raises:
+        ValueError: one of them ships.
+    """
+    named = {f"TTT.{section}.{name}": key for name, key in keys.items()}
+    for name in named:
+        if name in {**MODEL, **ADAPTATION, **METHODS}:
+            raise ValueError(f"{name} is a key of this project; declare one of another name")
+    KEYS.update(named)

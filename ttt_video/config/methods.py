@@ -1,0 +1,70 @@
+"""What each method's name stands for: ``configs/methods.yaml``, whose first lines say how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import yaml
+
+from ..shipped import config_dir
+
+ENSEMBLE = "TTT.ENSEMBLE.METHOD"
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """A name with everything that counts for it, that of the method it runs included.
+
+    Attributes:
+        name: what ``--method`` and ``TTT.METHOD`` take, and what a run's summary records.
+        runs: name of the registered code; :data:`ENSEMBLE`: that of the method this key names.
+        wrappers: names of the classes put around it, the innermost first.
+        title: its row in tables; empty where there is none but the name.
+        keys: ``TTT.*`` keys that go with it, the fixed ones included.
+        fixed: those of them that must not have another value.
+        decoder: whether weights without decoder g are refused.
+        page: name of its page in ``docs/methods/``.
+    """
+
+    name: str
+    runs: str
+    wrappers: tuple[str, ...] = ()
+    title: str = ""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    decoder: bool = False
+    page: str = ""
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether it combines predictions of the method that ``TTT.ENSEMBLE.METHOD`` names."""
+        return self.runs == ENSEMBLE
+
+
+@cache
+def shipped_methods() -> Mapping[str, NamedMethod]:
+    """Returns the methods of ``configs/methods.yaml`` by name, in its order."""
+    known: dict[str, NamedMethod] = {}
+    text = (config_dir() / "methods.yaml").read_text(encoding="utf-8")
+    for name, entry in yaml.safe_load(text).items():
+        runs = entry.pop("runs", name)
+        base = known.get(runs, NamedMethod(name, runs))
+        fixed = {**base.fixed, **entry.pop("fixed", {})}
+        known[name] = NamedMethod(
+            name,
+            base.runs,
+            wrappers=(*base.wrappers, *entry.pop("wrappers", ())),
+            keys={**base.keys, **entry.pop("keys", {}), **fixed},
+            fixed=fixed,
+            page=entry.pop("page", name),
+            **entry,
+        )
+    return known
+
+
+def named_method(name: str) -> NamedMethod:
+    """Returns what a name stands for; one that does not ship stands for the code of this name."""
+    return shipped_methods().get(name, NamedMethod(name, name))
