@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_video.engine.frame_ranges import FrameRanges
+from ttt_video.engine.records import finite
 from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.errors import UserError
-from ttt_video.evaluation.records import finite
 from ttt_video.files import file_stem
 
 

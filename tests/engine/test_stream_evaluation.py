@@ -12,11 +12,11 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from ttt_video.engine.records import summarize
 from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.engine.stream import StreamRunner
 from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.errors import UserError
-from ttt_video.evaluation.records import summarize
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.structures import FrameSource
 

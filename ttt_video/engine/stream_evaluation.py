@@ -22,7 +22,6 @@ from ..data.decoded_source import frames_after
 from ..data.fingerprint import fingerprint_of
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError, ending_with
-from ..evaluation.records import finite
 from ..files import save_torch, writing
 from ..modeling.interface import drop_part, parts_of
 from ..modeling.weights import load_weights, read_checkpoint
@@ -30,6 +29,7 @@ from ..structures import Frame, FrameSource
 from ..tasks import build_tasks, score_frame
 from ..tasks.classes import check_predicted_classes
 from ..visualization.overlay_video import OverlayVideos
+from .records import finite
 from .run_directory import Row, RunDirectory
 from .saved_state import UnusableState, read_state
 from .stream import FrameResult, StreamRunner

@@ -14,10 +14,10 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .. import __version__
-from ..evaluation.records import summarize
 from ..modeling.interface import parts_of
 from ..modeling.weights import weights_hash
 from ..tasks import LabelInfo
+from .records import summarize
 from .run_directory import Row, RunDirectory
 
 

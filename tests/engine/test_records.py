@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from ttt_video.evaluation.records import finite, summarize
+from ttt_video.engine.records import finite, summarize
 from ttt_video.tasks import LabelInfo
 
 
