@@ -1,4 +1,4 @@
-"""docs/examples/custom_dataset.py, run as a stranger would: outside the repository, own data."""
+"""examples/custom_dataset.py, run as a stranger would: outside the repository, own data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ttt_video.data.checking import DatasetCheck
 from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "custom_dataset.py"
+EXAMPLE = ROOT / "examples" / "custom_dataset.py"
 DOCS = ROOT / "docs" / "custom_dataset.md"
 
 TINY = [

@@ -1,4 +1,4 @@
-"""docs/examples/new_method.py under contract, as its page says, and from the command line."""
+"""examples/new_method.py under contract, as its page says, and from the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ttt_video.cli import load_config
 from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "docs" / "examples" / "new_method.py"
+EXAMPLE = ROOT / "examples" / "new_method.py"
 PAGE = ROOT / "docs" / "methods" / "README.md"
 
 

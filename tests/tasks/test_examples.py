@@ -24,8 +24,11 @@ from ttt_video.modeling.weights import save_safetensors
 from ttt_video.tasks import (
     TASK_REGISTRY,
     LabelInfo,
+    Metric,
     ScoredFrame,
     SemanticTask,
+    Task,
+    build_tasks,
     metrics,
     overlay_painter,
     score,
@@ -153,6 +156,34 @@ def test_a_worker_process_registers_it_too(as_before, tmp_path, tiny_cfg, tiny_m
         assert "free_road" not in [task.name for task in tasks()]
         evaluation = settings.build("cpu", torch.get_num_threads())
     assert "free_road" in [task.name for task in evaluation.evaluators["adapted"]]
+
+
+def test_a_task_that_names_no_data_sets_is_scored_where_its_labels_are(as_before):
+    @TASK_REGISTRY.register()
+    class Anywhere(Task):
+        name = "anywhere"
+        label_keys = ("sem_seg_file_name",)
+        output_keys = ("sem_seg",)
+
+        def _record(self, frame, output):
+            return {"frames": 1}
+
+    names = [task.name for task in build_tasks("kitti_step_video_sem_seg_val")]
+    assert "anywhere" in names
+    assert "panoptic_seg" not in names
+
+
+def test_mistakes_in_a_task_are_told_when_it_is_registered(as_before):
+    with pytest.raises(ValueError, match="there is a task 'sem_seg' already"):
+        type("Mine", (Task,), {"name": "sem_seg"})
+    given = {"name": "mine", "rule": "r", "example": ([], None), "value": lambda self, total: 1.0}
+    for lacking in given:
+        own = {key: value for key, value in given.items() if key != lacking}
+        with pytest.raises(ValueError, match=f"the metric Lacking has no '{lacking}'"):
+            SemanticTask.add_metric(type("Lacking", (Metric,), own))
+    SemanticTask.add_metric(type("Whole", (Metric,), given))
+    with pytest.raises(ValueError, match="there is a metric 'mine' already"):
+        SemanticTask.add_metric(type("Whole", (Metric,), given))
 
 
 def test_rows_of_a_task_that_is_not_registered_name_it(as_before):

@@ -97,6 +97,8 @@ class Task(DatasetEvaluator):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "name" in cls.__dict__:  # else it is a variant of a task
+            if any(task.name == cls.name for task in tasks()):
+                raise ValueError(f"there is a task {cls.name!r} already: choose another name")
             cls.metrics = {}
             cls.still_name = cls.__dict__.get("still_name", cls.name)
 
@@ -105,10 +107,14 @@ class Task(DatasetEvaluator):
         """Decorator: adds a metric that reads this task's records.
 
         Raises:
-            ValueError: there is a metric of that name already.
+            ValueError: there is a metric of that name already, or it lacks an attribute.
         """
-        if any(metric.name in task.metrics for task in [*tasks(), cls]):
-            raise ValueError(f"there is a metric {metric.name!r} already")
+        name = getattr(metric, "name", None)
+        if any(name in task.metrics for task in [*tasks(), cls]):
+            raise ValueError(f"there is a metric {name!r} already")
+        for attribute in ("name", "rule", "example", "value"):
+            if not hasattr(metric, attribute):
+                raise ValueError(f"the metric {metric.__name__} has no {attribute!r}: give it one")
         cls.metrics[metric.name] = metric()
         return metric
 
@@ -315,7 +321,8 @@ def build_tasks(dataset_name: str | None) -> list[Task]:
     Args:
         dataset_name: registered; its ``evaluator_type`` says what is scored, and a frame labelled
             for it that cannot be is an error. Without a data set, or without that, every frame is
-            scored on whatever labels it has. Tasks that need no labels are always there.
+            scored on whatever labels it has. Tasks that need no labels, and those that name no
+            ``evaluator_types``, are always there.
     """
     info = LabelInfo.of(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") if dataset_name else None
@@ -323,7 +330,7 @@ def build_tasks(dataset_name: str | None) -> list[Task]:
     return [
         task(info, required=task in meant)
         for task in tasks()
-        if not task.label_keys or task in meant or not meant
+        if not task.label_keys or not task.evaluator_types or task in meant or not meant
     ]
 
 

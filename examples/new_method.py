@@ -1,6 +1,6 @@
 """A method of your own: what a frame shows does not depend on how bright it is.
 
-python tools/stream_eval.py --video VIDEO --register docs/examples/new_method.py --method any_light
+python tools/stream_eval.py --video VIDEO --register examples/new_method.py --method any_light
 """
 
 import torch
