@@ -294,7 +294,7 @@ def test_records_are_those_of_detectron2s_loader_and_the_stated_areas(tmp_path, 
     MetadataCatalog.pop(f"{name}_theirs")
     areas = [[a.pop("area", None) for a in record["annotations"]] for record in ours]
     assert areas == [[9, 400.5], [None]]
-    # What the file does not say: no crowd, and the box of the mask.
+    # The file does not say these: no crowd, and the box of the mask.
     theirs[1]["annotations"][0].update(iscrowd=0, bbox=[1.0, 1.0, 3.0, 3.0])
     for index, record in enumerate(theirs):
         record.update(video_id="in", frame_index=index)

@@ -1,4 +1,4 @@
-"""What a video is known by: the same after a copy, another for other files."""
+"""A video is known by its fingerprint: the same after a copy, another for other files."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_what_has_no_file_is_not_known(tmp_path):
 
 
 def test_few_of_many_files_are_read(tmp_path):
-    """Of thousands of frames, as opening each takes long on a network's disk."""
+    """Opening each of thousands of frames takes long on a network's disk."""
     for count in (1, 2, SAMPLED_FILES, 100):
         rows = known(write(tmp_path / str(count), count))
         read = [row[0] for row in rows if row[3] is not None]

@@ -79,7 +79,7 @@ def read_everywhere(name):
 
 
 def refused_everywhere(name):
-    """What each reader of the project says of a data set's only label map."""
+    """Yields what each reader of the project says of a data set's only label map."""
     (record,) = DatasetCatalog.get(name)
     panoptic = "pan_seg_file_name" in record
     mapper = JointDatasetMapper(task="panoptic" if panoptic else "semantic", augmentations=[])

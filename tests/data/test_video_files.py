@@ -63,7 +63,7 @@ def is_the_film(source: VideoFileSource, count: int = 4) -> bool:
 
 # --- which way up --------------------------------------------------------------------------------
 
-# What EXIF's eight orientations do to a pixel (p, q), q downwards: (a p + c q, b p + d q).
+# How EXIF's eight orientations move a pixel (p, q), q downwards: (a p + c q, b p + d q).
 MATRICES = {
     1: (1, 0, 0, 1),
     2: (-1, 0, 0, 1),
