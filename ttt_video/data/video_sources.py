@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -26,6 +26,11 @@ from ttt_video.files import ffmpeg_name, path_text
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+
+# Before PyAV 19 no file with a title that is not UTF-8 can be opened without this; since then any can.
+_ANY_TITLE: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 SILENCE = 30.0
 """Seconds without data after which a network stream counts as dead."""
@@ -120,7 +125,7 @@ class VideoFileSource(DecodedSource):
             return av.open(
                 self._pipe or name,
                 "r",
-                metadata_errors="replace",
+                **_ANY_TITLE,
                 timeout=SILENCE if name == self.path else None,
             )
         except av.error.ExitError as error:
