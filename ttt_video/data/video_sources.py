@@ -27,7 +27,7 @@ from ttt_video.files import ffmpeg_name, path_text
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-# Before PyAV 19 no file with a title that is not UTF-8 can be opened without this; since then any can.
+# Before PyAV 19 a file whose title is not UTF-8 opens only with this; since then any does.
 _ANY_TITLE: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
