@@ -1,4 +1,4 @@
-"""What every model promises. A model's test class inherits these and has a fixture ``model``."""
+"""The contract of all models. A model's test class inherits these and has a fixture ``model``."""
 
 from __future__ import annotations
 

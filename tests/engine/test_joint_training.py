@@ -395,7 +395,7 @@ def test_a_loss_that_is_not_finite_ends_training_in_a_line(tmp_path, caplog, las
         assert word in str(error.value)
     assert "\n" not in str(error.value)
     assert "Traceback" not in caplog.text
-    # What was there is whole, and from before it.
+    # The files that were there are whole, and older than the error.
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     weights = read_checkpoint(tmp_path / "model_0000000.pth")
     assert all(value.isfinite().all() for value in weights.values())

@@ -1,4 +1,4 @@
-"""What each worker is built of; that its numbers are those of one process is tested elsewhere."""
+"""Workers are built of the right parts; other tests compare their numbers with one process."""
 
 from __future__ import annotations
 

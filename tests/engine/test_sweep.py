@@ -564,7 +564,7 @@ def test_curves_over_time_end_where_a_video_ends(sweep_of, tmp_path, monkeypatch
     sweep = sweep_of(rows={"none": None, "tent": None}, figures={"over_time": ["tent"]})
     for cell in sweep.cells:
         write_run(cell, 50)
-        # As two workers write them, and by their names in another order than that of text.
+        # Two workers wrote the rows, and the order of the names is not that of text.
         rows = [("v10", 0, 1.0), ("v2", 1, 3.0), ("v2", 0, 2.0), ("v10", 1, 4.0), ("v2", 2, 5.0)]
         text = "".join(
             json.dumps({"video_id": v, "frame_index": i, "metrics": {"mIoU": m}}) + "\n"

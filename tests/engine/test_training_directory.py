@@ -42,7 +42,7 @@ def test_one_process_writes_at_a_time(tmp_path, evaluate):
             enter(config(tmp_path), resume=True, evaluate=evaluate)
         with pytest.raises(UserError, match="another process is writing"):
             RunDirectory(tmp_path)
-        # Of several machines one writes; the others only look.
+        # One of several machines writes; the others only look.
         enter(config(tmp_path), writes=False)
     enter(config(tmp_path))
 

@@ -22,8 +22,8 @@ MIN_FPS, MAX_FPS = 1e-4, 1e5
 
 _QUEUE = 4  # frames that may wait for the encoder
 _THREADS = 4  # of x264, whose bytes depend on their number: the same on every machine
-# FFmpeg guesses the bit rates that it notes in a file from what it has decoded when it opens the
-# parts, in threads of its own: they would differ from run to run.
+# No bit rates in the file: FFmpeg estimates them when it opens the parts, and on a busy machine two
+# runs with the same packets have had different ones.
 _MP4 = {"write_btrt": "0"}
 _BT709 = 1  # ISO/IEC 23091-2 code of BT.709's primaries, transfer and matrix
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
