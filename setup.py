@@ -15,10 +15,10 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
-INIT = (ROOT / "ttt_video" / "__init__.py").read_text(encoding="utf-8")
-VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)
+VERSION_FILE = (ROOT / "ttt_video" / "version.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)
 if VERSION is None:
-    raise RuntimeError("ttt_video/__init__.py names no __version__")
+    raise RuntimeError("ttt_video/version.py names no __version__")
 
 setup(
     name="ttt_video",

@@ -31,12 +31,12 @@ def argument_parser() -> argparse.ArgumentParser:
 answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.cli import run_tool
+from ttt_video.data.catalog import datasets_root
 from ttt_video.data.cityscapes import train_ids
-from ttt_video.data.datasets import datasets_root
-from ttt_video.data.kitti_step import write_png
-from ttt_video.data.labels import read_class_map
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
+from ttt_video.formats.images import write_png
+from ttt_video.formats.labels import read_class_map
 
 
 def train_id_file(label_file: Path) -> Path:

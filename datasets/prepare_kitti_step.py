@@ -35,13 +35,13 @@ answer_first(__name__, argument_parser().parse_args)
 import numpy as np
 
 from ttt_video.cli import run_tool
+from ttt_video.data.catalog import datasets_root
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES, IGNORE_LABEL
-from ttt_video.data.datasets import datasets_root
-from ttt_video.data.kitti_step import write_png
-from ttt_video.data.labels import read_segment_colors
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
+from ttt_video.formats.images import write_png
+from ttt_video.formats.labels import read_segment_colors
 
 
 def outputs(panoptic_file: Path) -> tuple[Path, Path]:

@@ -10,12 +10,12 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 
-import ttt_video.cli
+from ttt_video.config import load_config
 
 image_dir, annotations, *overrides = sys.argv[1:]
 register_coco_instances("mine", {}, annotations, image_dir)
 
-cfg = ttt_video.cli.load_config("quick/joint_coco_instance.yaml", opts=overrides)
+cfg = load_config("quick/joint_coco_instance.yaml", opts=overrides)
 cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ()
 cfg.MODEL.MASK_ON = True  # detectron2's own mapper drops masks otherwise
 cfg.INPUT.MASK_FORMAT = "bitmask"  # of polygons and of run lengths (RLE) alike

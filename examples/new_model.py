@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import nn
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.modeling.interface import normalized_images, output_size
 from ttt_video.modeling.masking import PatchMasks
 from ttt_video.modeling.pixel_classes import MainTask, PixelClasses, image_area

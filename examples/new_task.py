@@ -9,7 +9,7 @@ need the same ``--register``.
 
 import numpy as np
 
-from ttt_video.data.kitti_step import read_sem_seg
+from ttt_video.formats.labels import read_sem_seg
 from ttt_video.tasks import TASK_REGISTRY, Metric, Task, once
 from ttt_video.tasks.outputs import class_map
 

@@ -17,7 +17,7 @@ from hypothesis import settings
 from tiny import TINY
 from torch import nn
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 
 # The tools import what is beside them. Last, because tools/tabulate.py has a library's name.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))

@@ -12,19 +12,19 @@ import yaml
 from detectron2.config import CfgNode
 
 from ttt_video.adaptation import build_adapter, method_names
-from ttt_video.cli import (
+from ttt_video.cli import run_tool
+from ttt_video.config import (
     DEFAULT_STREAM_CONFIG,
     PRESETS,
     check_device,
-    config_dir,
     find_config,
     load_config,
     merge_preset,
-    run_files,
-    run_tool,
 )
-from ttt_video.engine.stream_evaluation import load_source_model
 from ttt_video.errors import UserError
+from ttt_video.plugins import run_files
+from ttt_video.shipped import config_dir
+from ttt_video.stream.evaluation import load_source_model
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 FRAGMENTS = ("presets", "methods.yaml", "sweeps")  # merged on top of a config, or no config

@@ -17,9 +17,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as rle
 
-from ttt_video.cli import load_config, run_files
+from ttt_video.config import load_config
 from ttt_video.data.checking import DatasetCheck
 from ttt_video.errors import UserError
+from ttt_video.plugins import run_files
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "custom_dataset.py"
@@ -124,9 +125,10 @@ def test_a_stranger_trains_and_predicts(data_set, tmp_path):
 def test_the_published_training_as_the_page_says(data_set, tmp_path):
     """JointTrainer in DefaultTrainer's place, without the lines that only the latter needs."""
     text = EXAMPLE.read_text()
-    swap = "from ttt_video.engine.joint_training import JointTrainer as DefaultTrainer"
+    swap = "from ttt_video.training.joint_training import JointTrainer as DefaultTrainer"
     assert f"```python\n{swap}\n```" in DOCS.read_text()
-    text = text.replace("import ttt_video.cli\n", f"import ttt_video.cli\n{swap}\n")
+    line = "from ttt_video.config import load_config\n"
+    text = text.replace(line, f"{line}{swap}\n")
     text, dropped = re.subn(r"^cfg\.(MODEL\.MASK_ON|SOLVER)\b.*\n", "", text, flags=re.M)
     assert dropped == 3
     script = copy_outside(text, tmp_path)

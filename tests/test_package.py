@@ -179,9 +179,9 @@ import ttt_video
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY)
-from ttt_video.cli import load_config
-from ttt_video.engine.stream import StreamRunner
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.config import load_config
+from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream.evaluation import load_source_model
 
 opts = ["MODEL.DEVICE", "cpu", "TTT.BATCH_SIZE", "1", "INPUT.MIN_SIZE_TEST", "32"]
 cfg = load_config("quick/stream_world.yaml", opts=opts)
@@ -190,7 +190,7 @@ frames = [{"image": torch.full((3, 32, 64), 40 * t, dtype=torch.uint8), "height"
            "video_id": "v", "frame_index": t, "file_name": str(t)} for t in range(2)]
 for result in runner.run(frames):
     print(tuple(result.output["sem_seg"].shape), result.record["loss_recon"] > 0)
-import ttt_video.engine.joint_training, ttt_video.data.custom, ttt_video.data.checking
+import ttt_video.training.joint_training, ttt_video.data.custom, ttt_video.data.checking
 print([name for name in sys.modules if name.split(".")[0] in missing and sys.modules[name]])
 registries = (META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, ROI_HEADS_REGISTRY,
               ROI_MASK_HEAD_REGISTRY, ROI_BOX_HEAD_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY)
@@ -253,7 +253,7 @@ def test_installed_wheel_finds_its_configs_and_weights(wheel: Path, tmp_path: Pa
         archive.extractall(site)
     said = _python(
         "-c",
-        "import ttt_video; from ttt_video.cli import find_config, load_config\n"
+        "import ttt_video; from ttt_video.config import find_config, load_config\n"
         "from detectron2.utils.file_io import PathManager\n"
         "print(find_config('joint_cityscapes.yaml'))\n"
         "cfg = load_config('quick/joint_world.yaml', preset='release')\n"

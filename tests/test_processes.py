@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ttt_video.cli import run_tool
-from ttt_video.engine.sweep import Cell
-from ttt_video.engine.sweep_workers import run_local
 from ttt_video.errors import UserError
 from ttt_video.processes import Interrupted, end_with, signals_interrupt
+from ttt_video.sweeps.cells import Cell
+from ttt_video.sweeps.workers import run_local
 
 PROCESSES = Path(__file__).parents[1] / "ttt_video/processes.py"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

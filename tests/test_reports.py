@@ -10,8 +10,6 @@ from PIL import Image
 
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
 from ttt_video.data.sources import FrameTransform, open_dataset
-from ttt_video.engine.run_directory import RunDirectory
-from ttt_video.engine.stream_evaluation import StreamEvaluation
 from ttt_video.report.run_figures import (
     draw_curves,
     draw_extremes,
@@ -20,7 +18,9 @@ from ttt_video.report.run_figures import (
 )
 from ttt_video.report.runs import read_runs
 from ttt_video.report.tables import build_table, to_markdown
-from ttt_video.visualization.overlay_video import OverlayVideos
+from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.evaluation import StreamEvaluation
+from ttt_video.stream.overlay import OverlayVideos
 
 
 @pytest.fixture

@@ -40,9 +40,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 answer_first(__name__, argument_parser().parse_args)
 
-from ttt_video.cli import run_files, run_tool
+from ttt_video.cli import run_tool
 from ttt_video.data.checking import DatasetCheck, draw_labels
 from ttt_video.errors import UserError
+from ttt_video.plugins import run_files
 
 
 def main(argv: list[str] | None = None) -> None:

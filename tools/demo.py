@@ -38,18 +38,21 @@ import make_world
 import numpy as np
 import torch
 
-from ttt_video.cli import load_config, run_files, run_tool
+from ttt_video.cli import run_tool
+from ttt_video.config import load_config
 from ttt_video.data.cityscapes import CITYSCAPES_COLORS
-from ttt_video.data.kitti_step import read_sem_seg, register_video_sem_seg
+from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.data.sources import FrameTransform, open_dataset
-from ttt_video.engine.run_directory import Row, RunDirectory
-from ttt_video.engine.stream import FrameResult
-from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
+from ttt_video.formats.labels import read_sem_seg
 from ttt_video.modeling.weights import weights_hash
+from ttt_video.plugins import run_files
 from ttt_video.report.curves import plot_curves
+from ttt_video.stream.directory import Row, RunDirectory
+from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
+from ttt_video.stream.loop import FrameResult
+from ttt_video.stream.overlay import OverlayVideos
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
-from ttt_video.visualization.overlay_video import OverlayVideos
 
 
 def make_video(args: argparse.Namespace, folder: Path) -> str:

@@ -80,11 +80,11 @@ def argument_parser() -> argparse.ArgumentParser:
 answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.cli import run_tool
-from ttt_video.data.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
-from ttt_video.data.world.shifts import ShiftedVideo, video_shift
-from ttt_video.data.world.style import Route
 from ttt_video.errors import UserError
 from ttt_video.files import write_atomically
+from ttt_video.world import WORLD_VERSION, WorldStills, WorldVideo, layouts
+from ttt_video.world.shifts import ShiftedVideo, video_shift
+from ttt_video.world.style import Route
 
 
 def check_arguments(args: argparse.Namespace) -> None:

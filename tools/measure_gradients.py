@@ -33,11 +33,11 @@ from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.gradient import GradientAdapter
 from ttt_video.adaptation.source_gradients import measure_gradients
 from ttt_video.cli import config_of, run_tool
-from ttt_video.data.datasets import training_images
-from ttt_video.data.images import FrameTransform
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.data.catalog import training_images
 from ttt_video.errors import UserError
+from ttt_video.formats.images import FrameTransform
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream.evaluation import load_source_model
 
 
 def main(argv: list[str] | None = None) -> None:

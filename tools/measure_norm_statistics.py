@@ -23,11 +23,11 @@ answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.cli import config_of, run_tool
-from ttt_video.data.datasets import training_images
-from ttt_video.data.images import FrameTransform
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.data.catalog import training_images
 from ttt_video.errors import UserError
+from ttt_video.formats.images import FrameTransform
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream.evaluation import load_source_model
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -31,9 +31,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 answer_first(__name__, argument_parser().parse_args)
 
-from ttt_video.cli import run_files, run_tool
+from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
 from ttt_video.files import file_stem, make_folder, names_apart
+from ttt_video.plugins import run_files
 from ttt_video.report.run_figures import (
     draw_curves,
     draw_extremes,

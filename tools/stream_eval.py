@@ -45,17 +45,18 @@ def argument_parser() -> argparse.ArgumentParser:
 answer_first(__name__, argument_parser().parse_args)
 
 from ttt_video.adaptation import find_method
-from ttt_video.cli import DEFAULT_STREAM_CONFIG, config_of, run_tool
+from ttt_video.cli import config_of, run_tool
+from ttt_video.config import DEFAULT_STREAM_CONFIG
 from ttt_video.data.sources import FrameTransform, open_dataset, open_folder, open_video
-from ttt_video.engine.parallel_evaluation import Settings, evaluate_in_parallel
-from ttt_video.engine.run_directory import Row, RunDirectory
-from ttt_video.engine.stream_evaluation import StreamEvaluation, load_source_model
 from ttt_video.errors import UserError
 from ttt_video.files import path_text
+from ttt_video.stream.directory import Row, RunDirectory
+from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
+from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.stream.parallel import Settings, evaluate_in_parallel
 from ttt_video.structures import FrameSource
 from ttt_video.tasks import headlines
 from ttt_video.tasks.classes import check_predicted_classes
-from ttt_video.visualization.overlay_video import OverlayVideos
 from ttt_video.visualization.video import MAX_FPS, MIN_FPS, check_fps
 
 DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate

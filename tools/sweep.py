@@ -65,10 +65,18 @@ answer_first(__name__, argument_parser().parse_intermixed_args)
 import yaml
 from tqdm import tqdm
 
-from ttt_video.cli import config_dir, run_files, run_tool
-from ttt_video.engine.sweep import Cell, Sweep, read_sweep
-from ttt_video.engine.sweep_checks import check_cells, without_weights
-from ttt_video.engine.sweep_workers import (
+from ttt_video.cli import run_tool
+from ttt_video.errors import UserError
+from ttt_video.files import make_folder, write_atomically
+from ttt_video.plugins import run_files
+from ttt_video.report.formats import to_markdown
+from ttt_video.report.metrics import headlines
+from ttt_video.report.sweep_gains import gains_table, shift_table
+from ttt_video.report.sweep_tables import add_gains, cell_record, results_table, to_csv
+from ttt_video.shipped import config_dir
+from ttt_video.sweeps.cells import Cell, Sweep, read_sweep
+from ttt_video.sweeps.checks import check_cells, without_weights
+from ttt_video.sweeps.workers import (
     default_workers,
     finished,
     render_worlds,
@@ -76,12 +84,6 @@ from ttt_video.engine.sweep_workers import (
     run_on_cluster,
     threads_per_worker,
 )
-from ttt_video.errors import UserError
-from ttt_video.files import make_folder, write_atomically
-from ttt_video.report.formats import to_markdown
-from ttt_video.report.metrics import headlines
-from ttt_video.report.sweep_gains import gains_table, shift_table
-from ttt_video.report.sweep_tables import add_gains, cell_record, results_table, to_csv
 
 TOOLS = Path(__file__).resolve().parent
 

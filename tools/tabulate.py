@@ -65,8 +65,8 @@ answer_first(__name__, argument_parser().parse_args)
 
 def main(argv: list[str] | None = None) -> None:
     """Reads, compares, writes."""
-    from ttt_video.cli import run_files
     from ttt_video.errors import UserError
+    from ttt_video.plugins import run_files
     from ttt_video.report.runs import read_runs
     from ttt_video.report.tables import FORMATS, build_table
 

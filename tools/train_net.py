@@ -53,12 +53,14 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from torch.multiprocessing import ProcessRaisedException
 
-from ttt_video.cli import check_device, find_config, load_config, run_files, run_tool
-from ttt_video.engine.joint_training import JointTrainer
-from ttt_video.engine.training_directory import LOG_FILE_ONLY, open_logs, training_directory
+from ttt_video.cli import run_tool
+from ttt_video.config import check_device, find_config, load_config
 from ttt_video.errors import UserError, error_of_process
 from ttt_video.files import make_folder
 from ttt_video.modeling.weights import TTTCheckpointer
+from ttt_video.plugins import run_files
+from ttt_video.training.directory import LOG_FILE_ONLY, open_logs, training_directory
+from ttt_video.training.joint_training import JointTrainer
 
 logger = logging.getLogger("ttt_video.train_net")
 

@@ -8,12 +8,27 @@ from detectron2.utils.file_io import PathManager
 
 from . import shipped
 from .config import add_ttt_config, get_cfg
-from .data.datasets import register_all
+from .data.cityscapes import complete_metadata
+from .data.coco_videos import register_coco_videos
+from .data.kitti_step import register_kitti_step
 from .modeling import MaskFormerTTT
+from .version import __version__
+from .world.datasets import register_world_stills
 
-__version__ = "0.1.0"
+__all__ = ["MaskFormerTTT", "__version__", "add_ttt_config", "get_cfg"]
 
-__all__ = ["MaskFormerTTT", "add_ttt_config", "get_cfg"]
+
+def register_all() -> None:
+    """Registers every data set of this project in detectron2's catalogs; may be called again.
+
+    Called when the package is imported, as detectron2 does with its own. Registering reads neither
+    files nor the environment: a data set that is not on disk is reported when it is used.
+    """
+    complete_metadata()
+    register_coco_videos()
+    register_kitti_step()
+    register_world_stills()
+
 
 shipped.register(PathManager)
 register_all()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ttt_video.adaptation import Adapter
-from ttt_video.cli import merge_method
-from ttt_video.engine.stream import StreamRunner
+from ttt_video.config import merge_method
+from ttt_video.stream.loop import StreamRunner
 
 LABELS = {
     "sem_seg": torch.zeros(64, 96),

@@ -19,9 +19,9 @@ from ttt_video.adaptation import (
 )
 from ttt_video.adaptation.augmentation import VoteAugmentation, jitter_color, shift_hsv
 from ttt_video.adaptation.base import Adapter, build_adapter
-from ttt_video.cli import merge_method
-from ttt_video.engine.stream import StreamRunner
+from ttt_video.config import merge_method
 from ttt_video.errors import UserError
+from ttt_video.stream.loop import StreamRunner
 
 
 class Scripted(Adapter):

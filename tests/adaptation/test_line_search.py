@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.adaptation.online_ttt_mae_line_search import LineSearchAdapter
-from ttt_video.cli import load_config, merge_method
-from ttt_video.engine.stream import StreamRunner
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream.loop import StreamRunner
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import nn
 from ttt_video.adaptation import NoAdaptation, ReconstructionAdapter, method_names
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.norm_statistics import measure_statistics
-from ttt_video.cli import merge_method
+from ttt_video.config import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.interface import drop_part
 from ttt_video.modeling.weights import save_safetensors

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ttt_video import config
 from ttt_video.adaptation import ADAPTER_REGISTRY
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

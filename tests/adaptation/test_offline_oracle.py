@@ -11,7 +11,7 @@ from PIL import Image
 
 from ttt_video.adaptation import RandomCrop
 from ttt_video.adaptation.offline_ttt_mae_oracle import OfflineOracleAdapter, scorer
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 
 

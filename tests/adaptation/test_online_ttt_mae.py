@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
-from ttt_video.cli import merge_preset
-from ttt_video.engine.stream import StreamRunner
+from ttt_video.config import merge_preset
 from ttt_video.modeling.masking import PatchMasks
+from ttt_video.stream.loop import StreamRunner
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -13,7 +13,7 @@ from ttt_video.adaptation import ClassBalance, RandomCrop, SlidingWindow
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.self_train import SelfTrainAdapter
 from ttt_video.adaptation.tent import EntropyAdapter
-from ttt_video.cli import merge_method
+from ttt_video.config import merge_method
 from ttt_video.errors import UserError
 
 SETTINGS = {"lr": 0.05, "batch_size": 2, "micro_batch_size": 2, "augment": RandomCrop()}

@@ -11,8 +11,8 @@ from test_gradient_steps import Toy, ToyAdapter, assert_same, seeded, toy, weigh
 
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.source_gradients import measure_gradients
-from ttt_video.cli import load_config
-from ttt_video.engine.stream import StreamRunner
+from ttt_video.config import load_config
+from ttt_video.stream.loop import StreamRunner
 
 
 def growth(lr: float, **settings) -> float:

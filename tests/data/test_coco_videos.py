@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as rle
 
+from ttt_video.data.catalog import check_registered
 from ttt_video.data.coco_videos import (
     LABEL_PERIOD,
     RELEASED_VIDEOS,
@@ -19,11 +20,10 @@ from ttt_video.data.coco_videos import (
     load_coco_videos,
     register_coco_videos,
 )
-from ttt_video.data.datasets import check_registered
-from ttt_video.data.images import FrameTransform
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
+from ttt_video.formats.images import FrameTransform
 
 H, W = 6, 8
 PERSON, DOG, PAPER = 1, 18, 195  # COCO's category ids; contiguous 0, 16 and 80 + 47

@@ -12,11 +12,11 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from ttt_video.data import register_custom_coco_video, register_custom_video
-from ttt_video.data.images import BadFrame, FrameTransform
-from ttt_video.data.kitti_step import read_sem_seg
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
+from ttt_video.formats.images import BadFrame, FrameTransform
+from ttt_video.formats.labels import read_sem_seg
 
 H, W = 6, 8
 CLASSES = ["road", "sky", "hedgehog"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ttt_video.data.datasets import datasets_root, register_all
+from ttt_video import register_all
+from ttt_video.data.catalog import datasets_root
 
 NAMES = (
     "kitti_step_video_sem_seg_train",

@@ -9,12 +9,12 @@ from ttt_video.data import kitti_step
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
 from ttt_video.data.kitti_step import (
     load_kitti_step_sem_seg,
-    read_sem_seg,
     register_kitti_step,
     register_video_sem_seg,
     write_video,
 )
 from ttt_video.errors import UserError
+from ttt_video.formats.labels import read_sem_seg
 
 H, W = 5, 7
 

@@ -21,10 +21,10 @@ from raw_png import GRAY, write_raw_png
 
 from ttt_video.config import get_cfg
 from ttt_video.data.color_jitter import SSDColorJitter
-from ttt_video.data.images import read_rgb
 from ttt_video.data.loader import seeded
 from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
 from ttt_video.errors import UserError
+from ttt_video.formats.images import read_rgb
 from ttt_video.tasks import Augmented, PanopticTask, SemanticTask
 
 # 4 x 6 labels: left half class 0, right half class 13, one ignored pixel.

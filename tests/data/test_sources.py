@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ttt_video.data.decoded_source import frames_after, run_ahead
-from ttt_video.data.images import BadFrame, FrameTransform, natural_key, read_rgb
 from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,
@@ -38,6 +37,7 @@ from ttt_video.data.sources import (
     open_video,
 )
 from ttt_video.errors import UserError
+from ttt_video.formats.images import BadFrame, FrameTransform, natural_key, read_rgb
 from ttt_video.structures import FrameSource
 
 KEEP = FrameTransform(min_size=0)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ttt_video.data.kitti_step import load_kitti_step_sem_seg, read_sem_seg
+from ttt_video.data.kitti_step import load_kitti_step_sem_seg
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
+from ttt_video.formats.labels import read_sem_seg
 
 SCRIPTS = Path(__file__).parents[2] / "datasets"
 sys.path.insert(0, str(SCRIPTS))

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 
 
 def small_config(*key_values: object) -> CfgNode:

@@ -13,11 +13,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from model_contract import FrozenModelContract
 
 from ttt_video.adaptation.base import build_adapter
-from ttt_video.cli import load_config, merge_method
-from ttt_video.engine.stream import StreamRunner
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream.loop import StreamRunner
 
 TINY = {
     "deeplab_v3_plus": [

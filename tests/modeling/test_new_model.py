@@ -17,7 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from model_contract import AdaptableModelContract
 from PIL import Image
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "new_model.py"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.modeling.deformable_attention import (
     MSDeformAttn,
     deformable_attention,
@@ -19,13 +19,12 @@ from ttt_video.modeling.deformable_attention import (
 
 pytest.importorskip("transformers", reason="the oracle is in the test extra")
 
+from costs.huggingface import build_oracle, translate
 from hf_oracle import build_random, small_config
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention as OracleAttention,
 )
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
-
-from ttt_video.benchmark.huggingface import build_oracle, translate
 
 
 @pytest.fixture(scope="module")

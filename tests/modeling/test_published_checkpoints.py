@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.modeling.weights import load_weights
 
 

@@ -19,7 +19,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import TTTCheckpointer, write_checkpoint
 
@@ -56,9 +56,8 @@ def test_a_published_file_lands_whole_and_computes_what_the_oracle_does(
     tmp_path, capsys, name, joint
 ):
     pytest.importorskip("transformers", reason="the oracle is in the test extra")
+    from costs.huggingface import build_oracle
     from hf_oracle import build_random
-
-    from ttt_video.benchmark.huggingface import build_oracle
 
     cfg = config(name)
     weights = {k: v.clone() for k, v in build_random(cfg, seed=3).state_dict().items()}

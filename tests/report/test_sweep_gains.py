@@ -7,10 +7,10 @@ import json
 import pytest
 import yaml
 
-from ttt_video.engine.sweep import read_sweep
 from ttt_video.report.formats import to_markdown
 from ttt_video.report.sweep_gains import gains_table, shift_table
 from ttt_video.report.sweep_tables import cell_record
+from ttt_video.sweeps.cells import read_sweep
 
 WORLD = {
     "videos": 2, "frames": 4, "corruption": ["fog", "night", "rain"], "each": 2,

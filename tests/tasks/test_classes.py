@@ -7,7 +7,7 @@ import uuid
 import pytest
 from detectron2.data import MetadataCatalog
 
-from ttt_video.cli import load_config
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.tasks import InstanceTask, SemanticTask
 from ttt_video.tasks.classes import check_predicted_classes, check_trained_classes

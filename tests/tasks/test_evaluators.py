@@ -13,10 +13,8 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ttt_video.data.coco_videos import coco_videos_metadata, load_coco_video
-from ttt_video.data.labels import read_segment_ids
-from ttt_video.data.world.layouts import write_coco_videos
-from ttt_video.data.world.video import WorldVideo
 from ttt_video.errors import UserError
+from ttt_video.formats.labels import read_segment_ids
 from ttt_video.tasks import (
     InstanceTask,
     LabelInfo,
@@ -29,6 +27,8 @@ from ttt_video.tasks import (
     score,
     score_frame,
 )
+from ttt_video.world.layouts import write_coco_videos
+from ttt_video.world.video import WorldVideo
 
 
 def scores_of(classes: np.ndarray, num_classes: int = 19) -> torch.Tensor:

@@ -15,12 +15,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from task_contract import TaskContract
 
-from ttt_video.cli import run_files
 from ttt_video.data import register_custom_video
-from ttt_video.engine.parallel_evaluation import Settings
-from ttt_video.engine.run_directory import RunDirectory
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.plugins import run_files
+from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.parallel import Settings
 from ttt_video.tasks import (
     TASK_REGISTRY,
     LabelInfo,

@@ -19,8 +19,8 @@ from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from ttt_video.data.labels import read_segment_ids
 from ttt_video.errors import UserError
+from ttt_video.formats.labels import read_segment_ids
 from ttt_video.tasks import LabelInfo, PanopticTask, ScoredFrame, score
 from ttt_video.tasks.panoptic_quality import (
     add_panoptic_counts,

@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-from ttt_video.data.kitti_step import PANOPTIC_FORMAT, SEM_SEG_FORMAT_KEY
 from ttt_video.errors import UserError
+from ttt_video.formats.labels import PANOPTIC_FORMAT, SEM_SEG_FORMAT_KEY
 from ttt_video.tasks.stills import CheckedLabels, CheckedPanopticEvaluator
 
 

@@ -16,10 +16,10 @@ from detectron2.engine import default_argument_parser
 
 from ttt_video.adaptation import method_names
 from ttt_video.adaptation.gradient import PRECISIONS
-from ttt_video.cli import PRESETS
-from ttt_video.data.world import corruptions, layouts, shifts, style
-from ttt_video.report.metrics import PROTOCOLS
+from ttt_video.config import PRESETS
 from ttt_video.report.tables import FORMATS, LAYOUTS
+from ttt_video.tasks.metrics import PROTOCOLS
+from ttt_video.world import corruptions, layouts, shifts, style
 
 FOLDER = Path(_arguments.__file__).parent
 SCRIPTS = (*FOLDER.glob("[!_]*.py"), *(FOLDER.parent / "datasets").glob("*.py"))
@@ -57,7 +57,7 @@ def answers(tools: list[str], lines: list[list[str]]) -> dict[str, list]:
 
 def test_help_imports_nothing_that_takes_long():
     assert len(TOOLS) >= 15
-    subcommands = answers(["tools/benchmark.py"], [["all", "--help"]])
+    subcommands = answers(["tools/measure_costs.py"], [["all", "--help"]])
     for line, (code, out, err, heavy) in {**answers(TOOLS, [["--help"]]), **subcommands}.items():
         assert (code, err, heavy) == (0, "", []), line
         assert Path(line.split()[0]).name in out, line

@@ -22,8 +22,8 @@ from ttt_video.data import register_custom_coco_video, register_custom_video
 from ttt_video.data.checking import DatasetCheck
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
 from ttt_video.data.published_counts import PUBLISHED, compare_with_published
-from ttt_video.data.world import WorldVideo, layouts
 from ttt_video.errors import UserError
+from ttt_video.world import WorldVideo, layouts
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
 sys.path.insert(0, str(TOOL.parent))

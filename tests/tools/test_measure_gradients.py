@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ttt_video.adaptation import build_adapter
-from ttt_video.cli import load_config
-from ttt_video.engine.stream_evaluation import load_source_model
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import read_checkpoint
+from ttt_video.stream.evaluation import load_source_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "quick/stream_world.yaml"

@@ -24,12 +24,13 @@ from PIL import Image
 from processes import python_path
 
 from ttt_video.adaptation import method_names
-from ttt_video.cli import load_config, run_tool
+from ttt_video.cli import run_tool
+from ttt_video.config import load_config
 from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg, write_video
-from ttt_video.engine.run_directory import RunDirectory
-from ttt_video.engine.stream import StreamRunner
 from ttt_video.modeling.weights import save_safetensors, weights_hash
+from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.loop import StreamRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 80

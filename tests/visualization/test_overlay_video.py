@@ -10,11 +10,11 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from ttt_video.engine.stream import FrameResult
 from ttt_video.errors import UserError
-from ttt_video.visualization import overlay_video
+from ttt_video.stream import overlay as overlay_video
+from ttt_video.stream.loop import FrameResult
+from ttt_video.stream.overlay import OverlayVideos
 from ttt_video.visualization.overlay import side_by_side
-from ttt_video.visualization.overlay_video import OverlayVideos
 from ttt_video.visualization.video import VideoWriter
 
 

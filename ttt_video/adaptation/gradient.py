@@ -14,9 +14,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..engine.optimizer import make_optimizer, parameter_groups
 from ..errors import UserError
 from ..modeling.interface import adaptable, parts_of
+from ..modeling.optimizer import make_optimizer, parameter_groups
 from ..modeling.weights import read_checkpoint
 from .base import Adapter, module_mode, seeded_layers
 from .moving_parameters import part_names, unfreeze

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
-from ..engine.optimizer import NORM_LAYERS
 from ..errors import UserError
 from ..modeling.interface import is_within, parts_of, submodule_name
+from ..modeling.optimizer import NORM_LAYERS
 
 _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
     "all": lambda layer, name, parameter: True,

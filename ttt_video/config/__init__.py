@@ -1,4 +1,4 @@
-"""The configuration: what keys there are (:mod:`.keys`, :mod:`.borrowed`) and what is refused.
+"""The configuration: its keys (:mod:`.keys`, :mod:`.borrowed`) and how one is loaded.
 
 ``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*`` and the ``INPUT`` / ``SOLVER``
 additions are Mask2Former's; ``TTT.*`` and the rest of :data:`KEYS` are ours.
@@ -6,80 +6,37 @@ additions are Mask2Former's; ``TTT.*`` and the rest of :data:`KEYS` are ours.
 that are already there are left as they are.
 """
 
-from __future__ import annotations
-
-import copy
-from collections.abc import Iterable
-
-from detectron2.config import CfgNode
-from detectron2.config import get_cfg as detectron2_cfg
-
-from ..errors import UserError
-from .borrowed import baseline_defaults, mask2former_defaults
 from .keys import ADAPTATION, KEYS, Key, Rule, at_least, declare_keys, must_be
+from .loading import (
+    DEFAULT_STREAM_CONFIG,
+    PRESETS,
+    check_device,
+    find_config,
+    key_values,
+    load_config,
+    merge_method,
+    merge_preset,
+)
+from .schema import add_ttt_config, get_cfg, restore_defaults, validate_config
 
 __all__ = [
     "ADAPTATION",
+    "DEFAULT_STREAM_CONFIG",
     "KEYS",
+    "PRESETS",
     "Key",
     "Rule",
     "add_ttt_config",
     "at_least",
+    "check_device",
     "declare_keys",
+    "find_config",
     "get_cfg",
+    "key_values",
+    "load_config",
+    "merge_method",
+    "merge_preset",
     "must_be",
     "restore_defaults",
     "validate_config",
 ]
-
-
-def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
-    for key, value in defaults.items():
-        if key not in cfg:
-            cfg[key] = value
-        elif isinstance(value, CfgNode):
-            _merge_missing(cfg[key], value)
-
-
-def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
-    """Returns the section that a key stands in, made where it is missing, and the last name."""
-    *sections, own = name.split(".")
-    for section in sections:
-        cfg = cfg.setdefault(section, CfgNode())
-    return cfg, own
-
-
-def add_ttt_config(cfg: CfgNode) -> None:
-    """Adds Mask2Former's keys (where missing) and this project's keys to ``cfg``, in place."""
-    _merge_missing(cfg, mask2former_defaults())
-    _merge_missing(cfg, baseline_defaults())
-    for name, key in KEYS.items():
-        section, own = _place(cfg, name)
-        section.setdefault(own, copy.deepcopy(key.default))
-
-
-def get_cfg() -> CfgNode:
-    """Returns detectron2's default config with the keys of this project."""
-    cfg = detectron2_cfg()
-    add_ttt_config(cfg)
-    return cfg
-
-
-def restore_defaults(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Gives keys of :data:`KEYS` their defaults back."""
-    for name in names:
-        section, own = _place(cfg, name)
-        section[own] = copy.deepcopy(KEYS[name].default)
-
-
-def validate_config(cfg: CfgNode) -> None:
-    """Raises :class:`UserError` for the first key whose value cannot work, with the fix."""
-    values = {name: section[own] for name in KEYS for section, own in [_place(cfg, name)]}
-    for name, key in KEYS.items():
-        if key.choices and values[name] not in key.choices:
-            listed = ", ".join(map(repr, key.choices))
-            raise UserError(f"{name} is {values[name]!r}; choose one of {listed}")
-    for name, key in KEYS.items():
-        for rule in key.rules:
-            if not rule.holds(values[name], cfg):
-                raise UserError(f"{name} is {values[name]!r}; it must be {rule.words}")

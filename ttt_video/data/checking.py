@@ -15,14 +15,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ttt_video.data.coco_json import CocoError, instance_faults, panoptic_faults
-from ttt_video.data.datasets import check_registered
-from ttt_video.data.images import BadFrame, read_rgb
-from ttt_video.data.labels import refuse_labels_as_frames
-from ttt_video.data.published_counts import compare_with_published
-from ttt_video.errors import UserError, require
-from ttt_video.files import read_json_object
-from ttt_video.tasks import Task, tasks, tasks_of
+from ..errors import UserError, require
+from ..files import read_json_object
+from ..formats.coco_json import CocoError, instance_faults, panoptic_faults
+from ..formats.images import BadFrame, read_rgb
+from ..formats.labels import refuse_labels_as_frames
+from ..tasks import Task, tasks, tasks_of
+from .catalog import check_registered
+from .published_counts import compare_with_published
 
 Record = dict[str, Any]
 MAX_NAMES = 20  # in one line

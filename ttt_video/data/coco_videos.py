@@ -21,12 +21,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
 
-from ttt_video.data.coco_json import CocoError, panoptic_faults
-from ttt_video.data.coco_masks import compress, mask_fault
-from ttt_video.data.datasets import datasets_root
-from ttt_video.data.images import list_frames
-from ttt_video.errors import UserError
-from ttt_video.files import read_json_object
+from ..errors import UserError
+from ..files import read_json_object
+from ..formats.coco_json import CocoError, panoptic_faults
+from ..formats.coco_masks import compress, mask_fault
+from ..formats.images import list_frames
+from .catalog import datasets_root
 
 RELEASED_VIDEOS = (
     "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",

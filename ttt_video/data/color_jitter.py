@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import Transform
 
-from ttt_video.errors import require
+from ..errors import require
 
 
 class SSDColorJitter(Transform):

@@ -11,11 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
-from ttt_video.data.coco_json import frame_places, read_instances
-from ttt_video.data.coco_masks import compress
-from ttt_video.data.images import list_folder, list_frames, natural_key
-from ttt_video.data.labels import refuse_label_maps
-from ttt_video.errors import UserError
+from ..errors import UserError
+from ..formats.coco_json import frame_places, read_instances
+from ..formats.coco_masks import compress
+from ..formats.images import list_folder, list_frames, natural_key
+from ..formats.labels import refuse_label_maps
 
 Record = dict[str, Any]
 

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
-from ttt_video.data.fingerprint import Fingerprint
-from ttt_video.data.images import BadFrame, FrameTransform
-from ttt_video.errors import UserError
-from ttt_video.files import path_text
-from ttt_video.structures import Frame, FrameSource
+from ..errors import UserError
+from ..files import path_text
+from ..formats.images import BadFrame, FrameTransform
+from ..structures import Frame, FrameSource
+from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_video.structures import FrameSource
+from ..structures import FrameSource
 
 Fingerprint = list[list[Any]]
 """A row per file, as JSON: ``frame_index`` (None: a file of all frames), name without folders, size

@@ -21,23 +21,17 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ttt_video.errors import UserError
-from ttt_video.files import write_atomically
-
+from ..errors import UserError
+from ..files import write_atomically
+from ..formats.images import DECODING_ERRORS, write_png
+from ..formats.labels import PANOPTIC_FORMAT, SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT
+from .catalog import datasets_root
 from .cityscapes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_COLORS,
     CITYSCAPES_THING_IDS,
     IGNORE_LABEL,
 )
-from .datasets import datasets_root
-from .images import DECODING_ERRORS
-from .labels import read_class_map, read_segment_colors
-
-TRAIN_ID_FORMAT = "train_id"
-PANOPTIC_FORMAT = "kitti_step_panoptic"
-SEM_SEG_FORMAT_KEY = "sem_seg_format"
-"""Key of a dataset dict that says how its label file is to be decoded: one of the above."""
 
 SPLITS = ("train", "val")
 
@@ -135,27 +129,6 @@ def _expected(root: Path, problem: str, image_root: Path, panoptic_root: Path) -
     )
 
 
-def read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray:
-    """Decode the labels of one frame.
-
-    Args:
-        dataset_dict: with ``sem_seg_file_name``, and ``sem_seg_format`` where that is not 8 bit.
-
-    Returns:
-        (H, W) uint8 train ids, 255 = ignore.
-
-    Raises:
-        UserError: the file is missing, unreadable, or not of the stated format.
-    """
-    file_name = dataset_dict["sem_seg_file_name"]
-    label_format = dataset_dict.get(SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT)
-    if label_format not in (TRAIN_ID_FORMAT, PANOPTIC_FORMAT):
-        raise UserError(f"unknown {SEM_SEG_FORMAT_KEY} {label_format!r} of {file_name}")
-    if label_format == PANOPTIC_FORMAT:
-        return np.ascontiguousarray(read_segment_colors(file_name)[..., 0])
-    return read_class_map(file_name)
-
-
 def write_video(
     image_root: str | os.PathLike[str],
     panoptic_root: str | os.PathLike[str],
@@ -190,11 +163,6 @@ def write_video(
         write_atomically(size_file, functools.partial(Path.write_text, data=size))
         written += 1
     return written
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write an (H, W) or (H, W, 3) uint8 array as PNG, complete or not at all."""
-    write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG"))
 
 
 def register_video_sem_seg(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ttt_video.errors import UserError, error_of_process
+from ..errors import UserError, error_of_process
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
-from ttt_video.data.color_jitter import SSDColorJitter
-from ttt_video.data.images import BadFrame, FrameTransform, read_rgb
-from ttt_video.errors import UserError
-from ttt_video.tasks import Augmented, Task, tasks
+from ..errors import UserError
+from ..formats.images import BadFrame, FrameTransform, read_rgb
+from ..tasks import Augmented, Task, tasks
+from .color_jitter import SSDColorJitter
 
 # Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
 IMAGE_PAD_VALUE = 128

@@ -8,7 +8,7 @@ import select
 import threading
 import time
 
-from ttt_video.errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 

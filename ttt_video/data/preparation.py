@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ttt_video.errors import UserError
+from ..errors import UserError
 
 
 def convert_files(todo: Sequence[Path], convert: Callable[[Path], None], description: str) -> None:

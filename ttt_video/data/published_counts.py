@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_video.data.coco_videos import RELEASED_VIDEOS
+from .coco_videos import RELEASED_VIDEOS
 
 _COCO = {"train": {"": 118_287}, "val": {"": 5_000}}
 

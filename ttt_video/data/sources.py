@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ttt_video.data.datasets import check_registered
-from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
-from ttt_video.data.fingerprint import Fingerprint, fingerprint_records
-from ttt_video.data.images import (
+from ..errors import UserError
+from ..formats.images import (
     IMAGE_SUFFIXES,
     BadFrame,
     FrameTransform,
@@ -25,11 +23,13 @@ from ttt_video.data.images import (
     list_frames,
     read_rgb,
 )
-from ttt_video.data.labels import refuse_label_maps, refuse_labels_as_frames
-from ttt_video.data.video_sources import VideoFileSource, WebcamSource
-from ttt_video.errors import UserError
-from ttt_video.structures import FrameSource
-from ttt_video.tasks import tasks_of
+from ..formats.labels import refuse_label_maps, refuse_labels_as_frames
+from ..structures import FrameSource
+from ..tasks import tasks_of
+from .catalog import check_registered
+from .decoded_source import DecodedSource, OnBadFrame, Record
+from .fingerprint import Fingerprint, fingerprint_records
+from .video_sources import VideoFileSource, WebcamSource
 
 __all__ = [
     "BadFrame",

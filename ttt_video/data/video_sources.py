@@ -17,12 +17,12 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from ttt_video.data.decoded_source import DecodedSource, OnBadFrame, Record
-from ttt_video.data.fingerprint import Fingerprint, fingerprint_file
-from ttt_video.data.images import BadFrame, FrameTransform
-from ttt_video.data.pipe import PATIENCE, Pipe
-from ttt_video.errors import UserError
-from ttt_video.files import ffmpeg_name, path_text
+from ..errors import UserError
+from ..files import ffmpeg_name, path_text
+from ..formats.images import BadFrame, FrameTransform
+from .decoded_source import DecodedSource, OnBadFrame, Record
+from .fingerprint import Fingerprint, fingerprint_file
+from .pipe import PATIENCE, Pipe
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from .. import tasks
-
-PROTOCOLS = {"standard": "", "video": "_video_mean", "release": "_frame_release"}
-"""Suffixes of the headline metrics: all frames pooled, the mean of each video's, or of frames'."""
+from ..tasks.metrics import PROTOCOLS
 
 UNLABELLED = (
     "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"

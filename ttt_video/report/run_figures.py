@@ -17,10 +17,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ..data.images import read_rgb
-from ..engine.run_directory import read_rows
 from ..errors import UserError
 from ..files import ffmpeg_name, file_stem, names_apart, path_text, read_json_object
+from ..formats.images import read_rgb
+from ..stream.directory import read_rows
 from ..tasks import headlines, metrics, sign, tasks
 from ..visualization.grid import picture_grid
 from ..visualization.overlay import blend, caption, class_palette, colorize, resize, side_by_side

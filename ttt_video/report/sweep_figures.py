@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter
 
-from ..data.images import natural_key
-from ..engine.run_directory import read_rows
 from ..files import file_stem
+from ..formats.images import natural_key
+from ..stream.directory import read_rows
 from .curves import PALETTE, figure_axes, plot_curves
 from .statistics import mean_by_key, over_seeds
 from .sweep_tables import Record, comparable, group

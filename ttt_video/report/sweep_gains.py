@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..data.world.shifts import video_shift
-from ..engine.sweep import Cell
+from ..sweeps.cells import Cell
 from ..tasks.semantic import Counts, add_counts, mean_iou
+from ..world.shifts import video_shift
 from .formats import Table, between
 from .metrics import headlines
 from .runs import read_run

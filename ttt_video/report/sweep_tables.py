@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..engine.sweep import Cell
+from ..sweeps.cells import Cell
 from ..tasks import rules
 from . import formats
 from .formats import Table, spread

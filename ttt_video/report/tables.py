@@ -9,9 +9,10 @@ from typing import Any
 
 from ..errors import UserError
 from ..tasks import rules, sign
+from ..tasks.metrics import PROTOCOLS
 from . import formats, published
 from .formats import Table, between, spread
-from .metrics import PROTOCOLS, headlines
+from .metrics import headlines
 from .published import Column, Method
 from .runs import Part, check_comparable, row_names
 from .statistics import Comparison, Estimate, compare, estimate, mean_by_key, over_seeds

@@ -15,9 +15,9 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Instances
 from detectron2.structures.masks import polygons_to_bitmask
 
-from ..data.coco_masks import check_annotations, compress, mask_fault
-from ..data.labels import check_class_ids
 from ..errors import UserError
+from ..formats.coco_masks import check_annotations, compress, mask_fault
+from ..formats.labels import check_class_ids
 from ..visualization.overlay import class_palette, paint_segments, shade
 from .average_precision import (
     ClassPrecision,

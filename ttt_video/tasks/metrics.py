@@ -110,3 +110,7 @@ class FrameMean(Metric):
 
     axis = ""
     value = staticmethod(mean)
+
+
+PROTOCOLS = {"standard": "", "video": "_video_mean", "release": "_frame_release"}
+"""Suffixes of the headline metrics: all frames pooled, the mean of each video's, or of frames'."""

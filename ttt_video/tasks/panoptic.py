@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from ..data.labels import check_class_ids, read_segment_colors, read_segment_ids
 from ..errors import UserError, require
+from ..formats.labels import check_class_ids, read_segment_colors, read_segment_ids
 from ..visualization.overlay import class_palette, paint_segments, shade
 from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task
 from .labels import LabelInfo

@@ -16,10 +16,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 
-from ..data.coco_masks import LABELLED_ONLY
-from ..data.kitti_step import read_sem_seg
-from ..data.labels import check_class_ids, present_ids
 from ..errors import UserError
+from ..formats.coco_masks import LABELLED_ONLY
+from ..formats.labels import check_class_ids, present_ids, read_sem_seg
 from ..visualization.overlay import class_palette, paint_classes
 from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task, once
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally

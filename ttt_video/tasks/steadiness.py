@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.kitti_step import read_sem_seg
+from ..formats.labels import read_sem_seg
 from .base import Task, once
 from .metrics import Metric, Record
 from .outputs import class_map

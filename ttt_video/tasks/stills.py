@@ -10,9 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
 from pycocotools.mask import area as mask_area
 
-from ..data.coco_json import CocoError, instance_faults
-from ..data.kitti_step import read_sem_seg
-from ..data.labels import check_class_ids, present_ids, read_segment_colors
+from ..formats.coco_json import CocoError, instance_faults
+from ..formats.labels import check_class_ids, present_ids, read_segment_colors, read_sem_seg
 
 
 class CheckedLabels:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from ttt_video.visualization.overlay import BACKGROUND, caption, resize
+from .overlay import BACKGROUND, caption, resize
 
 _GAP = 4  # pixels between pictures
 

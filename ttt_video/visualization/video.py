@@ -13,9 +13,9 @@ from types import TracebackType
 import av
 import numpy as np
 
-from ttt_video.errors import UserError
-from ttt_video.files import ffmpeg_name, write_atomically, writing
-from ttt_video.visualization.overlay import BACKGROUND, resize
+from ..errors import UserError
+from ..files import ffmpeg_name, write_atomically, writing
+from .overlay import BACKGROUND, resize
 
 MIN_FPS, MAX_FPS = 1e-4, 1e5
 """Frames per second that an MP4 can have: a slower one's times overflow in FFmpeg."""

@@ -1,0 +1,44 @@
+"""Workers are built of the right parts; other tests compare their numbers with one process."""
+
+from __future__ import annotations
+
+import sys
+
+from detectron2.data import MetadataCatalog
+
+from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
+from ttt_video.stream import parallel as parallel_evaluation
+from ttt_video.stream.directory import RunDirectory
+
+
+def test_a_worker_runs_the_registered_files_first(tiny_cfg, tmp_path, monkeypatch):
+    """A spawned process knows no method and no data set of the user's own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(parallel_evaluation.torch, "set_num_threads", lambda threads: None)
+    built = []
+    monkeypatch.setattr(
+        parallel_evaluation, "load_source_model", lambda cfg: built.append(find_method("own_one"))
+    )
+    monkeypatch.setattr(parallel_evaluation, "StreamEvaluation", lambda *args, **kwargs: None)
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from detectron2.data import MetadataCatalog\n"
+        "from ttt_video.adaptation import ADAPTER_REGISTRY, NoAdaptation\n"
+        "ADAPTER_REGISTRY._do_register('own_one', NoAdaptation)\n"
+        "MetadataCatalog.get('own_set').set(classes=['a'])\n"
+    )
+    run = RunDirectory(tmp_path / "run")
+    MetadataCatalog.get("own_set").set(classes=["a"], colors=["b"])
+    settings = parallel_evaluation.Settings(
+        tiny_cfg, run, dataset_name="own_set", register=[str(file)]
+    )
+    MetadataCatalog.remove("own_set")  # as in a new process
+    try:
+        settings.build("cpu", 1)
+        assert [method.runs for method in built] == ["own_one"]
+        known = MetadataCatalog.get("own_set").as_dict()
+        assert (known["classes"], known["colors"]) == (["a"], ["b"])
+    finally:
+        MetadataCatalog.remove("own_set")
+        ADAPTER_REGISTRY._obj_map.pop("own_one", None)
+        run.close()

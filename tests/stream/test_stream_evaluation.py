@@ -1,0 +1,358 @@
+"""Videos through the loop: rows, comparison, resuming, and summaries of runs that stop early."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors, weights_hash
+from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
+from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream.records import summarize
+from ttt_video.structures import FrameSource
+
+TIMES = ("adapt_seconds", "predict_seconds")
+
+
+@dataclass
+class ListSource:
+    """A video in memory; it may break at a frame."""
+
+    frames: list
+    breaks_at: int | None = None
+    known_length: bool = True
+    passes: int = 0
+
+    @property
+    def video_id(self) -> str:
+        return self.frames[0]["video_id"]
+
+    @property
+    def num_frames(self) -> int | None:
+        return len(self.frames) if self.known_length else None
+
+    def __iter__(self):
+        self.passes += 1
+        for frame in self.frames:
+            if frame["frame_index"] == self.breaks_at:
+                raise UserError(f"frame {self.breaks_at} cannot be read")
+            yield frame
+
+
+def labelled(frames: list, folder) -> list:
+    """The frames with random label files of a few classes and unlabelled pixels."""
+    folder.mkdir(exist_ok=True)
+    result = []
+    for frame in frames:
+        rng = np.random.default_rng([frame["frame_index"], len(frame["video_id"])])
+        shape = (frame["height"], frame["width"])
+        file = folder / f"{frame['video_id']}_{frame['frame_index']}.png"
+        Image.fromarray(rng.choice(np.array([0, 1, 10, 255], np.uint8), shape)).save(file)
+        result.append({**frame, "sem_seg_file_name": str(file)})
+    return result
+
+
+def without_times(row: dict) -> dict:
+    row = {k: v for k, v in row.items() if k not in TIMES}
+    if "frozen" in row:
+        row["frozen"] = without_times(row["frozen"])
+    return row
+
+
+@pytest.fixture
+def evaluate(tiny_cfg, tiny_model, tmp_path):
+    """``evaluate(sources, folder, KEY VALUE...)``; gives the folder of the run and its summary."""
+
+    def run(sources, name="run", *opts, resume=False, max_frames=None, **options):
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list([*opts])
+        directory = RunDirectory(tmp_path / name, resume=resume)
+        evaluation = StreamEvaluation(cfg, copy.deepcopy(tiny_model), directory, **options)
+        return directory, evaluation.evaluate(sources, max_frames)
+
+    return run
+
+
+def test_list_source_is_a_frame_source(make_video):
+    assert isinstance(ListSource(make_video()), FrameSource)
+
+
+def test_a_row_for_every_frame_with_the_numbers_of_the_runner(
+    evaluate, tiny_cfg, tiny_model, make_video
+):
+    videos = [make_video("a", 3), make_video("b", 2)]
+    run, summary = evaluate([ListSource(v) for v in videos])
+    rows = list(run.rows())
+    runner = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+    expected = [result for video in videos for result in runner.run(video)]
+    assert len(rows) == 5
+    for row, result in zip(rows, expected, strict=True):
+        for key in ("video_id", "frame_index", "file_name"):
+            assert row[key] == result.frame[key]
+        for key, value in result.record.items():
+            assert row[key] == value
+        assert row["loss_recon"] > 0
+        assert row["adapt_seconds"] > 0
+        assert row["predict_seconds"] > 0
+        assert "mIoU" not in row["metrics"]  # no labels
+        assert "frozen" not in row
+    assert summary["complete"] is True
+    assert summary["videos"] == {"a": 3, "b": 2}
+    assert "mIoU" not in summary["metrics"]["adapted"]
+    assert json.loads((run.path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_summary_says_what_was_run(evaluate, tiny_model, make_video):
+    run, _ = evaluate([ListSource(make_video("a", 2))], "run", "SEED", 5, "TTT.PRESET", "paper")
+    computed = json.loads(json.dumps(summarize(run.rows())))
+    on_disk = json.loads((run.path / "summary.json").read_text())
+    assert computed.items() <= on_disk.items()
+    assert on_disk["method"] == "online_ttt_mae"
+    assert on_disk["preset"] == "paper"
+    assert on_disk["seed"] == 5
+    assert on_disk["weights_sha256"] == weights_hash(tiny_model)  # of the source, not of the end
+    assert on_disk["peak_memory_mib"] > 10
+    assert on_disk["versions"]["torch"] == torch.__version__
+    assert {"ttt_video", "detectron2", "python"} <= on_disk["versions"].keys()
+    assert on_disk["device"].startswith("CPU")
+    assert on_disk["skipped_frames"] == []
+
+
+def test_scores_of_labelled_frames_are_those_of_the_predictions(
+    evaluate, tiny_cfg, tiny_model, make_video, tmp_path
+):
+    video = labelled(make_video("a", 2, 48, 64), tmp_path / "labels")
+    run, summary = evaluate([ListSource(video)], compare=True)
+    adapted = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+    tiny_cfg.TTT.METHOD = "none"
+    frozen = StreamRunner.from_config(tiny_cfg, tiny_model)
+    totals = {}
+    for row, ours, theirs in zip(run.rows(), adapted.run(video), frozen.run(video), strict=True):
+        labels = np.asarray(Image.open(ours.frame["sem_seg_file_name"]))
+        for who, result, part in (("adapted", ours, row), ("frozen", theirs, row["frozen"])):
+            predicted = result.output["sem_seg"].argmax(0).numpy()
+            total = totals.setdefault(who, np.zeros((2, 19)))
+            frame_ious = []
+            for k in range(19):
+                there, said = (labels == k), (predicted == k) & (labels != 255)
+                total[0, k] += (there & said).sum()
+                total[1, k] += (there | said).sum()
+                if there.any():
+                    frame_ious.append(100 * (there & said).sum() / (there | said).sum())
+            assert part["metrics"]["mIoU"] == pytest.approx(np.mean(frame_ious))
+    for who, (intersection, union) in totals.items():
+        pooled = 100 * intersection[[0, 1, 10]] / union[[0, 1, 10]]
+        assert summary["metrics"][who]["mIoU"] == pytest.approx(pooled.mean())
+
+
+def test_the_offline_oracle_scores_as_the_run_does(evaluate, make_video, tmp_path):
+    """Of one video, its score is the summary's, also where a class is ignored."""
+    video = make_video("a", 2, 48, 64)
+    for frame in video:
+        rng = np.random.default_rng(frame["frame_index"])
+        frame["sem_seg_file_name"] = str(tmp_path / f"{frame['frame_index']}.png")
+        Image.fromarray(rng.integers(0, 19, (48, 64), np.uint8)).save(frame["sem_seg_file_name"])
+    MetadataCatalog.get("ignores_3").set(evaluator_type="video_sem_seg", ignore_label=3)
+    opts = ("TTT.METHOD", "offline_ttt_mae_oracle", "TTT.OFFLINE.STEPS", 1)
+    run, summary = evaluate([ListSource(video)], "run", *opts, dataset_name="ignores_3")
+    MetadataCatalog.remove("ignores_3")
+    score = next(iter(run.rows()))["offline_score"]
+    assert score == pytest.approx(summary["metrics"]["adapted"]["mIoU"], rel=1e-12)
+
+
+def test_compare_leaves_the_adapted_numbers_as_they_are(evaluate, make_video):
+    alone, _ = evaluate([ListSource(make_video())], "alone")
+    beside, _ = evaluate([ListSource(make_video())], "beside", compare=True)
+    rows = [without_times(row) for row in beside.rows()]
+    assert all(row.pop("frozen")["metrics"] for row in rows)
+    assert rows == [without_times(row) for row in alone.rows()]
+
+
+def test_observers_see_every_frame_and_the_frozen_weights_stay(evaluate, tiny_model, make_video):
+    video = make_video("a", 3)
+    seen = []
+    evaluate([ListSource(video)], compare=True, observers=[lambda *results: seen.append(results)])
+    assert [r.frame["frame_index"] for r, _ in seen] == [0, 1, 2]
+    with torch.no_grad():
+        for frame, (adapted, frozen) in zip(video, seen, strict=True):
+            expected = tiny_model([frame])[0]["sem_seg"]
+            assert torch.equal(frozen.output["sem_seg"], expected)
+            assert not torch.equal(adapted.output["sem_seg"], expected)
+            assert frozen.predict_seconds > 0
+    without = []
+    evaluate([ListSource(video)], "2", observers=[lambda *results: without.append(results)])
+    assert [frozen for _, frozen in without] == [None] * 3
+
+
+def test_observers_see_a_frame_after_its_row_is_on_disk(evaluate, make_video, tmp_path):
+    counts = []
+    file = tmp_path / "run" / "frames.jsonl"
+    evaluate(
+        [ListSource(make_video("a", 2))],
+        observers=[lambda *_: counts.append(len(file.read_text().splitlines()))],
+    )
+    assert counts == [1, 2]
+
+
+def test_max_frames_is_of_each_video(evaluate, make_video):
+    sources = [ListSource(make_video("a", 3)), ListSource(make_video("b", 1))]
+    run, summary = evaluate(sources, max_frames=2)
+    assert summary["videos"] == {"a": 2, "b": 1}
+    assert [r["frame_index"] for r in run.rows()] == [0, 1, 0]
+
+
+def test_a_failure_keeps_the_rows_and_says_that_it_is_not_complete(evaluate, make_video, tmp_path):
+    with pytest.raises(UserError, match="frame 2"):
+        evaluate([ListSource(make_video("a", 4), breaks_at=2), ListSource(make_video("b", 1))])
+    rows = (tmp_path / "run" / "frames.jsonl").read_text().splitlines()
+    assert [json.loads(row)["frame_index"] for row in rows] == [0, 1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["complete"] is False
+    assert summary["frames"] == 2
+
+
+@pytest.mark.parametrize(
+    ("reset", "stop"),
+    [("video", ("a", 0)), ("video", ("a", 2)), ("video", ("b", 0)), ("never", ("b", 1))],
+)
+def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(
+    evaluate, make_video, tmp_path, reset, stop
+):
+    videos = [make_video("a", 3), make_video("b", 2)]
+    opts = ("TTT.RESET", reset)
+    whole, whole_summary = evaluate([ListSource(v) for v in videos], "whole", *opts)
+    broken = [ListSource(v, stop[1] if v[0]["video_id"] == stop[0] else None) for v in videos]
+    with pytest.raises(UserError):
+        evaluate(broken, "cut", *opts)
+    with (tmp_path / "cut" / "frames.jsonl").open("a") as file:
+        file.write('{"video_id": "a", "fra')  # and the process was killed while writing
+    sources = [ListSource(v) for v in videos]
+    resumed, summary = evaluate(sources, "cut", *opts, resume=True)
+    expected = [without_times(row) for row in whole.rows()]
+    assert [without_times(row) for row in resumed.rows()] == expected
+    for key in ("frames", "videos", "loss_recon", "complete", "weights_sha256"):
+        assert summary[key] == whole_summary[key]
+    if reset != "never":
+        # A finished video is not run again.
+        assert [s.passes for s in sources] == [0 if stop[0] == "b" else 1, 1]
+
+
+def test_resuming_a_finished_run_changes_nothing_but_times(evaluate, make_video):
+    run, summary = evaluate([ListSource(make_video())])
+    before = (run.path / "frames.jsonl").read_bytes()
+    source = ListSource(make_video())
+    _, again = evaluate([source], resume=True)
+    assert (run.path / "frames.jsonl").read_bytes() == before
+    assert source.passes == 0
+    again.pop("peak_memory_mib"), summary.pop("peak_memory_mib")
+    assert again == summary
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(evaluate, make_video):
+    whole, _ = evaluate([ListSource(make_video())], "whole")
+    evaluate([ListSource(make_video())], "run", max_frames=1)
+    run, _ = evaluate([ListSource(make_video())], "run", resume=True)
+    assert list(map(without_times, run.rows())) == list(map(without_times, whole.rows()))
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("TTT.METHOD", "offline_ttt_mae"),
+        ("TTT.METHOD", "temporal_smoothing", "TTT.ENSEMBLE.METHOD", "offline_ttt_mae"),
+        ("TTT.METHOD", "none", "TTT.FRAME_ORDER", "shuffled"),
+        ("TTT.METHOD", "none", "TTT.RESET", "never"),
+    ],
+)
+def test_a_longer_run_of_frames_that_depend_on_later_ones_is_another(evaluate, make_video, opts):
+    opts = (*opts, "TTT.OFFLINE.STEPS", 1)
+    evaluate([ListSource(make_video())], "run", *opts, max_frames=2)
+    evaluate([ListSource(make_video())], "run", *opts, max_frames=2, resume=True)
+    with pytest.raises(UserError, match=r"another setting \(--max-frames: 2, now 3\)"):
+        evaluate([ListSource(make_video())], "run", *opts, max_frames=3, resume=True)
+
+
+def test_a_source_of_unknown_length_is_run_to_its_end(evaluate, make_video):
+    _, summary = evaluate([ListSource(make_video(), known_length=False)])
+    assert summary["frames"] == 3
+    _, summary = evaluate([ListSource(make_video(), known_length=False)], "2", max_frames=2)
+    assert summary["frames"] == 2
+
+
+def test_runs_that_differ_are_not_mixed(evaluate, make_video):
+    evaluate([ListSource(make_video())], max_frames=1)
+    with pytest.raises(UserError, match=r"another config \(TTT.MASK_RATIO: 0.8, now 0.5\)"):
+        evaluate([ListSource(make_video())], "run", "TTT.MASK_RATIO", 0.5, resume=True)
+    with pytest.raises(UserError, match=r"another setting \(--compare: False, now True\)"):
+        evaluate([ListSource(make_video())], resume=True, compare=True)
+
+
+def test_steps_that_are_skipped_are_counted_and_leave_no_nan(
+    evaluate, tiny_model, make_video, monkeypatch
+):
+    original = type(tiny_model).reconstruction_losses
+    calls = []
+
+    def sometimes_nan(self, *args):
+        calls.append(1)
+        losses = original(self, *args)
+        return {k: v * float("nan") if len(calls) == 2 else v for k, v in losses.items()}
+
+    monkeypatch.setattr(type(tiny_model), "reconstruction_losses", sometimes_nan)
+    run, summary = evaluate([ListSource(make_video("a", 3))])
+    rows = list(run.rows())
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 0]
+    assert rows[1]["loss_recon"] is None
+    assert rows[1]["grad_norm"] is None
+    assert rows[2]["loss_recon"] > 0
+    assert summary["skipped_steps"] == 1
+    assert summary["loss_recon"] == pytest.approx(
+        (rows[0]["loss_recon"] + rows[2]["loss_recon"]) / 2
+    )
+
+
+@pytest.mark.parametrize(("value", "size"), [(19, (64, 96)), (0, (64, 95))])
+def test_labels_that_do_not_fit_are_told_in_a_line(evaluate, make_video, tmp_path, value, size):
+    file = tmp_path / "labels.png"
+    Image.fromarray(np.full(size, value, np.uint8)).save(file)
+    frames = [{**frame, "sem_seg_file_name": str(file)} for frame in make_video("a", 1)]
+    with pytest.raises(UserError, match=r"labels.png does not fit") as error:
+        evaluate([ListSource(frames)])
+    assert "\n" not in str(error.value)
+
+
+def test_source_model_loads_what_the_config_names(tiny_cfg, tiny_model, tmp_path):
+    with pytest.raises(UserError, match="--weights"):
+        load_source_model(tiny_cfg)
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.safetensors")
+    save_safetensors(tiny_model.state_dict(), tiny_cfg.MODEL.WEIGHTS)
+    model = load_source_model(tiny_cfg)
+    assert not model.training
+    assert weights_hash(model) == weights_hash(tiny_model)
+
+
+def test_a_plain_mask2former_is_enough_without_adaptation(
+    tiny_cfg, tiny_model, make_video, tmp_path
+):
+    weights = {k: v for k, v in tiny_model.state_dict().items() if not k.startswith("recon_head")}
+    weights["backbone.patch_embed.proj.weight"] = weights["backbone.patch_embed.proj.weight"][:, :3]
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.safetensors")
+    save_safetensors(weights, tiny_cfg.MODEL.WEIGHTS)
+    model = load_source_model(tiny_cfg)
+    assert model.recon_head is None
+    with pytest.raises(UserError, match=r"recon|decoder"):
+        StreamRunner.from_config(tiny_cfg, model)
+    # What the visibility channel would add is zero.
+    with torch.no_grad():
+        tiny_model.backbone.patch_embed.proj.weight[:, 3] = 0
+        for frame in make_video("a", 1):
+            assert torch.equal(model([frame])[0]["sem_seg"], tiny_model([frame])[0]["sem_seg"])

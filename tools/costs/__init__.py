@@ -1,0 +1,1 @@
+"""The measurements of ``tools/measure_costs.py``: one file for each, and shared clocks."""

@@ -1,0 +1,100 @@
+"""Ours and its peers on the same work: the same numbers first, then seconds side by side."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from costs.clock import Work, measure, spread
+from costs.environment import matmul_peak
+from costs.flops import count_flops
+from ttt_video.adaptation.gradient import PRECISIONS
+
+OURS = "ttt_video"
+HUGGING_FACE = "huggingface"
+
+TOLERANCE = 1e-3
+"""Largest mean difference between outputs that are to be the same, as a share of their spread."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how often.
+
+    Attributes:
+        sizes: (height, width) of the images, px.
+        batches: images at once; none: as what is measured has it.
+        precisions: "fp32", "bf16" (autocast), "fp16" (autocast).
+        steps: calls that count.
+        warmup: calls before them.
+        flops: also count operations.
+        peers: also run what ours is compared with.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...] = ()
+    precisions: tuple[str, ...] = ("fp32",)
+    steps: int = 3
+    warmup: int = 1
+    flops: bool = True
+    peers: bool = True
+
+    def cases(self, batch: int = 1) -> Iterator[dict[str, Any]]:
+        """Every size, batch (``batch`` where none is asked for) and precision."""
+        batches = self.batches or (batch,)
+        for size, batch, precision in itertools.product(self.sizes, batches, self.precisions):
+            yield {"size": list(size), "batch": batch, "precision": precision}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a forward pass runs in a precision."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def difference(ours: Tensor, theirs: Tensor, what: str) -> float:
+    """Mean absolute difference over the spread of ``ours``.
+
+    Raises:
+        RuntimeError: it is more than rounding; a comparison of speeds would mean nothing.
+    """
+    ours, theirs = ours.detach().float(), theirs.detach().float()
+    scale = ours.std() if ours.numel() > 1 else ours.abs().max()
+    relative = float((ours - theirs).abs().mean() / scale)
+    if not relative < TOLERANCE:
+        raise RuntimeError(f"{what} differs between the models by {relative:.1e} of its spread")
+    return relative
+
+
+def compare(
+    works: Mapping[str, Work], device: torch.device, options: Options, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Seconds, memory, operations of each piece of work.
+
+    Returns:
+        ``runs`` by name (see :func:`costs.clock.measure`; with ``flop``,
+        ``flop_per_second`` and ``share_of_peak`` where operations are counted), and with peers
+        ``speedup``: by peer, the :func:`spread` of its seconds over ours, round by round.
+    """
+    runs = measure(works, device, steps=options.steps, warmup=options.warmup)
+    result: dict[str, Any] = {"runs": runs}
+    if options.flops:
+        peak = matmul_peak(device, PRECISIONS[precision] or torch.float32)
+        result["matmul_flop_per_second"] = peak
+        for name, work in works.items():
+            runs[name]["flop"] = count_flops(work)
+            speed = runs[name]["flop"] / runs[name]["seconds"]["median"]
+            runs[name].update(flop_per_second=speed, share_of_peak=speed / peak)
+    ours = runs[OURS]["seconds"]["all"]
+    result["speedup"] = {
+        name: spread([b / a for a, b in zip(ours, run["seconds"]["all"], strict=True)])
+        for name, run in runs.items()
+        if name != OURS
+    }
+    return result

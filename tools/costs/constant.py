@@ -1,0 +1,98 @@
+"""Whether a frame costs the same whatever the window's size and wherever it is in the video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from costs.clock import measure, resident_memory, spread
+from costs.comparison import Options
+from costs.inputs import frames, model_of
+from ttt_video.errors import UserError
+from ttt_video.stream.loop import StreamRunner
+
+REPORTS = 10
+"""Times that the memory is looked at on the way to a position."""
+
+
+def constancy(
+    cfg: CfgNode, options: Options, *, windows: Sequence[int], positions: Sequence[int]
+) -> dict[str, Any]:
+    """Streams that stand at each position with each window, run on frame by frame in turn.
+
+    All take the steps that ``TTT.*`` says; on their way to the position they take them too, so
+    whatever grows has grown.
+
+    Args:
+        cfg: of the method and model.
+        options: the first size counts; ``steps`` frames are measured of each stream.
+        windows: sizes k to compare with the first.
+        positions: frames that were run before those that are measured; compared with the first.
+
+    Returns:
+        ``streams``, one for each window and position: ``seconds``, the ratio of its frames to
+        those of the first window at the same position and of the first position with the same
+        window, round by round, and the process's memory on the way.
+    """
+    if min(windows) < 1 or min(positions) < 0:
+        raise UserError(
+            f"--windows {list(windows)} and --positions {list(positions)}: windows hold at least "
+            "1 frame, and positions count from 0"
+        )
+    device = torch.device(cfg.MODEL.DEVICE)
+    video = frames(16, *options.sizes[0])
+    runners: dict[str, StreamRunner] = {}
+    streams: dict[str, dict[str, Any]] = {}
+    for window in windows:
+        for position in positions:
+            own = cfg.clone()
+            own.defrost()
+            own.TTT.WINDOW_SIZE = window
+            runner = StreamRunner.from_config(own, model_of(own))
+            name = f"window {window}, frame {position}"
+            runners[name] = runner
+            streams[name] = {"window": window, "position": position}
+            streams[name]["memory"] = _advance(runner, video, position)
+    works = {
+        name: _frames(runner, video, streams[name]["position"]) for name, runner in runners.items()
+    }
+    for name, run in measure(works, device, steps=options.steps, warmup=options.warmup).items():
+        streams[name].update(run)
+    for stream in streams.values():
+        first_window = streams[f"window {windows[0]}, frame {stream['position']}"]
+        first_position = streams[f"window {stream['window']}, frame {positions[0]}"]
+        stream["to_first_window"] = _ratio(stream, first_window)
+        stream["to_first_position"] = _ratio(stream, first_position)
+    return {"size": list(options.sizes[0]), "batch": cfg.TTT.BATCH_SIZE, "streams": streams}
+
+
+def _advance(
+    runner: StreamRunner, video: Callable[[int], dict[str, Any]], position: int
+) -> list[dict[str, int]]:
+    """Runs a stream up to a frame; the process's memory at some places on the way."""
+    memory = []
+    for index in range(position):
+        runner.step(video(index))
+        if (index + 1) % max(position // REPORTS, 1) == 0:
+            memory.append({"frames": index + 1, "resident_bytes": resident_memory()})
+    return memory
+
+
+def _frames(
+    runner: StreamRunner, video: Callable[[int], dict[str, Any]], position: int
+) -> Callable[[], object]:
+    indices = iter(range(position, 2**62))
+    return lambda: runner.step(video(next(indices)))
+
+
+def _ratio(stream: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a stream's frames over those of another, round by round; and of CPU time."""
+    pairs = zip(stream["seconds"]["all"], first["seconds"]["all"], strict=True)
+    ratios = spread([a / b for a, b in pairs])
+    del ratios["all"]
+    medians = stream["seconds"]["median"] / first["seconds"]["median"]
+    cpu = stream["cpu_seconds_median"] / first["cpu_seconds_median"]
+    return {**ratios, "of_medians": medians, "of_cpu_medians": cpu}

@@ -1,0 +1,90 @@
+"""Floating-point operations, by torch's counter and what it leaves out; saved activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ttt_video.modeling import deformable_cpu  # noqa: F401 - defines operators that are counted here
+
+
+class GridSampleFlops(FlopCounterMode):
+    """torch's counter, and the bilinear sampling that it leaves out.
+
+    It counts 2 per multiply-add of matrix products, convolutions and attention, forward and
+    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients.
+    """
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        super().__init__(
+            display=False,
+            custom_mapping={
+                aten.grid_sampler_2d: _sampled(0),
+                aten.grid_sampler_2d_backward: _sampled(1, factor=2),
+                # Its gradient of the places also holds what the weights' gradient is made of.
+                torch.ops.ttt_video.deformable_attention: _attended(),
+                torch.ops.ttt_video.deformable_attention_backward: _attended(factor=2),
+            },
+        )
+
+
+def _sampled(image: int, factor: int = 1) -> Callable[..., int]:
+    """Of a sampling whose arguments hold image (B, C, H, W) and grid (B, h, w, 2) from there on."""
+
+    def count(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        values, grid = shapes[image], shapes[image + 1]
+        return factor * 2 * 4 * values[0] * values[1] * grid[1] * grid[2]
+
+    return count
+
+
+def _attended(factor: int = 1) -> Callable[..., int]:
+    """Of deformable attention: as many samples as there are weights, of D numbers each."""
+
+    def count(
+        value: Any, sizes: Any, locations: Any, weights: Any, *shapes: Any, **kwargs: Any
+    ) -> int:
+        return factor * 2 * 4 * value[3] * math.prod(weights)
+
+    return count
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of a piece of work, which is run once."""
+    # Matrix products in place of fused attention, which the counter does not know on CPUs.
+    with sdpa_kernel(SDPBackend.MATH), GridSampleFlops() as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for the backward pass, the model's own tensors left out."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = forward()
+    del alive  # until here, so that no storage's address is given away twice
+    return sum(kept.values())
+
+
+def parameter_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the parameters of each of the model's parts."""
+    return {
+        name: sum(p.numel() * p.element_size() for p in part.parameters())
+        for name, part in model.named_children()
+        if any(True for _ in part.parameters())
+    }

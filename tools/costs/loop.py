@@ -1,0 +1,199 @@
+"""The whole loop with decoding, scoring and writing; and the loop that rebuilds everything."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from torch.utils.data import DataLoader, Dataset
+
+from costs.clock import peak_memory, reset_peak_memory, resident_memory, spread, synchronize
+from costs.comparison import OURS, Options
+from costs.inputs import model_of, write_video
+from ttt_video.adaptation import SlidingWindow
+from ttt_video.adaptation.gradient import GradientAdapter
+from ttt_video.data.sources import open_dataset
+from ttt_video.errors import UserError
+from ttt_video.formats.images import FrameTransform, read_rgb
+from ttt_video.modeling.optimizer import make_optimizer, parameter_groups
+from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.evaluation import StreamEvaluation
+from ttt_video.stream.loop import FrameResult, StreamRunner, video_seed
+from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.tasks import build_tasks, score_frame
+
+PLAIN = "plain"
+
+
+def loops(cfg: CfgNode, options: Options, *, overlay: bool = False) -> dict[str, Any]:
+    """Frames of a labelled video on disk, through the tool's loop and through a plain one.
+
+    Args:
+        cfg: of the method and model. Frames are PNG files of each size; ``INPUT.MIN_SIZE_TEST``
+            resizes them, as everywhere.
+        options: ``steps`` frames are measured after ``warmup`` others; batch and precision are
+            those of ``TTT.*``.
+        overlay: also write ``overlay.mp4``.
+
+    Returns:
+        ``cases``: ``runs`` of :data:`OURS` and, with peers, of :data:`PLAIN`; each with the
+        ``seconds`` of a frame, of the ``step`` and of the ``prediction`` in it, and
+        ``overhead``: what is in neither, as a share of the frame.
+    """
+    cases = []
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            cases.append(_case(cfg, options, size, Path(folder), overlay))
+    return {"cases": cases}
+
+
+def _case(
+    cfg: CfgNode, options: Options, size: tuple[int, int], folder: Path, overlay: bool
+) -> dict[str, Any]:
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    count = options.warmup + options.steps
+    name = write_video(folder, count, *size, classes)
+    device = torch.device(cfg.MODEL.DEVICE)
+    runs: dict[str, Any] = {}
+    loops: dict[str, Callable[[], list[dict[str, float]]]] = {
+        OURS: lambda: tool_loop(cfg, name, folder / "run", overlay=overlay)
+    }
+    if options.peers:
+        loops[PLAIN] = lambda: plain_loop(cfg, name)
+    for who, loop in loops.items():
+        before = reset_peak_memory(device)
+        rows = loop()[options.warmup :]
+        peak = peak_memory(device)
+        frame = [row["frame"] for row in rows]
+        model = [row["step"] + row["prediction"] for row in rows]
+        runs[who] = {
+            "seconds": spread(frame),
+            "step": spread([row["step"] for row in rows]),
+            "prediction": spread([row["prediction"] for row in rows]),
+            "overhead": spread([(f - m) / f for f, m in zip(frame, model, strict=True)]),
+            "overhead_seconds": spread([f - m for f, m in zip(frame, model, strict=True)]),
+            "peak_memory_bytes": peak,
+            "working_memory_bytes": peak - before,
+            "resident_bytes": resident_memory(),
+        }
+    case = {
+        "size": list(size),
+        "batch": cfg.TTT.BATCH_SIZE,
+        "precision": cfg.TTT.PRECISION,
+        "method": cfg.TTT.METHOD,
+        "overlay": overlay,
+        "runs": runs,
+    }
+    if options.peers:
+        medians = {who: run["seconds"]["median"] for who, run in runs.items()}
+        case["speedup"] = {PLAIN: {"median": medians[PLAIN] / medians[OURS]}}
+    return case
+
+
+def tool_loop(
+    cfg: CfgNode, dataset: str, folder: Path, *, overlay: bool = False
+) -> list[dict[str, float]]:
+    """``tools/stream_eval.py`` on one video: seconds of each frame, and of what is in it."""
+    rows: list[dict[str, float]] = []
+    ends: list[float] = []
+
+    def observe(result: FrameResult, frozen: FrameResult | None) -> None:
+        ends.append(time.perf_counter())
+        seconds = result.adapt_seconds, result.predict_seconds
+        rows.append(_row(ends[-1] - ends[-2], *seconds, result.record))
+
+    with closing(RunDirectory(folder)) as run:
+        (source,) = open_dataset(dataset, FrameTransform.from_config(cfg))
+        videos = OverlayVideos(cfg, folder, fps=10.0, single=True) if overlay else None
+        evaluation = StreamEvaluation(
+            cfg, model_of(cfg), run, dataset_name=dataset, overlay=videos, observers=[observe]
+        )
+        ends.append(time.perf_counter())
+        evaluation.stream(source, None, lambda done, row: None)
+    return rows
+
+
+def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str, float]]:
+    """The same frames as the authors' release goes about them.
+
+    For every frame it builds a data loader with worker processes, reads and resizes all frames of
+    the window again, builds the optimizer and the evaluators, and reads the frame once more through
+    a second loader to predict it. Model, loss, masks and random draws are ours, so the numbers are
+    those of our loop with ``TTT.OPTIMIZER.RESTART``.
+    """
+    model = model_of(cfg)
+    device = torch.device(cfg.MODEL.DEVICE)
+    runner = StreamRunner.from_config(cfg, model)
+    adapter = runner.adapter
+    if not isinstance(adapter, GradientAdapter):
+        raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient steps: add --no-peers")
+    records = DatasetCatalog.get(dataset)
+    transform = FrameTransform.from_config(cfg)
+    generator = torch.Generator().manual_seed(video_seed(max(cfg.SEED, 0), records[0]["video_id"]))
+    rows = []
+    last = time.perf_counter()
+    for index, record in enumerate(records):
+        first = max(index + 1 - cfg.TTT.WINDOW_SIZE, 0) if cfg.TTT.WINDOW_SIZE else 0
+        window = SlidingWindow(cfg.TTT.WINDOW_SIZE or None, device)
+        recent = _Files(records[first : index + 1], transform)
+        for frame in DataLoader(recent, batch_size=None, num_workers=workers):
+            window.push(frame)
+        adapter.optimizer = _new_optimizer(cfg, model)
+        scorers = build_tasks(dataset)
+        start = time.perf_counter()
+        losses = adapter.adapt(window, generator)
+        synchronize(device)
+        adapted = time.perf_counter()
+        again = DataLoader(_Files([record], transform), batch_size=None, num_workers=workers)
+        (frame,) = again
+        loaded = time.perf_counter()
+        output = adapter.predict(frame)
+        synchronize(device)
+        predicted = time.perf_counter()
+        score_frame(scorers, frame, output)
+        now = time.perf_counter()
+        rows.append(_row(now - last, adapted - start, predicted - loaded, losses))
+        last = now
+    return rows
+
+
+def _row(
+    frame: float, step: float, prediction: float, record: dict[str, float]
+) -> dict[str, float]:
+    loss = record.get("loss_recon", float("nan"))
+    return {"frame": frame, "step": step, "prediction": prediction, "loss_recon": loss}
+
+
+def _new_optimizer(cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
+    optimizer = cfg.TTT.OPTIMIZER
+    groups = parameter_groups(
+        model,
+        lr=optimizer.BASE_LR,
+        weight_decay=optimizer.WEIGHT_DECAY,
+        encoder_multiplier=optimizer.BACKBONE_MULTIPLIER,
+    )
+    return make_optimizer(
+        optimizer.NAME, groups, momentum=optimizer.MOMENTUM, betas=tuple(optimizer.BETAS)
+    )
+
+
+class _Files(Dataset):
+    """Frames of a data set, decoded and resized whenever they are asked for."""
+
+    def __init__(self, records: list[dict[str, Any]], transform: FrameTransform) -> None:
+        self.records = records
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        return {**record, "image": self.transform(read_rgb(record["file_name"]))}

@@ -1,0 +1,190 @@
+"""Builds a run's config: defaults, a file, a preset, a method and KEY VALUE overrides."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+from ..shipped import config_dir
+from .keys import ADAPTATION
+from .methods import named_method
+from .schema import get_cfg, restore_defaults, validate_config
+
+PRESETS = ("paper", "release", "realtime")
+
+DEFAULT_STREAM_CONFIG = "quick/stream_world.yaml"
+"""What ``tools/stream_eval.py`` runs where it is given no config."""
+
+
+def find_config(name: str) -> Path:
+    """Returns the config file of a path, or of a name under the shipped ``configs/``.
+
+    Raises:
+        UserError: there is none; the message lists the shipped ones, closest first.
+    """
+    for candidate in (Path(name), config_dir() / name, config_dir() / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    listed = close + [k for k in known if k not in close]
+    raise UserError(f"no config {name!r}; give a path or one of: {', '.join(listed)}")
+
+
+@contextmanager
+def _merging(what: str) -> Iterator[None]:
+    """Turns what yacs and PyYAML raise on bad input into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.filename} cannot be read: {error.strerror}") from error
+    except (AttributeError, TypeError) as error:  # keys were looked for in something else
+        raise UserError(
+            f"{what} does not merge: a section of keys and values is missing"
+        ) from error
+    except yaml.constructor.ConstructorError as error:
+        tag = re.search(r"'tag:yaml.org,2002:(python/\S+)'", str(error))
+        if tag is None:
+            raise UserError(f"{what} does not merge: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{what} has a tag that runs code when it is read, !!{tag[1]}; write its value out, or "
+            "add --allow-unsafe-yaml if you trust the file"
+        ) from error
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} does not merge: {reason}") from error
+
+
+def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
+    """Raises UserError where the ``_BASE_`` of a file, or of one under it, cannot be followed."""
+    chain = (*above, file.resolve())
+    if file.resolve() in above:
+        raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
+    node = yaml.compose(file.read_bytes())  # no values are made, so that no tag runs code
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for base in (value for key, value in pairs if key.value == "_BASE_"):
+        for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:
+            if name.tag != "tag:yaml.org,2002:str" or not name.value:
+                raise UserError(f"{file}: _BASE_ must be the path of a file, or a list of such")
+            if not name.value.startswith(("https://", "http://")):
+                _check_bases(file.parent / Path(name.value).expanduser(), chain)
+
+
+def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
+    """Merges a file that is no config by itself; detectron2 would warn that it has no VERSION."""
+    with _merging(what):
+        _check_bases(file)
+        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
+
+
+def merge_method(cfg: CfgNode, name: str) -> None:
+    """Selects an adaptation method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
+    cfg.TTT.merge_from_other_cfg(CfgNode(copy.deepcopy(named_method(name).keys)))
+    cfg.TTT.METHOD = name
+
+
+def merge_preset(cfg: CfgNode, name: str) -> None:
+    """Selects a preset: its file on top of the defaults of every key of adaptation.
+
+    What belongs to the weights, and what single methods have, stays as the config has it unless
+    the preset's file names it.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}; choose from {', '.join(PRESETS)}")
+    # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
+    coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
+    file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
+    restore_defaults(cfg, ADAPTATION)
+    _merge_fragment(cfg, file, f"preset {file}")
+    cfg.TTT.PRESET = name
+
+
+def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> None:
+    """Merges what a config file has for these methods alone: ``TTT.BY_METHOD``, then empty.
+
+    What it has for the method whose code a method runs counts for that method, too.
+    """
+    own = cfg.TTT.BY_METHOD
+    for name in dict.fromkeys(name for m in methods for name in (named_method(m).runs, m)):
+        if name in own:
+            with _merging(f"TTT.BY_METHOD.{name} of config {file}"):
+                cfg.TTT.merge_from_other_cfg(own[name])
+    cfg.TTT.BY_METHOD = CfgNode(new_allowed=True)
+
+
+def key_values(opts: Sequence[str]) -> dict[str, str]:
+    """Returns detectron2's trailing overrides by key; where a key stands twice, the last counts.
+
+    Raises:
+        UserError: a key without a value, or a flag among them.
+    """
+    flag = next((word for word in opts if word.startswith("--")), None)
+    if flag is not None:
+        raise UserError(f"{flag} stands among the KEY VALUE overrides; flags go before them")
+    if len(opts) % 2:
+        raise UserError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} stands alone")
+    return dict(zip(opts[::2], opts[1::2], strict=True))
+
+
+def load_config(
+    config_file: str | None,
+    preset: str | None = None,
+    opts: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    allow_unsafe_yaml: bool = False,
+) -> CfgNode:
+    """Returns a validated config: defaults, then file, preset, method and KEY VALUE overrides.
+
+    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as
+    the file's. ``TTT.METHOD`` among the overrides selects a method as ``method`` does.
+    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU. A file with
+    ``!!python/`` tags, which run code (some of Mask2Former's have them), is read only if
+    ``allow_unsafe_yaml``.
+    """
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    overrides = key_values(opts)
+    method = overrides.get("TTT.METHOD", method)
+    # The one under an ensemble first.
+    methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
+    if config_file is not None:
+        file = find_config(config_file)
+        with _merging(f"config {file}"):
+            _check_bases(file)
+            cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
+        _merge_own_settings(cfg, file, methods)
+    if preset is not None:
+        merge_preset(cfg, preset)
+    selected = method or cfg.TTT.METHOD
+    for name in methods:
+        merge_method(cfg, name)
+    cfg.TTT.METHOD = selected
+    with _merging(f"overrides {' '.join(opts)}"):
+        cfg.merge_from_list(list(opts))
+    validate_config(cfg)
+    return cfg
+
+
+def check_device(name: str) -> None:
+    """Raises UserError where ``MODEL.DEVICE`` is no device, or a GPU that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {name!r}; give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there is no GPU; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE is {name!r} but there are {torch.cuda.device_count()} GPUs")

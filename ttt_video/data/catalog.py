@@ -1,0 +1,50 @@
+"""Where data sets lie, which ones are registered, and the images of one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..formats.images import FrameTransform, read_rgb
+
+
+def datasets_root() -> Path:
+    """``$DETECTRON2_DATASETS``, by default ``./datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def check_registered(name: str, key: str = "") -> None:
+    """Raises UserError, with the names that are closest, where a data set is not registered.
+
+    ``key`` is the one of the config that names it.
+    """
+    known = DatasetCatalog.list()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
+        where = f" in {key}" if key else ""
+        raise UserError(f"unknown data set {name!r}{where}; registered are: {', '.join(close)}")
+
+
+def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
+    """The first images of a registered data set, sized as a stream's frames are.
+
+    Raises:
+        UserError: there is no such data set, or an image cannot be read.
+    """
+    check_registered(name, "--dataset")
+    try:
+        records = DatasetCatalog.get(name)[:count]
+    except OSError as error:
+        raise UserError(
+            f"data set {name} of --dataset cannot be loaded ({error}): is DETECTRON2_DATASETS set "
+            "to its folder?"
+        ) from error
+    for record in tqdm(records, desc=name, unit="image"):
+        yield transform(read_rgb(record["file_name"]))

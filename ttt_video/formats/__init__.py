@@ -1,0 +1,1 @@
+"""Files of pictures and of labels: readers and writers of their formats."""

@@ -1,0 +1,240 @@
+"""One frame's way from a file to the network: decode to RGB, resize once, make a tensor."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
+    }
+)
+"""Names that end so are frames, and no others"""
+
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on files that are cut off, overwritten or no images at all"""
+
+
+class BadFrame(UserError):
+    """One frame cannot be read; the frames after it may be fine."""
+
+
+# A decimal number that is no part of a word or of a longer dotted number; or else a whole number.
+_NUMBER = re.compile(r"((?<![^\W_])(?<!\.)[0-9]+\.[0-9]+(?![^\W_])(?!\.)|[0-9]+)")
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Returns a sort key that puts ``frame2`` before ``frame10``: digits compare as numbers.
+
+    A decimal number that stands alone or between separators, as a clock writes it, compares by its
+    value: ``1.05`` before ``1.1``; in ``v1.9`` and ``2024.5.1`` the dots are text. Only the digits
+    0-9 count as numbers; everything else compares as text. Names that differ only in zeros that
+    change no value are ordered by the name itself, so the order is total.
+    """
+    # Splitting by a group puts text at even and numbers at odd places: unlike types never meet.
+    parts = enumerate(_NUMBER.split(name))
+    return [_number(part) if place % 2 else part for place, part in parts], name
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """A number's whole part, and its decimals, which compare as text once closing zeros are off."""
+    whole, _, decimals = digits.partition(".")
+    return int(whole), decimals.rstrip("0")
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Lists the image files and sub-folders of a folder in natural order, without hidden ones.
+
+    A link that leads nowhere counts as the file that its name says, so that it is missed when it is
+    read.
+
+    Raises:
+        UserError: it is missing, a file, or cannot be read; a link that may have been a folder
+            leads nowhere.
+    """
+    files, folders, _ = _sort_entries(folder)
+    return files, folders
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The image files of :func:`list_folder`; says which other files are left out."""
+    files, _, others = _sort_entries(folder)
+    if files and others:
+        logger.warning(
+            "%s: %d files are not read as frames, such as %s; frames end in %s",
+            folder,
+            len(others),
+            others[0].name,
+            " ".join(sorted(IMAGE_SUFFIXES)),
+        )
+    return files
+
+
+def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Image files, folders, and other files."""
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder of frames: use --video for a video file")
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
+    # The stem goes first, so that "frame.png" precedes "frame1.png".
+    entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
+    images: list[Path] = []
+    folders: list[Path] = []
+    others: list[Path] = []
+    for entry in entries:
+        named_so = entry.suffix.lower() in IMAGE_SUFFIXES
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file():
+            (images if named_so else others).append(entry)
+        elif entry.exists():  # a pipe, a socket, a device
+            others.append(entry)
+        elif named_so:
+            images.append(entry)
+        else:
+            raise UserError(
+                f"{entry} is a link to nothing ({os.readlink(entry)}): mend or remove it"
+            )
+    # What follows a dot in a folder's name is no suffix.
+    folders.sort(key=lambda folder: natural_key(folder.name))
+    return images, folders, others
+
+
+def read_rgb(file_name: str) -> np.ndarray:
+    """Decode one image file.
+
+    Orientation (EXIF), palettes, grayscale and CMYK are resolved as detectron2's ``read_image``
+    does; transparency is dropped. 16-bit images keep their high byte, as 16-bit colour images do
+    in Pillow (its own conversion of 16-bit gray saturates at 255).
+
+    Args:
+        file_name: path of the image; any path that detectron2's PathManager opens.
+
+    Returns:
+        (H, W, 3) uint8, RGB; possibly read-only.
+
+    Raises:
+        BadFrame: the file is missing, cut off, no image, or has float or 32-bit pixels.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+            image.load()
+            upright = _upright(image)
+            if upright.mode.startswith("I;16") or (
+                # Older Pillow opens 16-bit gray PNG and PNM files in its 32-bit mode.
+                upright.mode == "I" and image.format in ("PNG", "PPM")
+            ):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                raise BadFrame(
+                    f"frame {file_name} has 32-bit pixels, whose range is unknown: "
+                    "convert it to an 8-bit image"
+                )
+            elif upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+            return np.asarray(upright.convert("RGB"))
+    except DECODING_ERRORS as error:
+        raise BadFrame(f"frame {file_name} cannot be read ({decoding_reason(error)})") from error
+
+
+def decoding_reason(error: Exception) -> str:
+    """One of :data:`DECODING_ERRORS` in a line."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(reason.split())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODING_ERRORS:  # A broken orientation tag does not make the pixels unreadable.
+        return image
+
+
+class FrameTransform:
+    """Turns decoded pixels into the network's input image.
+
+    The numbers are those of detectron2's ``DefaultPredictor``: ``ResizeShortestEdge`` with
+    bilinear interpolation on uint8, without its draw from numpy's global random state.
+    """
+
+    def __init__(self, min_size: int = 0, max_size: int = 1333, format: str = "RGB") -> None:
+        """Plain arguments; see also `from_config`.
+
+        Args:
+            min_size: length of the shorter side in pixels; 0 keeps the original size.
+            max_size: upper limit of the longer side in pixels, obeyed before ``min_size``.
+            format: channel order of the output, "RGB" or "BGR".
+        """
+        if min_size < 0 or max_size < 1:
+            raise UserError(
+                f"frame size limits must be positive, not {min_size} and {max_size} pixels: "
+                "set INPUT.MIN_SIZE_TEST (0 = no resizing) and INPUT.MAX_SIZE_TEST"
+            )
+        if format not in ("RGB", "BGR"):
+            raise UserError(f'INPUT.FORMAT must be "RGB" or "BGR", not "{format}"')
+        self.min_size = min_size
+        self.max_size = max_size
+        self.format = format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> FrameTransform:
+        """The transform that INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and INPUT.FORMAT ask for."""
+        return cls(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+
+    def __call__(self, rgb: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB pixels -> (3, h, w) uint8 tensor of its own memory."""
+        height, width = rgb.shape[:2]
+        if self.min_size:
+            new_height, new_width = ResizeShortestEdge.get_output_shape(
+                height, width, self.min_size, self.max_size
+            )
+            if min(new_height, new_width) < 1:
+                raise UserError(
+                    f"a {height}x{width} frame has no pixels left when its longer side is "
+                    f"{self.max_size}: raise INPUT.MAX_SIZE_TEST"
+                )
+            resize = ResizeTransform(height, width, new_height, new_width)
+            rgb = resize.apply_image(np.ascontiguousarray(rgb))
+        if self.format == "BGR":
+            rgb = rgb[:, :, ::-1]
+        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write an (H, W) or (H, W, 3) uint8 array as PNG, complete or not at all."""
+    write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG"))

@@ -1,0 +1,1 @@
+"""The loop over a video, and a run of it on disk."""

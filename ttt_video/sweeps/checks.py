@@ -1,0 +1,56 @@
+"""What can be told of a sweep's cells before the first of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..adaptation import find_method
+from ..config import DEFAULT_STREAM_CONFIG, load_config
+from ..data.catalog import check_registered
+from ..errors import UserError
+from .cells import Cell
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Raises UserError, with the cell, where a config, key, value, method or data set is unknown.
+
+    What ``--register`` names has to be registered before.
+    """
+    known: dict[tuple[object, ...], CfgNode] = {}
+    for cell in cells:
+        try:
+            cfg = _config(cell, known)
+            for name in dict.fromkeys((cfg.TTT.METHOD, cfg.TTT.ENSEMBLE.METHOD)):
+                find_method(name)
+            dataset = cell.flag("--dataset")
+            if dataset is not None:
+                check_registered(dataset)
+        except UserError as error:
+            raise UserError(f"{cell}: {error}") from error
+
+
+def without_weights(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """The cells whose weights are a path where there is nothing, and what to do about it."""
+    known: dict[tuple[object, ...], CfgNode] = {}
+    reasons = {}
+    for cell in cells:
+        weights = cell.flag("--weights") or _config(cell, known).MODEL.WEIGHTS
+        if not weights:
+            reasons[cell] = "no weights; give --weights, or weights in the sweep file"
+        elif "://" not in weights and not Path(weights).exists():
+            reasons[cell] = f"no weights at {weights}; give --weights, or put them there"
+    return reasons
+
+
+def _config(cell: Cell, known: dict[tuple[object, ...], CfgNode]) -> CfgNode:
+    """The cell's config, loaded once for all cells that have the same but for the seed."""
+    config = cell.flag("--config") or DEFAULT_STREAM_CONFIG
+    pairs = {key: value for key, value in cell.overrides.items() if key != "SEED"}
+    key = (config, cell.flag("--preset"), cell.method, *pairs.items())
+    if key not in known:
+        opts = [part for pair in pairs.items() for part in pair]
+        known[key] = load_config(config, cell.flag("--preset"), opts, method=cell.method)
+    return known[key]

@@ -1,0 +1,282 @@
+"""Running the cells of a sweep: in processes of this machine, or as jobs of a Slurm cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import queue
+import shutil
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+
+from ..config import DEFAULT_STREAM_CONFIG, load_config
+from ..data.fingerprint import Fingerprint, fingerprint_file, fingerprint_of
+from ..data.sources import FrameTransform, open_folder
+from ..errors import UserError
+from ..files import read_json_object, write_atomically, writing
+from ..processes import Children
+from .cells import Cell, WorldVideos
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def _thread_environment(threads: int | str) -> dict[str, str]:
+    """For a process beside others. OpenMP's threads would spin on cores that those wait for."""
+    spin = os.environ.get("GOMP_SPINCOUNT", "3000")
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "GOMP_SPINCOUNT": spin}
+
+
+def default_workers() -> int:
+    """One process per GPU where there are any, else one per core that this process may use."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def threads_per_worker(workers: int) -> int:
+    """The cores shared out evenly, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def run_cell(
+    cell: Cell, tools: Path, environment: Mapping[str, str], children: Children | None = None
+) -> str | None:
+    """Runs one cell, or goes on with it; its output goes to ``log.txt`` in its folder.
+
+    Args:
+        cell: not finished yet.
+        tools: the folder of ``stream_eval.py``.
+        environment: variables to set besides the cell's own.
+        children: runs the process; None: one of its own.
+
+    Returns:
+        None, or why it failed, in one line.
+    """
+    if _read_note(cell) is None and cell.summary() is None:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_note(cell), indent=1) + "\n"
+        write_atomically(cell.folder / "cell.json", lambda part: part.write_text(text, "utf-8"))
+    if _read_note(cell) != _note(cell):
+        return f"{cell.folder} holds a run of other settings or weights; choose another --output"
+    flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
+    command = [sys.executable, str(tools / "stream_eval.py"), *flags]
+    log, variables = cell.folder / "log.txt", {**environment, **cell.environment}
+    reason = _run(command, log, variables, children or Children())
+    if reason is None and cell.summary() is None:
+        return f"no complete summary.json in {cell.folder}"
+    return reason
+
+
+def finished(cell: Cell) -> bool:
+    """Whether the cell's run is on disk, complete and made with the same settings and videos."""
+    there = cell.summary() is not None and _read_note(cell) == _note(cell)
+    return there and _same_videos(cell)
+
+
+def _note(cell: Cell) -> dict[str, Any]:
+    """What ``cell.json`` says of a folder: two cells with the same note give the same rows."""
+    return {
+        "arguments": cell.arguments,
+        "environment": dict(cell.environment),
+        "content": _content(cell),
+    }
+
+
+def _content(cell: Cell) -> str | None:
+    """A hash of the config and of the files it names, which change while their names do not.
+
+    None where the cell's own process has to tell, such as for a method of ``--register``.
+    """
+    flags = dict(itertools.pairwise(cell.flags))
+    config = flags.get("--config", DEFAULT_STREAM_CONFIG)
+    pairs = cell.arguments[len(cell.flags) :]
+    try:
+        cfg = load_config(config, flags.get("--preset"), pairs, method=cell.method)
+        cfg.MODEL.DEVICE = ""
+        cfg.MODEL.WEIGHTS = flags.get("--weights", cfg.MODEL.WEIGHTS)
+        norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
+        files = [_file_digest(name) for name in (cfg.MODEL.WEIGHTS, norms, gradients) if name]
+    except (UserError, OSError):
+        return None
+    return hashlib.sha256("\n".join([cfg.dump(), *files]).encode()).hexdigest()
+
+
+@lru_cache
+def _file_digest(name: str) -> str:
+    """Of a file's bytes; nothing of a folder or of what is not there."""
+    path = Path(PathManager.get_local_path(name))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _same_videos(cell: Cell) -> bool:
+    """Whether the files of ``--video`` or ``--video-dir`` are those that the finished run knows.
+
+    Those that are not here any more do not matter, nor do a data set's, which only the cell's own
+    process loads. A run that goes on compares all of them itself.
+    """
+    file = cell.folder / "sources.json"
+    flags = dict(itertools.pairwise(cell.flags))
+    now = [_known_videos(k, flags[k]) for k in ("--video", "--video-dir") if k in flags]
+    if not file.exists() or not now or now[0] is None:
+        return True
+    try:
+        return list(read_json_object(file).values()) == now[0]
+    except UserError:  # the run says what is wrong with the file
+        return False
+
+
+@lru_cache
+def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
+    """What the files of a video, or of a folder of videos, are known by; None if not here."""
+    if flag == "--video":
+        return [fingerprint_file(name)] if Path(name).is_file() else None
+    try:
+        return list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
+    except UserError:
+        return None
+
+
+def _read_note(cell: Cell) -> Any:
+    """What is in ``cell.json``; None where there is none, "damaged" where it says nothing."""
+    try:
+        return json.loads((cell.folder / "cell.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return "damaged"
+
+
+def _run(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], children: Children
+) -> str | None:
+    with writing(log), log.open("a", encoding="utf-8") as file:
+        start = file.tell()
+        code = children.run(command, file, environment)
+    if code == 0:
+        return None
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file.read().splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["no output"])[-1].removeprefix("error: ")
+    return f"{last} (exit code {code}, see {log})"
+
+
+def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> None:
+    """Renders the videos that are missing.
+
+    Raises:
+        UserError: a world cannot be rendered; the cells that need it could not run either.
+    """
+
+    children = Children()
+
+    def render(world: WorldVideos) -> str | None:
+        world.folder.parent.mkdir(parents=True, exist_ok=True)
+        flags = [*world.arguments, "--output", str(world.folder)]
+        command = [sys.executable, str(tools / "make_world.py"), *flags]
+        log = world.folder.parent / "log.txt"
+        return _run(command, log, _thread_environment(1), children)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for reason in pool.map(render, worlds):
+            if reason is not None:
+                raise UserError(f"world videos: {reason}")
+    finally:
+        children.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_local(
+    cells: Sequence[Cell], tools: Path, *, workers: int, threads: int
+) -> Generator[tuple[Cell, str | None], None, None]:
+    """Runs cells in processes of their own, ``workers`` at a time.
+
+    Args:
+        cells: not finished yet.
+        tools: the folder of ``stream_eval.py``.
+        workers: processes at a time.
+        threads: of each process. The GPUs that there are, are dealt out to the processes.
+
+    Yields:
+        Cells as they end, with the reason if they failed.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    children = Children()
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(workers):
+        slots.put(slot)
+
+    def run(cell: Cell) -> str | None:
+        slot = slots.get()
+        environment = _thread_environment(threads)
+        if len(gpus) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        try:
+            return run_cell(cell, tools, environment, children)
+        finally:
+            slots.put(slot)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(run, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:  # after a signal, which ends the running processes too, no further ones start
+        children.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_cluster(
+    cells: Sequence[Cell],
+    tools: Path,
+    logs: Path,
+    *,
+    workers: int,
+    parameters: Mapping[str, Any],
+    cluster: str = "slurm",
+) -> Generator[tuple[Cell, str | None], None, None]:
+    """Runs cells as one array of jobs through submitit; see :func:`run_local`.
+
+    Args:
+        cells, tools: as there.
+        logs: folder for the jobs' own output, seen by all machines, as every path must be.
+        workers: jobs at a time.
+        parameters: of submitit's ``AutoExecutor.update_parameters``, such as ``timeout_min``.
+        cluster: "slurm", or "local" to try it out: all jobs at once on this machine.
+
+    Raises:
+        UserError: submitit or Slurm is missing, or a parameter is unknown.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--slurm needs submitit: pip install submitit") from error
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("--slurm: no sbatch here; run this on a machine of the cluster")
+    threads = str(parameters.get("cpus_per_task", 1))
+    executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    try:
+        executor.update_parameters(name="ttt_video", slurm_array_parallelism=workers, **parameters)
+    except (NameError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
+    environment = _thread_environment(threads)
+    with executor.batch():
+        jobs = [executor.submit(run_cell, cell, tools, environment) for cell in cells]
+    cell_of = dict(zip((job.job_id for job in jobs), cells, strict=True))
+    for job in submitit.helpers.as_completed(jobs, poll_frequency=1 if cluster == "local" else 10):
+        reason: str | None = None
+        try:
+            reason = job.result()
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as e:
+            reason = f"job {job.job_id}: {str(e).strip().splitlines()[-1]}"
+        yield cell_of[job.job_id], reason

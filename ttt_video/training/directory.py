@@ -1,0 +1,163 @@
+"""The folder of a training: one process at a time, one config over all its attempts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..errors import UserError
+from ..files import FolderLock, make_folder, write_atomically
+from ..stream.directory import differences
+
+LOG_FILE_ONLY = {"log_file_only": True}
+"""The ``extra`` of log records that are too long for a terminal."""
+
+FREE = (
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "CUDNN_BENCHMARK",
+    "VIS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "SOLVER.FROM_SCRATCH",
+    "TTT.RECON.PICTURE_PERIOD",
+)
+"""Keys that a resumed training may change: they decide where it runs and what it tells, not the
+weights. ``MODEL.WEIGHTS`` may be left out too, because what is resumed does not read it."""
+
+
+@contextmanager
+def training_directory(
+    cfg: CfgNode, *, resume: bool, evaluate: bool, writes: bool = True
+) -> Iterator[None]:
+    """Holds ``cfg.OUTPUT_DIR`` while a training, or an evaluation of one, writes there.
+
+    ``config.yaml`` in it is that of the training; an evaluation in the same folder leaves it.
+
+    Args:
+        cfg: resolved.
+        resume: go on with the training that is there.
+        evaluate: train nothing.
+        writes: whether this is the machine that writes, of several.
+
+    Raises:
+        UserError: another process writes there, there is a training that ``resume`` does not ask
+            for or that had other settings, or the folder cannot be made or written.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    config = folder / "config.yaml"
+    with _held(folder) if writes else nullcontext():
+        trained = (folder / "last_checkpoint").is_file()
+        if trained and not evaluate:
+            if not resume:
+                raise UserError(
+                    f"{folder} already holds a training run; add --resume to go on with it, or "
+                    "choose another OUTPUT_DIR"
+                )
+            if config.is_file():
+                _compare(config, cfg)
+        if writes and not (trained and evaluate):
+            _write_config(config, cfg)
+        yield
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    make_folder(folder, "OUTPUT_DIR")
+    lock = FolderLock(
+        folder,
+        f"another process is writing to the run in {folder}: wait for it, or choose another "
+        "OUTPUT_DIR",
+    )
+    # Loading processes of a training that is killed live on for seconds, and must not hold it.
+    os.register_at_fork(after_in_child=lock.close)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        # A full disk ends the training where it writes its results, in one line; the terminal has
+        # the records that are lost here.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _Terminal(logging.StreamHandler):
+    def filter(self, record: logging.LogRecord) -> Any:
+        return not getattr(record, "log_file_only", False) and super().filter(record)
+
+
+def open_logs(folder: str) -> None:
+    """Starts the terminal's log and ``log.txt``; :data:`LOG_FILE_ONLY` keeps a record to the file.
+
+    Call it in every process: the file of process n is ``log.txt.rank<n>``, and only process 0
+    writes to the terminal.
+    """
+    rank = comm.get_rank()
+    handlers: list[logging.Handler] = [
+        _LogFile(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    ]
+    if rank == 0:
+        handlers.append(_Terminal(sys.stdout))
+    pattern = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(pattern, datefmt="%m/%d %H:%M:%S"))
+    for name in ("fvcore", "detectron2", "ttt_video"):
+        log = logging.getLogger(name)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        for handler in list(log.handlers):  # of a training before, in this process
+            if isinstance(handler, _LogFile | _Terminal):
+                log.removeHandler(handler)
+                handler.close()
+        for handler in handlers:
+            log.addHandler(handler)
+
+
+def _compare(file: Path, cfg: CfgNode) -> None:
+    try:
+        old = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, ValueError):
+        old = None
+    if not isinstance(old, dict):
+        raise UserError(
+            f"{file} is damaged, so that nobody knows the settings of this training; delete it to "
+            "go on with those that are given now"
+        )
+    new = yaml.safe_load(cfg.dump())
+    free = (*FREE, *(() if cfg.MODEL.WEIGHTS else ("MODEL.WEIGHTS",)))
+    for config in (old, new):
+        for key in free:
+            _remove(config, key)
+    values = differences(old, new)
+    if values:
+        raise UserError(
+            f"the training in {file.parent} has other settings ({values}); resume it with the "
+            "same, or start a new one from its weights, with another OUTPUT_DIR"
+        )
+
+
+def _remove(config: dict[str, Any], dotted: str) -> None:
+    *sections, key = dotted.split(".")
+    with suppress(KeyError, TypeError):  # a config of an older version has no such section
+        for section in sections:
+            config = config[section]
+        del config[key]
+
+
+def _write_config(file: Path, cfg: CfgNode) -> None:
+    text = cfg.dump()
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))

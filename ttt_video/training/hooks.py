@@ -1,0 +1,142 @@
+"""What joint training does around its steps, as hooks of detectron2's trainers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+from ..errors import UserError
+from ..files import read_json_object, save_torch, write_atomically
+from ..modeling import MaskFormerTTT
+from ..modeling.weights import TTTCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class FrozenParts(HookBase):
+    """Keeps frozen parts in eval mode: no stochastic depth on features that nothing learns.
+
+    Before every step, because evaluation hooks return the whole model to train mode.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.frozen = [
+            part for part in model.children() if not any(p.requires_grad for p in part.parameters())
+        ]
+
+    def before_step(self) -> None:
+        """Called by the trainer."""
+        for module in self.frozen:
+            module.eval()
+
+
+class KeepBest(HookBase):
+    """Keeps the weights with the best metric in ``model_best.pth``, and the metric beside them.
+
+    Unlike detectron2's ``BestCheckpointer`` it never overwrites the file that a resume would start
+    from, and goes on comparing with the best so far after one (``model_best.json``).
+
+    Args:
+        checkpointer: knows which weights to keep, and where both files go.
+        metric: a name in the event storage; higher is better.
+    """
+
+    def __init__(self, checkpointer: TTTCheckpointer, metric: str):
+        self.checkpointer = checkpointer
+        self.metric = metric
+        self.weights = Path(checkpointer.save_dir) / "model_best.pth"
+        self.record = Path(checkpointer.save_dir) / "model_best.json"
+        self.best = float("-inf")
+        self._seen = -1
+
+    def before_train(self) -> None:
+        """Takes up the record of the run that is being resumed.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        if self.trainer.start_iter > 0 and self.record.is_file():
+            self.best = self._recorded()
+
+    def _recorded(self) -> float:
+        fix = "delete it and the best weights are looked for anew, from here on"
+        try:
+            value = read_json_object(self.record).get("value")
+        except UserError as error:
+            raise UserError(f"{error}; {fix}") from error
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise UserError(f"{self.record} says {value!r} where a metric's value belongs; {fix}")
+        return value
+
+    def after_step(self) -> None:
+        """Saves when an evaluation since the last call gave a new best value (never NaN)."""
+        value, iteration = self.trainer.storage.latest().get(self.metric, (float("nan"), -1))
+        if iteration == self._seen:
+            return
+        self._seen = iteration
+        if not value > self.best:
+            return
+        self.best = float(value)
+        record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
+        save_torch(self.weights, {"model": self.checkpointer.weights()})
+        write_atomically(self.record, lambda part: part.write_text(json.dumps(record) + "\n"))
+        logger.info("Best %s so far: %.3f, kept in %s", self.metric, self.best, self.weights)
+
+    after_train = after_step  # the last evaluation runs after the last step
+
+
+class ReconstructionPictures(HookBase):
+    """Shows how decoder g fills in the same masked training images as training goes on.
+
+    Each picture is image, masked input and reconstruction side by side, in the event storage and
+    so in TensorBoard.
+
+    Args:
+        model: the bare model, not wrapped for data parallelism.
+        images: each (3, H, W) uint8, in ``image_format`` order.
+        period: steps between pictures.
+        image_format: "RGB" or "BGR".
+    """
+
+    def __init__(
+        self, model: MaskFormerTTT, images: list[torch.Tensor], period: int, image_format: str
+    ):
+        self.model = model
+        self.inputs: list[dict[str, Any]] = [
+            {"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images
+        ]
+        self.period = period
+        self.image_format = image_format
+
+    def after_step(self) -> None:
+        """Draws at the end of every period and of the training."""
+        step = self.trainer.iter + 1
+        if step % self.period == 0 or step == self.trainer.max_iter:
+            self.draw()
+
+    def draw(self) -> None:
+        """Puts one picture per sample into the trainer's event storage."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)  # the same masks every time, so that pictures compare
+            outputs = self.model.reconstruct(self.inputs)
+        self.model.train(was_training)
+        for i, (shown, output) in enumerate(zip(self.inputs, outputs, strict=True)):
+            columns = [shown["image"], output["masked_input"], output["recon"]]
+            picture = torch.cat([column.detach().float().cpu() for column in columns], dim=2)
+            if self.image_format == "BGR":
+                picture = picture.flip(0)
+            picture = picture.round().clamp(0, 255).to(torch.uint8)
+            self.trainer.storage.put_image(f"reconstruction/{i}", picture)

@@ -1,0 +1,366 @@
+"""Joint training of encoder f, main-task head h and decoder g on labelled still images.
+
+Section 4.1 of the paper: one stage, end to end, on the sum of the main-task loss and the
+reconstruction loss. Everything that detectron2's ``DefaultTrainer`` does is left to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..data.catalog import check_registered
+from ..data.loader import TrainingLoader, TrainingStream
+from ..data.mapper import EvaluationMapper, JointDatasetMapper
+from ..errors import UserError, error_of_process
+from ..formats.coco_masks import LABELLED_ONLY
+from ..formats.labels import refuse_labels_as_frames
+from ..modeling.optimizer import build_lr_scheduler, build_optimizer
+from ..modeling.weights import TTTCheckpointer
+from ..tasks import Task, tasks, tasks_of
+from ..tasks.classes import check_predicted_classes, check_trained_classes
+from .directory import LOG_FILE_ONLY
+from .hooks import FrozenParts, KeepBest, ReconstructionPictures
+from .step import TrainStep, amp_dtype, bare_model
+
+logger = logging.getLogger(__name__)
+
+
+class JointTrainer(DefaultTrainer):
+    """detectron2's ``DefaultTrainer`` for joint training.
+
+    ``TTT.JOINT`` chooses what is trained: f, g and h together ("joint"), f and h ("main_only"), or
+    h on the frozen features of a given f ("probing"). A run with ``SEED >= 0`` that is killed and
+    resumed goes through the same numbers as one that was not, with any number of loading
+    processes, as far as the device's kernels are deterministic (the CPU's are).
+    """
+
+    iter: int
+    _hooks: list[HookBase]
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own constructor fixes the step, the loader's wrapper and the
+        # checkpointer, which all differ here; its methods need only what is set below.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        data_loader = self.build_train_loader(cfg, seed=self.seed)
+        self.check_evaluation(cfg)
+        torch.manual_seed(self.seed)  # of the new weights, whatever was drawn before
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        device = torch.device(cfg.MODEL.DEVICE)
+        ids = {} if device.type == "cuda" else {"device_ids": None}
+        self._trainer = TrainStep(
+            create_ddp_model(model, broadcast_buffers=False, **ids),
+            data_loader,
+            optimizer,
+            micro_batch_size=cfg.SOLVER.MICRO_BATCH_SIZE,
+            seed=self.seed,
+            dtype=amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        untrained = () if cfg.TTT.JOINT == "joint" else ("recon_head.",)
+        self.checkpointer = TTTCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            new_classes=cfg.TTT.NEW_CLASSES,
+            init_recon_from_main=cfg.TTT.RECON.INIT_FROM_MAIN,
+            # Nothing trains g here: saved, it would make the weights look jointly trained.
+            leave_out=untrained,
+            allow_new=untrained,
+            # A given f is one whose features do not change with a channel that it never saw.
+            extra_channels="zero" if cfg.TTT.JOINT == "probing" else "init",
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks([FrozenParts(model), *self.build_hooks()])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As detectron2's, and the data go on where the checkpoint left them.
+
+        Raises:
+            UserError: the weights do not fit, or probing was given none for f.
+        """
+        super().resume_or_load(resume)
+        self.data_loader.start_at(self.start_iter)
+        if self.cfg.TTT.JOINT == "probing":
+            self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
+
+    def train(self) -> dict[str, Any] | None:
+        """detectron2's loop; returns the last evaluation's results if they were to be verified.
+
+        What a user can mend goes up without the traceback that detectron2 logs, and a failure to
+        close the logs does not hide it.
+
+        Raises:
+            UserError: see :meth:`TrainStep.run_step`; or the disk is full.
+        """
+        logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage, _disk_errors(self.cfg.OUTPUT_DIR):
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except BaseException:
+                # In its last step detectron2 would take the run for finished and evaluate it, and
+                # the best weights could be some that no run without the failure evaluates.
+                self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+                with suppress(OSError, UserError):
+                    self.after_train()
+                raise
+            self.after_train()
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
+
+    def after_train(self) -> None:
+        """Runs detectron2's hooks; a finished run that is resumed makes no step and counts none."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
+    def _take_given_parts(self, resumed: bool) -> None:
+        """Of probing: f has to be in the weights, and a g that is there belongs to it."""
+        report = self.checkpointer.report
+        parameters = dict(bare_model(self.model).named_parameters())
+        lacking = "" if self.cfg.MODEL.WEIGHTS else "MODEL.WEIGHTS is empty"
+        if report is not None:
+            # Others start at 0 or 1: ImageNet's Swin lacks the norms of its outputs.
+            drawn = [n for n in report.new if n in parameters and parameters[n].dim() > 1]
+            if any(name.startswith("backbone.") for name in drawn):
+                lacking = f"{report.source} lacks weights of f (backbone)"
+            if not any(name.startswith("recon_head.") for name in drawn):
+                self.checkpointer.leave_out = ()
+        if lacking and not resumed:
+            raise UserError(
+                f"TTT.JOINT probing trains h on the features of a given f, but {lacking}; set "
+                "MODEL.WEIGHTS to weights that have it"
+            )
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks, the best checkpoint, and the reconstruction pictures."""
+        built = super().build_hooks()
+        if not comm.is_main_process():
+            return built
+        cfg, model = self.cfg, bare_model(self.model)
+        writer = built.pop()  # after all that it writes
+        # Last of all: what comes before a checkpoint is on disk, and a run that is killed and
+        # resumed from it lacks no evaluation.
+        saver = next(hook for hook in built if isinstance(hook, PeriodicCheckpointer))
+        built.remove(saver)
+        if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
+            built.append(KeepBest(self.checkpointer, headline_metric(cfg.DATASETS.TEST)))
+        period = cfg.TTT.RECON.PICTURE_PERIOD
+        period = cfg.TEST.EVAL_PERIOD if period < 0 else period
+        if period > 0 and cfg.TTT.JOINT == "joint":
+            stream = self.data_loader.stream
+            images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
+            built.append(ReconstructionPictures(model, images, period, cfg.INPUT.FORMAT))
+        return [*built, writer, saver]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of ``cfg``; its parts stand in the log file alone."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model, extra=LOG_FILE_ONLY)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`ttt_video.modeling.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """See :func:`ttt_video.modeling.optimizer.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, seed: int = 0) -> TrainingLoader:
+        """Batches of ``DATASETS.TRAIN`` in the reproducible order of :class:`TrainingStream`.
+
+        Raises:
+            UserError: a data set is unknown, missing, empty or of other classes than the model,
+                or the batch does not divide among the processes and into their micro-batches.
+        """
+        world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+        if total < 1 or total % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {total}; it must be a multiple of the {world_size} "
+                "training process(es)"
+            )
+        micro = cfg.SOLVER.MICRO_BATCH_SIZE
+        if micro and total // world_size % micro:
+            raise UserError(
+                f"SOLVER.MICRO_BATCH_SIZE is {micro}; it must divide the {total // world_size} "
+                "image(s) of each process in SOLVER.IMS_PER_BATCH"
+            )
+        records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        mapper = JointDatasetMapper(cfg, True)
+        mapper.task.check_records(records, everywhere=True)
+        for name in cfg.DATASETS.TRAIN:
+            check_trained_classes(cfg, name, mapper.task)
+        return TrainingLoader(
+            TrainingStream(records, mapper, seed=seed),
+            batch_size=total // world_size,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            rank=comm.get_rank(),
+            world_size=world_size,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """detectron2's, with images read and resized as a stream's frames are."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """detectron2's; what a loading process refuses is told in one line."""
+        try:
+            return super().test(cfg, model, evaluators)
+        except UserError as error:
+            raise error_of_process(str(error)) or error from None
+
+    @classmethod
+    def check_evaluation(cls, cfg: CfgNode) -> None:
+        """Raises what would end the evaluation of ``DATASETS.TEST``, hours of training before it.
+
+        Also without ``TEST.EVAL_PERIOD``, because a run ends with an evaluation.
+
+        Raises:
+            UserError: a data set is unknown, missing, of other classes, or cannot be scored.
+        """
+        for name in cfg.DATASETS.TEST:
+            with _data_set_errors("DATASETS.TEST", [name]):
+                cls.build_test_loader(cfg, name)
+                check_predicted_classes(cfg, name)
+                cls.build_evaluator(cfg, name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator of the task that the data set's ``evaluator_type`` means."""
+        output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
+        return main_task_of(dataset_name).still_evaluator(cfg, dataset_name, output_dir)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
+@contextmanager
+def _disk_errors(folder: str) -> Iterator[None]:
+    """Turns the error of a disk that takes no more into a line; TensorBoard's thread meets it too.
+
+    Raises:
+        UserError: in place of such an error.
+    """
+    hook = threading.excepthook
+
+    def say(args: Any) -> None:
+        if not _is_full_disk(args.exc_value):
+            hook(args)
+
+    threading.excepthook = say
+    try:
+        yield
+    except OSError as error:
+        if not _is_full_disk(error):
+            raise
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}; the checkpoints that "
+            "were there are whole: make room and add --resume"
+        ) from error
+    finally:
+        threading.excepthook = hook
+
+
+@contextmanager
+def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
+    """Turns what detectron2 raises where the data sets of a config key are missing into a line."""
+    for name in names:
+        check_registered(name, key)
+    try:
+        yield
+    except KeyError as error:
+        reason = " ".join(map(str, error.args))
+        if reason == "annotations":
+            reason = f"some images have no annotations; {LABELLED_ONLY}"
+        raise UserError(
+            f"data set {', '.join(names)} of {key} cannot be loaded: {reason}"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"data set {', '.join(names)} of {key} cannot be loaded ({reason}); put it under "
+            "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
+        ) from error
+
+
+def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
+    """The records of all named data sets, in the same order on every machine.
+
+    Raises:
+        UserError: no name is given, or a data set is unknown, missing on disk or empty.
+    """
+    if not names:
+        raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
+    with _data_set_errors("DATASETS.TRAIN", names):
+        records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    refuse_labels_as_frames(", ".join(names), records)
+    # detectron2's loader of Cityscapes lists folders in the order of the file system.
+    if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
+        records.sort(key=lambda record: record["file_name"])
+    return records
+
+
+def main_task_of(dataset_name: str) -> type[Task]:
+    """Returns the task that a data set means; UserError if there is none that we can score."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if not tasks_of(kind):
+        known = dict.fromkeys(kind for task in tasks() for kind in task.evaluator_types)
+        raise UserError(
+            f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are "
+            + ", ".join(known)
+        )
+    return tasks_of(kind)[0]
+
+
+def headline_metric(dataset_names: Sequence[str]) -> str:
+    """Returns the key of the first data set's headline metric in detectron2's flat results."""
+    task = main_task_of(dataset_names[0])
+    metric = f"{task.still_name}/{task.headline}"
+    return metric if len(dataset_names) == 1 else f"{dataset_names[0]}/{metric}"

@@ -1,0 +1,155 @@
+"""The world's stills as data sets to train on, rendered on first use.
+
+The same pictures twice: with semantic labels (``world_sem_seg_*``), and in COCO's layout with
+panoptic and instance labels (``world_panoptic_*``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+from tqdm import tqdm
+
+from ..data.catalog import datasets_root
+from ..data.coco_videos import coco_videos_metadata
+from ..data.kitti_step import video_metadata
+from ..errors import UserError
+from ..formats.images import write_png
+from .layouts import write_coco
+from .video import WORLD_VERSION, WorldStills
+
+STILL_HEIGHT, STILL_WIDTH = 128, 256
+NUM_STILLS = {"train": 4000, "val": 200}
+"""Of worlds 0-999, four each, and of 1000-1199."""
+
+
+def load_world_stills(split: str) -> list[dict[str, Any]]:
+    """List the stills of a split, and render those that are not on disk yet.
+
+    They lie in ``$DETECTRON2_DATASETS/world_stills/v<WORLD_VERSION>/<H>x<W>/<split>/``, about
+    0.1 s each on one core. Several processes may do this at once: files appear complete or not at
+    all, and all processes would write the same.
+
+    Args:
+        split: "train" (4000 stills of worlds 0-999) or "val" (200 of worlds 1000-1199).
+
+    Returns:
+        One dict per still: ``file_name``, ``sem_seg_file_name`` (8 bit PNG, Cityscapes train
+        ids), ``height``, ``width``, ``image_id`` ("<seed>_<number>").
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = _stills_folder() / split
+    stills = _stills(split)
+    names = [f"{seed:04d}_{number}" for seed, number in map(stills.origin, range(len(stills)))]
+    with _writing(folder):
+        _render_missing(folder, stills, names)
+    return [
+        {
+            "file_name": str(folder / f"{name}.png"),
+            "sem_seg_file_name": str(folder / f"{name}_sem.png"),
+            "height": STILL_HEIGHT,
+            "width": STILL_WIDTH,
+            "image_id": name,
+        }
+        for name in names
+    ]
+
+
+def load_world_panoptic(split: str) -> list[dict[str, Any]]:
+    """The same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
+
+    They lie in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`. The metadata learns
+    their paths here, because ``$DETECTRON2_DATASETS`` is looked up when they are loaded.
+
+    Args:
+        split: "train" or "val".
+
+    Returns:
+        One dict per still, as detectron2's panoptic COCO: ``pan_seg_file_name`` and
+        ``segments_info`` with contiguous category ids.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    root = _stills_folder() / "coco"
+    annotations = {
+        kind: root / "annotations" / f"{kind}_{split}2017.json"
+        for kind in ("instances", "panoptic")
+    }
+    if not all(file.exists() for file in annotations.values()):  # written after all pictures
+        with _writing(root):
+            write_coco(root, split, _stills(split))
+    paths = {
+        "image_root": str(root / f"{split}2017"),
+        "panoptic_root": str(root / f"panoptic_{split}2017"),
+        "panoptic_json": str(annotations["panoptic"]),
+        "json_file": str(annotations["instances"]),
+    }
+    metadata = _panoptic_metadata()
+    name = f"world_panoptic_{split}"
+    MetadataCatalog.pop(name)  # it refuses other paths than it has
+    MetadataCatalog.get(name).set(**metadata, **paths)
+    return load_coco_panoptic_json(
+        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], metadata
+    )
+
+
+def _panoptic_metadata() -> dict[str, Any]:
+    return {**coco_videos_metadata("panoptic"), "evaluator_type": "coco_panoptic_seg"}
+
+
+def _stills(split: str) -> WorldStills:
+    return WorldStills(split, NUM_STILLS[split], STILL_HEIGHT, STILL_WIDTH)
+
+
+def _stills_folder() -> Path:
+    size = f"{STILL_HEIGHT}x{STILL_WIDTH}"
+    return datasets_root() / "world_stills" / f"v{WORLD_VERSION}" / size
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the world's stills to {folder} ({error.strerror}); "
+            "point $DETECTRON2_DATASETS at a folder that can be written"
+        ) from error
+
+
+def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    missing = [
+        index for index, name in enumerate(names) if not {f"{name}.png", f"{name}_sem.png"} <= there
+    ]
+    for index in tqdm(missing, desc=f"rendering {folder}", disable=not missing):
+        label_file = folder / f"{names[index]}_sem.png"
+        if label_file.exists():  # written last; another process was here meanwhile
+            continue
+        frame = stills[index]
+        write_png(folder / f"{names[index]}.png", frame.image)
+        write_png(label_file, frame.sem_seg)
+
+
+def register_world_stills() -> None:
+    """Register ``world_{sem_seg,panoptic}_{train,val}``, once; renders nothing yet."""
+    kinds: dict[str, tuple[Callable[[str], list[dict[str, Any]]], dict[str, Any]]] = {
+        "sem_seg": (load_world_stills, {**video_metadata(), "evaluator_type": "sem_seg"}),
+        "panoptic": (load_world_panoptic, _panoptic_metadata()),
+    }
+    for kind, (load, metadata) in kinds.items():
+        for split in NUM_STILLS:
+            name = f"world_{kind}_{split}"
+            if name not in DatasetCatalog:
+                DatasetCatalog.register(name, partial(load, split))
+                MetadataCatalog.get(name).set(**metadata)
