@@ -1,10 +1,10 @@
-"""Reading pickled weights without running what is inside them.
+"""Reads pickled weights without running what is inside them.
 
-A pickle is a program: loading one calls whatever it names. Published checkpoints come as pickles
-(detectron2's ``.pkl``), so they are read here by an unpickler that knows the few names that
-arrays, tensors and containers need, and refuses every other one by name. numpy's own unpickling
-functions are not among them: a crafted dtype state can make them read raw bytes as pointers. The
-arrays are rebuilt from their bytes instead, which also reads files of numpy 1 and numpy 2 alike.
+A pickle is a program: loading one calls whatever it names. Published checkpoints are pickles
+(detectron2's ``.pkl``), so this unpickler knows the few names that arrays, tensors and containers
+need, and refuses every other one by name. It does not call numpy's own unpickling functions,
+because a crafted dtype state makes them read raw bytes as pointers. It rebuilds arrays from their
+bytes, which works for files of numpy 1 and numpy 2 alike.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 class RefusedContent(pickle.UnpicklingError):
-    """The pickle holds something other than numeric arrays, tensors and plain containers."""
+    """A pickle holds something other than numeric arrays, tensors and plain containers."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"it holds {what}")
@@ -29,14 +28,14 @@ class RefusedContent(pickle.UnpicklingError):
 
 
 def safe_unpickle(file: BinaryIO) -> Any:
-    """Read one pickle made of containers, numbers, strings, numpy arrays and torch tensors.
+    """Reads one pickle of containers, numbers, strings, numpy arrays and torch tensors.
 
     Strings of Python-2 pickles are read as latin-1, as in detectron2's model zoo. Arrays come back
     writable and in native byte order.
 
     Raises:
-        RefusedContent: if the pickle refers to any other class or function. None of it was called.
-        Exception: of almost any type, if the stream is damaged.
+        RefusedContent: the pickle names another class or function, which was not called.
+        Exception: almost any type, if the stream is damaged.
     """
     return _plain(_Unpickler(file, encoding="latin1").load())
 
@@ -69,27 +68,15 @@ class _DType:
 
 
 class _Array:
-    """Stands in for an array that is pickled in two steps: made empty, then given its state."""
+    """Stands in for an array, which a pickle makes empty and then gives its state."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, raw = state
         self.value = dtype.read(raw).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _make_array(array_type: Any, shape: Any, code: Any) -> _Array:
-    return _Array()
-
-
-def _make_scalar(dtype: _DType, raw: bytes | str) -> Any:
-    return dtype.read(raw)[0]
-
-
-def _array_from_buffer(buffer: bytes, dtype: _DType, shape: Any, order: Any) -> np.ndarray:
-    return dtype.read(buffer).reshape(shape, order=order)
-
-
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    # Protocol 2 writes bytes as text in this encoding; the other codecs are no business of data.
+    # Protocol 2 writes bytes as text in this encoding; data needs no other codec.
     if encoding != "latin1":
         raise RefusedContent(f"the codec {encoding!r}")
     return text.encode("latin1")
@@ -100,11 +87,7 @@ def _storage_from_bytes(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _rebuild_parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
-    return data
-
-
-# What numpy 2 and Python 2 call the modules of the table below.
+# Numpy 2 and Python 2 have these names for modules of the table below.
 _RENAMED_MODULES = {
     "numpy._core.multiarray": "numpy.core.multiarray",
     "numpy._core.numeric": "numpy.core.numeric",
@@ -119,17 +102,19 @@ _ALLOWED: dict[str, Any] = {
     "_codecs.encode": _encode_latin1,
     "numpy.ndarray": object(),  # only ever an argument of _reconstruct
     "numpy.dtype": _DType,
-    "numpy.core.multiarray._reconstruct": _make_array,
-    "numpy.core.multiarray.scalar": _make_scalar,
-    "numpy.core.numeric._frombuffer": _array_from_buffer,
+    "numpy.core.multiarray._reconstruct": lambda array_type, shape, code: _Array(),
+    "numpy.core.multiarray.scalar": lambda dtype, raw: dtype.read(raw)[0],
+    "numpy.core.numeric._frombuffer": lambda raw, dtype, shape, order: dtype.read(raw).reshape(
+        shape, order=order
+    ),
     "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
     "torch.storage._load_from_bytes": _storage_from_bytes,
 }
 
 
 def _plain(value: Any) -> Any:
-    """Replace the stand-ins by the arrays they hold, through nested containers."""
+    """Replaces the stand-ins by their arrays, also in nested containers."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):

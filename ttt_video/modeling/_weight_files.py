@@ -1,4 +1,4 @@
-"""Checkpoint files: three formats in and out, as plain ``{name: tensor}`` dicts on the CPU."""
+"""Checkpoint files in three formats, read and written as ``{name: tensor}`` on the CPU."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _REFUSED = (
 
 
 def checkpoint_format(path: str | os.PathLike[str]) -> CheckpointFormat:
-    """Tell the format of a local file from its first bytes (names lie: many .pkl are torch files).
+    """Returns the format that a file's first bytes show: many a ``.pkl`` is a torch file.
 
     Raises:
-        UserError: if the file is empty or none of the three.
+        UserError: the file is empty or has none of the three formats.
     """
     with open(path, "rb") as file:
         head = file.read(16)
@@ -54,26 +54,24 @@ def checkpoint_format(path: str | os.PathLike[str]) -> CheckpointFormat:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint onto the CPU.
+    """Reads the weights of a checkpoint onto the CPU, with the dtypes that are stored.
+
+    Weights under a "model" or "state_dict" key are unwrapped, and the "module." prefix of
+    data-parallel training is removed.
 
     Args:
-        path: a local path, or anything detectron2's PathManager knows (``https://``,
-            ``detectron2://``, ``ttt_video://``). Formats: safetensors; torch files (``.pth``,
-            ``.pt``, ``.bin``; read with ``weights_only=True``); pickles of arrays (``.pkl``).
-            Weights under a "model" or "state_dict" key are unwrapped, and the "module." prefix of
-            data-parallel training is removed.
-
-    Returns:
-        Name to tensor, dtypes as stored.
+        path: a safetensors file, a torch file (``.pth``, ``.pt``, ``.bin``) or a pickle of arrays
+            (``.pkl``): a local path, or an address that detectron2's PathManager knows
+            (``https://``, ``detectron2://``, ``ttt_video://``).
 
     Raises:
-        UserError: missing, truncated or foreign file, or one that holds more than data.
+        UserError: the file is missing, damaged or foreign, or holds more than data.
     """
     return weights_in(read_file(local_file(path)), str(path))
 
 
 def local_file(path: str | os.PathLike[str]) -> str:
-    """The local path of a file or URL, downloaded if need be; UserError if there is none."""
+    """Returns the local path of a file or URL, downloaded if need be; UserError if it is none."""
     try:
         local = PathManager.get_local_path(os.fspath(path))
     except OSError as error:  # includes failed downloads
@@ -84,7 +82,7 @@ def local_file(path: str | os.PathLike[str]) -> str:
 
 
 def read_file(path: str) -> Any:
-    """The content of a local checkpoint file: whatever it holds, usually nested dicts."""
+    """Returns whatever a local checkpoint file holds, usually nested dicts."""
     kind = checkpoint_format(path)
     try:
         if kind == "safetensors":
@@ -123,7 +121,7 @@ def _check_sums(path: str) -> None:
 
 
 def weights_in(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict within what a file holds; UserError if there is none."""
+    """Returns the state dict within a file's content; UserError if there is none."""
     while isinstance(content, Mapping):
         key = next((k for k in _NESTED_UNDER if isinstance(content.get(k), Mapping)), None)
         if key is None:
@@ -149,17 +147,17 @@ def write_checkpoint(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights in the format of the file's extension, whole or not at all.
+    """Writes weights in the format of the file's extension, whole or not at all.
 
     Args:
         weights: name to tensor, on any device; tensors that share memory are written apart.
         path: ``.safetensors``, ``.pth`` (under "model", as detectron2 does) or ``.pkl`` (numpy
-            arrays under "model", as in detectron2's model zoo; bfloat16, which numpy has not,
+            arrays under "model", as in detectron2's model zoo; numpy has no bfloat16, which
             becomes float32). An existing file is replaced.
         metadata: strings for the header of a safetensors file, such as the command that made it.
 
     Raises:
-        UserError: for any other extension, or where the disk does not take the file.
+        UserError: the extension is another one, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
@@ -167,13 +165,14 @@ def write_checkpoint(
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
     if path.suffix == ".pth":
         save_torch(path, {"model": tensors})
-    elif path.suffix == ".safetensors":
+        return
+    if path.suffix == ".safetensors":
         content = safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})})
-        write_atomically(path, lambda part: part.write_bytes(content), durable=True)
     else:
-        arrays = {"model": _as_arrays(tensors), "__author__": "ttt_video"}
-        content = pickle.dumps(arrays, protocol=4)
-        write_atomically(path, lambda part: part.write_bytes(content), durable=True)
+        known = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in tensors.items()}
+        arrays = {name: tensor.numpy() for name, tensor in known.items()}
+        content = pickle.dumps({"model": arrays, "__author__": "ttt_video"}, protocol=4)
+    write_atomically(path, lambda part: part.write_bytes(content), durable=True)
 
 
 def save_safetensors(
@@ -181,25 +180,21 @@ def save_safetensors(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """:func:`write_checkpoint` for the one format that shipped weights use."""
+    """Writes a safetensors file as :func:`write_checkpoint` does, and refuses other names."""
     if Path(path).suffix != ".safetensors":
         raise UserError(f"cannot write {path}: name it .safetensors")
     write_checkpoint(weights, path, metadata)
 
 
-def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
-
-
 def set_input_channels(weights: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Convert weights between 3 (RGB) and 4 (RGB and visibility) input channels.
+    """Converts weights between 3 (RGB) and 4 (RGB and visibility) input channels.
 
     On fully visible images the converted weights compute what the original ones do: a new channel
-    is zero, and one that is taken away goes into the convolution's bias. Where there is no bias
-    (ResNet's first convolution) it is dropped, which changes the outputs.
+    is zero, and a removed one goes into the convolution's bias. A ResNet's first convolution has
+    no bias; its channel is dropped, which changes the outputs.
 
     Raises:
-        UserError: if `channels` is neither, or no first convolution is recognised.
+        UserError: `channels` is neither, or no first convolution is recognised.
     """
     if channels not in (3, 4):
         raise UserError(f"input channels are 3 or 4, not {channels}")
@@ -219,15 +214,13 @@ def set_input_channels(weights: Mapping[str, Tensor], channels: int) -> dict[str
 
 
 def input_convolution(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the convolution that sees the image: Swin's patch embedding, a ResNet's stem."""
-    for name, value in weights.items():
-        if name.endswith(("patch_embed.proj.weight", "stem.conv1.weight")) and value.dim() == 4:
-            return name
-    return None
+    """Returns the convolution that sees the image: Swin's patch embedding, a ResNet's stem."""
+    ends = ("patch_embed.proj.weight", "stem.conv1.weight")
+    return next((n for n, v in weights.items() if n.endswith(ends) and v.dim() == 4), None)
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over sorted names, dtypes, shapes and values; the same on every device."""
+    """Returns the SHA-256 (hex) of sorted names, dtypes, shapes and values, on any device."""
     if isinstance(weights, nn.Module):
         weights = weights.state_dict()
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""detectron2's Swin Transformer as the shared encoder f: four input channels, fused attention."""
+"""The encoder f: detectron2's Swin Transformer with four input channels and fused attention."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from ..errors import UserError
 
 
 class Places(NamedTuple):
-    """Where a map's tokens are in its windows, and whose places the windows' are."""
+    """Maps tokens of a feature map to places in its windows, and back."""
 
-    tokens: Tensor  # (nW * N,): the token at each place of the windows; any at padding
+    tokens: Tensor  # (nW * N,): the token at each place of the windows; at padding any token
     windows: Tensor  # (H * W,): the place of each token
-    padding: Tensor  # (nW * N - H * W,): the places that hold none
+    padding: Tensor  # (nW * N - H * W,): the places without a token
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # shared tensors must also serve autograd
 def window_places(height: int, width: int, side: int, shift: int, device: torch.device) -> Places:
-    """Of a map that is padded to whole windows and then rolled up and left by ``shift`` tokens.
+    """Returns the places of a map that is padded to whole windows, then rolled up and left.
 
-    Made once per size and shared, as :func:`shift_mask`; callers must not write to it.
+    ``shift`` is the number of tokens it is rolled by. The result is made once per size and shared;
+    callers must not write to it.
     """
     tokens = height * width
     token = torch.arange(tokens, device=device).view(height, width)
@@ -46,9 +47,9 @@ def window_places(height: int, width: int, side: int, shift: int, device: torch.
 
 
 class _Windows(torch.autograd.Function):
-    """(B, H W, C) tokens to (B, nW N, C) places in windows; padding is ``fill`` (C,) or zero.
+    """Moves (B, H W, C) tokens to (B, nW N, C) places; padding is ``fill`` (C,) or zero.
 
-    Whole tokens move, forward and backward, by one copy each, padding, shift and all.
+    Padding and shift take one copy, forward and backward.
     """
 
     @staticmethod
@@ -70,7 +71,7 @@ class _Windows(torch.autograd.Function):
 
 
 class _Tokens(torch.autograd.Function):
-    """The way back of :class:`_Windows`: padding is left out."""
+    """Undoes :class:`_Windows` and drops the padding."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Places) -> Tensor:
@@ -91,15 +92,12 @@ class FastSwinBlock(SwinTransformerBlock):
     """detectron2's Swin block with less work for the same numbers.
 
     Maps are padded to whole windows after the projection to queries, keys and values and cropped
-    before the one that follows the attention, so padding is never multiplied by a weight; tokens
-    go to their windows, and back, by one copy; attention is fused.
-
-    It holds the same parameters and adds none: an existing block is turned into one by assigning
-    its class.
+    before the output projection, so no weight is multiplied with padding. Attention is fused.
+    Parameters are the same, so assigning this class to a block is enough.
     """
 
     def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
-        """Attention within windows, and the MLP.
+        """Applies attention within windows, then the MLP.
 
         Args:
             x: (B, H * W, C) tokens; H and W are the block's attributes, set by its stage.
@@ -121,8 +119,7 @@ class FastSwinBlock(SwinTransformerBlock):
         qkv = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(mask if shift else None, batch).to(qkv.dtype)
         if bias.requires_grad and x.device.type == "cpu":
-            # Fused attention has no gradient of its bias there: torch would go about it in twelve
-            # operations.
+            # Fused attention has no gradient of its bias on a CPU; torch would need 12 operations.
             out = self._attention_by_products(qkv, bias)
         else:
             query, key, value = qkv.unbind(0)
@@ -138,7 +135,7 @@ class FastSwinBlock(SwinTransformerBlock):
         return attn.proj_drop(attn.proj(_Tokens.apply(out, places)))
 
     def _attention_by_products(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """(windows, heads, N, D) of (3, windows, heads, N, D) and a bias for all or each."""
+        """Returns (windows, heads, N, D) from (3, windows, heads, N, D); the bias may broadcast."""
         _, windows, heads, tokens, _ = qkv.shape
         query, key, value = qkv.reshape(3, windows * heads, tokens, -1).unbind(0)
         bias = bias.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
@@ -147,7 +144,7 @@ class FastSwinBlock(SwinTransformerBlock):
         return torch.bmm(weights, value).view(windows, heads, tokens, -1)
 
     def _bias(self, mask: Tensor | None, batch: int) -> Tensor:
-        """Relative position biases and mask: (1 or B * nW, heads, N, N)."""
+        """Returns relative position biases plus mask: (1 or B * nW, heads, N, N)."""
         attn = self.attn
         tokens = self.window_size**2
         bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
@@ -161,17 +158,16 @@ class FastSwinBlock(SwinTransformerBlock):
 @lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
 def shift_mask(height: int, width: int, side: int, shift: int, device: torch.device) -> Tensor:
-    """Which tokens of a shifted window see each other: (nW, N, N) float32, 0 or -100.
+    """Returns the mask of shifted windows: (nW, N, N) float32, 0 or -100.
 
-    A map that is shifted around its edges has windows whose tokens are no neighbours. The result
-    depends on nothing but the arguments, so it is made once per size and shared; callers must not
-    write to it.
+    It keeps tokens apart that only the roll around the map's edges made neighbours. It is made once
+    per size and shared; callers must not write to it.
 
     Args:
-        height, width: of the map, in tokens; it is padded to whole windows.
+        height, width: size of the map in tokens; it is padded to whole windows.
         side: of a window, in tokens; N is its square.
         shift: in tokens, less than ``side``.
-        device: of the result.
+        device: where the mask lives.
     """
 
     def regions(length: int) -> Tensor:
@@ -187,14 +183,12 @@ def shift_mask(height: int, width: int, side: int, shift: int, device: torch.dev
 
 
 class FastSwinStage(BasicLayer):
-    """detectron2's stage of blocks; its mask is made once per size (:func:`shift_mask`)."""
+    """detectron2's stage of blocks, with a mask that is made once per size."""
 
     def forward(self, x: Tensor, H: int, W: int) -> tuple[Tensor, int, int, Tensor, int, int]:
-        """The stage's tokens with their map's size, and the same after downsampling.
+        """Returns the tokens with their map's size, and the same after downsampling.
 
-        Args:
-            x: (B, H * W, C) tokens.
-            H, W: of their map.
+        ``x`` is (B, H * W, C).
         """
         mask = shift_mask(H, W, self.window_size, self.shift_size, x.device)
         for block in self.blocks:
@@ -212,23 +206,19 @@ class FastSwinStage(BasicLayer):
 class SwinTransformerTTT(SwinTransformer):
     """detectron2's Swin with Mask2Former's feature names and parameter names.
 
-    Input (B, 4, H, W): normalised RGB and the visibility channel (1 = visible, 0 = masked; all
-    ones for the main task). Output ``{"res2": (B, C, H/4, W/4), ... "res5": (B, 8C, H/32, W/32)}``.
+    It maps (B, 4, H, W), normalised RGB and the visibility channel (1 = visible, 0 = masked; all
+    ones for the main task), to ``{"res2": (B, C, H/4, W/4), ... "res5": (B, 8C, H/32, W/32)}``.
     Any H and W work; sizes are rounded up.
     """
 
     @configurable
     def __init__(
-        self,
-        *,
-        out_features: list[str],
-        drop_path_rate: float = 0.3,
-        **swin: Any,
+        self, *, out_features: list[str], drop_path_rate: float = 0.3, **swin: Any
     ) -> None:
-        """Every other keyword is detectron2's :class:`SwinTransformer`'s."""
+        """``swin`` are keywords of detectron2's :class:`SwinTransformer`."""
         # detectron2 would import timm for stochastic depth alone; torchvision has the same layer.
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")  # not the user's to mend
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # no user can mend it
             super().__init__(drop_path_rate=0.0, **swin)
         for layer in self.layers:
             layer.__class__ = FastSwinStage

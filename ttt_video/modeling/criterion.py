@@ -1,4 +1,4 @@
-"""The main-task loss l_m: Mask2Former's, with point sampling and deep supervision."""
+"""The main-task loss l_m, which is Mask2Former's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .points import point_sample, uncertain_points
 
 
 def sigmoid_cross_entropy(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
-    """Binary cross-entropy of (N, P) points, averaged over points and summed over masks / n."""
+    """Returns the binary cross-entropy of (N, P) points: mean over points, sum over masks / n."""
     loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     return loss.mean(1).sum() / num_masks
 
 
 def dice(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
-    """Dice loss of (N, P) points, smoothed by 1, summed over masks / n."""
+    """Returns the dice loss of (N, P) points, smoothed by 1: sum over masks / n."""
     probs = logits.sigmoid()
     overlap = 2 * (probs * masks).sum(-1)
     total = probs.sum(-1) + masks.sum(-1)
@@ -28,11 +28,11 @@ def dice(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
 
 
 class LossNormalizers(NamedTuple):
-    """What a batch's losses are divided by, averaged over the parts it is computed in.
+    """Divisors of a batch's losses, each divided by the number of parts of the batch.
 
     Attributes:
-        num_masks: masks of the whole batch, at least 1, per part.
-        class_weight: weights of all queries' classes, summed over the whole batch, per part.
+        num_masks: number of masks in the whole batch, at least 1.
+        class_weight: sum of the class weights of all queries in the whole batch.
     """
 
     num_masks: float
@@ -40,7 +40,7 @@ class LossNormalizers(NamedTuple):
 
 
 class SetCriterion(nn.Module):
-    """Losses between matched queries and masks, for the last and every supervised prediction."""
+    """Compares every supervised prediction with the masks that its queries are matched to."""
 
     empty_weight: Tensor
 
@@ -81,13 +81,13 @@ class SetCriterion(nn.Module):
         targets: list[Target],
         normalizers: LossNormalizers | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses.
+        """Returns the weighted losses of all predictions.
 
         Args:
-            predictions: of the head, the last layer's last.
-            targets: of each image.
-            normalizers: of the batch that these images are a part of; by default the images are
-                this process's whole share of it.
+            predictions: the head's, from the first layer to the last.
+            targets: one for each image.
+            normalizers: those of the batch that these images are a part of; by default the images
+                are this process's whole share of it.
 
         Returns:
             ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, and the same with the
@@ -109,17 +109,14 @@ class SetCriterion(nn.Module):
         return losses
 
     def normalizers(self, counts: list[int], num_queries: int, parts: int = 1) -> LossNormalizers:
-        """Of a batch that all processes share, each computing its images in ``parts`` parts.
+        """Counts the divisors over all processes, each of which has ``parts`` forward passes.
 
-        The mean of the losses over all parts of all processes is then the loss of the batch in one
-        piece. Mask2Former does this for the mask losses over processes; its classification loss is
-        a weighted mean within each process, so that a query of a process with few masks counts
-        for more.
+        The mean of the losses over all passes of all processes is then the loss of the whole batch.
+        Mask2Former does this for mask losses only; its classification loss is a weighted mean
+        within each process, where a query of a process with few masks counts for more.
 
-        Args:
-            counts: masks in each of this process's images.
-            num_queries: queries per image, each of which is matched to at most one mask.
-            parts: forward passes that this process makes of its images.
+        ``counts`` are the masks in each of this process's images. Each of ``num_queries`` queries
+        of an image is matched to at most one mask.
         """
         matched = sum(min(count, num_queries) for count in counts)
         unmatched = len(counts) * num_queries - matched
@@ -138,7 +135,7 @@ class SetCriterion(nn.Module):
         matches: list[Match],
         class_weight: float,
     ) -> Tensor:
-        """Weighted cross-entropy of all queries, divided by ``class_weight``.
+        """Returns the weighted cross-entropy of all queries, divided by ``class_weight``.
 
         Queries without a mask belong to "no object".
         """
@@ -160,7 +157,7 @@ class SetCriterion(nn.Module):
         matches: list[Match],
         num_masks: float,
     ) -> dict[str, Tensor]:
-        """Cross-entropy and dice at points chosen where the prediction is least certain."""
+        """Returns cross-entropy and dice at points where the prediction is least certain."""
         logits = torch.cat(
             [m[queries] for m, (queries, _) in zip(outputs["pred_masks"], matches, strict=True)]
         )[:, None].float()

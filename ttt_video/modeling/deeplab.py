@@ -1,6 +1,7 @@
-"""DeepLabV3+ (Chen et al., 2018), built as MMSegmentation publishes it, as a frozen baseline.
+"""DeepLabV3+ (Chen et al., 2018) as MMSegmentation publishes it, a frozen baseline.
 
-62.6 million parameters for Cityscapes' 19 classes, 62.7 for ADE20K's 150 (SegFormer, Table 2).
+It has 62.6 million parameters for Cityscapes' 19 classes, 62.7 for ADE20K's 150 (SegFormer, Table
+2).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Sequential:
-    """A convolution that keeps the size, batch norm and ReLU."""
+    """Returns a convolution that keeps the size, with batch norm and ReLU."""
     padding = options.get("dilation", 1) * (kernel // 2)
     parts = nn.Sequential()
     parts.add_module(
@@ -35,7 +36,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Sequ
 
 
 def _separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
-    """A 3x3 convolution within channels, then one across them."""
+    """Returns a 3x3 convolution within channels and a 1x1 convolution across them."""
     parts = nn.Sequential()
     parts.add_module("depthwise_conv", _conv(inputs, inputs, 3, dilation=dilation, groups=inputs))
     parts.add_module("pointwise_conv", _conv(inputs, outputs))
@@ -43,7 +44,7 @@ def _separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequenti
 
 
 class _Backbone(nn.Module):
-    """A ResNet of stride 8 with three 3x3 convolutions as its stem; returns stages 1 and 4."""
+    """A ResNet of stride 8 with three 3x3 convolutions as its stem; it returns stages 1 and 4."""
 
     def __init__(self, depth: int, width: int) -> None:
         super().__init__()
@@ -122,13 +123,13 @@ class DeepLabV3Plus(FrozenSegmenter):
     ) -> None:
         """
         Args:
-            num_classes: of the output.
-            depth: of the ResNet, 50 or 101.
-            width: of the first stage's inner convolutions, 64 as published.
-            channels: of the head.
-            low_channels: that the head takes of stage 1.
-            dilations: of the pyramid's separable convolutions.
-            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
+            num_classes: classes of the output.
+            depth: layers of the ResNet, 50 or 101.
+            width: channels of the first stage's inner convolutions, 64 as published.
+            channels: channels of the head.
+            low_channels: channels that the head makes of stage 1.
+            dilations: those of the pyramid's separable convolutions.
+            pixel_mean, pixel_std: those of uint8 values in ``INPUT.FORMAT`` order.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = _Backbone(depth, width)
@@ -142,7 +143,7 @@ class DeepLabV3Plus(FrozenSegmenter):
         """Reads ``MODEL.RESNETS.*``, ``MODEL.SEM_SEG_HEAD.*`` and ``MODEL.PIXEL_*``.
 
         Raises:
-            UserError: there is no such ResNet.
+            UserError: the depth, or the number of ``PROJECT_CHANNELS``, is not supported.
         """
         resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
         if resnets.DEPTH not in BLOCKS:
@@ -164,5 +165,5 @@ class DeepLabV3Plus(FrozenSegmenter):
         }
 
     def logits(self, images: Tensor) -> Tensor:
-        """Scores at the resolution of stage 1, a quarter of the images'."""
+        """Returns scores at the resolution of stage 1, a quarter of the images'."""
         return self.decode_head(*self.backbone(images))

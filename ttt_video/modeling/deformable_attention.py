@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
 
-On a CPU, loops that Numba compiles. Elsewhere PyTorch's ``grid_sample``, or the compiled package
-``torch-ms-deform-attn`` on the devices that its installed build supports.
+A CPU runs loops that Numba compiles. Other devices run PyTorch's ``grid_sample``, or the package
+``torch-ms-deform-attn`` where it is installed and was built for them.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from torch.autograd.function import once_differentiable
 Shapes = tuple[tuple[int, int], ...]
 
 COMPILED = "torch_ms_deform_attn"
-"""The module of the compiled package."""
+"""Module of the compiled package."""
 
 
 def deformable_attention(
     value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Weighted sum of values sampled bilinearly at several points of several levels.
+    """Returns the weighted sum of values at points of several levels, read bilinearly.
 
     Args:
         value: (B, S, M, D) for M heads; S is the sum of height * width over the levels.
         shapes: (height, width) of each of the L levels.
-        locations: (B, Q, M, L, P, 2) sampling points (x, y); 0..1 spans a level from edge to
-            edge. Outside is zero.
+        locations: (B, Q, M, L, P, 2) points (x, y); 0..1 spans a level from edge to edge, and
+            outside of it all values are zero.
         weights: (B, Q, M, L, P) attention weights.
 
     Returns:
         (B, Q, M * D).
     """
     if value.device.type == "cpu":
-        from .deformable_cpu import attend  # where there is a GPU, Numba is not even imported
+        from .deformable_cpu import attend  # a GPU needs no Numba
 
         return attend(value, [*chain(*shapes)], locations, weights).flatten(2)
     return sampled_attention(value, shapes, locations, weights)
@@ -64,10 +64,9 @@ def sampled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights:
 
 
 class _SumOverPoints(torch.autograd.Function):
-    """(N, D, P, Q) samples times (N, P, Q) weights, summed over the P points: (N, D, Q).
+    """Multiplies (N, D, P, Q) samples by (N, P, Q) weights and sums over P: (N, D, Q).
 
-    Point by point, so that no product as large as the samples is written to memory and the inner
-    loops run over Q: on a CPU, faster than multiply and sum, forward and backward.
+    It goes point by point, so that no product as large as the samples is written to memory.
     """
 
     @staticmethod
@@ -82,7 +81,7 @@ class _SumOverPoints(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         samples, weights = ctx.saved_tensors
-        grad = grad.contiguous()  # else every product below is strided, and copied once more
+        grad = grad.contiguous()  # strided products would be copied
         points = range(weights.shape[1])
         grad_weights = torch.stack([(samples[:, :, p] * grad).sum(1) for p in points], 1)
         return grad.unsqueeze(2) * weights.unsqueeze(1), grad_weights
@@ -104,7 +103,7 @@ def compiled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights
 
 @cache
 def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]:
-    """The fastest implementation that runs on a device type ("cpu", "cuda"), tried once.
+    """Returns the fastest implementation on a device type ("cpu", "cuda"), tried once.
 
     On a CPU the package's loops are slower than ours.
     """
@@ -131,17 +130,17 @@ def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Te
 def _widths_and_heights(
     shapes: Shapes, points: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(2 L P,): width and height of each level, once for each of its points. Not to be written to.
+    """Returns width and height of each level, once for each of its points: (2 L P,).
 
-    Made once, as a copy to a GPU waits for all work before it. It lies in memory as the numbers
-    that it divides do, which on a CPU takes a third of the time of broadcasting pairs.
+    It is shared, because a copy to a GPU waits for all work before it; callers must not write to
+    it. A CPU divides by it in a third of the time that broadcasting pairs takes.
     """
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)
     return sizes.repeat_interleave(points, dim=0).flatten()
 
 
 class MSDeformAttn(nn.Module):
-    """Deformable attention over several feature levels; Mask2Former's parameter names."""
+    """Deformable attention over several feature levels, with Mask2Former's parameter names."""
 
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
         """``dim`` must be a multiple of ``num_heads``."""

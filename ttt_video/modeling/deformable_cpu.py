@@ -1,7 +1,7 @@
-"""Deformable attention on a CPU: loops that Numba compiles when they are first run.
+"""Deformable attention on a CPU, as loops that Numba compiles at their first run.
 
-A point's four neighbours are read once, forward and backward, and nothing as large as the samples
-is ever written. Machine code is kept on disk, beside this file or in Numba's cache folder.
+They read a point's four neighbours once, forward and backward, and write nothing as large as the
+samples. Machine code is kept on disk, beside this file or in Numba's cache folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 _OPTIONS: dict[str, Any] = {
     "nogil": True,  # heads are shared out among threads
     "error_model": "numpy",
-    # Sums may be reordered, which vectorises them; numbers that are not finite stay what they are.
+    # Sums may be reordered, which vectorises them; infinities and NaNs stay.
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
 
@@ -29,21 +29,21 @@ _OPTIONS: dict[str, Any] = {
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(function, cache=True, **_OPTIONS)
-    except RuntimeError:  # there is no folder to write to: compiled in every process
+    except RuntimeError:  # no folder to write to, so every process compiles
         return numba.njit(function, **_OPTIONS)
 
 
-# In the loops, numbers are float32 so that float32 stays what it is (float64 does, too), and places
-# in memory are unsigned, as Numba looks for a sign at every access of an array.
+# Constants are float32, which keeps float32 arrays in float32 (and float64 ones in float64).
+# Indices are unsigned, because Numba tests the sign of others at every access.
 _ZERO, _HALF, _ONE, _FAR = (np.float32(x) for x in (0, 0.5, 1, -2))
 
 
 @_compiled
 def _neighbours(place: Any, length: Any) -> Any:
-    """Both pixels around a place on an axis of ``length`` pixels, which is spanned by 0..1.
+    """Returns indices, shares and slopes of the two pixels around a place on an axis.
 
-    Returns their indices, shares of the sample, and derivatives of the shares by ``place``. A pixel
-    beyond the ends has no share, and the index of one that can be read.
+    The axis of ``length`` pixels spans 0..1; slopes are derivatives of the shares by ``place``. A
+    pixel beyond the ends has share 0 and the index of one that can be read.
     """
     size = np.float32(length)
     position = place * size - _HALF
@@ -53,7 +53,7 @@ def _neighbours(place: Any, length: Any) -> Any:
     low = np.int64(below)
     high = low + 1
     share = position - below
-    nothing = share * _ZERO  # not a number where the place is none
+    nothing = share * _ZERO  # keeps NaN
     first, second = 0 <= low < length, 0 <= high < length
     return (
         min(max(low, 0), length - 1),
@@ -67,10 +67,10 @@ def _neighbours(place: Any, length: Any) -> Any:
 
 @_compiled
 def _corners(x: Any, y: Any, height: Any, width: Any, base: Any, pixel: Any) -> Any:
-    """Where the four pixels around (x, y) begin in memory, and their shares and slopes by axis.
+    """Returns where the four pixels around (x, y) begin in memory, with shares and slopes by axis.
 
-    A map begins at ``base``, and its pixels are ``pixel`` numbers apart. Upper left, upper right,
-    lower left, lower right.
+    They are upper left, upper right, lower left, lower right. The map begins at ``base``, and its
+    pixels are ``pixel`` numbers apart.
     """
     left, right, x0, x1, dx0, dx1 = _neighbours(x, width)
     above, below, y0, y1, dy0, dy1 = _neighbours(y, height)
@@ -129,7 +129,7 @@ def _backward(
     start: Any,
     stop: Any,
 ) -> None:
-    """Adds to ``grad_value``, which is of zeros, and fills the other two, as :func:`_forward`."""
+    """Adds to the zeros of ``grad_value`` and fills the other two, for the same heads."""
     batch, total, heads, dim = value.shape
     _, queries, _, levels, points = weights.shape
     values, grad_values = value.reshape(-1), grad_value.reshape(-1)
@@ -172,12 +172,12 @@ def _backward(
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Of one process: threads do not outlive a fork."""
+    """Returns the threads of one process, because threads do not outlive a fork."""
     return ThreadPoolExecutor(threads)
 
 
 def _run(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
-    """The loops over all heads, by as many threads as torch has. Each writes to its own heads."""
+    """Runs the loops over all heads in as many threads as torch has, each with its own heads."""
     threads = min(torch.get_num_threads(), heads)
     ends = [heads * i // threads for i in range(threads + 1)]
     *others, own = pairwise(ends)
@@ -197,7 +197,7 @@ def _shapes(sizes: Sequence[int]) -> np.ndarray:
 
 @torch.library.custom_op("ttt_video::deformable_attention", mutates_args=(), device_types="cpu")
 def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """:func:`.deformable_attention.deformable_attention` of float32 or float64 CPU tensors.
+    """Computes :func:`.deformable_attention.deformable_attention` in float32 or float64 on a CPU.
 
     Args:
         value: (B, S, M, D).
@@ -221,7 +221,7 @@ def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tens
 def attend_backward(
     value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``value``, ``locations`` and ``weights`` for that of the output."""
+    """Returns the gradients of ``value``, ``locations`` and ``weights``."""
     contiguous = torch.contiguous_format
     grads = (
         torch.zeros_like(value, memory_format=contiguous),

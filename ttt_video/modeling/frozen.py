@@ -1,4 +1,4 @@
-"""What other architectures have in common, which run frozen in the stream."""
+"""The base class of other architectures, which run frozen in the stream."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class FrozenSegmenter(nn.Module, ABC):
     outputs: ClassVar = frozenset({"sem_seg"})
 
     size_divisibility = 0
-    """px; a batch is padded to a multiple of it, 0 for not at all."""
+    """Batches are padded to a multiple of so many px; 0 for not at all."""
 
     def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
-        """``pixel_mean``, ``pixel_std``: of uint8 values, in ``INPUT.FORMAT`` order."""
+        """``pixel_mean`` and ``pixel_std`` are those of uint8 values in ``INPUT.FORMAT`` order."""
         super().__init__()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives; inputs are moved there."""
+        """The device of the model, to which it moves its inputs."""
         return self.pixel_mean.device
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
-        """(B, K, h, w) class scores, of any size, for (B, 3, H, W) normalised images."""
+        """Returns (B, K, h, w) class scores of (B, 3, H, W) normalised images, at any size."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """``sem_seg``: (K, height, width) class probabilities for each input.
+        """Returns ``sem_seg``, (K, height, width) class probabilities, for each input.
 
         Raises:
-            UserError: in training mode, which this project does not support for such models.
+            UserError: the model is in training mode.
         """
         if self.training:
             name = type(self).__name__

@@ -1,4 +1,4 @@
-"""The main-task head h and the decoder g: a pixel decoder and a query decoder each."""
+"""The main-task head h and the decoder g, each of a pixel decoder and a query decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ PIXELS_PER_QUERY_CELL = 4
 """Side in px of the square that one cell of the stride-4 maps stands for in the reconstruction."""
 
 
-def _lookup(registry: Registry, key: str, name: str) -> Any:
+def registered(registry: Registry, key: str, name: str) -> Any:
+    """Returns what a config key names; UserError, with the names there are, if there is none."""
     if name not in registry:
         known = ", ".join(sorted(known for known, _ in registry))
         raise UserError(f"{key} is {name!r}, which is not registered; choose one of: {known}")
@@ -30,8 +31,9 @@ def _lookup(registry: Registry, key: str, name: str) -> Any:
 
 
 class _Head(nn.Module):
-    """What h and g share: parameters under ``pixel_decoder`` and ``predictor``."""
+    """Holds the parts of h and g, ``pixel_decoder`` and ``predictor``."""
 
+    @configurable
     def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
         self.pixel_decoder = pixel_decoder
@@ -39,12 +41,9 @@ class _Head(nn.Module):
 
     @staticmethod
     def build_parts(
-        cfg: CfgNode,
-        input_shape: dict[str, ShapeSpec],
-        num_queries: int,
-        num_classes: int | None,
+        cfg: CfgNode, input_shape: dict[str, ShapeSpec], num_queries: int, num_classes: int | None
     ) -> dict[str, Any]:
-        """The two decoders that the config names."""
+        """Builds the two decoders that the config names."""
         head = cfg.MODEL.SEM_SEG_HEAD
         missing = sorted(set(head.IN_FEATURES) - set(input_shape))
         if missing:
@@ -57,10 +56,10 @@ class _Head(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {MASK2FORMER_DEFAULT!r}, Mask2Former's "
                 "default, which is not here: set it to MSDeformAttnPixelDecoder"
             )
-        pixel_decoder = _lookup(
+        pixel_decoder = registered(
             PIXEL_DECODER_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME
         )
-        predictor = _lookup(
+        predictor = registered(
             TRANSFORMER_DECODER_REGISTRY,
             "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
             cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME,
@@ -75,13 +74,13 @@ class _Head(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerTTTHead(_Head):
-    """Head h: everything of Mask2Former after the backbone (paper, Section 4.3)."""
+    """Head h, which is all of Mask2Former after the backbone (paper, Section 4.3)."""
 
     @configurable
     def __init__(
         self, *, num_classes: int, ignore_value: int, pixel_decoder: nn.Module, predictor: nn.Module
     ) -> None:
-        """``num_classes`` without "no object"; ``ignore_value`` labels unlabelled pixels."""
+        """``num_classes`` does not count "no object"; ``ignore_value`` is the label of no class."""
         super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
         self.num_classes = num_classes
         self.ignore_value = ignore_value
@@ -100,23 +99,18 @@ class MaskFormerTTTHead(_Head):
     def forward(
         self, features: dict[str, Tensor], *, every_layer: bool = False
     ) -> list[dict[str, Tensor]]:
-        """``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, H/4, W/4), last layer last."""
+        """Returns ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, H/4, W/4) by layer."""
         mask_features, levels = self.pixel_decoder(features)
         return self.predictor(levels, mask_features, every_layer=every_layer)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class ReconstructionHead(_Head):
-    """Decoder g: h's architecture except the last layer, which maps to pixels (Section 4.3).
+    """Decoder g, which has h's architecture except for the last layer, to pixels (Section 4.3).
 
     It has 48 queries and no class branch. The 48 stride-4 mask channels are the 3 x 4 x 4 pixels
     of each cell: channel ``16 c + 4 p + q`` is colour c of pixel (4 i + p, 4 j + q).
     """
-
-    @configurable
-    def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
-        """Both decoders as in h."""
-        super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -129,7 +123,7 @@ class ReconstructionHead(_Head):
         return cls.build_parts(cfg, input_shape, 3 * PIXELS_PER_QUERY_CELL**2, None)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, 3, H, W) pixels, in the units of the training target (normalised RGB)."""
+        """Returns (B, 3, H, W) pixels in the units of the training target (normalised RGB)."""
         mask_features, levels = self.pixel_decoder(features)
         (prediction,) = self.predictor(levels, mask_features)
         return F.pixel_shuffle(prediction["pred_masks"], PIXELS_PER_QUERY_CELL)

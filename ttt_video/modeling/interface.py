@@ -1,7 +1,6 @@
-"""What the stream and the methods need of a model.
+"""The interface of a model: all that the stream and the methods call.
 
-A model is a PyTorch module that speaks detectron2's dicts. The loop and the methods call nothing
-of it but this:
+A model is a PyTorch module that speaks detectron2's dicts:
 
     model([frame])                                    # eval mode: one prediction per input
     model.parts["f"], model.parts.get("g")            # names of submodules, by role
@@ -13,8 +12,7 @@ of it but this:
 :class:`Model` is enough for predictions; methods that train need an :class:`AdaptableModel`. Both
 are protocols, so nothing has to derive from them. ``examples/new_model.py`` is a whole model.
 
-The roles are the paper's: encoder "f", head "h" of the main task, and decoder "g" of the
-reconstruction.
+The roles are encoder "f", head "h" of the main task and decoder "g" of the reconstruction.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from .masking import PatchMasks
 from .pixel_classes import MainTask
 
 Samples = Sequence[Mapping[str, Any]]
-"""Inputs with ``image``, (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
+"""Inputs with ``image``: (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
 
 DETECTRON2_PARTS = {"f": "backbone", "h": "sem_seg_head"}
-"""The names that detectron2's own architectures have."""
+"""Names of the parts in detectron2's own architectures."""
 
 
 class Model(Protocol):
@@ -50,12 +48,12 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives; it moves its inputs there."""
+        """The device of the model, to which it moves its inputs."""
 
     def __call__(self, batched_inputs: list[dict[str, Any]], /) -> Any:
         """Returns detectron2's outputs in eval mode, a dict for each input.
 
-        They have the size of the input's ``height`` and ``width``, or else of its image.
+        Their size is the input's ``height`` and ``width``, or else that of its image.
         """
 
 
@@ -77,10 +75,7 @@ class AdaptableModel(Model, Protocol):
     ) -> MainTask:
         """Returns the class distributions of pixels that h(f(x)) implies, with gradients.
 
-        Args:
-            batched_inputs: the samples.
-            mask_with: hide patches of each image as the reconstruction does, by draws from this
-                CPU generator; None hides nothing.
+        ``mask_with`` is a CPU generator that draws masks of patches to hide, as in reconstruction.
         """
 
     def reconstruction_losses(
@@ -88,13 +83,13 @@ class AdaptableModel(Model, Protocol):
     ) -> dict[str, Tensor]:
         """Returns the ``loss_*`` of g(f(masked x)), each the mean over the samples.
 
-        An input's ``image_mask`` (1, H, W; 1 = visible) is used where it is given; other masks are
-        drawn by the generator (on the CPU), or by torch's global one.
+        Inputs without ``image_mask`` (1, H, W; 1 = visible) get one that the generator (on the CPU)
+        or torch's global one draws.
         """
 
 
 def parts_of(model: Any) -> Mapping[str, str]:
-    """Returns a model's parts by role; detectron2's own models name none, and have its names."""
+    """Returns a model's parts by role; detectron2's own models have :data:`DETECTRON2_PARTS`."""
     return getattr(model, "parts", DETECTRON2_PARTS)
 
 
@@ -105,7 +100,7 @@ def submodule_name(model: Any, name: str) -> str:
 
 
 def is_within(name: str, modules: Iterable[str]) -> bool:
-    """Says whether a submodule or parameter is, or is inside, one of the named submodules."""
+    """Says whether a submodule or parameter is one of the named submodules, or inside one."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
@@ -120,7 +115,7 @@ def adaptable(model: nn.Module) -> AdaptableModel:
     """Returns the model as one that gradient methods can train.
 
     Raises:
-        UserError: the model is one that only predicts.
+        UserError: the model only predicts.
     """
     for name in ("masks", "normalize", "encode", "main_task", "reconstruction_losses"):
         if not hasattr(model, name):
@@ -136,15 +131,13 @@ def normalized_images(
 ) -> ImageList:
     """Returns the images, normalised and then zero-padded to a common size: (B, 3, H, W) float32.
 
-    Args:
-        batched_inputs: the samples.
-        mean: (3, 1, 1), of uint8 values, on the model's device; std: the same.
-        size_divisibility: height and width become multiples of this.
+    ``mean`` and ``std`` are (3, 1, 1), those of uint8 values, on the model's device. Height and
+    width become multiples of ``size_divisibility``.
     """
     images = [(x["image"].to(mean.device, non_blocking=True) - mean) / std for x in batched_inputs]
     return ImageList.from_tensors(images, size_divisibility)
 
 
 def output_size(sample: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the height and width that a sample's prediction is to have."""
+    """Returns height and width of a sample's prediction."""
     return sample.get("height", image_size[0]), sample.get("width", image_size[1])

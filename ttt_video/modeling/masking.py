@@ -1,4 +1,4 @@
-"""Patch masks and patches. Every mask of the project is drawn here, by kinds with names."""
+"""Draws all patch masks of the project, by kinds with names, and cuts images into patches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from ..errors import UserError
 
 SMALLEST_BLOCK = 16
-"""Patches that a block covers at least, while so many are left to hide (BEiT's number)."""
+"""Least patches of a block, while so many are left to hide (BEiT's number)."""
 
 LONGEST_BLOCK = 1 / 0.3
 """Largest ratio of a block's sides (BEiT's number)."""
 
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
-    """Returns the patches left visible: ``floor(N * (1 - ratio))``, safe from 1 - 0.8 = 0.1999."""
+    """Returns ``floor(N * (1 - ratio))``, safe from 1 - 0.8 = 0.1999."""
     return math.floor(num_patches * (1.0 - mask_ratio) + 1e-6)
 
 
@@ -40,18 +40,18 @@ def random_patches(
 def block_patches(
     rows: int, columns: int, num_visible: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Hides rectangles of patches, one after the other, until exactly ``num_visible`` are left.
+    """Hides one rectangle of patches after the other until exactly ``num_visible`` are left.
 
-    In the manner of BEiT (Bao et al., 2022). A rectangle's area is uniform between
-    :data:`SMALLEST_BLOCK` and the patches that are still to be hidden, its ratio of sides
-    log-uniform. It covers a random patch that is still visible, so that every one hides something.
+    Rectangles are BEiT's (Bao et al., 2022): the area is uniform between :data:`SMALLEST_BLOCK` and
+    the patches that are still to be hidden, the ratio of sides log-uniform. Each covers a random
+    visible patch, so that it hides something.
     """
     patches = torch.ones(rows, columns)
     while (left := int(patches.sum()) - num_visible) > 0:
         area, ratio, anchor, up, back = torch.rand(5, generator=generator).tolist()
         smallest = min(SMALLEST_BLOCK, left)
         size = smallest + int(area * (left - smallest + 1))
-        # No larger than what is left, so that the last one ends at the exact number.
+        # A rectangle is no larger than what is left to hide, so the final number is exact.
         sides = math.sqrt(size) * LONGEST_BLOCK ** (ratio - 0.5)
         height = min(max(round(sides), 1), rows, size)
         width = min(size // height, columns)
@@ -66,9 +66,9 @@ def block_patches(
 MaskKind = Callable[[int, int, int, torch.Generator | None], Tensor]
 
 MASK_KINDS: dict[str, MaskKind] = {"random": random_patches, "block": block_patches}
-"""Kinds by the name that ``TTT.MASK_KIND`` takes; a file of ``--register`` may add one.
+"""Kinds by their names in ``TTT.MASK_KIND``; a file of ``--register`` may add one.
 
-A kind gets rows, columns, the number of patches to leave visible, and a CPU generator (None:
+A kind gets rows, columns, the number of patches to leave visible, and a CPU generator (None for
 torch's global one). It returns (rows, columns) float32 on the CPU: 1 = visible, 0 = masked.
 """
 
@@ -88,7 +88,7 @@ class PatchMasks:
     kind: str = "random"
 
     def __post_init__(self) -> None:
-        """Raises a UserError for a kind that does not exist."""
+        """Refuses a kind that does not exist."""
         if self.kind not in MASK_KINDS:
             known = ", ".join(sorted(MASK_KINDS))
             raise UserError(f"TTT.MASK_KIND is {self.kind!r}; choose one of: {known}")
@@ -105,16 +105,11 @@ class PatchMasks:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draws one mask: 1 = visible, 0 = masked, as in the fourth channel of f's input.
+        """Draws a mask (1, height, width) float32 in px, for the fourth channel of f's input.
 
-        Args:
-            height: px; width: px. Patches at the right and bottom may be cut.
-            generator: a CPU generator; None uses torch's global one.
-            device: where the mask is spelled out in pixels; patches are drawn on the CPU, so that
-                every device sees the same mask.
-
-        Returns:
-            (1, height, width) float32.
+        Patches are drawn on the CPU, so that every device sees the same mask, and enlarged to
+        pixels on ``device``; those at the right and bottom may be cut. ``generator`` is a CPU
+        generator, or None for torch's global one.
         """
         size = self.patch_size
         rows, columns = math.ceil(height / size), math.ceil(width / size)
@@ -131,8 +126,8 @@ class PatchMasks:
     ) -> Tensor:
         """Returns the masks of padded images, (B, 1, H, W) float32, on their device.
 
-        A sample's own ``image_mask`` (1, h, w) is used where there is one, and hides the padding;
-        the others are drawn over image and padding.
+        A sample's own ``image_mask`` (1, h, w) hides the padding; masks that are drawn for the
+        others run over image and padding.
         """
         height, width = images.tensor.shape[-2:]
         device = images.tensor.device

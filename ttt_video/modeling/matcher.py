@@ -12,18 +12,13 @@ Target = dict[str, Tensor]
 """``labels`` (N,) int64 class ids and ``masks`` (N, H, W) bool of one image."""
 
 Match = tuple[Tensor, Tensor]
-"""(n,) int64 query indices and the indices of the masks they are matched to."""
+"""Indices of n queries and of the masks they are matched to, (n,) int64 each."""
 
 
 def pairwise_mask_cost(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice of every prediction with every mask.
+    """Returns binary cross-entropy and dice of every prediction with every mask, (Q, N) each.
 
-    Args:
-        logits: (Q, P) at P points.
-        masks: (N, P), 0..1 at the same points.
-
-    Returns:
-        Two (Q, N) tensors.
+    ``logits`` (Q, P) and ``masks`` (N, P), 0..1, are values at the same P points.
     """
     points = logits.shape[1]
     positive, negative = F.softplus(-logits), F.softplus(logits)
@@ -35,12 +30,12 @@ def pairwise_mask_cost(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HungarianMatcher(nn.Module):
-    """The one-to-one assignment of least cost, with masks compared at random points."""
+    """Finds the one-to-one assignment of least cost; masks are compared at random points."""
 
     def __init__(
         self, *, cost_class: float, cost_mask: float, cost_dice: float, num_points: int
     ) -> None:
-        """Weights of the three costs, and the number of points sampled per image."""
+        """``cost_*`` are weights of the three costs; ``num_points`` are sampled per image."""
         super().__init__()
         self.cost_class = cost_class
         self.cost_mask = cost_mask
@@ -49,21 +44,19 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, outputs: dict[str, Tensor], targets: list[Target]) -> list[Match]:
-        """Matches of each image.
+        """Returns the matches of each image.
 
-        Args:
-            outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
-            targets: of each image.
+        ``outputs`` has ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
         """
-        from scipy.optimize import linear_sum_assignment  # half a second that only training needs
+        from scipy.optimize import linear_sum_assignment  # 0.5 s, which only training needs
 
         matches = []
         for logits, mask_logits, target in zip(
             outputs["pred_logits"].float(), outputs["pred_masks"].float(), targets, strict=True
         ):
-            # A prediction that is not finite is matched last. The loss then tells of it, where the
-            # assignment could only fail. It takes no part in the matrix products, because nothing
-            # says that they keep a NaN to its own row on every machine.
+            # A prediction that is not finite is matched last, so that the loss shows it; the
+            # assignment would fail. It is 0 in the matrix products, which might spread a NaN to
+            # other rows.
             finite = mask_logits.isfinite().all(2).all(1)[:, None]
             cost = self._cost(logits, mask_logits.where(finite[:, None], 0), target)
             worst = torch.finfo(cost.dtype).max
@@ -74,7 +67,7 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def _cost(self, logits: Tensor, mask_logits: Tensor, target: Target) -> Tensor:
-        """(Q, N) costs of one image."""
+        """Returns the (Q, N) costs of one image."""
         # Sums over thousands of points overflow float16 and lose digits in bfloat16.
         with torch.autocast(mask_logits.device.type, enabled=False):
             # All masks of an image are compared at the same points.

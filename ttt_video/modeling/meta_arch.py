@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import validate_config
 from ..errors import UserError
 from .criterion import LossNormalizers, SetCriterion
-from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead
+from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead, registered
 from .interface import normalized_images, output_size
 from .masking import PatchMasks
 from .matcher import HungarianMatcher, Target
@@ -27,21 +27,17 @@ from .reconstruction import reconstruction_loss, to_pixel_units
 from .targets import count_masks, prepare_target
 
 INPUT_CHANNELS = 4
-"""RGB and visibility."""
+"""Channels of f's input: RGB and visibility."""
 
 MASK2FORMER_NAMES = {
     "D2SwinTransformer": "SwinTransformerTTT",
     "MaskFormerHead": "MaskFormerTTTHead",
 }
-"""Names in Mask2Former's configs, and the parts of this project that stand for them here."""
+"""Names in Mask2Former's configs, with the parts that stand for them here."""
 
 
 def _build(registry: Any, key: str, name: str, cfg: CfgNode, input_shape: Any) -> nn.Module:
-    ours = MASK2FORMER_NAMES.get(name, name)
-    if ours not in registry:
-        known = ", ".join(sorted(known for known, _ in registry))
-        raise UserError(f"{key} is {name!r}, which is not registered; choose one of: {known}")
-    return registry.get(ours)(cfg, input_shape)
+    return registered(registry, key, MASK2FORMER_NAMES.get(name, name))(cfg, input_shape)
 
 
 @META_ARCH_REGISTRY.register()
@@ -49,11 +45,10 @@ class MaskFormerTTT(nn.Module):
     """Mask2Former that can also reconstruct masked images (paper, Section 4.3).
 
     ``model(batched_inputs)`` speaks detectron2's dicts. Each input has ``image``, a (3, H, W) uint8
-    tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` (of the output),
-    ``image_mask``, labels. In training mode it returns losses, in eval mode predictions.
-    :meth:`reconstruction_losses` and :meth:`reconstruct` need no labels.
+    tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` of the output,
+    ``image_mask`` and labels. It returns losses in training mode and predictions in eval mode.
 
-    Parameters are named as Mask2Former's and the published joint checkpoints':
+    Parameters have the names of Mask2Former and of the published joint checkpoints:
     ``backbone.*``, ``sem_seg_head.*``, ``recon_head.*``, ``criterion.empty_weight``.
     """
 
@@ -183,7 +178,7 @@ class MaskFormerTTT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives; inputs are moved there."""
+        """The device of the model, to which it moves its inputs."""
         return self.pixel_mean.device
 
     @property
@@ -194,10 +189,10 @@ class MaskFormerTTT(nn.Module):
     def forward(
         self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> Any:
-        """Returns losses in training mode, predictions in eval mode (see the class).
+        """Returns losses in training mode and predictions in eval mode.
 
-        ``normalizers`` belong to the batch that the inputs are a part of, see
-        :meth:`loss_normalizers`; by default the inputs are the batch.
+        ``normalizers`` are :meth:`loss_normalizers` of the batch that the inputs are a part of; by
+        default the inputs are the batch.
         """
         if not self.training:
             return self.predict(batched_inputs)
@@ -208,10 +203,10 @@ class MaskFormerTTT(nn.Module):
         return losses
 
     def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
-        """Counts what the losses of a batch are divided by, in ``parts`` forward passes.
+        """Counts the divisors of a batch's losses, which is computed in ``parts`` forward passes.
 
         The inputs are this process's share of the batch. With these normalizers, the mean of the
-        passes' losses is the loss of the batch in one piece.
+        passes' losses is the loss of the whole batch.
         """
         counts = [count_masks(x, self.sem_seg_head.ignore_value) for x in batched_inputs]
         predictor: Any = self.sem_seg_head.predictor
@@ -244,10 +239,10 @@ class MaskFormerTTT(nn.Module):
     def reconstruction_losses(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Returns l_s(g(f(masked x)), x), unweighted: ``{"loss_recon": scalar}``. No labels needed.
+        """Returns ``{"loss_recon": l_s(g(f(masked x)), x)}``, a scalar without its weight.
 
-        An input's ``image_mask`` (1, H, W; 1 = visible, 0 = masked) is used where given; else one
-        is drawn over the padded image, by ``generator`` (on the CPU) or torch's global one.
+        Inputs without ``image_mask`` (1, H, W; 1 = visible, 0 = masked) get one that ``generator``
+        (on the CPU) or torch's global one draws over the padded image.
         """
         images = self.normalize(batched_inputs)
         visible = self.masks.of_batch(batched_inputs, images, generator)
@@ -266,12 +261,11 @@ class MaskFormerTTT(nn.Module):
     def reconstruct(
         self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
     ) -> list[dict[str, Tensor]]:
-        """Makes pictures of the self-supervised task.
+        """Makes pictures of the reconstruction.
 
         Returns:
-            Per input, ``recon`` and ``masked_input``: float (3, height, width) in 0..255 and
-            ``INPUT.FORMAT`` order, at the input's ``height`` and ``width`` (else its own size).
-            Masked patches are black.
+            For each input ``recon`` and ``masked_input``, whose masked patches are black: float
+            (3, height, width) in 0..255 and ``INPUT.FORMAT`` order, at the size of predictions.
         """
         images = self.normalize(batched_inputs)
         visible = self.masks.of_batch(batched_inputs, images, generator)
@@ -297,8 +291,7 @@ class MaskFormerTTT(nn.Module):
     ) -> MainTask:
         """Returns h(f(x)) before post-processing, at the stride of the mask logits (4 px).
 
-        ``mask_with`` hides patches of each image as the self-supervised task does, by draws from
-        this CPU generator.
+        ``mask_with`` is a CPU generator that draws masks of patches to hide, as in reconstruction.
         """
         images = self.normalize(batched_inputs)
         visible = None
@@ -316,7 +309,7 @@ class MaskFormerTTT(nn.Module):
         images = self.normalize(batched_inputs)
         outputs = self.sem_seg_head(self.encode(images.tensor))[-1]
         class_logits = outputs["pred_logits"].float()
-        # One image at a time: full-resolution masks of all queries are by far the largest tensors.
+        # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             mask_logits = F.interpolate(

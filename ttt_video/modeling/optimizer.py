@@ -1,13 +1,12 @@
 """Optimizer, gradient clipping and learning-rate policy of joint training.
 
-Mask2Former's rules, which the video TTT release also uses for its test-time steps: AdamW, a
-smaller learning rate for the backbone, no weight decay for what is not a weight matrix, and the
-gradient of the whole model clipped to one norm.
+The rules are Mask2Former's, which the release also uses for its test-time steps: AdamW, a smaller
+learning rate for the backbone, no weight decay of norms and embeddings, and one norm to which the
+gradient of the whole model is clipped.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,16 +37,13 @@ def parameter_groups(
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of ``model`` in as few optimizer groups as their settings allow.
+    """Returns the trainable parameters in as few optimizer groups as their settings allow.
 
     Parameters under a module whose name holds ``encoder`` get ``lr * encoder_multiplier``.
-    Normalisation layers are decayed by ``weight_decay_norm``, ``nn.Embedding`` tables (queries,
-    query positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and
-    everything else, biases included, by ``weight_decay`` (Mask2Former, train_net.py).
-
-    At most four groups come back instead of one per parameter, so that multi-tensor and fused
-    optimizers launch few kernels. Parameters that do not require a gradient are left out; a
-    shared parameter is listed once.
+    Normalisation layers decay by ``weight_decay_norm``, ``nn.Embedding`` tables (queries, query
+    positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest,
+    biases included, by ``weight_decay`` (Mask2Former, train_net.py). Few groups let multi-tensor
+    and fused optimizers launch few kernels. A shared parameter is listed once.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -79,16 +75,9 @@ def make_optimizer(
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """``ADAMW`` or ``SGD`` over groups that carry their own ``lr`` and ``weight_decay``.
+    """Returns ``ADAMW`` (with ``betas``) or ``SGD`` over groups of :func:`parameter_groups`.
 
-    One fused kernel per group where torch has one for the device, else torch's own choice.
-
-    Args:
-        name: "ADAMW" or "SGD".
-        groups: of :func:`parameter_groups`, at least one.
-        momentum: of SGD.
-        nesterov: of SGD.
-        betas: of AdamW.
+    Each group is one fused kernel where torch has one for the device.
     """
     device = groups[0]["params"][0].device.type
     fused = True if device in ("cuda", "cpu") else None
@@ -101,15 +90,15 @@ def make_optimizer(
 def clip_gradients_before_step(
     optimizer: torch.optim.Optimizer, clip_type: str, clip_value: float, norm_type: float = 2.0
 ) -> None:
-    """Make ``optimizer.step()`` clip the gradients first.
+    """Makes ``optimizer.step()`` clip the gradients first.
 
     ``full_model`` scales all gradients together so that their joint ``norm_type`` norm is at most
-    ``clip_value`` (Mask2Former); ``norm`` does the same to each parameter, ``value`` clamps every
+    ``clip_value`` (Mask2Former); ``norm`` does so for each parameter, and ``value`` clamps every
     element (detectron2's two types). Under a gradient scaler, call ``scaler.unscale_`` before
     ``scaler.step``.
 
     Raises:
-        UserError: for an unknown ``clip_type``.
+        UserError: the ``clip_type`` is unknown.
     """
     clippers: dict[str, Callable[[list[nn.Parameter]], object]] = {
         "full_model": lambda ps: nn.utils.clip_grad_norm_(ps, clip_value, norm_type),
@@ -129,10 +118,10 @@ def clip_gradients_before_step(
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` (``ADAMW`` or ``SGD``) over :func:`parameter_groups`, with clipping.
+    """Returns the optimizer of ``SOLVER.*`` over all trainable parameters, with clipping.
 
     Raises:
-        UserError: for an unknown optimizer or clipping type, or when nothing is trainable.
+        UserError: the optimizer or clipping type is unknown, or nothing is trainable.
     """
     solver = cfg.SOLVER
     groups = parameter_groups(
@@ -166,11 +155,11 @@ def poly_multiplier(
     power: float = 0.9,
     constant_ending: float = 0.0,
 ) -> float:
-    """Factor on the base learning rate at ``step``: DeepLab's warm-up times polynomial decay.
+    """Returns DeepLab's factor on the base learning rate: warm-up times polynomial decay.
 
-    ``(1 - step / max_iter) ** power``, times a factor that during the first ``warmup_iters``
-    steps rises linearly from ``warmup_factor`` to 1 (or, with ``constant``, stays there). After
-    them it never falls below ``constant_ending``.
+    The decay is ``(1 - step / max_iter) ** power``. During the first ``warmup_iters`` steps a
+    factor on it rises linearly from ``warmup_factor`` to 1 (or, with ``constant``, stays there).
+    After them the product never falls below ``constant_ending``.
     """
     decay = (1.0 - min(step, max_iter) / max_iter) ** power
     if step >= warmup_iters:
@@ -180,10 +169,10 @@ def poly_multiplier(
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """``WarmupPolyLR`` (Mask2Former's policy on Cityscapes), or any policy of detectron2's.
+    """Returns ``WarmupPolyLR`` (Mask2Former's policy on Cityscapes), or a policy of detectron2's.
 
     Raises:
-        UserError: for an unknown warm-up method of ``WarmupPolyLR``.
+        UserError: the warm-up method of ``WarmupPolyLR`` is unknown.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
@@ -192,13 +181,15 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
         raise UserError(
             f"SOLVER.WARMUP_METHOD is {solver.WARMUP_METHOD!r}; choose linear or constant"
         )
-    multiplier = functools.partial(
-        poly_multiplier,
-        max_iter=solver.MAX_ITER,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
-        power=solver.POLY_LR_POWER,
-        constant_ending=solver.POLY_LR_CONSTANT_ENDING,
+    return LambdaLR(
+        optimizer,
+        lambda step: poly_multiplier(
+            step,
+            max_iter=solver.MAX_ITER,
+            warmup_iters=solver.WARMUP_ITERS,
+            warmup_factor=solver.WARMUP_FACTOR,
+            warmup_method=solver.WARMUP_METHOD,
+            power=solver.POLY_LR_POWER,
+            constant_ending=solver.POLY_LR_CONSTANT_ENDING,
+        ),
     )
-    return LambdaLR(optimizer, lambda step: multiplier(step))

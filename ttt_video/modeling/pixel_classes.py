@@ -1,4 +1,4 @@
-"""Class distributions of pixels, which mask classification implies, and their entropy.
+"""The class distributions of pixels that mask classification implies, and their entropy.
 
 Query q of Mask2Former has class probabilities p_q(k), of which the last is "no object", and at
 pixel x a mask probability m_q(x). With o_q = 1 - p_q(no object):
@@ -7,8 +7,8 @@ pixel x a mask probability m_q(x). With o_q = 1 - p_q(no object):
     P(nothing|x) = prod_q (1 - o_q m_q(x))          (no query is an object and covers x)
     P(k|x)       = (1 - P(nothing|x)) s_k(x) / sum_j s_j(x)
 
-"No object" is a statement about a query, so it has no part in s_k; a pixel is nothing only where
-every query lets go of it. All is computed at the stride of the mask logits (4 px).
+"No object" is a statement about a query, so it has no part in s_k; a pixel is nothing only where no
+query claims it. Everything is computed at the stride of the mask logits (4 px).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 EPSILON = 1e-12
-"""Below the smallest score that matters; keeps logarithms finite."""
+"""Keeps logarithms finite; it is below the smallest score that matters."""
 
 
 class PixelClasses(NamedTuple):
@@ -38,21 +38,16 @@ class PixelClasses(NamedTuple):
 
     @classmethod
     def of_logits(cls, logits: Tensor) -> PixelClasses:
-        """Returns the distribution of a network with one logit for each class: (B, K, H, W).
-
-        No pixel is nothing.
-        """
+        """Returns the distribution of (B, K, H, W) logits of classes, where no pixel is nothing."""
         classes = logits.float().log_softmax(1)
         something = torch.zeros_like(classes[:, 0])
         return cls(classes, something, torch.full_like(something, math.log(EPSILON)))
 
 
 def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
-    """Returns the distribution above, in float32.
+    """Returns the distribution above in float32.
 
-    Args:
-        class_logits: (B, Q, K + 1), "no object" last.
-        mask_logits: (B, Q, H, W).
+    ``class_logits`` are (B, Q, K + 1) with "no object" last, ``mask_logits`` (B, Q, H, W).
     """
     with torch.autocast(class_logits.device.type, enabled=False):
         probs = class_logits.float().softmax(-1)[..., :-1]
@@ -68,11 +63,9 @@ def pixel_classes(class_logits: Tensor, mask_logits: Tensor) -> PixelClasses:
 def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
     """Returns the entropy of each pixel's distribution, in nats: (B, H, W).
 
-    Args:
-        pixels: of :func:`pixel_classes`.
-        background: whether a pixel may be nothing. Not so in semantic segmentation, where every
-            pixel gets a class: the entropy of P(k | x, something), at most log K. In instance and
-            panoptic segmentation it may: the entropy of P(.|x) over K + 1 outcomes.
+    With ``background`` (instance and panoptic segmentation) a pixel may be nothing: the entropy of
+    P(.|x) over K + 1 outcomes. Without (semantic segmentation) every pixel gets a class: the
+    entropy of P(k | x, something), at most log K.
     """
     entropy = -(pixels.classes.exp() * pixels.classes).sum(1)
     if not background:
@@ -83,9 +76,10 @@ def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
 
 
 class MainTask(NamedTuple):
-    """The output of head h for a batch: pixel distributions, and which pixels are image.
+    """The output of head h for a batch.
 
-    pixels: :class:`PixelClasses`. inside: (B, H, W) float, 0 at cells that are padding alone.
+    pixels: the class distributions of pixels.
+    inside: (B, H, W) float, 0 at cells that only cover padding, else 1.
     """
 
     pixels: PixelClasses
@@ -102,12 +96,7 @@ class MainTask(NamedTuple):
 
 
 def image_area(images: ImageList, rows: int, columns: int) -> Tensor:
-    """Returns which cells of a map are image, (B, rows, columns): 0 where they are padding alone.
-
-    Args:
-        images: padded.
-        rows: of a map over the padded images; columns: of it.
-    """
+    """Returns 1 for cells of a map that cover image, 0 for padding alone: (B, rows, columns)."""
     inside = torch.zeros(len(images), rows, columns, device=images.tensor.device)
     stride = images.tensor.shape[-1] / columns
     for cells, (height, width) in zip(inside, images.image_sizes, strict=True):

@@ -18,9 +18,9 @@ from .position_encoding import sine_position_embedding
 
 PIXEL_DECODER_REGISTRY = Registry("TTT_PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
-Pixel decoders of this project, by Mask2Former's names: ``decoder(cfg, input_shape)``, whose forward
-maps backbone features to (mask features (B, MASK_DIM, H/4, W/4), [three coarse-to-fine maps]).
-A registry of its own, so that the original package can be imported beside it.
+Pixel decoders by Mask2Former's names: ``decoder(cfg, input_shape)`` maps backbone features to mask
+features (B, MASK_DIM, H/4, W/4) and three maps from coarse to fine. The original package, whose
+registry has these names, can be imported beside it.
 """
 
 
@@ -50,7 +50,7 @@ class EncoderLayer(nn.Module):
 
 
 class EncoderLayers(nn.Module):
-    """A stack of layers under the parameter name ``layers``."""
+    """Layers under the parameter name ``layers``."""
 
     def __init__(self, layers: list[EncoderLayer]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class EncoderLayers(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Transformer encoder over the tokens of several feature maps at once."""
+    """A transformer encoder over the tokens of several feature maps at once."""
 
     def __init__(self, layers: list[EncoderLayer], dim: int, num_levels: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DeformableEncoder(nn.Module):
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, 2) float32 (x, y) of each pixel's centre; 0..1 spans edge to edge."""
+    """Returns (x, y) of pixel centres: (height * width, 2) float32; 0..1 spans edge to edge."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -188,7 +188,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "norm": head.NORM,
             "common_stride": head.COMMON_STRIDE,
             "num_layers": head.TRANSFORMER_ENC_LAYERS,
-            # As in Mask2Former, whose DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS nothing reads.
+            # Mask2Former reads no DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS, either.
             "num_heads": cfg.MODEL.MASK_FORMER.NHEADS,
             "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
@@ -196,7 +196,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         }
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mask features and the transformer's levels.
+        """Returns mask features and the transformer's levels.
 
         Returns:
             (B, mask_dim, H/4, W/4) and [(B, dim, h, w), ...] from the coarsest level to the finest.

@@ -1,6 +1,6 @@
-"""Points of a map: reading it there, and PointRend's choice of where it is least certain.
+"""Reads maps at points, and draws points where a mask is least certain (PointRend).
 
-detectron2's project PointRend has both, but importing them registers its heads and needs OpenCV.
+detectron2's project PointRend has both, but importing it registers its heads and needs OpenCV.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from torch import Tensor
 
 
 def point_sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Reads maps at points, bilinearly; outside the map everything is 0.
+    """Reads (N, C, H, W) maps at (N, P, 2) points, bilinearly; returns (N, C, P).
 
-    Args:
-        maps: (N, C, H, W).
-        points: (N, P, 2), x and y; (0, 0) and (1, 1) are the outer corners of the corner pixels.
-
-    Returns:
-        (N, C, P).
+    Points are x and y; (0, 0) and (1, 1) are the outer corners of the corner pixels. Outside the
+    map everything is 0.
     """
     grid = 2.0 * points[:, :, None] - 1.0
     return F.grid_sample(maps, grid, align_corners=False)[..., 0]
@@ -29,12 +25,12 @@ def uncertain_points(
 ) -> Tensor:
     """Draws points, most of them where a mask's logit is close to 0 (PointRend, Section 3.1).
 
-    The uncertainty is that of the logit at the point itself: between pixels of -1 and 1 lies a 0.
+    The logit is read at the point itself: between pixels of -1 and 1 lies a 0.
 
     Args:
-        logits: (N, 1, H, W), a mask each.
+        logits: (N, 1, H, W), one mask each.
         num_points: P, points per mask.
-        oversample_ratio: this many times P candidates are drawn uniformly, at least 1.
+        oversample_ratio: candidates, which are drawn uniformly, per point; at least 1.
         importance_sample_ratio: share of the P points that are the least certain candidates; the
             others are drawn uniformly.
 

@@ -1,4 +1,4 @@
-"""Fixed sine position embeddings, as in DETR with normalisation."""
+"""Fixed sine position embeddings as DETR's, with normalisation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
 def sine_position_embedding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """(1, dim, height, width) float32: half the channels encode y, half x.
+    """Returns (1, dim, height, width) float32, of which half the channels encode y, half x.
 
-    Coordinates run over (0, 2 pi]. The result depends on nothing but the arguments, so it is made
-    once per size and shared; callers must not write to it.
+    Coordinates run over (0, 2 pi]. The result is made once per size and shared; callers must not
+    write to it.
     """
     half = dim // 2
     exponent = 2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,10 @@ from ..errors import UserError
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Returns each class's score at each pixel: the sum of class times mask probability.
+    """Returns each class's score at each pixel, the sum of class times mask probability.
 
-    Args:
-        class_logits: (Q, K + 1).
-        mask_logits: (Q, H, W).
-
-    Returns:
-        (K, H, W) float, not normalised over classes.
+    ``class_logits`` are (Q, K + 1), ``mask_logits`` (Q, H, W). The scores are (K, H, W) float and
+    not normalised over classes.
     """
     probs = class_logits.softmax(-1)[:, :-1]
     return torch.einsum("qk,qhw->khw", probs, mask_logits.sigmoid())
@@ -43,10 +40,10 @@ def instance_inference(
         class_logits: (Q, K + 1).
         mask_logits: (Q, H, W).
         topk: number of instances, at most Q * K.
-        thing_classes: keep only these (panoptic models, whose classes include stuff); None: all.
+        thing_classes: the only classes to keep (the others are stuff); None keeps all.
 
     Returns:
-        ``pred_masks`` (N, H, W) float 0/1, ``pred_boxes`` (all zero, as in Mask2Former: the mask
+        ``pred_masks`` (N, H, W) float 0/1, ``pred_boxes`` (zeros, as in Mask2Former, because mask
         metrics need none), ``scores`` (class probability times the mean probability inside the
         mask) and ``pred_classes``.
     """
@@ -83,9 +80,9 @@ def panoptic_inference(
     Args:
         class_logits: (Q, K + 1).
         mask_logits: (Q, H, W).
-        object_mask_threshold: keep queries whose class probability is above this.
-        overlap_threshold: keep segments with at least this share of their own mask left.
-        thing_classes: contiguous ids of classes whose segments stay apart; segments of a stuff
+        object_mask_threshold: queries of a class probability up to this are dropped.
+        overlap_threshold: segments that keep less than this share of their mask are dropped.
+        thing_classes: contiguous ids of classes whose segments stay apart; segments of any other
             class are merged.
 
     Returns:
@@ -126,11 +123,11 @@ class Postprocessing:
     """Makes the outputs that ``MODEL.MASK_FORMER.TEST.*`` asks for.
 
     Attributes:
-        semantic, instance, panoptic: outputs to produce.
-        resize_masks: resize mask logits, not scores, to the output size.
-        object_mask_threshold, overlap_threshold: of panoptic inference.
-        topk: instances per image.
-        thing_classes: contiguous ids of the countable classes; panoptic inference needs them.
+        semantic, instance, panoptic: which outputs are made.
+        resize_masks: mask logits, not scores, are resized to the output size.
+        object_mask_threshold, overlap_threshold: thresholds of panoptic inference.
+        topk: number of instances per image.
+        thing_classes: contiguous ids of the countable classes, which panoptic inference needs.
     """
 
     semantic: bool = True
@@ -147,7 +144,7 @@ class Postprocessing:
         """Reads the config, and the thing classes from the metadata of the first training set.
 
         Raises:
-            UserError: panoptic outputs are asked for, and no thing classes are known.
+            UserError: panoptic outputs are asked for without known thing classes.
         """
         test, things = cfg.MODEL.MASK_FORMER.TEST, None
         if cfg.DATASETS.TRAIN:
@@ -175,12 +172,9 @@ class Postprocessing:
     @property
     def outputs(self) -> frozenset[str]:
         """The keys of a prediction."""
-        asked = {
-            "sem_seg": self.semantic,
-            "instances": self.instance,
-            "panoptic_seg": self.panoptic,
-        }
-        return frozenset(key for key, on in asked.items() if on)
+        keys = ("sem_seg", "instances", "panoptic_seg")
+        asked = (self.semantic, self.instance, self.panoptic)
+        return frozenset(itertools.compress(keys, asked))
 
     def __call__(
         self,
@@ -190,13 +184,10 @@ class Postprocessing:
         height: int,
         width: int,
     ) -> dict[str, Any]:
-        """Makes the outputs of one image.
+        """Makes the outputs of one image, at ``height`` and ``width`` px.
 
-        Args:
-            class_logits: (Q, K + 1).
-            mask_logits: (Q, H, W), of the padded image.
-            image_size: height and width of the image without padding.
-            height: of the outputs, px; width: of them.
+        ``class_logits`` are (Q, K + 1). ``mask_logits`` are (Q, H, W) of the padded image, whose
+        height and width without padding are ``image_size``.
         """
         result: dict[str, Any] = {}
         if self.resize_masks:

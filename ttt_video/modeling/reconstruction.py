@@ -1,4 +1,4 @@
-"""The self-supervised loss l_s: mean squared error between pixels and their reconstruction."""
+"""The auxiliary loss l_s, the mean squared error between pixels and their reconstruction."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from .masking import patchify, unpatchify
 
 
 def patch_statistics(pixels: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch over all its pixels and colours.
+    """Returns mean and standard deviation of each patch over its pixels and colours.
 
-    Returns:
-        Two tensors of the shape of ``pixels`` (B, C, H, W), constant within a patch.
+    Both have the shape of ``pixels`` (B, C, H, W) and are constant within a patch.
     """
     patches = patchify(pixels, patch_size)
     mean = patches.mean(dim=-1, keepdim=True).expand_as(patches)
@@ -30,14 +29,14 @@ def reconstruction_loss(
     inside: Tensor,
     normalize_patch: int | None = None,
 ) -> Tensor:
-    """Mean squared error over a region of each image, then the mean over the images.
+    """Returns the mean over images of the mean squared error over a region of each.
 
     Args:
         prediction: (B, 3, H, W).
         pixels: (B, 3, H, W), normalised RGB.
         visible: (B, 1, H, W), 1 = visible, 0 = masked.
-        region: "masked" or "visible" count those pixels inside the images; "all" counts every
-            pixel, padding included, as the published code does.
+        region: "masked" or "visible" counts such pixels inside the images; "all" counts every
+            pixel, padding included, as the release does.
         inside: (B, 1, H, W), 1 = image, 0 = padding.
         normalize_patch: side in px of the patches whose target is normalised to zero mean and unit
             variance (He et al., 2021), or None.
@@ -54,18 +53,17 @@ def reconstruction_loss(
     if region == "all":
         return error.mean()
     weight = inside * (1 - visible if region == "masked" else visible)
-    # Per image, so that a batch's loss is the mean of its micro-batches' losses: padding and cut
-    # patches make the number of counted pixels differ between images.
+    # Padding and cut patches make the number of counted pixels differ between images. A mean for
+    # each image keeps a batch's loss the mean of its micro-batches' losses.
     summed = (error * weight).sum(dim=(1, 2, 3))
     counted = weight.sum(dim=(1, 2, 3)) * error.shape[1]
     return (summed / counted.clamp(min=1.0)).mean()
 
 
 def to_pixel_units(prediction: Tensor, pixels: Tensor, normalize_patch: int | None) -> Tensor:
-    """A prediction in the units of ``pixels``, to look at: (B, 3, H, W).
+    """Returns a prediction in the units of ``pixels``, to look at: (B, 3, H, W).
 
-    A per-patch normalised prediction is brought back with its target's statistics, as in MAE's own
-    pictures.
+    As in MAE's own pictures, the target's statistics undo a normalisation of patches.
     """
     if normalize_patch is None:
         return prediction

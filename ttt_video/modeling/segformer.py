@@ -1,6 +1,6 @@
-"""SegFormer (Xie et al., 2021) of Hugging Face's transformers, as a frozen baseline in the stream.
+"""SegFormer (Xie et al., 2021) of Hugging Face's transformers, a frozen baseline.
 
-The library is imported when a model is built, not before: it is an optional extra.
+The library is an optional extra, so it is imported when a model is built.
 """
 
 from __future__ import annotations
@@ -41,36 +41,14 @@ class SegFormer(FrozenSegmenter):
 
     @configurable
     def __init__(
-        self,
-        *,
-        num_classes: int,
-        hidden_sizes: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        decoder_dim: int,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], **settings: Any
     ) -> None:
-        """
-        Args:
-            num_classes: of the output.
-            hidden_sizes, depths, num_heads: of the four stages.
-            decoder_dim: width of the head.
-            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
-        """
+        """``settings`` are keywords of the library's ``SegformerConfig``."""
         super().__init__(pixel_mean, pixel_std)
         library = _library()
-        network = library.SegformerForSemanticSegmentation(
-            library.SegformerConfig(
-                num_labels=num_classes,
-                hidden_sizes=list(hidden_sizes),
-                depths=list(depths),
-                num_attention_heads=list(num_heads),
-                decoder_hidden_size=decoder_dim,
-            )
-        )
-        # The library's own names are kept: its two parts are the submodules, and it is called
-        # through a reference that is none.
+        network = library.SegformerForSemanticSegmentation(library.SegformerConfig(**settings))
+        # Its two parts are the submodules, which keeps the library's names of parameters. The
+        # network is called through a reference that torch does not register.
         self.segformer = network.segformer
         self.decode_head = network.decode_head
         object.__setattr__(self, "_network", network)
@@ -80,25 +58,25 @@ class SegFormer(FrozenSegmenter):
         """Reads ``MODEL.SEGFORMER.*``, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``MODEL.PIXEL_*``."""
         settings = cfg.MODEL.SEGFORMER
         return {
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "hidden_sizes": settings.HIDDEN_SIZES,
-            "depths": settings.DEPTHS,
-            "num_heads": settings.NUM_HEADS,
-            "decoder_dim": settings.DECODER_DIM,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "num_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_sizes": settings.HIDDEN_SIZES,
+            "depths": settings.DEPTHS,
+            "num_attention_heads": settings.NUM_HEADS,
+            "decoder_hidden_size": settings.DECODER_DIM,
         }
 
     @staticmethod
     def read_weights(path: str) -> dict[str, Tensor]:
-        """Reads weights by this model's names, of one of our formats or a folder of Hugging Face's.
+        """Reads a checkpoint with the library's names, or a folder of Hugging Face's.
 
         Args:
             path: a checkpoint file with the names of the installed library, or a folder with
                 ``config.json`` and weights, whose older names the library translates itself.
 
         Raises:
-            UserError: neither can be read.
+            UserError: the file or folder cannot be read.
         """
         if not Path(path).is_dir():
             return read_checkpoint(path)
@@ -112,5 +90,5 @@ class SegFormer(FrozenSegmenter):
         return network.state_dict()
 
     def logits(self, images: Tensor) -> Tensor:
-        """Scores at a quarter of the images' size."""
+        """Returns scores at a quarter of the images' size."""
         return self._network(pixel_values=images).logits

@@ -1,4 +1,4 @@
-"""Labels of any detectron2 mapper as the class ids and masks that the criterion compares with."""
+"""Turns the labels of any detectron2 mapper into class ids and masks for the criterion."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def prepare_target(
     ignore_label: int,
     device: torch.device,
 ) -> Target:
-    """Ground truth of one input, its masks zero-padded to the batch's size.
+    """Returns the ground truth of one input, its masks zero-padded to the batch's size.
 
     Args:
         x: has ``instances`` (``gt_classes``; ``gt_masks`` as BitMasks, PolygonMasks or an (N, h, w)
-            tensor) or, without them, ``sem_seg`` (h, w), one mask per class that occurs.
+            tensor), or else ``sem_seg`` (h, w), which gives one mask per class that occurs.
         size: (H, W) of the padded batch, px.
-        num_classes: labels must be below it.
+        num_classes: all labels are smaller.
         ignore_label: ``sem_seg`` value that belongs to no mask.
         device: where the result lives.
 
     Raises:
-        UserError: the input has no labels, instances without masks, or a label out of range.
+        UserError: the input lacks labels or masks, or has a label out of range.
     """
     name = x.get("file_name", "")
     if "instances" in x:
@@ -62,14 +62,12 @@ def prepare_target(
             f"{num_classes}, so labels are 0 to {num_classes - 1}"
         )
     height, width = masks.shape[-2:]
-    return {
-        "labels": labels,
-        "masks": F.pad(masks, (0, size[1] - width, 0, size[0] - height)),
-    }
+    masks = F.pad(masks, (0, size[1] - width, 0, size[0] - height))
+    return {"labels": labels, "masks": masks}
 
 
 def count_masks(x: dict[str, Any], ignore_label: int) -> int:
-    """Masks that :func:`prepare_target` makes of an input, without making them."""
+    """Counts the masks that :func:`prepare_target` makes of an input, without making them."""
     if "instances" in x:
         return len(x["instances"])
     labels = x["sem_seg"].unique() if "sem_seg" in x else torch.empty(0)

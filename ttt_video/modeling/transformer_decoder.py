@@ -17,13 +17,13 @@ from .position_encoding import sine_position_embedding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TTT_TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Query decoders of this project, by Mask2Former's names: ``decoder(cfg, in_channels, num_queries=,
-num_classes=)``, where ``num_classes=None`` asks for one without a class branch.
+Query decoders by Mask2Former's names: ``decoder(cfg, in_channels, num_queries=, num_classes=)``,
+which has no class branch if ``num_classes`` is None.
 """
 
 
 class Attention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention``'s parameters; one mask for all heads, never copied per head."""
+    """``nn.MultiheadAttention`` with one mask for all heads, which is never copied per head."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads, dropout=0.0, batch_first=True)
@@ -31,16 +31,9 @@ class Attention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
-        """Attention of (B, Q, C) queries over (B, S, C) keys and values.
+        """Attends with (B, Q, C) queries over (B, S, C) keys and values; returns (B, Q, C).
 
-        Args:
-            query: (B, Q, C).
-            key: (B, S, C).
-            value: (B, S, C).
-            allowed: (B, Q, S) bool, True where a query may look; None: everywhere.
-
-        Returns:
-            (B, Q, C).
+        ``allowed`` (B, Q, S) bool is True where a query may look; None allows everything.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
@@ -53,7 +46,7 @@ class Attention(nn.MultiheadAttention):
 
 
 class Residual(nn.Module):
-    """x + update(x) with a layer norm after it, or before the update if ``pre_norm``."""
+    """Adds an update to x; a layer norm follows, or goes before the update if ``pre_norm``."""
 
     def __init__(self, dim: int, pre_norm: bool) -> None:
         super().__init__()
@@ -204,13 +197,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def forward(
         self, levels: list[Tensor], mask_features: Tensor, *, every_layer: bool = False
     ) -> list[dict[str, Tensor]]:
-        """Predictions of the last layer, or of the initial queries and every layer.
+        """Predicts with the last layer, or with the initial queries and every layer.
 
         Args:
             levels: [(B, C, h, w), ...], three maps from coarse to fine.
             mask_features: (B, mask_dim, H/4, W/4).
-            every_layer: also predict before each layer, for deep supervision. Otherwise nothing is
-                computed there that nobody reads.
+            every_layer: also predict before each layer, for deep supervision.
 
         Returns:
             From first to last, ``{"pred_masks": (B, Q, H/4, W/4) logits}`` and, with a class
@@ -224,8 +216,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             memories.append(memory.transpose(1, 2))
             position = sine_position_embedding(*size, self.hidden_dim, level.device)
             positions.append(position.flatten(2).transpose(1, 2))
-            # Resizing is linear, so resizing the features once per level gives the attention masks
-            # that resizing every full-size prediction would, for a fraction of the work.
+            # Resizing is linear, so features resized once per level give the attention masks that
+            # resizing every full-size prediction would, for a fraction of the work.
             coarse_features.append(
                 F.interpolate(
                     mask_features.detach(), size=size, mode="bilinear", align_corners=False
@@ -253,7 +245,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return predictions
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        """Class and mask logits of (B, Q, C) queries."""
+        """Returns class and mask logits of (B, Q, C) queries."""
         queries = self.decoder_norm(queries)
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
         if self.class_embed is None:
@@ -262,7 +254,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     @torch.no_grad()
     def attention_mask(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
-        """(B, Q, h * w) bool: True inside each query's mask; everywhere where that is empty."""
+        """Returns (B, Q, h * w) bool, True inside a query's mask, or everywhere if it is empty."""
         embed = self.mask_embed(self.decoder_norm(queries))
         inside = torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2) >= 0
         return inside | ~inside.any(dim=-1, keepdim=True)

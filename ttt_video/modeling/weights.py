@@ -1,8 +1,8 @@
-"""Fitting weights to a model and reporting what became of each. No model is built here.
+"""Fits weights to a model and reports what became of each.
 
 Names are those of Mask2Former and of the authors' release, so published checkpoints need no
-mapping. What differs between generations of checkpoints (older head names, ImageNet backbones
-without prefix, 3 instead of 4 input channels) is handled in one place and reported, never silent.
+mapping. Checkpoints of several generations (older head names, ImageNet backbones without prefix,
+3 instead of 4 input channels) are understood here, and the report says so.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 EVERYTHING = ("",)
-"""As prefixes of allowed names: every name."""
+"""Prefixes that allow every name."""
 
 _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 
 CLASS_LAYER = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
 """Prefixes of the weights whose shape follows from the number of classes."""
 
-# Entries that follow from the configuration: neither missing nor left over when only one side has
-# them. Older Swin checkpoints keep attention masks, older detectron2 models the pixel statistics.
+# These follow from the configuration, so a file or a model may lack them. Older Swin checkpoints
+# keep attention masks, older detectron2 models the pixel statistics.
 _FROM_CONFIG = (
     "relative_position_index",
     "attn_mask",
@@ -83,16 +83,16 @@ class ShapeDifference(NamedTuple):
 
 @dataclass
 class LoadReport:
-    """What became of every weight of a file and of a model. Names are the model's, if it has them.
+    """Says what became of every weight of a file and of a model, by the model's names.
 
     Attributes:
         source: where the weights came from, for messages.
-        loaded: taken as they are.
+        loaded: weights that were taken as they are.
         widened: first convolutions that got further input channels.
-        copied: weights of the decoder g taken from the main head h.
-        new: in the model only, kept at their initialisation.
-        unused: in the file only.
-        mismatched: in both with different shapes; the model's were kept.
+        copied: weights of the decoder g that were taken from the main head h.
+        new: weights that only the model has; they keep their initialisation.
+        unused: weights that only the file has, by its names.
+        mismatched: weights of different shapes; the model keeps its own.
         renamed: (name in the file, name in the model) of loaded weights with an older name.
     """
 
@@ -105,8 +105,9 @@ class LoadReport:
     mismatched: list[ShapeDifference] = field(default_factory=list)
     renamed: list[tuple[str, str]] = field(default_factory=list)
 
-    def _columns(self) -> dict[str, list[str]]:
-        return {
+    def table(self) -> str:
+        """Returns numbers of tensors by part of the model and fate, then exceptions by name."""
+        columns = {
             "loaded": self.loaded,
             "widened": [w.name for w in self.widened],
             "copied from h": self.copied,
@@ -114,10 +115,6 @@ class LoadReport:
             "unused": self.unused,
             "mismatched": [m.name for m in self.mismatched],
         }
-
-    def table(self) -> str:
-        """Number of tensors per part of the model and fate, then the exceptions by name."""
-        columns = self._columns()
         parts = sorted({_part(name) for names in columns.values() for name in names})
         width = max(map(len, [*parts, "tensors"]))
         lines = [f"weights from {self.source}", "  ".join(["tensors".ljust(width), *columns])]
@@ -135,22 +132,12 @@ class LoadReport:
         return "\n".join(lines)
 
     def raise_if_unfit(
-        self,
-        *,
-        allow_new: Sequence[str] = (),
-        allow_unused: Sequence[str] = (),
-        allow_mismatched: Sequence[str] = (),
+        self, allow_new: Sequence[str], allow_unused: Sequence[str], allow_mismatched: Sequence[str]
     ) -> None:
-        """Raise unless every exception is one that the caller expects.
-
-        Args:
-            allow_new: prefixes of names the file need not have.
-            allow_unused: prefixes of names the model need not have.
-            allow_mismatched: prefixes of names whose shape may differ (kept at initialisation).
+        """Refuses exceptions that are not allowed, and weights of which none was loaded.
 
         Raises:
-            UserError: what does not fit, in one line; the table is logged before. Also when
-                nothing at all was loaded, whatever is allowed.
+            UserError: says in one line what does not fit; the table is logged before.
         """
         problems = []
         mismatched = _beyond([m.name for m in self.mismatched], allow_mismatched)
@@ -187,7 +174,7 @@ def _beyond(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
 
 
 def _part(name: str) -> str:
-    """The row of the table a name belongs to: backbone, sem_seg_head.predictor, ..."""
+    """Returns the row of the table for a name: backbone, sem_seg_head.predictor, ..."""
     modules = name.split(".")[:-1]
     return (
         ".".join(modules[: 2 if name.startswith(("sem_seg_head.", "recon_head.")) else 1]) or name
@@ -195,7 +182,7 @@ def _part(name: str) -> str:
 
 
 def _summarise(names: Sequence[str], limit: int = 12) -> list[str]:
-    """Names one by one if they are few, else the modules they are in, with counts."""
+    """Returns the names if they are few, else their modules with counts."""
     depth = max((name.count(".") for name in names), default=0)
     groups = dict.fromkeys(names, 1)
     while len(groups) > limit and depth > 0:
@@ -219,29 +206,28 @@ def load_weights(
     allow_unused: Sequence[str] = (),
     allow_mismatched: Sequence[str] = (),
 ) -> LoadReport:
-    """Copy weights into a model by name: everything is checked before anything is changed.
+    """Copies weights into a model by name, after everything was checked.
 
-    Older names are understood (Mask2Former's ``static_query`` and heads without
-    ``pixel_decoder``), and so are backbones without ``backbone.`` prefix (ImageNet checkpoints).
-    A first convolution with fewer input channels than the model's fills the model's first ones.
-    As it stands a call accepts only weights that cover the model and nothing more, as evaluation
-    needs; what a starting point for training may lack is said by prefixes (:data:`EVERYTHING`).
-    The report is logged: as information, or as a warning if not every weight landed as it was.
+    It understands older names (Mask2Former's ``static_query`` and heads without ``pixel_decoder``)
+    and backbones without ``backbone.`` prefix (ImageNet checkpoints). A first convolution with
+    fewer input channels than the model's fills the model's first ones. Unless prefixes allow more,
+    the weights must cover the model and hold nothing else. The report is logged, as a warning if
+    not every weight was loaded as it was.
 
     Args:
         model: any module; parameters and buffers keep their device and dtype.
         weights: name to tensor.
         source: file name for messages.
-        extra_channels: a widened convolution's further channels keep the model's initialisation
-            ("init"), or are zero ("zero": the model computes exactly what the file's did).
-        init_recon_from_main: fill the decoder g (``recon_head``) from the main head h where the
-            file has no g; its queries, of another number, stay new.
-        allow_new: prefixes of names the file need not have.
-        allow_unused: prefixes of names the model need not have.
+        extra_channels: further channels of a widened convolution keep the model's initialisation
+            ("init"), or are zero ("zero"), so that the model computes what the file's did.
+        init_recon_from_main: fills the decoder g (``recon_head``) from the main head h where the
+            file has no g; its queries stay new, because their number is another one.
+        allow_new: prefixes of names that the file may lack.
+        allow_unused: prefixes of names that the model may lack.
         allow_mismatched: prefixes of names whose shape may differ.
 
     Raises:
-        UserError: if the weights do not fit; the model is unchanged.
+        UserError: the weights do not fit; the model is unchanged.
     """
     target = model.state_dict()
     report = LoadReport(source)
@@ -283,9 +269,7 @@ def load_weights(
     report.copied = [n for n in target if n in values and n not in seen]
     report.new = [n for n in target if n not in values and n not in seen]
 
-    report.raise_if_unfit(
-        allow_new=allow_new, allow_unused=allow_unused, allow_mismatched=allow_mismatched
-    )
+    report.raise_if_unfit(allow_new, allow_unused, allow_mismatched)
     with torch.no_grad():
         for name, value in values.items():
             target[name].copy_(value)
@@ -297,7 +281,7 @@ def load_weights(
 
 
 def _model_name(name: str, model_names: Mapping[str, Any]) -> str:
-    """The model's name for a weight, or the name itself when the model has nothing like it."""
+    """Returns the model's name for a weight, or the name itself if the model has none like it."""
     candidates = [name, name.replace("predictor.static_query.", "predictor.query_feat.")]
     for head in ("sem_seg_head.", "recon_head."):
         if name.startswith(head):
@@ -307,9 +291,9 @@ def _model_name(name: str, model_names: Mapping[str, Any]) -> str:
 
 
 def _is_narrower_input(name: str, value: Tensor, own: Tensor) -> bool:
-    """Whether this is a backbone's first convolution, with fewer image channels than the model's.
+    """Says whether this is a backbone's first convolution without the visibility channel.
 
-    Only there are 3 channels colours: no other convolution of the backbones has so few.
+    No other convolution of the backbones has as few as 3 channels.
     """
     return (
         name.startswith("backbone.")
@@ -321,21 +305,19 @@ def _is_narrower_input(name: str, value: Tensor, own: Tensor) -> bool:
 
 
 class TTTCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer for all formats, with the rules and the report of this module.
+    """detectron2's checkpointer for all formats, which loads by :func:`load_weights`.
 
-    :meth:`load` takes what it saved itself or a checkpoint to evaluate: the weights have to cover
-    the model and nothing more, but for what the arguments allow. :meth:`resume_or_load` loads a
-    run's own checkpoint under the same rules, and else a *starting point*, which may lack parts
-    of the model and may have others. Shapes that differ are an error in both. A killed process
-    leaves whole files: the checkpoint before, or the new one.
+    :meth:`load` takes a checkpoint to evaluate, whose weights must cover the model and hold
+    nothing else. :meth:`resume_or_load` resumes under the same rule, or takes a *starting point*,
+    which may lack parts of the model and may have others. Shapes must agree in both. A killed
+    process leaves the checkpoint before or the new one, never a part of one.
 
     Args:
         model: the model to load into and to save.
         save_dir: where checkpoints are written.
-        new_classes: whether a starting point may be of another number of classes.
+        new_classes: a starting point may have another number of classes.
         leave_out: prefixes of names that are not saved; may be set later.
-        allow_new, allow_unused, allow_mismatched, extra_channels, init_recon_from_main: as in
-            :func:`load_weights`.
+        allow_new, extra_channels, init_recon_from_main: as in :func:`load_weights`.
         checkpointables: further objects to save and load, as in detectron2.
     """
 
@@ -347,8 +329,6 @@ class TTTCheckpointer(DetectionCheckpointer):
         new_classes: bool = False,
         leave_out: tuple[str, ...] = (),
         allow_new: Sequence[str] = (),
-        allow_unused: Sequence[str] = (),
-        allow_mismatched: Sequence[str] = (),
         extra_channels: Literal["init", "zero"] = "init",
         init_recon_from_main: bool = False,
         **checkpointables: Any,
@@ -358,8 +338,6 @@ class TTTCheckpointer(DetectionCheckpointer):
         self.leave_out = leave_out
         self._options: dict[str, Any] = {
             "allow_new": allow_new,
-            "allow_unused": allow_unused,
-            "allow_mismatched": allow_mismatched,
             "extra_channels": extra_channels,
             "init_recon_from_main": init_recon_from_main,
         }
@@ -368,10 +346,10 @@ class TTTCheckpointer(DetectionCheckpointer):
         self._needed: tuple[str, ...] = ()  # what a file has to hold beside the weights
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load weights and (of detectron2's own files) the other checkpointables; see the class.
+        """Loads weights and, from detectron2's own files, the other checkpointables.
 
         Raises:
-            UserError: no such file, an unreadable one, or weights that do not fit.
+            UserError: the file is missing or damaged, or its weights do not fit.
         """
         self._source = path
         if path:
@@ -382,7 +360,7 @@ class TTTCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # detectron2 leaves it set when a load fails
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load this run's last checkpoint if `resume`, else the starting point at `path`.
+        """Loads this run's last checkpoint if ``resume``, else the starting point at ``path``.
 
         Raises:
             UserError: the checkpoint is missing, damaged or only weights, or the starting point
@@ -391,16 +369,19 @@ class TTTCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint():
             return self._resume()
         strict = self._options
-        self._options = {**strict, "allow_new": EVERYTHING, "allow_unused": EVERYTHING}
-        if self._new_classes:
-            self._options["allow_mismatched"] = (*strict["allow_mismatched"], *CLASS_LAYER)
+        self._options = {
+            **strict,
+            "allow_new": EVERYTHING,
+            "allow_unused": EVERYTHING,
+            "allow_mismatched": CLASS_LAYER if self._new_classes else (),
+        }
         try:
             return self.load(path, checkpointables=[])
         finally:
             self._options = strict
 
     def get_checkpoint_file(self) -> str:
-        """The file that ``last_checkpoint`` names; "" if there is no such note.
+        """Returns the file that ``last_checkpoint`` names; "" if there is no such note.
 
         Raises:
             UserError: the note names no file of this folder.
@@ -431,14 +412,14 @@ class TTTCheckpointer(DetectionCheckpointer):
             self._needed = ()
 
     def weights(self) -> dict[str, Tensor]:
-        """What is saved of the model."""
+        """Returns the weights that are saved."""
         weights = self.model.state_dict()
         for name in [name for name in weights if name.startswith(self.leave_out)]:
             del weights[name]
         return weights
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save the model, the checkpointables and ``kwargs`` in ``<name>.pth``, as detectron2."""
+        """Saves the model, the checkpointables and ``kwargs`` in ``<name>.pth``."""
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.weights(), **kwargs}
@@ -449,7 +430,7 @@ class TTTCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note which checkpoint a resume starts from."""
+        """Notes the checkpoint that a resume starts from."""
         note = Path(self.save_dir) / "last_checkpoint"
         write_atomically(note, lambda part: part.write_text(last_filename_basename))
 
