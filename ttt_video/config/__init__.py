@@ -1,9 +1,9 @@
-"""The configuration: its keys (:mod:`.keys`, :mod:`.borrowed`) and how one is loaded.
+"""The configuration: its keys and how it is loaded.
 
-``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*`` and the ``INPUT`` / ``SOLVER``
-additions are Mask2Former's; ``TTT.*`` and the rest of :data:`KEYS` are ours.
-:func:`add_ttt_config` works alone and on top of Mask2Former's own ``add_maskformer2_config``: keys
-that are already there are left as they are.
+``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*`` and some keys of ``INPUT`` and
+``SOLVER`` are Mask2Former's (:mod:`.borrowed`). ``TTT.*`` and the rest of :data:`KEYS` are this
+project's (:mod:`.keys`). :func:`add_ttt_config` also works on top of Mask2Former's own
+``add_maskformer2_config``.
 """
 
 from .keys import ADAPTATION, KEYS, Key, Rule, at_least, declare_keys, must_be

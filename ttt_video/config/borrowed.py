@@ -1,8 +1,4 @@
-"""Keys of others, with their names and defaults, so that their configs merge unchanged.
-
-One default differs: ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` is the decoder of all configs of
-Mask2Former, not the FPN decoder of its code, which is not here.
-"""
+"""Keys of other projects with their names and defaults, so that their configs merge unchanged."""
 
 from __future__ import annotations
 
@@ -10,13 +6,13 @@ from detectron2.config import CfgNode
 
 
 def mask2former_defaults() -> CfgNode:
-    """Returns Mask2Former's keys and defaults, those of its ``add_maskformer2_config``."""
+    """Returns the keys and defaults of Mask2Former's ``add_maskformer2_config``."""
     cfg = CfgNode()
 
     cfg.INPUT = CfgNode()
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     cfg.INPUT.COLOR_AUG_SSD = False  # SSD's colour jitter in training
-    cfg.INPUT.SIZE_DIVISIBILITY = -1  # pad training crops to a multiple of this; -1: do not
+    cfg.INPUT.SIZE_DIVISIBILITY = -1  # pad training crops to a multiple of this; -1: off
     cfg.INPUT.IMAGE_SIZE = 1024  # px, side of the large-scale-jitter crop
     cfg.INPUT.MIN_SCALE = 0.1  # large-scale jitter, relative to IMAGE_SIZE
     cfg.INPUT.MAX_SCALE = 2.0
@@ -61,7 +57,7 @@ def mask2former_defaults() -> CfgNode:
     head = cfg.MODEL.SEM_SEG_HEAD = CfgNode()
     head.MASK_DIM = 256
     head.TRANSFORMER_ENC_LAYERS = 0
-    # Mask2Former's default names its FPN decoder, which none of its configs uses.
+    # The one other default: Mask2Former's is an FPN decoder, which none of its configs uses.
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
@@ -88,14 +84,14 @@ def mask2former_defaults() -> CfgNode:
 
 
 def baseline_defaults() -> CfgNode:
-    """Returns the keys of other architectures: DeepLabV3+ and SegFormer.
+    """Returns the keys of DeepLabV3+ and SegFormer.
 
-    Those of detectron2's DeepLab project are all here, read or not, because they stand in every
-    whole config that Mask2Former writes.
+    All keys of detectron2's DeepLab project are here, read or not, because every whole config that
+    Mask2Former writes has them.
     """
     cfg = CfgNode()
     cfg.MODEL = CfgNode()
-    # Mask2Former's base configs set the first two as well.
+    # Mask2Former's base configs set the first two, too.
     resnets = cfg.MODEL.RESNETS = CfgNode()
     resnets.STEM_TYPE = "deeplab"
     resnets.RES5_MULTI_GRID = [1, 2, 4]

@@ -10,14 +10,14 @@ from detectron2.config import CfgNode
 
 
 class Rule(NamedTuple):
-    """A rule that a value must keep: a test of it in its config, and the rule in words."""
+    """A rule for a value: a test of it in its config, and the rule in words."""
 
     holds: Callable[[Any, CfgNode], bool]
     words: str
 
 
 class Key:
-    """A configuration key: its default, its closed set of values if it has one, and its rules."""
+    """A configuration key: its default, its choices if they are few, and its rules."""
 
     def __init__(self, default: Any, *rules: Rule, choices: tuple[Any, ...] = ()) -> None:
         self.default = default
@@ -26,7 +26,7 @@ class Key:
 
 
 def at_least(least: float, words: str = "") -> Rule:
-    """Returns the rule of a lower bound, which is allowed."""
+    """Returns the rule that a value is ``least`` or more."""
     return Rule(lambda value, cfg: value >= least, words or f"at least {least}")
 
 
@@ -46,40 +46,39 @@ def _if_frames_reset(needed: Any, because: str) -> Rule:
     )
 
 
-# What belongs to a model, its weights and their training. A preset leaves it as the config has it.
+# These keys belong to a model, its weights and their training. Presets leave them alone.
 MODEL: Mapping[str, Key] = {
-    # Images per forward and backward of joint training; the gradients of a batch accumulate. 0 =
-    # each process's share of IMS_PER_BATCH at once.
+    # Images per forward and backward of joint training, whose gradients accumulate; 0 = each
+    # process's share of IMS_PER_BATCH at once.
     "SOLVER.MICRO_BATCH_SIZE": Key(0, at_least(0, "a number of images, or 0")),
-    # Training may start from random weights where MODEL.WEIGHTS is empty (train_net.py's
-    # --from-scratch). False: no weights are a mistake.
+    # True: training starts from random weights if MODEL.WEIGHTS is empty (--from-scratch of
+    # train_net.py). False: an empty MODEL.WEIGHTS is a mistake.
     "SOLVER.FROM_SCRATCH": Key(False),
-    # Of mixed precision, where SOLVER.AMP.ENABLED: "fp16" scales the loss; "auto": bf16, but fp16
-    # on GPUs before Ampere.
+    # Precision where SOLVER.AMP.ENABLED: "fp16" scales the loss; "auto" is bf16, but fp16 on GPUs
+    # before Ampere.
     "SOLVER.AMP.PRECISION": Key("auto", choices=("auto", "bf16", "fp16")),
-    # WarmupPolyLR's exponent and least factor on the learning rate; names and values of DeepLab's.
+    # Exponent and least factor of WarmupPolyLR, with DeepLab's names and values.
     "SOLVER.POLY_LR_POWER": Key(0.9, at_least(0)),
     "SOLVER.POLY_LR_CONSTANT_ENDING": Key(0.0),
     "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
     # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
-    # Which losses train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
-    # "probing" (f and g frozen, only the head h learns, Section 3).
+    # Losses that train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
+    # "probing" (f and g do not move, only the head h learns, Section 3).
     "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
-    # Training may start from MODEL.WEIGHTS with other classes than MODEL.SEM_SEG_HEAD.NUM_CLASSES;
-    # the class layer is then new. False: such weights are a mistake.
+    # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
+    # is new. False: such weights are a mistake.
     "TTT.NEW_CLASSES": Key(False),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),
-    # Where MODEL.WEIGHTS has no g, training starts g from h's weights. False: from random ones.
+    # If MODEL.WEIGHTS has no g, training starts it from h's weights. False: from random ones.
     "TTT.RECON.INIT_FROM_MAIN": Key(False),
     # Training steps between reconstruction pictures; 0 = none, -1 = with every evaluation.
     "TTT.RECON.PICTURE_PERIOD": Key(-1, at_least(-1, "a number of steps, 0, -1")),
-    # File of tools/measure_gradients.py: how large each parameter tensor's gradient is on training
-    # images. Gradients are divided by it, so that a step is as large as the images are unlike
-    # those, and BASE_LR is in units of the weights (not in the paper). For SGD: AdamW has a scale
-    # of its own.
+    # File of tools/measure_gradients.py with the size of each parameter tensor's gradient on
+    # training images. Gradients are divided by it, so that BASE_LR is in units of the weights, and
+    # steps are larger on images that are less like the training images (not in the paper).
     "TTT.OPTIMIZER.SOURCE_GRADIENTS": Key(
         "",
         Rule(
@@ -87,17 +86,15 @@ MODEL: Mapping[str, Key] = {
             "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
         ),
     ),
-    # File of tools/measure_norm_statistics.py: what the layers gave on the training images.
+    # File of tools/measure_norm_statistics.py with statistics of layers on training images.
     "TTT.LN_ADAPT.SOURCE_STATISTICS": Key(""),
 }
 
-# How a model adapts. A preset sets all of these: those that its file does not name to the defaults.
+# These keys say how a model adapts. A preset sets all of them, by its file or to the defaults.
 ADAPTATION: Mapping[str, Key] = {
-    # Name of the preset merged last ("paper", "release", "realtime"), recorded with every result.
-    "TTT.PRESET": Key(""),
+    "TTT.PRESET": Key(""),  # name of the preset that was merged last, for the record
     "TTT.METHOD": Key("online_ttt_mae"),  # a name in configs/methods.yaml, or a registered one
     # --- masking and reconstruction (training and test time) ---
-    # Share of patches hidden.
     "TTT.MASK_RATIO": Key(
         0.8, must_be("in [0, 1), the share of hidden patches", lambda v: 0 <= v < 1)
     ),
@@ -108,55 +105,55 @@ ADAPTATION: Mapping[str, Key] = {
             lambda v: v >= 1 and v % 4 == 0,
         ),
     ),
-    # A name in ttt_video.modeling.MASK_KINDS: "random" patches, each by itself; "block",
-    # rectangles of patches.
+    # A name in ttt_video.modeling.MASK_KINDS: "random" hides single patches, "block" rectangles.
     "TTT.MASK_KIND": Key("random"),
-    # Pixels that count; "all": those of the padding, too.
+    # Pixels that count; "all" includes padding.
     "TTT.RECON.REGION": Key("masked", choices=("masked", "visible", "all")),
     # --- test-time training ---
-    # Frames of explicit memory k, the current one included; 0 = unbounded.
+    # Number k of frames in explicit memory, the current one included; 0 = no limit.
     "TTT.WINDOW_SIZE": Key(16, at_least(0, "a number of frames, or 0 for no limit")),
     "TTT.BATCH_SIZE": Key(32, at_least(1)),  # samples per gradient step
     # Samples per forward and backward; gradients accumulate.
     "TTT.MICRO_BATCH_SIZE": Key(8, at_least(1)),
     "TTT.STEPS_PER_FRAME": Key(1, at_least(1)),  # gradient steps of one update
-    # Frames: update at the first frame of a video and every n-th after it.
+    # An update is made at the first frame of a video and at every n-th frame after it.
     "TTT.UPDATE_EVERY": Key(
         1,
         at_least(1),
         _if_frames_reset(1, "the frames between two updates have the source weights"),
     ),
-    # ms from one frame of a camera to the next: the loop keeps up by steps on fewer samples, or
-    # none; every frame is predicted. 0 = no budget. With one, numbers depend on how fast the
-    # machine is at each moment, and no run repeats another bit for bit.
+    # ms between two frames of a camera; 0 = no budget. The loop keeps up by steps on fewer samples,
+    # or none; every frame is predicted. Numbers then depend on how fast the machine is at each
+    # moment, and no run repeats another bit for bit.
     "TTT.FRAME_BUDGET_MS": Key(
         0,
         at_least(0, "a number of milliseconds, or 0 for none"),
         _if_frames_reset(0, "a frame whose update is skipped has the source weights"),
     ),
-    # Predict a frame "after" the update it takes part in, or "before".
+    # Frames are predicted "after" or "before" the update that they take part in.
     "TTT.PREDICT": Key(
         "after",
         _if_frames_reset("after", "before the update every frame has the source weights"),
         choices=("after", "before"),
     ),
-    # "time", or "shuffled": each video's frames in an order that SEED and the video decide, so that
-    # neighbours in the stream no longer look alike (Section 6.1, "Temporal smoothness").
+    # "shuffled" orders each video's frames by SEED and the video, so that neighbours in the stream
+    # no longer look alike (Section 6.1, "Temporal smoothness").
     "TTT.FRAME_ORDER": Key("time", choices=("time", "shuffled")),
-    # "with_replacement" (Section 4.2); "shuffled_epochs": whole shuffled passes over the window;
-    # "without_replacement": each frame of the window at most once, for losses without randomness.
+    # "with_replacement" is the paper's (Section 4.2); "shuffled_epochs" makes whole shuffled passes
+    # over the window; "without_replacement" takes each frame at most once, for losses without
+    # randomness.
     "TTT.SAMPLING": Key(
         "with_replacement", choices=("with_replacement", "shuffled_epochs", "without_replacement")
     ),
-    # Submodules of the model that move, by name or by part ("f", "g", "h"), such as
-    # ["backbone.layers.3"] or ["f", "g"]; [] = those of the method.
+    # Submodules that move, by name or part, such as ["backbone.layers.3"] or ["f", "g"]; [] = the
+    # method's.
     "TTT.MODULES": Key([]),
-    # Which of their parameters: "all"; "norm", those of normalisation layers; "matrices", those
-    # that multiply: no biases, norms, queries and position tables.
+    # Their parameters that move: "all", those of normalisation layers ("norm"), or those that
+    # multiply ("matrices": no biases, norms, queries and position tables).
     "TTT.PARAMETERS": Key("all", choices=("all", "norm", "matrices")),
-    # When to return to the source weights (f0, g0) and a fresh optimizer.
+    # How often the source weights (f0, g0) and a fresh optimizer return.
     "TTT.RESET": Key("video", choices=("video", "frame", "never")),
-    # "train": stochastic depth and dropout on in the step; predictions are always in eval mode.
+    # "train" has stochastic depth and dropout in the step; predictions are always in eval mode.
     "TTT.STEP_MODE": Key("eval", choices=("train", "eval")),
     "TTT.PRECISION": Key("fp32", choices=("fp32", "bf16", "fp16")),  # of the step alone
     "TTT.OPTIMIZER.NAME": Key("SGD", choices=("SGD", "ADAMW")),
@@ -169,17 +166,17 @@ ADAPTATION: Mapping[str, Key] = {
     # L2 norm of the whole gradient.
     "TTT.OPTIMIZER.CLIP_NORM": Key(0.0, at_least(0, "at least 0 (0 = no clipping)")),
     "TTT.OPTIMIZER.RESTART": Key(False),  # forget the optimizer's state after every frame
-    # A step is undone if the loss on its own batch and masks is more than so many times as large
-    # after it; 0 = no step is. It is looked at after steps that are suspiciously large only.
+    # A step is undone if the loss on its own batch and masks grows by more than this factor; 0 =
+    # never. The loss is computed again only after suspiciously large steps.
     "TTT.OPTIMIZER.MAX_LOSS_GROWTH": Key(
         3.0,
         must_be("a factor of at least 1, or 0 for no limit", lambda v: v == 0 or 1 <= v < math.inf),
     ),
-    # After every step the weights move this share of the way back to the source weights; 0 = none.
-    # Continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
+    # Share of the way back to the source weights that the weights move after every step: continual
+    # weight ensembling, Marsden et al., WACV 2024 (not in the paper).
     "TTT.OPTIMIZER.SOURCE_PULL": Key(0.0, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    # Augmentation of a sampled frame before it is masked. Sizes in px at network resolution.
-    # Factor on the frame's sides before the crop; 0.5: a quarter of the pixels.
+    # --- augmentation of a sampled frame before it is masked, in px at network resolution ---
+    # Factor on the frame's sides before the crop; 0.5 leaves a quarter of the pixels.
     "TTT.CROP.RESIZE": Key(1.0, must_be("above 0, a factor on a frame's sides", lambda v: v > 0)),
     # [height, width] of a random crop; [] = the whole frame.
     "TTT.CROP.SIZE": Key(
@@ -190,8 +187,8 @@ ADAPTATION: Mapping[str, Key] = {
         ),
     ),
     "TTT.CROP.FLIP": Key(False),  # mirror left-right with probability 1/2
-    # Large-scale jitter: resize to SCALE * CROP.SIZE before the crop; [] = off. Short crops are
-    # padded with 128, as detectron2's FixedSizeCrop does.
+    # Range of large-scale jitter, which resizes to a factor on CROP.SIZE before the crop; [] = off.
+    # Short crops are padded with 128, as by detectron2's FixedSizeCrop.
     "TTT.CROP.SCALE_RANGE": Key(
         [],
         Rule(
@@ -201,21 +198,20 @@ ADAPTATION: Mapping[str, Key] = {
     ),
 }
 
-# What some methods alone have; each has its page in docs/methods/. A preset leaves it as it is.
+# These keys belong to single methods (docs/methods/). Presets leave them alone.
 METHODS: Mapping[str, Key] = {
-    # TTT.* keys that a config file has for single methods, by name: what suits the loss of one does
-    # not suit another's. Those of the selected method count as the file's; cli.load_config merges
-    # them, and leaves none here.
+    # TTT.* keys that a config file has for single methods, by name, because losses differ in scale.
+    # load_config merges those of the selected method and empties this section.
     "TTT.BY_METHOD": Key(CfgNode(new_allowed=True)),
     # Gradient steps on the whole video before its first prediction.
     "TTT.OFFLINE.STEPS": Key(1000, at_least(1)),
-    # offline_ttt_mae_oracle: steps between two looks at the labels, and whether the source weights,
-    # step 0, are a candidate, too (not in the paper).
+    # offline_ttt_mae_oracle: steps between two looks at the labels, and whether step 0, the source
+    # weights, is a candidate (not in the paper).
     "TTT.OFFLINE.EVAL_EVERY": Key(100, at_least(1)),
     "TTT.OFFLINE.ALLOW_ZERO": Key(False),
-    # Frames that the source statistics weigh as much as.
+    # Number of frames that weigh as much as the source statistics.
     "TTT.LN_ADAPT.PRIOR": Key(16.0, at_least(0, "a number of frames, at least 0")),
-    # How far along the adaptation a prediction may go: 0 = the frozen model, 1 = the adapted one.
+    # Candidate factors on the adaptation: 0 = the frozen model, 1 = the adapted one.
     "TTT.LINE_SEARCH.SCALES": Key(
         [0.0, 0.25, 0.5, 1.0, 2.0, 3.0],
         must_be(
@@ -228,14 +224,14 @@ METHODS: Mapping[str, Key] = {
     "TTT.LINE_SEARCH.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    # Reset when the numbers of predicted classes, of the current and the source weights, differ by
-    # more than this.
+    # The weights are reset if their number of predicted classes differs from that of the source
+    # weights by more than this.
     "TTT.CLASS_BALANCE.THRESHOLD": Key(2, at_least(0)),
     # majority_vote and temporal_smoothing: the method whose predictions are combined.
     "TTT.ENSEMBLE.METHOD": Key("none"),
-    # Votes per frame, the first of the frame as it is.
+    # Votes per frame, of which the first is for the frame as it is.
     "TTT.ENSEMBLE.PREDICTIONS": Key(100, at_least(1)),
-    # Size of augmented copies, relative to the network's input.
+    # Range of the size of augmented copies, relative to the network's input.
     "TTT.ENSEMBLE.SCALE_RANGE": Key(
         [0.5, 2.0], must_be("[low, high] with 0 < low <= high", _is_range)
     ),
@@ -246,17 +242,17 @@ METHODS: Mapping[str, Key] = {
 }
 
 KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS}
-"""This project's keys, and those that were declared since."""
+"""All keys of this project, and those that were declared since."""
 
 
 def declare_keys(section: str, keys: Mapping[str, Key]) -> None:
     """Adds the keys ``TTT.<section>.*`` to every config that is built from now on.
 
-    A file of ``--register`` calls it for the keys of its method, model or mask; a preset leaves
-    them as the config has them.
+    A file of ``--register`` calls it for the keys of its method, model or mask. Presets leave them
+    alone.
 
     Raises:
-        ValueError: one of them ships.
+        ValueError: a key of this project has one of the names.
     """
     named = {f"TTT.{section}.{name}": key for name, key in keys.items()}
     for name in named:

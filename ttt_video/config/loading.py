@@ -1,4 +1,4 @@
-"""Builds a run's config: defaults, a file, a preset, a method and KEY VALUE overrides."""
+"""Builds a run's config from defaults, a file, a preset, a method and KEY VALUE overrides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .schema import get_cfg, restore_defaults, validate_config
 PRESETS = ("paper", "release", "realtime")
 
 DEFAULT_STREAM_CONFIG = "quick/stream_world.yaml"
-"""What ``tools/stream_eval.py`` runs where it is given no config."""
+"""The config of ``tools/stream_eval.py`` unless it is given one."""
 
 
 def find_config(name: str) -> Path:
@@ -42,12 +42,12 @@ def find_config(name: str) -> Path:
 
 @contextmanager
 def _merging(what: str) -> Iterator[None]:
-    """Turns what yacs and PyYAML raise on bad input into one line."""
+    """Turns exceptions of yacs and PyYAML about bad input into one line."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{what}: {error.filename} cannot be read: {error.strerror}") from error
-    except (AttributeError, TypeError) as error:  # keys were looked for in something else
+    except (AttributeError, TypeError) as error:  # a value stands where a section belongs
         raise UserError(
             f"{what} does not merge: a section of keys and values is missing"
         ) from error
@@ -65,11 +65,11 @@ def _merging(what: str) -> Iterator[None]:
 
 
 def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
-    """Raises UserError where the ``_BASE_`` of a file, or of one under it, cannot be followed."""
+    """Refuses a file whose ``_BASE_``, or that of a base, cannot be followed."""
     chain = (*above, file.resolve())
     if file.resolve() in above:
         raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
-    node = yaml.compose(file.read_bytes())  # no values are made, so that no tag runs code
+    node = yaml.compose(file.read_bytes())  # makes no values, so that no tag runs code
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     for base in (value for key, value in pairs if key.value == "_BASE_"):
         for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:
@@ -80,14 +80,14 @@ def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
 
 
 def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
-    """Merges a file that is no config by itself; detectron2 would warn that it has no VERSION."""
+    """Merges a part of a config; detectron2 would warn that it has no VERSION."""
     with _merging(what):
         _check_bases(file)
         cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
 
 
 def merge_method(cfg: CfgNode, name: str) -> None:
-    """Selects an adaptation method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
+    """Selects a method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
     cfg.TTT.merge_from_other_cfg(CfgNode(copy.deepcopy(named_method(name).keys)))
     cfg.TTT.METHOD = name
 
@@ -95,8 +95,7 @@ def merge_method(cfg: CfgNode, name: str) -> None:
 def merge_preset(cfg: CfgNode, name: str) -> None:
     """Selects a preset: its file on top of the defaults of every key of adaptation.
 
-    What belongs to the weights, and what single methods have, stays as the config has it unless
-    the preset's file names it.
+    Keys of the weights and of single methods stay as they are unless the file names them.
 
     Raises:
         UserError: there is no such preset.
@@ -112,9 +111,9 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
 
 
 def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> None:
-    """Merges what a config file has for these methods alone: ``TTT.BY_METHOD``, then empty.
+    """Merges the settings of these methods in ``TTT.BY_METHOD``, and empties it.
 
-    What it has for the method whose code a method runs counts for that method, too.
+    Settings of the method whose code a method runs count for that method, too.
     """
     own = cfg.TTT.BY_METHOD
     for name in dict.fromkeys(name for m in methods for name in (named_method(m).runs, m)):
@@ -125,7 +124,7 @@ def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> Non
 
 
 def key_values(opts: Sequence[str]) -> dict[str, str]:
-    """Returns detectron2's trailing overrides by key; where a key stands twice, the last counts.
+    """Returns detectron2's trailing overrides by key; if a key stands twice, the last one counts.
 
     Raises:
         UserError: a key without a value, or a flag among them.
@@ -148,17 +147,16 @@ def load_config(
 ) -> CfgNode:
     """Returns a validated config: defaults, then file, preset, method and KEY VALUE overrides.
 
-    It is not frozen. What the file has for the selected method alone (``TTT.BY_METHOD``) counts as
-    the file's. ``TTT.METHOD`` among the overrides selects a method as ``method`` does.
-    ``MODEL.DEVICE`` defaults to the GPU where PyTorch finds one, else to the CPU. A file with
-    ``!!python/`` tags, which run code (some of Mask2Former's have them), is read only if
-    ``allow_unsafe_yaml``.
+    It is not frozen. The file's settings for the selected method (``TTT.BY_METHOD``) are part of
+    the file. ``TTT.METHOD`` among the overrides selects a method, too. ``MODEL.DEVICE`` defaults to
+    the GPU if PyTorch finds one. A file with ``!!python/`` tags, which run code (some of
+    Mask2Former's have them), is read only with ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     overrides = key_values(opts)
     method = overrides.get("TTT.METHOD", method)
-    # The one under an ensemble first.
+    # The method within an ensemble comes first.
     methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
     if config_file is not None:
         file = find_config(config_file)
@@ -179,7 +177,7 @@ def load_config(
 
 
 def check_device(name: str) -> None:
-    """Raises UserError where ``MODEL.DEVICE`` is no device, or a GPU that is not there."""
+    """Refuses a ``MODEL.DEVICE`` that is no device, or a GPU that does not exist."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

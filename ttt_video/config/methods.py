@@ -1,4 +1,4 @@
-"""What each method's name stands for: ``configs/methods.yaml``, whose first lines say how."""
+"""Reads ``configs/methods.yaml``, whose first lines say what a method's name stands for."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ENSEMBLE = "TTT.ENSEMBLE.METHOD"
 
 @dataclass(frozen=True)
 class NamedMethod:
-    """A name with everything that counts for it, that of the method it runs included.
+    """A method's name with its settings, those of the method it runs included.
 
     Attributes:
-        name: what ``--method`` and ``TTT.METHOD`` take, and what a run's summary records.
-        runs: name of the registered code; :data:`ENSEMBLE`: that of the method this key names.
+        name: name for ``--method``, ``TTT.METHOD`` and a run's summary.
+        runs: name of the registered code; :data:`ENSEMBLE` stands for the method it names.
         wrappers: names of the classes put around it, the innermost first.
-        title: its row in tables; empty where there is none but the name.
+        title: its row in tables; "" stands for the name.
         keys: ``TTT.*`` keys that go with it, the fixed ones included.
         fixed: those of them that must not have another value.
-        decoder: whether weights without decoder g are refused.
+        decoder: weights without decoder g are refused.
         page: name of its page in ``docs/methods/``.
     """
 
@@ -40,7 +40,7 @@ class NamedMethod:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether it combines predictions of the method that ``TTT.ENSEMBLE.METHOD`` names."""
+        """Says whether it combines predictions of the method that ``TTT.ENSEMBLE.METHOD`` names."""
         return self.runs == ENSEMBLE
 
 
@@ -66,5 +66,5 @@ def shipped_methods() -> Mapping[str, NamedMethod]:
 
 
 def named_method(name: str) -> NamedMethod:
-    """Returns what a name stands for; one that does not ship stands for the code of this name."""
+    """Returns the method of a name; one that does not ship is the code of this name."""
     return shipped_methods().get(name, NamedMethod(name, name))

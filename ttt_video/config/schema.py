@@ -1,4 +1,4 @@
-"""The config of all keys, and what is refused in one."""
+"""Builds the config of all keys, and refuses values that cannot work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
 
 
 def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
-    """Returns the section that a key stands in, made where it is missing, and the last name."""
+    """Returns the section of a key, which is made if it is missing, and the key's own name."""
     *sections, own = name.split(".")
     for section in sections:
         cfg = cfg.setdefault(section, CfgNode())
@@ -46,14 +46,14 @@ def get_cfg() -> CfgNode:
 
 
 def restore_defaults(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Gives keys of :data:`KEYS` their defaults back."""
+    """Sets keys of :data:`KEYS` to their defaults."""
     for name in names:
         section, own = _place(cfg, name)
         section[own] = copy.deepcopy(KEYS[name].default)
 
 
 def validate_config(cfg: CfgNode) -> None:
-    """Raises :class:`UserError` for the first key whose value cannot work, with the fix."""
+    """Raises UserError for the first key whose value cannot work, with the fix."""
     values = {name: section[own] for name in KEYS for section, own in [_place(cfg, name)]}
     for name, key in KEYS.items():
         if key.choices and values[name] not in key.choices:

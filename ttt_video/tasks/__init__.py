@@ -1,6 +1,6 @@
-"""Tasks: what a prediction means. One file per task; another one comes with ``--register FILE``.
+"""Tasks, one file each, say what a prediction means; ``--register FILE`` adds others.
 
-The order of the files below is that of tasks in rows, tables and figures.
+The order of the imports is that of tasks in rows, tables and figures.
 """
 
 from . import semantic, panoptic, instances, steadiness, prediction  # noqa: F401, I001

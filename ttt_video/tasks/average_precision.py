@@ -1,4 +1,4 @@
-"""Average precision of instance masks, as COCO defines it: pure functions.
+"""Average precision of instance masks as COCO defines it, in pure functions.
 
 A frame's record holds, for every detection, whether it is right or ignored at each of 10 IoU
 thresholds and 4 ranges of object size; precision and recall over any set of frames follow from it.
@@ -18,41 +18,38 @@ from torch import Tensor
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
-"""Pixels, both ends included: all, small, medium, large."""
+"""Ranges of pixels, both ends included: all, small, medium, large."""
 MAX_DETECTIONS = 100
-"""Of each class in one frame, the highest scoring ones."""
+"""So many detections of a class in a frame count, those of the highest scores."""
 
 _SHAPE = (len(AREA_RANGES), len(IOU_THRESHOLDS))
 _PIXELS_AT_ONCE = 2**16
 
 ClassRecord = Mapping[str, Any]
-"""One class in one frame, as JSON has it.
+"""One class in one frame, as in JSON.
 
-``labelled``: for each area range the number of objects that count. ``scores``: of the detections,
-falling. ``right`` and ``ignored``: for each detection an integer with bit 10 a + t set where that
-is so in area range a at IoU threshold t; a detection that is neither is a false positive.
+``labelled`` has for each area range the number of objects that count. ``scores`` has those of the
+detections, falling. ``right`` and ``ignored`` have an integer for each detection, with bit 10 a + t
+set if it is so in area range a at IoU threshold t; a detection that is neither is a false positive.
 """
 
 
 ClassPrecision = Mapping[int, np.ndarray]
-"""Class id to its (4, 10) AP by area range and IoU threshold, from 0 to 1; NaN without objects."""
+"""Class id to its :func:`average_precision`."""
 
 
 def mask_overlaps(predicted: Tensor, labelled: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each prediction, and pixels that each shares with each object.
+    """Counts the pixels of each prediction (D,), and those it shares with each object (D, G).
 
-    Args:
-        predicted, labelled: (D, H, W), (G, H, W) masks, 1 inside, else 0, of any type.
-
-    Returns:
-        (D,) and (D, G) float64.
+    ``predicted`` (D, H, W) and ``labelled`` (G, H, W) are masks of any type, 1 inside, else 0; the
+    results are float64.
     """
     p, g = predicted.flatten(1), labelled.flatten(1)
     sums = torch.zeros(len(p), len(g) + 1, dtype=torch.float64, device=p.device)
     for start in range(0, p.shape[1], _PIXELS_AT_ONCE):
         part = p[:, start : start + _PIXELS_AT_ONCE].float()
         columns = g[:, start : start + _PIXELS_AT_ONCE].to(part)
-        # So few ones are summed without rounding in float32.
+        # float32 sums so few ones without rounding.
         ones = part.new_ones(1, part.shape[1])
         sums += part @ torch.cat([columns, ones]).T
     result = sums.cpu().numpy()
@@ -62,12 +59,9 @@ def mask_overlaps(predicted: Tensor, labelled: Tensor) -> tuple[np.ndarray, np.n
 def mask_ious(
     shared: np.ndarray, areas: np.ndarray, labelled_areas: np.ndarray, crowd: np.ndarray
 ) -> np.ndarray:
-    """(D, G) IoUs, of a crowd the share of the prediction that it covers; 0 where none is shared.
+    """Returns the (D, G) IoUs; for a crowd it is the share of the prediction that it covers.
 
-    Args:
-        shared: (D, G) pixels.
-        areas, labelled_areas: (D,), (G,) pixels.
-        crowd: (G,) bool.
+    ``shared`` (D, G), ``areas`` (D,) and ``labelled_areas`` (G,) count pixels; ``crowd`` is bool.
     """
     union = areas[:, None] + np.where(crowd, 0.0, labelled_areas - shared)
     return np.divide(shared, union, out=np.zeros(shared.shape), where=shared > 0)
@@ -79,22 +73,20 @@ def match_class(
     ious: np.ndarray,
     labelled_areas: np.ndarray,
     crowd: np.ndarray,
-) -> dict[str, Any]:
-    """Match the detections of one class in one frame to its objects.
+) -> ClassRecord:
+    """Matches the detections of one class in one frame to its objects; returns the record.
 
     In falling order of score each detection takes, at each threshold, the free object that it
-    overlaps most (the last of equals). Crowds and objects out of the area range are taken only when
-    nothing else fits, and who takes one is ignored, as are unmatched detections out of the range;
-    a crowd may be taken many times.
+    overlaps most (the last of equals). It takes a crowd or an object out of the area range only if
+    nothing else fits, and is then ignored, as are unmatched detections out of the range. A crowd
+    may be taken many times.
 
     Args:
-        scores: of D detections.
+        scores: (D,), in any order.
         areas: (D,) pixels.
-        ious: (D, G) of :func:`mask_ious`.
-        labelled_areas, crowd: (G,).
-
-    Returns:
-        A :data:`ClassRecord`.
+        ious: (D, G) from :func:`mask_ious`.
+        labelled_areas: (G,) pixels.
+        crowd: (G,) bool.
     """
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:MAX_DETECTIONS]
     ious = ious[order]
@@ -106,7 +98,7 @@ def match_class(
         ((areas[order] < low) | (areas[order] > high)).T[:, :, None], _SHAPE[1], axis=2
     )
     taken = np.zeros((*_SHAPE, len(crowd)), dtype=bool)
-    # Pycocotools lets an IoU of 1 - 1e-10 pass for a threshold of 1, which is none of ours.
+    # Pycocotools lets an IoU of 1 - 1e-10 pass for a threshold of 1, which is not used here.
     for d in np.flatnonzero((ious >= IOU_THRESHOLDS[0]).any(1)):
         free = (ious[d] >= IOU_THRESHOLDS[:, None]) & (~taken | crowd)  # (A, T, G)
         regular = free & ~passed_over
@@ -128,13 +120,13 @@ def match_class(
 
 
 def _shortest(score: float) -> float:
-    """A float32 score with no more digits than tell it from its neighbours: the order stays."""
+    """Returns a float32 score with the fewest digits that tell it from its neighbours."""
     single = np.float32(score)
     return float(str(single)) if float(single) == score else float(score)
 
 
 class Detections:
-    """The records of one class in one video, in arrays: about 30 bytes a detection."""
+    """Keeps the records of one class in one video in arrays, about 30 bytes a detection."""
 
     def __init__(self) -> None:
         self.labelled = [0] * len(AREA_RANGES)
@@ -155,15 +147,11 @@ class Detections:
 def average_precision(
     videos: Sequence[Detections], ranges: Sequence[int] = range(len(AREA_RANGES))
 ) -> np.ndarray:
-    """AP of one class.
+    """Returns the AP of one class, (4, 10) by area range and IoU threshold, from 0 to 1.
 
-    Args:
-        videos: their order, and that of the frames, decides between detections of equal score.
-        ranges: positions of the area ranges to compute; NaN elsewhere.
-
-    Returns:
-        (4, 10) by area range and IoU threshold, from 0 to 1: the mean over 101 levels of recall of
-        the highest precision at that recall or above. NaN in area ranges without an object.
+    It is the mean over 101 levels of recall of the highest precision at that recall or above; NaN
+    in area ranges without an object, and outside of ``ranges``. The order of videos and frames
+    decides between detections of equal score.
     """
     by_frame = [np.argsort(np.asarray(video.frames), kind="stable") for video in videos]
 
@@ -194,7 +182,7 @@ def average_precision(
 
 
 def class_average_precision(videos: Iterable[Mapping[int, Detections]]) -> dict[int, np.ndarray]:
-    """:func:`average_precision` of each class, in order of their ids, over several videos."""
+    """Returns the :func:`average_precision` of each class over several videos, sorted by id."""
     by_class: dict[int, list[Detections]] = {}
     for video in videos:
         for k, own in video.items():
@@ -207,10 +195,8 @@ def mean_precision(
 ) -> float | None:
     """Returns AP in percent, the mean over the classes that have such objects; None if none has.
 
-    Args:
-        by_class: of :func:`class_average_precision`.
-        area: position among :data:`AREA_RANGES`.
-        threshold: position among :data:`IOU_THRESHOLDS`; None for the mean over all of them.
+    ``area`` and ``threshold`` are positions in :data:`AREA_RANGES` and :data:`IOU_THRESHOLDS`; None
+    takes the mean over all thresholds.
     """
     values = [ap[area] if threshold is None else ap[area, [threshold]] for ap in by_class.values()]
     values = [v for v in values if not np.isnan(v).any()]
@@ -220,14 +206,14 @@ def mean_precision(
 
 
 def frame_average_precision(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """AP of one frame alone, in percent: by the field's rule and by the release's.
+    """Returns the AP of one frame in percent by COCO's rule and by the release's.
 
-    In the release the ground truth are all segments, so that a labelled stuff class, which an
-    instance model never predicts, counts as 0 in the mean over classes. None where there is
-    nothing to average.
+    The release takes all segments as objects, so that a labelled stuff class, which an instance
+    model never predicts, counts as 0 in the mean over classes. None means that there is nothing to
+    average.
 
     Args:
-        record: ``things``: class id to its record. ``stuff``: number of labelled stuff classes.
+        record: ``things``, class id to its record, and ``stuff``, number of labelled stuff classes.
     """
     values = []
     for own in record["things"].values():
@@ -236,7 +222,4 @@ def frame_average_precision(record: Mapping[str, Any]) -> tuple[float | None, fl
             detections.add(0, own)
             values.append(100 * float(np.mean(average_precision([detections], ranges=[0])[0])))
     total, everything = math.fsum(values), len(values) + record["stuff"]
-    return (
-        total / len(values) if values else None,
-        total / everything if everything else None,
-    )
+    return total / len(values) if values else None, total / everything if everything else None

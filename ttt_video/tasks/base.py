@@ -1,4 +1,4 @@
-"""What a task is: which labels it reads, the record of a frame, its metrics, its picture."""
+"""The base class of tasks: labels, the record of a frame, metrics, pictures, training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Target = tuple[np.ndarray, np.ndarray]
 
 
 class Augmented(NamedTuple):
-    """What became of a training image.
+    """A training image after augmentation.
 
     shape: (height, width) after ``transforms``.
     ignore_label: label of pixels without ground truth.
@@ -37,7 +37,7 @@ class Augmented(NamedTuple):
 
 
 Painter = Callable[[np.ndarray], np.ndarray]
-"""Draws a prediction over an (h, w, 3) uint8 RGB frame; gives (H, W, 3) uint8 RGB."""
+"""Draws a prediction over an (h, w, 3) uint8 RGB frame; returns (H, W, 3) uint8 RGB."""
 
 DO_THEY_AGREE = "do the model's classes and the frame's size agree with its labels?"
 
@@ -54,29 +54,29 @@ class Task(DatasetEvaluator):
         score(the records of all rows, info)         # every number of the summary
         task.painter(output, metadata)(image)        # the overlay
 
-    A subclass under :data:`TASK_REGISTRY` is all that a new task needs, with ``name``,
-    ``output_keys``, :meth:`_record` and metrics by :meth:`add_metric`. One that trains the model,
-    too, has ``mappers`` and the methods named ``training_*``. ``process`` and ``evaluate`` are
-    detectron2's interface, for ``inference_on_dataset``.
+    A new task is a subclass under :data:`TASK_REGISTRY` with ``name``, ``output_keys``,
+    :meth:`_record` and metrics by :meth:`add_metric`. A task that trains the model also has
+    ``mappers`` and the methods ``training_*``. ``process`` and ``evaluate`` are detectron2's
+    interface, for ``inference_on_dataset``.
 
     Attributes:
         name: key of the records in a row.
         kind: word for messages; also names the mappers of training.
-        label_keys: keys of a labelled frame; frames without have no record. Empty: the task needs
-            no labels, and every frame that can be scored has a record.
-        output_keys: any of these outputs of a model can be scored.
+        label_keys: keys of a labelled frame; other frames have no record. If empty, every frame
+            that can be scored has a record.
+        output_keys: outputs of a model, any of which can be scored.
         evaluator_types: ``evaluator_type`` of the data sets that mean the task.
         headline: the metric that the task is judged by, which is averaged over videos, too.
         tally: collects the records for the metrics.
-        metrics: by name; see :meth:`add_metric`.
+        metrics: metrics by name; see :meth:`add_metric`.
         switch: config key that makes the model give the output.
-        picture_rank: of the outputs of one frame, that of the task with the highest rank is drawn;
-            0 and the first of equals unless the task says otherwise. None: it has no picture.
-        class_keys: metadata that lists the names of the classes; the first that is there does.
+        picture_rank: the task of the highest rank (the first of equals) is drawn; None: it has no
+            picture.
+        class_keys: metadata with the names of the classes; the first key that exists counts.
         objects_key: label key of the list of objects; "" where each pixel has a class.
-        mappers: values of ``INPUT.DATASET_MAPPER_NAME`` that train for the task, to the way of
+        mappers: values of ``INPUT.DATASET_MAPPER_NAME`` that train for the task, with the way of
             cropping ("crop" or "lsj").
-        still_name: its results' name in the evaluation of training.
+        still_name: name of its results in the evaluation of training.
     """
 
     name: ClassVar[str]
@@ -96,7 +96,7 @@ class Task(DatasetEvaluator):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "name" in cls.__dict__:  # else it is a variant of a task
+        if "name" in cls.__dict__:  # otherwise it is a variant of a task
             if any(task.name == cls.name for task in tasks()):
                 raise ValueError(f"there is a task {cls.name!r} already: choose another name")
             cls.metrics = {}
@@ -104,7 +104,7 @@ class Task(DatasetEvaluator):
 
     @classmethod
     def add_metric(cls, metric: AnyMetric) -> AnyMetric:
-        """Decorator: adds a metric that reads this task's records.
+        """Adds a metric that reads this task's records; a decorator.
 
         Raises:
             ValueError: there is a metric of that name already, or it lacks an attribute.
@@ -119,11 +119,7 @@ class Task(DatasetEvaluator):
         return metric
 
     def __init__(self, info: LabelInfo | None = None, *, required: bool = False) -> None:
-        """
-        Args:
-            info: classes and void label of the data set.
-            required: a labelled frame whose output cannot be scored is an error, not skipped.
-        """
+        """``required`` makes a labelled frame an error if its output cannot be scored."""
         self.info = info or LabelInfo()
         self.required = required
         self.reset()
@@ -134,15 +130,15 @@ class Task(DatasetEvaluator):
 
     @classmethod
     def labels(cls, frame: Mapping[str, Any]) -> bool:
-        """Whether a frame has this task's labels; False for a task that needs none."""
+        """Says whether a frame has this task's labels; False for a task that needs none."""
         return bool(cls.label_keys) and all(key in frame for key in cls.label_keys)
 
     def record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
-        """Returns the record of one frame: small, JSON values only; None if there is no such.
+        """Returns the record of one frame, small and of JSON values, or None.
 
         Args:
             frame: a dataset dict with the data set's label keys.
-            output: what the model made of it, in detectron2's format.
+            output: the model's output for it, in detectron2's format.
 
         Raises:
             UserError: the labels cannot be read, do not fit the output, or need another output.
@@ -161,11 +157,11 @@ class Task(DatasetEvaluator):
 
     @abstractmethod
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
-        """Returns :meth:`record` of a labelled frame and an output that can be scored."""
+        """Returns the record of a labelled frame whose output can be scored."""
 
     @classmethod
     def frame_metrics(cls, record: Record) -> dict[str, float | None]:
-        """Returns the numbers of one frame alone; None where nothing defines them."""
+        """Returns the numbers of one frame alone; None where they are not defined."""
         return {
             metric.frame_name or metric.name: metric.frame(record)
             for metric in cls.metrics.values()
@@ -173,7 +169,7 @@ class Task(DatasetEvaluator):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what must survive an interruption between two frames; tensors, plain values."""
+        """Returns what a resumed run needs to go on after a frame, as tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,7 +191,7 @@ class Task(DatasetEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Returns ``{name: {metric: value}}`` over all processes, NaN where undefined.
 
-        Other processes than the first return nothing.
+        Only the first process returns something.
         """
         frames = list(itertools.chain(*comm.gather(self._frames)))
         if not comm.is_main_process():
@@ -212,20 +208,17 @@ class Task(DatasetEvaluator):
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
-        """Returns what :func:`overlay_painter` does for an output of this task."""
+        """Returns a function that draws an output of this task; see :func:`overlay_painter`."""
         raise NotImplementedError(f"{cls.__name__} has no picture")
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray | None:
-        """Returns the (H, W) labels as they are stored: classes, or ids of ``objects_key``.
-
-        None where labels are no map.
-        """
+        """Returns the (H, W) labels as stored, classes or ids of objects; None: there is no map."""
         return None
 
     @classmethod
     def label_classes(cls, record: Mapping[str, Any]) -> np.ndarray | None:
-        """Returns the (H, W) labelled classes, -1 where there is none; None: labels are no map."""
+        """Returns the (H, W) labelled classes, -1 for none; None: there is no map."""
         ids = cls.label_map(record)
         if ids is None or not cls.objects_key:
             return ids
@@ -236,30 +229,26 @@ class Task(DatasetEvaluator):
 
     @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
-        """Draws the labels of a record on detectron2's ``Visualizer``; returns its picture."""
+        """Draws the labels of a record on detectron2's ``Visualizer`` and returns its picture."""
         return canvas.draw_dataset_dict(record)
 
     # ---- training on stills, and its data sets
 
     @classmethod
     def class_names(cls, metadata: Any) -> list[str]:
-        """Returns the names of a data set's classes by contiguous id; [] where nobody says."""
+        """Returns the names of a data set's classes by contiguous id; [] if they are unknown."""
         return list(metadata.get(cls.class_keys[0]) or [])
 
     @classmethod
     def predicted_classes(cls, cfg: CfgNode) -> tuple[int, str]:
-        """Returns how many classes the predictions of a config's model have, and what they are."""
+        """Returns how many classes a config's model predicts, and the word for them."""
         return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "classes"
 
     @classmethod
     def check_records(
         cls, records: Iterable[Mapping[str, Any]], *, everywhere: bool = False
     ) -> None:
-        """Refuses a data set whose labels this task cannot read.
-
-        Args:
-            records: of the data set.
-            everywhere: each of them must have labels.
+        """Refuses labels that this task cannot read; with ``everywhere``, all records have labels.
 
         Raises:
             UserError: names the first fault.
@@ -267,62 +256,49 @@ class Task(DatasetEvaluator):
 
     @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> Any:
-        """Reads what :meth:`training_target` needs: an (H, W, ...) map, or a list of objects."""
+        """Reads the labels for :meth:`training_target`: an (H, W, ...) map or a list of objects."""
         raise NotImplementedError(f"{cls.__name__} trains nothing")
 
     @classmethod
     def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
-        """Makes the target of one augmented image.
-
-        Args:
-            labels: of :meth:`training_labels`; a map is transformed already.
-            record: of the image.
-            image: what it became.
-        """
+        """Makes the target of an augmented image; a map of ``labels`` is augmented already."""
         raise NotImplementedError(f"{cls.__name__} trains nothing")
 
     @classmethod
     def still_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-        """Returns what evaluates a data set of stills during training.
-
-        Args:
-            cfg: resolved.
-            dataset_name: registered; its ``evaluator_type`` is one of this task's.
-            output_dir: for the evaluator's files.
+        """Returns the evaluator of a data set of stills during training.
 
         Raises:
-            UserError: the data set lacks what the evaluator needs.
+            UserError: the data set lacks labels that the evaluator needs.
         """
         return cls(LabelInfo.of(dataset_name), required=True)
 
 
 class Shared(dict[str, Any]):
-    """A frame or an output of a model, with what several tasks compute from it."""
+    """A frame or an output that keeps what several tasks compute from it."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__(content)
         self._known: dict[Callable[..., Any], Any] = {}
 
     def once(self, function: Callable[[Any], Any]) -> Any:
-        """Returns ``function(self)``, which is computed the first time alone."""
+        """Returns ``function(self)``, which is computed only once."""
         if function not in self._known:
             self._known[function] = function(self)
         return self._known[function]
 
 
 def once(function: Callable[[Any], Any], content: Mapping[str, Any]) -> Any:
-    """Returns ``function(content)``; of one :class:`Shared` it is computed only once."""
+    """Returns ``function(content)``, which is computed only once for a :class:`Shared`."""
     return content.once(function) if isinstance(content, Shared) else function(content)
 
 
 def build_tasks(dataset_name: str | None) -> list[Task]:
     """Returns the tasks of one model on one data set; a second model needs a list of its own.
 
-    Args:
-        dataset_name: registered; its ``evaluator_type`` says what is scored, and a frame labelled
-            for it that cannot be is an error. Without a data set, or without that, every frame is
-            scored on whatever labels it has. Tasks that need no labels, and those that name no
-            ``evaluator_types``, are always there.
+    They are the tasks that the data set's ``evaluator_type`` means, which require that all labelled
+    frames can be scored, and those that need no labels or have no ``evaluator_types``. Without a
+    data set, or without its type, they are all tasks.
     """
     info = LabelInfo.of(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") if dataset_name else None
@@ -337,7 +313,7 @@ def build_tasks(dataset_name: str | None) -> list[Task]:
 def score_frame(
     scorers: Sequence[Task], frame: Mapping[str, Any], output: Mapping[str, Any]
 ) -> Row:
-    """Returns ``records`` and ``metrics`` of one frame's row; {} where nothing can be scored."""
+    """Returns ``records`` and ``metrics`` of one frame's row; {} if nothing can be scored."""
     frame, output = Shared(frame), Shared(output)
     records: Row = {}
     metrics: Row = {}
@@ -350,18 +326,17 @@ def score_frame(
 
 
 def overlay_painter(output: Mapping[str, Any], metadata: Any) -> Painter:
-    """Returns a function that draws a model's output over its frame, also later in another thread.
+    """Returns a function that draws a model's output over its frame, later or in another thread.
 
-    What needs the output is done here, on its device; what is kept of it is a map of the pixels.
-    Of several predictions that of the task with the highest ``picture_rank`` is drawn. Pixels
-    without a prediction keep the image.
+    The function keeps a map of the pixels, and not the output. It draws the task with the highest
+    ``picture_rank``; pixels without a prediction keep the image.
 
     Args:
         output: detectron2's output of one frame, on any device.
         metadata: detectron2 ``Metadata`` of the data set, or any object with its colours.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: the output has nothing to draw.
     """
     drawn = [task for task in tasks() if task.picture_rank is not None]
     able = [task for task in drawn if any(key in output for key in task.output_keys)]

@@ -1,4 +1,4 @@
-"""Checks before a stream or a training that data set and model have the same classes."""
+"""Checks that a data set and a model have the same classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def check_predicted_classes(cfg: CfgNode, dataset_name: str) -> None:
     A data set without an ``evaluator_type`` has no labels to compare, and every model suits it.
 
     Args:
-        cfg: of the model.
-        dataset_name: registered, and loaded (COCO's classes are read with its json); "" for videos
-            without a data set.
+        cfg: the model's config.
+        dataset_name: a data set that was loaded, because COCO's classes are read with its json;
+            "" for videos without a data set.
 
     Raises:
         UserError: the numbers of classes differ.
@@ -33,10 +33,7 @@ def check_predicted_classes(cfg: CfgNode, dataset_name: str) -> None:
 def check_trained_classes(cfg: CfgNode, dataset_name: str, task: type[Task]) -> None:
     """Refuses a data set whose labels a model cannot be trained on.
 
-    Args:
-        cfg: of the model.
-        dataset_name: registered, and loaded.
-        task: what the model is trained for.
+    The data set must have been loaded.
 
     Raises:
         UserError: the numbers of classes differ, or the values that stand for "no class".

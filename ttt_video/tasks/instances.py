@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -38,7 +38,7 @@ from .stills import thing_evaluator
 
 
 class _DetectionTally(Tally):
-    """Keeps all detections, about 30 bytes each; the total is each class's precision."""
+    """Keeps all detections, about 30 bytes each; the total is the precision of each class."""
 
     def __init__(self) -> None:
         self.classes: dict[int, Detections] = {}
@@ -56,8 +56,8 @@ class _DetectionTally(Tally):
 class InstanceTask(Task):
     """Reads objects (``annotations``).
 
-    A record has each class that is labelled or detected (``things``), and how many other classes
-    have a segment in the frame, which the release counts (``stuff``).
+    A record has each class that is labelled or detected (``things``), and the number of other
+    classes with a segment in the frame, which the release counts (``stuff``).
     """
 
     name = "instances"
@@ -77,7 +77,7 @@ class InstanceTask(Task):
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         instances: Instances = output["instances"]
         self._check_classes(frame)
-        # Objects of a data set that does not name its classes are all of a class.
+        # A data set without names of classes has no unlabelled category.
         unlabelled = self.info.unlabelled_category if self.info.classes else None
         labels = [a for a in frame["annotations"] if a["category_id"] != unlabelled]
         rles = self._rles(frame, labels, instances.image_size)
@@ -89,7 +89,7 @@ class InstanceTask(Task):
         areas, shared = mask_overlaps(predicted, torch.from_numpy(masks).to(predicted.device))
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in labels], dtype=bool)
         ious = mask_ious(shared, areas, labelled_areas, crowd)
-        # As in COCO, an object's size is what its file states; its IoU is that of its pixels.
+        # As in COCO, the file states an object's size, and pixels decide its IoU.
         stated = zip(labels, labelled_areas, strict=True)
         sizes = np.array([float(a.get("area", pixels)) for a, pixels in stated])
         classes = np.array([a["category_id"] for a in labels], dtype=np.int64)
@@ -103,7 +103,7 @@ class InstanceTask(Task):
         return {"things": things, "stuff": self._stuff(frame)}
 
     def _check_classes(self, frame: Mapping[str, Any]) -> None:
-        things = self.info.things  # the first ids, where a data set has stuff too
+        things = self.info.things  # they are the first ids of a data set with stuff
         number = len(self.info.classes) if things is None else max(things, default=-1) + 1
         categories = [label["category_id"] for label in frame["annotations"]]
         check_class_ids(categories, number, self.info.ignore_label, frame.get("file_name"))
@@ -128,34 +128,28 @@ class InstanceTask(Task):
     def _stuff(self, frame: Mapping[str, Any]) -> int:
         if self.info.things is None:
             return 0
-        return len(
-            {
-                s["category_id"]
-                for s in frame.get("segments_info", ())
-                if s["category_id"] not in self.info.things
-                and s["category_id"] != self.info.unlabelled_category
-                and not s.get("iscrowd", 0)
-            }
-        )
+        segments = [s for s in frame.get("segments_info", ()) if not s.get("iscrowd", 0)]
+        categories = {s["category_id"] for s in segments}
+        return len(categories - self.info.things - {self.info.unlabelled_category})
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours instances in shades of their class's colour, the best on top; outlines them."""
         instances = output["instances"]
         scores = instances.scores.tolist()
-        # The best are painted last and so lie on top.
+        # The best are painted last, on top.
         order = sorted(
             (i for i, score in enumerate(scores) if score >= CONFIDENT), key=scores.__getitem__
         )
         categories = instances.pred_classes.tolist()
         palette = class_palette(metadata, 1 + max(categories, default=0), things=True)
         colors = np.zeros((len(order) + 1, 3), np.uint8)
-        # Painted where the masks are, so that one map leaves the device and not every mask.
+        # Masks are painted on their device, so that one map leaves it.
         masks = instances.pred_masks
         ids = torch.zeros(instances.image_size, dtype=torch.int32, device=masks.device)
         for place, index in enumerate(order, start=1):
             ids.masked_fill_(masks[index] > 0, place)
-            rank = len(order) - place  # 0 is the best: its shade does not depend on the others
+            rank = len(order) - place  # from the best, whose shade is then always the same
             colors[place] = shade(palette[categories[index]], rank)
         return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors)
 
@@ -166,7 +160,7 @@ class InstanceTask(Task):
 
     @classmethod
     def predicted_classes(cls, cfg: CfgNode) -> tuple[int, str]:
-        """Returns the number of classes; the instances of a panoptic model are things alone."""
+        """Returns the number of classes; a panoptic model's instances have only things."""
         if cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON and cfg.DATASETS.TRAIN:
             source = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
             things = source.get("thing_dataset_id_to_contiguous_id")
@@ -188,18 +182,17 @@ class InstanceTask(Task):
 
     @classmethod
     def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
-        """Makes one mask per annotated object; crowds are left out.
+        """Makes one mask per object of ``labels``, without crowds.
 
-        The masks of ``labels`` are polygons, compressed RLE or bitmaps, in the coordinates of the
-        original image.
+        Objects are polygons, compressed RLE or bitmaps, in coordinates of the original image.
         """
         objects = [annotation for annotation in labels if not annotation.get("iscrowd", 0)]
         masks = np.zeros((len(objects), *image.shape), bool)
         for mask, annotation in zip(masks, objects, strict=True):
             outline = annotation["segmentation"]
             if isinstance(outline, list):
-                # Moved point by point and clipped by the rasteriser: transforms.apply_polygons
-                # would clip them with shapely, one more dependency for the same mask.
+                # Points move, and the rasteriser clips. transforms.apply_polygons would clip with
+                # shapely, one more dependency for the same mask.
                 polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in outline]
                 moved = [image.transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
                 mask[:] = polygons_to_bitmask(moved, *image.shape)
@@ -210,21 +203,20 @@ class InstanceTask(Task):
 
     @classmethod
     def still_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-        """Scores objects as a stream does, or those of COCO's json files as pycocotools does."""
+        """Scores COCO's json files as pycocotools does, other objects as a stream does."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "video_instance":
             return InstanceSetEvaluator(dataset_name)
         return DatasetEvaluators([thing_evaluator(dataset_name, output_dir)])
 
 
 class InstanceSetEvaluator(InstanceTask):
-    """A stream's average precision in detectron2's loop, whose mappers drop the labels.
+    """Computes a stream's AP in detectron2's loop, whose mappers drop the labels.
 
-    Its ``segm`` metrics have the names of detectron2's ``COCOEvaluator``, which cannot score a data
-    set without a json file by the areas that are stated.
+    Its ``segm`` metrics have the names of detectron2's ``COCOEvaluator``, which cannot use the
+    areas that a data set without a json file states.
     """
 
     def __init__(self, dataset_name: str) -> None:
-        """Loads the data set, which must be registered."""
         records = DatasetCatalog.get(dataset_name)
         self._labels = {r["image_id"]: r["annotations"] for r in records if "annotations" in r}
         super().__init__(LabelInfo.of(dataset_name), required=True)
@@ -248,11 +240,11 @@ _AP = (
     "mean over 101 levels of recall of the precision of each class's masks, all frames pooled; at "
     "most 100 detections of a class per frame; crowds are ignored; mean over the labelled classes; "
 )
-_BITS = 2**10 - 1  # right or ignored at all thresholds of one area range
+_BITS = 2**10 - 1  # all thresholds of one area range
 _EXAMPLE = [
     {
         "things": {
-            # One of two small objects is found at all thresholds; medium and large: there is none.
+            # One of two small objects is found at all thresholds; none is medium or large.
             "0": {
                 "labelled": [2, 2, 0, 0],
                 "scores": [0.9],
@@ -267,8 +259,9 @@ _HALF = 100 * 51 / 101  # full precision at the recalls 0, 0.01, ..., 0.5
 
 
 class _Precision(Metric):
-    area = 0  # all, small, medium, large
-    threshold: int | None = None  # position; None for the mean
+    area = 0  # position in AREA_RANGES
+    threshold: int | None = None  # position in IOU_THRESHOLDS; None for the mean
+    example: ClassVar[Any] = (_EXAMPLE, _HALF)
 
     def value(self, total: ClassPrecision) -> float | None:
         return mean_precision(total, self.area, self.threshold)
@@ -280,7 +273,6 @@ class AveragePrecision(_Precision):
 
     name = "AP"
     rule = _AP + "mean over IoU thresholds 0.50, 0.55, ..., 0.95"
-    example = (_EXAMPLE, _HALF)
 
     @staticmethod
     def by_class(total: ClassPrecision) -> dict[int, float]:
@@ -294,22 +286,20 @@ class AveragePrecision(_Precision):
 
 @InstanceTask.add_metric
 class AveragePrecision50(_Precision):
-    """AP at one threshold."""
+    """AP at the IoU threshold 0.50."""
 
     name = "AP50"
     rule = _AP + "IoU threshold 0.50"
     threshold = 0
-    example = (_EXAMPLE, _HALF)
 
 
 @InstanceTask.add_metric
 class AveragePrecision75(_Precision):
-    """AP at one threshold."""
+    """AP at the IoU threshold 0.75."""
 
     name = "AP75"
     rule = _AP + "IoU threshold 0.75"
     threshold = 5
-    example = (_EXAMPLE, _HALF)
 
 
 @InstanceTask.add_metric
@@ -319,7 +309,6 @@ class SmallPrecision(_Precision):
     name = "APs"
     rule = _AP + "as AP, objects of up to 32^2 pixels"
     area = 1
-    example = (_EXAMPLE, _HALF)
 
 
 @InstanceTask.add_metric

@@ -1,4 +1,4 @@
-"""What a data set says of its labels."""
+"""The labels of a data set: classes, things and the label of no class."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from detectron2.data import MetadataCatalog
 from .registry import tasks_of
 
 CLASS_KEYS = ("stuff_classes", "thing_classes")
-"""Metadata that lists the names of the classes, unless a task says otherwise."""
+"""Metadata with the names of the classes, unless a task names other keys."""
 
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """What a data set says of its labels.
+    """Describes the labels of a data set.
 
     classes: names by contiguous id, may be empty.
-    things: ids of the countable classes; None where nobody says.
-    ignore_label: of pixels that do not count; see also ``unlabelled_category``.
-    period: every how many frames the release scores one (10 for COCO Videos).
+    things: ids of the countable classes; None if they are unknown.
+    ignore_label: label of pixels that do not count; see also ``unlabelled_category``.
+    period: the release scores one of so many frames (10 for COCO Videos).
     """
 
     classes: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class LabelInfo:
 
     @classmethod
     def of(cls, dataset_name: str | None) -> LabelInfo:
-        """Returns that of a registered data set; None or "" stands for videos without one."""
+        """Describes a registered data set; None or "" stands for videos without one."""
         if not dataset_name:
             return cls()
         metadata = MetadataCatalog.get(dataset_name)
@@ -45,7 +45,7 @@ class LabelInfo:
 
     @property
     def unlabelled_category(self) -> int | None:
-        """Category of segments that do not count: ``ignore_label``, unless that is a class.
+        """The category of segments that do not count: ``ignore_label``, unless that is a class.
 
         Label maps of 8 bits have no class 255, but COCO's json files may have any number.
         """
@@ -53,5 +53,5 @@ class LabelInfo:
         return None if self.ignore_label <= largest else self.ignore_label
 
     def name(self, class_id: int) -> str:
-        """Returns the class's name, else its id."""
+        """Returns the name of a class, or its id if it has none."""
         return self.classes[class_id] if class_id < len(self.classes) else str(class_id)

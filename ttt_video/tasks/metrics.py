@@ -9,24 +9,24 @@ from typing import Any, ClassVar
 from .labels import LabelInfo
 
 Record = Any
-"""What a task keeps of one frame: JSON values, in the form in which they are read back."""
+"""JSON values that a task keeps of one frame, in the form in which they are read back."""
 
 FRAMES = (
     "; mean over the frames of a video for which that is defined, of COCO Videos every 10th from "
     "the first; frames without labels are left out, and so are those that could not be read; mean "
     "over videos weighted by their numbers of such frames"
 )
-"""The end of the rule of every :class:`FrameMean`."""
+"""Ends the rule of every :class:`FrameMean`."""
 
 EXAMPLE_INFO = LabelInfo(classes=("a", "b", "c"), things=frozenset({0}))
-"""The data set of every :attr:`Metric.example`."""
+"""Describes the data set of every :attr:`Metric.example`."""
 
 
 class Tally:
     """Collects the records of one video, and joins those of several into a total.
 
-    This one sums dicts of numbers. A task whose records are something else has its own; it grows
-    slowly with the video, or not at all.
+    This class sums dicts of numbers. Tasks with other records have a tally of their own, which
+    grows slowly with the video, or not at all.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,30 @@ class Tally:
         return cls.sum(video.total for video in videos)
 
 
+def add_counts(many: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
+    """Returns the sums of lists of numbers by class id, sorted by class."""
+    total: dict[str, list[Any]] = {}
+    for counts in many:
+        for k, values in counts.items():
+            sums = total.get(k, [0] * len(values))
+            total[k] = [a + b for a, b in zip(sums, values, strict=True)]
+    return dict(sorted(total.items(), key=lambda item: int(item[0])))
+
+
 class Metric:
-    """One number of a run. Functions that are None are left out; only ``value`` is needed.
+    """One number of a run; of its functions only ``value`` is needed.
 
     Attributes:
         name: key in ``summary.json``.
-        rule: what is averaged over what, in words.
-        unit: of the value.
+        rule: says in words what is averaged over what.
+        unit: unit of the value.
         higher_is_better: None where neither direction is better.
-        needs: key that a total and a record must have, else there is no such number.
-        value: of the total of the task's :class:`Tally`; it gives None where nothing defines it.
-        by_class: of the total: the number of each class id that has one.
+        needs: key of totals and records that have the number; "" if all have it.
+        value: computes it from the total of the task's :class:`Tally`; None if it is not defined.
+        by_class: computes it from the total for each class id that has one.
         per_class: key of ``by_class`` in ``per_class``; "" stands for the name.
-        details: of the total: further numbers of the same thing, by name.
-        frame: of one record: the number of that frame alone, for its row and curve.
+        details: computes further numbers from the total, by name.
+        frame: computes it from one record, for the frame's row and curve.
         frame_name: its key in a row's ``metrics``; "" stands for the name.
         axis: label of its curve's axis; None is "NAME of the frame (UNIT)", "" draws no curve.
         example: records of a video's frames, and the value they give with :data:`EXAMPLE_INFO`;
@@ -86,11 +96,11 @@ class Metric:
     example: ClassVar[tuple[Sequence[Record], float | None]]
 
     def is_in(self, content: Any) -> bool:
-        """Whether a total or a record has this number."""
+        """Says whether a total or a record has this number."""
         return not self.needs or self.needs in content
 
     def axis_label(self) -> str:
-        """Returns the label of the curve's axis; "" where none is drawn."""
+        """Returns the label of the curve's axis; "" if no curve is drawn."""
         if self.frame is None or self.axis is not None:
             return self.axis or ""
         return f"{self.name} of the frame ({self.unit})"
@@ -104,8 +114,7 @@ def mean(values: Sequence[float]) -> float | None:
 class FrameMean(Metric):
     """The mean of single frames' numbers, over the frames that the data set's period leaves.
 
-    The release takes the mean of each video, then the mean over videos with their numbers of frames
-    as weights; that is the same.
+    It equals the release's mean over videos weighted by their numbers of frames.
     """
 
     axis = ""
@@ -113,4 +122,4 @@ class FrameMean(Metric):
 
 
 PROTOCOLS = {"standard": "", "video": "_video_mean", "release": "_frame_release"}
-"""Suffixes of the headline metrics: all frames pooled, the mean of each video's, or of frames'."""
+"""Suffixes of headline metrics: all frames pooled, mean over videos, mean over frames."""

@@ -1,4 +1,4 @@
-"""What a model says, whether or not it is right: pure functions of detectron2's outputs."""
+"""Pure functions of detectron2's outputs: class maps, entropy, finiteness."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ CONFIDENT = 0.5
 """Score from which an instance counts as predicted."""
 
 STRIDE = 4
-"""Every so many rows and columns are looked at for the entropy: the stride of the mask logits."""
+"""Rows and columns between two pixels of the entropy, which is the stride of the mask logits."""
 
 
 def class_map(output: Mapping[str, Any]) -> np.ndarray | None:
-    """Returns each pixel's predicted class; None for an output of instances alone.
+    """Returns each pixel's predicted class, (H, W) int16; None for an output of instances alone.
 
-    Args:
-        output: detectron2's. The highest of the ``sem_seg`` scores, else the ``panoptic_seg``
-            segment's class.
-
-    Returns:
-        (H, W) int16, -1 where there is no segment.
+    It is the class of the highest ``sem_seg`` score, or else of the ``panoptic_seg`` segment, -1
+    where there is none.
     """
     if "sem_seg" in output:
-        # On the CPU several times as fast as argmax; both give the first of equals.
+        # On a CPU, max is several times as fast as argmax; both give the first of equals.
         return output["sem_seg"].max(0).indices.to(torch.int16).cpu().numpy()
     if "panoptic_seg" in output:
         ids, segments = output["panoptic_seg"]
@@ -42,11 +38,10 @@ def class_map(output: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def predicted_classes(output: Mapping[str, Any]) -> frozenset[int]:
-    """Classes that a frame's prediction has.
+    """Returns the classes of a frame's prediction.
 
-    Args:
-        output: detectron2's. Of ``sem_seg`` the classes that win a pixel, else of ``panoptic_seg``
-            those of its segments, else of ``instances`` those that score at least 0.5.
+    They are those of pixels (``sem_seg``), else of segments (``panoptic_seg``), else of
+    ``instances`` that score at least 0.5.
     """
     classes = once(class_map, output)
     if classes is not None:
@@ -56,11 +51,10 @@ def predicted_classes(output: Mapping[str, Any]) -> frozenset[int]:
 
 
 def mean_entropy(output: Mapping[str, Any]) -> float | None:
-    """Mean entropy of a frame's prediction, in nats; None for a panoptic map alone.
+    """Returns the mean entropy of a frame's prediction in nats; None if it is not finite.
 
-    Of ``sem_seg`` that of the class scores of a pixel, normalised to sum 1, over every fourth row
-    and column; of ``instances`` that of the score of an instance, a yes or no. None where it is
-    not a finite number.
+    It is the entropy of a pixel's ``sem_seg`` scores, normalised to sum 1, over every fourth row
+    and column, or else that of an instance's score as yes or no. A panoptic map alone has none.
     """
     entropy = math.nan
     if "sem_seg" in output:
@@ -74,13 +68,13 @@ def mean_entropy(output: Mapping[str, Any]) -> float | None:
 
 
 def scores_are_finite(output: Mapping[str, Any]) -> bool:
-    """Whether every score of a frame's ``sem_seg`` and ``instances`` is a finite number.
+    """Says whether every score of a frame's ``sem_seg`` and ``instances`` is finite.
 
-    Else the weights are broken, most often by a step that was too large; the class map does not
-    show it. True of a panoptic map alone, which has no scores; broken weights leave it empty.
+    A step that was too large breaks the weights, and class maps do not show it. A panoptic map
+    alone has no scores, so this is True; broken weights leave it empty.
     """
     scores = [output["sem_seg"]] if "sem_seg" in output else []
     if "instances" in output:
         scores.append(output["instances"].scores)
-    # A sum is finite only where all its terms are, and needs no second tensor of their size.
+    # A sum is finite only if all its terms are, and it needs no second tensor of their size.
     return all(math.isfinite(each.sum(dtype=torch.float32).item()) for each in scores)

@@ -58,7 +58,7 @@ class PanopticTask(Task):
     headline = "PQ"
     tally = _SegmentTally
     switch = "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"
-    picture_rank = 1  # it says all that the other outputs do
+    picture_rank = 1  # it shows all that the other outputs show
     objects_key = "segments_info"
     mappers = {"mask_former_panoptic": "crop", "coco_panoptic_lsj": "lsj"}  # noqa: RUF012
 
@@ -118,7 +118,7 @@ class PanopticTask(Task):
 
     @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> np.ndarray:
-        """Reads the (H, W, 3) uint8 colours, which move exactly and faster than ids."""
+        """Reads the (H, W, 3) uint8 colours, which are augmented faster than ids."""
         return read_segment_colors(record["pan_seg_file_name"])
 
     @classmethod
@@ -135,8 +135,8 @@ class PanopticTask(Task):
 
     @classmethod
     def still_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-        """Scores segments as panopticapi does; with instances, their average precision, too."""
-        # Without what it asks for: it pins numpy<2 without need.
+        """Scores segments as panopticapi does, and the AP of instances if the model has them."""
+        # --no-deps, because it pins numpy<2 without need.
         require("panopticapi", "--no-deps panopticapi-lite", "panoptic evaluation")
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("evaluator_type") != "coco_panoptic_seg":

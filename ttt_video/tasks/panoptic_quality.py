@@ -1,7 +1,7 @@
-"""Panoptic quality (Kirillov et al. 2019): pure functions of segment maps.
+"""Panoptic quality (Kirillov et al. 2019) in pure functions of segment maps.
 
-PQ of a class is the sum of the IoUs of matched segments over TP + FP/2 + FN/2; a predicted and a
-labelled segment of one class match when their IoU is above 1/2, which at most one pair can be.
+PQ of a class is the sum of the IoUs of matched segments over TP + FP/2 + FN/2. A predicted and a
+labelled segment of one class match if their IoU is above 1/2, which makes the match unique.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import add_counts
+
 Segments = Sequence[Mapping[str, Any]]
-"""detectron2's ``segments_info``: ``id``, ``category_id``, of labels also ``iscrowd``."""
+"""detectron2's ``segments_info``: ``id``, ``category_id``, and for labels ``iscrowd``."""
 
 PanopticCounts = Mapping[str, Sequence[Any]]
-"""Class id to (true positives, false positives, false negatives, sum of IoUs), as JSON has it."""
+"""Class id to (true positives, false positives, false negatives, sum of IoUs), as in JSON."""
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How many pixels the segments of a prediction and of the labels share.
+    """Counts the pixels that segments of a prediction and of the labels share.
 
     predicted, labelled: the P and G segments.
     shared: (G, P) pixels in labelled segment g and predicted segment p.
@@ -39,7 +41,7 @@ class Overlaps:
     labelled_area: np.ndarray
 
     def with_void(self, category_id: int | None) -> Overlaps:
-        """The same labels, but segments of one category are void; None: of no category."""
+        """Returns the same overlaps with the segments of a category (None: of none) as void."""
         keep = np.array([s["category_id"] != category_id for s in self.labelled], dtype=bool)
         return replace(
             self,
@@ -56,7 +58,7 @@ def measure_overlaps(
     labelled_map: np.ndarray,
     labelled: Segments,
 ) -> Overlaps:
-    """Overlaps of two segment maps.
+    """Counts the pixels that the segments of two maps share.
 
     Args:
         predicted_map, labelled_map: (H, W) integer ids from 0 (none) to 256^3 - 1.
@@ -86,9 +88,9 @@ def measure_overlaps(
 
 
 def _positions(ids: np.ndarray, segments: Segments) -> np.ndarray:
-    """Each pixel's position: 0 not listed, 1 id 0, 2... the segments."""
+    """Returns each pixel's position: 0 if it is not listed, 1 for id 0, 2... for the segments."""
     listed = [s["id"] for s in segments]
-    # Pages that are never touched cost nothing, so a table of all ids is cheaper than sorting.
+    # A table of all ids is cheaper than sorting, because memory that is not touched costs nothing.
     table = np.zeros(max(int(ids.max(initial=0)), *listed, 0) + 1, dtype=np.intp)
     table[0] = 1
     table[listed] = np.arange(2, len(listed) + 2)
@@ -96,11 +98,10 @@ def _positions(ids: np.ndarray, segments: Segments) -> np.ndarray:
 
 
 def panoptic_counts(overlaps: Overlaps) -> dict[str, list[float]]:
-    """TP, FP, FN and IoU sums by the standard rules (panopticapi's).
+    """Returns TP, FP, FN and IoU sums by the standard rules (panopticapi's).
 
-    Void pixels count for no union. Crowd segments are never matched and never missed; unmatched
-    predictions of which more than half is void, or the (last listed) crowd of their class, are
-    not counted as false.
+    Void pixels count for no union. Crowd segments are never matched and never missed. A prediction
+    is not false if more than half of it is void, or the (last listed) crowd of its class.
     """
     crowd = np.array([bool(s.get("iscrowd", 0)) for s in overlaps.labelled], dtype=bool)
     matches = _matches(overlaps, overlaps.labelled_area) * ~crowd[:, None]
@@ -114,11 +115,11 @@ def panoptic_counts(overlaps: Overlaps) -> dict[str, list[float]]:
 def panoptic_counts_release(
     overlaps: Overlaps, unlabelled_category: int | None = 255
 ) -> dict[str, list[float]]:
-    """The same by the rules of the authors' release.
+    """Returns the same by the rules of the release.
 
-    Crowd segments are ordinary ones. Segments of the unlabelled category are no void: they excuse
-    no prediction and stay in the unions. A segment's area is what the label file states, where it
-    does, and IoUs above 1 match nothing. (The unlabelled category itself has no place in the mean.)
+    Crowd segments are ordinary ones. Segments of the unlabelled category are not void: they excuse
+    no prediction and stay in the unions, but have no place in the mean. A segment's area is the one
+    that the label file states, if it does, and IoUs above 1 match nothing.
     """
     counted = overlaps.labelled_area
     areas = [s.get("area", n) for s, n in zip(overlaps.labelled, counted, strict=True)]
@@ -131,7 +132,7 @@ def panoptic_counts_release(
 
 
 def _matches(overlaps: Overlaps, labelled_area: np.ndarray) -> np.ndarray:
-    """(G, P) IoUs of pairs of one class that are above 1/2, else 0."""
+    """Returns the (G, P) IoUs of pairs of one class that are above 1/2, else 0."""
     own_area = overlaps.predicted_area - overlaps.void
     union = own_area[None] + labelled_area[:, None] - overlaps.shared
     classes = [
@@ -165,22 +166,19 @@ def _count(
 
 
 def add_panoptic_counts(many: Iterable[PanopticCounts]) -> dict[str, list[Any]]:
-    """Counts of several frames pooled, sorted by class.
+    """Pools the counts of several frames, sorted by class.
 
-    Sums of IoUs are exact fractions, so that the result is the same in whatever order and groups
-    frames are added; it may be added again.
+    IoUs become exact fractions, so that the result does not depend on the order or the groups in
+    which frames are added; it may be added again.
     """
-    total: dict[str, list[Any]] = {}
-    for counts in many:
-        for k, (tp, fp, fn, iou) in counts.items():
-            sums = total.setdefault(k, [0, 0, 0, Fraction(0)])
-            for i, value in enumerate((tp, fp, fn, Fraction(iou))):
-                sums[i] += value
-    return dict(sorted(total.items(), key=lambda item: int(item[0])))
+    return add_counts(
+        {k: (tp, fp, fn, Fraction(iou)) for k, (tp, fp, fn, iou) in counts.items()}
+        for counts in many
+    )
 
 
 def class_quality(counts: PanopticCounts) -> dict[int, tuple[float, float, float]]:
-    """(PQ, SQ, RQ) in percent of the classes that are labelled or predicted."""
+    """Returns (PQ, SQ, RQ) in percent of each class that is labelled or predicted."""
     quality = {}
     for k, (tp, fp, fn, iou) in counts.items():
         total = tp + fp / 2 + fn / 2
@@ -193,12 +191,7 @@ def class_quality(counts: PanopticCounts) -> dict[int, tuple[float, float, float
 def panoptic_quality(
     counts: PanopticCounts, keep: Callable[[int], bool] = lambda _: True
 ) -> tuple[float, float, float] | None:
-    """Means over classes of (PQ, SQ, RQ) in percent; None where there is nothing of them.
-
-    Args:
-        counts: of any number of frames.
-        keep: which classes.
-    """
+    """Returns the means over the kept classes of (PQ, SQ, RQ) in percent; None without classes."""
     values = [value for k, value in class_quality(counts).items() if keep(k)]
     if not values:
         return None
@@ -207,6 +200,6 @@ def panoptic_quality(
 
 
 def panoptic_quality_release(counts: PanopticCounts) -> float:
-    """PQ of one frame in percent; a frame where there is nothing to count is 0, not left out."""
+    """Returns the PQ of one frame in percent; it is 0 for a frame with nothing to count."""
     quality = panoptic_quality(counts)
     return quality[0] if quality else 0.0

@@ -1,10 +1,10 @@
-"""Statistics of what a model says, whether or not it is right: a collapse shows without labels."""
+"""Statistics of predictions, which show without labels that a model collapses."""
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -16,10 +16,7 @@ from .registry import TASK_REGISTRY
 
 
 class Predictions(NamedTuple):
-    """What is known of all frames: numbers of classes, and entropies, of each video in time order.
-
-    An entropy is NaN for a frame without one.
-    """
+    """Numbers of classes and entropies (NaN for none) of each video, in time order."""
 
     classes: list[list[int]]
     entropies: list[list[float]]
@@ -40,7 +37,7 @@ class _FrameTally(Tally):
         self.frames.append(frame_index)
         self.classes.append(record["classes"])
         self.entropies.append(math.nan if entropy is None else entropy)
-        self.nonfinite += not record.get("finite", True)  # rows of earlier versions
+        self.nonfinite += not record.get("finite", True)  # earlier versions did not record it
 
     @classmethod
     def joined(cls, videos: Sequence[_FrameTally], info: LabelInfo) -> Predictions:
@@ -69,18 +66,17 @@ class PredictionStatistics(Task):
         }
 
 
-def _known_mean(values: Sequence[float]) -> float | None:
-    """Returns the exact mean, independent of order; NaNs are skipped; None if no value is left."""
+def _known_mean(values: Iterable[float]) -> float | None:
+    """Returns the exact mean without NaNs; None if no value is left."""
     return mean([value for value in values if not math.isnan(value)])
 
 
 def _quarters(name: str, videos: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """Returns the means over the first and last quarter of every video, at least one frame."""
-    count = [max(len(video) // 4, 1) for video in videos]
-    pairs = list(zip(videos, count, strict=True))
+    pairs = [(video, max(len(video) // 4, 1)) for video in videos]
     return {
-        f"{name}_first_quarter": _known_mean([x for video, n in pairs for x in video[:n]]),
-        f"{name}_last_quarter": _known_mean([x for video, n in pairs for x in video[-n:]]),
+        f"{name}_first_quarter": _known_mean(x for video, n in pairs for x in video[:n]),
+        f"{name}_last_quarter": _known_mean(x for video, n in pairs for x in video[-n:]),
     }
 
 
@@ -93,7 +89,7 @@ _EXAMPLE = [
 
 @PredictionStatistics.add_metric
 class PredictedClasses(Metric):
-    """Number of predicted classes; that of a method that collapsed falls."""
+    """Number of predicted classes, which falls when a method collapses."""
 
     name = "predicted_classes_mean"
     rule = (
@@ -123,7 +119,7 @@ class PredictedClasses(Metric):
 
 @PredictionStatistics.add_metric
 class PredictionEntropy(Metric):
-    """Entropy of the scores; that of a method that collapsed falls, or rises to its limit."""
+    """Entropy of the scores, which falls, or rises to its limit, when a method collapses."""
 
     name = "prediction_entropy_mean"
     rule = (
@@ -140,7 +136,7 @@ class PredictionEntropy(Metric):
 
     @staticmethod
     def value(total: Predictions) -> float | None:
-        return _known_mean([e for video in total.entropies for e in video])
+        return _known_mean(e for video in total.entropies for e in video)
 
     @staticmethod
     def details(total: Predictions) -> dict[str, float | None]:

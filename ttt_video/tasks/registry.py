@@ -1,4 +1,4 @@
-"""The tasks that there are, and what others ask of all of them: this is the only list."""
+"""The only list of tasks, with the questions that go to all of them."""
 
 from __future__ import annotations
 
@@ -36,22 +36,18 @@ def metrics() -> dict[str, Metric]:
 
 
 def headlines() -> list[str]:
-    """Returns the metric that each task is judged by, where it has one."""
+    """Returns the metrics that tasks are judged by."""
     return [task.headline for task in tasks() if task.headline]
 
 
 def sign(name: str) -> int:
-    """Returns -1 for metrics that are better when they are lower, else 1.
-
-    Args:
-        name: of a metric; the mean over videos has the direction of the metric itself.
-    """
+    """Returns -1 for a metric, or its mean over videos, that is better when lower, else 1."""
     metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
     return -1 if metric is not None and metric.higher_is_better is False else 1
 
 
 def rules(names: Iterable[str]) -> dict[str, str]:
-    """Returns the rule of each metric in words, sorted; names that are no metric are left out."""
+    """Returns the rules of metrics in words, sorted by name; other names are left out."""
     known = {name: metric.rule for name, metric in metrics().items()}
     for headline in headlines():
         known[headline + _VIDEO_MEAN] = (

@@ -1,7 +1,7 @@
-"""From the records of frames to the numbers of a run.
+"""Computes the numbers of a run from the records of its frames.
 
-Everything here is independent of the order in which frames were recorded, to the last bit: several
-processes may have written them. Values are None where nothing defines them.
+Numbers do not depend on the order of frames, to the last bit, because several processes may write
+them. They are None where they are not defined.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class ScoredFrame(NamedTuple):
 
 
 class _Video:
-    """What is kept of one task's records of one video.
+    """Keeps one task's records of one video.
 
-    frames: the numbers of single frames, which a :class:`FrameMean` averages.
+    ``frames`` has the numbers of single frames, which a :class:`FrameMean` averages.
     """
 
     def __init__(self, task: type[Task]) -> None:
@@ -43,13 +43,13 @@ class _Video:
 
 
 class Scores:
-    """The numbers of one model on some videos, from one frame's records after another."""
+    """Collects the records of one model on some videos, and computes the numbers."""
 
     def __init__(self, info: LabelInfo, known: Iterable[type[Task]] | None = None) -> None:
         """
         Args:
             info: names the classes, and says which frames count in means of frames.
-            known: tasks whose records there may be; None stands for all that are registered.
+            known: tasks that records may belong to; None stands for all that are registered.
         """
         self.info = info
         self._tasks = {task.name: task for task in (tasks() if known is None else known)}
@@ -58,7 +58,7 @@ class Scores:
         self._labelled: dict[str, int] = {}
 
     def add(self, frame: ScoredFrame) -> None:
-        """Adds a frame, which must be a new one.
+        """Adds a new frame.
 
         Raises:
             UserError: it has a record of an unknown task.
@@ -87,8 +87,8 @@ class Scores:
     def result(self) -> Row:
         """Returns metrics by name, ``per_class`` (metric to class to value) and ``videos``.
 
-        ``videos`` has ``frames``, ``labelled_frames`` (how many there are) and the same metrics of
-        each video. Empty without records.
+        ``videos`` has the number of ``frames`` and ``labelled_frames`` and the same metrics of each
+        video. Without records the result is empty.
         """
         if not any(self._videos.values()):
             return {}
@@ -96,11 +96,11 @@ class Scores:
         for video_id, kept in sorted(self._videos.items()):
             numbers = self._numbers([kept])
             numbers.pop("per_class", None)
-            counts = {
+            videos[video_id] = {
                 "frames": self._frames[video_id],
                 "labelled_frames": self._labelled[video_id],
+                **numbers,
             }
-            videos[video_id] = {**counts, **numbers}
         result = self._numbers([kept for _, kept in sorted(self._videos.items())])
         for name in set(headlines()) & result.keys():
             values = [video[name] for video in videos.values() if video.get(name) is not None]

@@ -1,18 +1,17 @@
 """Semantic segmentation: a class for every pixel, scored by mean IoU.
 
-Every number is computed from per-frame counts of true positive, false positive and false negative
-pixels by class, so that a frame's record serves every way of averaging.
+A frame's record has the true positive, false positive and false negative pixels of each class,
+which serve every way of averaging.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 
@@ -21,31 +20,28 @@ from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import check_class_ids, present_ids, read_sem_seg
 from ..visualization.overlay import class_palette, paint_classes
 from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task, once
-from .metrics import FRAMES, FrameMean, Metric, Record, Tally
+from .metrics import FRAMES, FrameMean, Metric, Record, Tally, add_counts
 from .outputs import class_map
 from .registry import TASK_REGISTRY
 from .stills import CheckedLabels
 
 Counts = Mapping[str, Sequence[int]]
-"""Class id to (true positive, false positive, false negative) pixels; all-zero classes left out.
+"""Class id to (true positive, false positive, false negative) pixels, without all-zero classes.
 
-Ids are strings and counts lists, as JSON has them.
+Ids are strings and counts are lists, as in JSON.
 """
 
 
 def confusion_matrix(
     predicted: np.ndarray, labels: np.ndarray, num_classes: int, ignore_label: int = 255
 ) -> np.ndarray:
-    """Pixels by (label, prediction).
+    """Counts pixels by (label, prediction): (K, K) int64.
 
     Args:
         predicted: (H, W) integers in 0..K-1.
-        labels: (H, W) integers in 0..K-1, or ``ignore_label``: such pixels do not count.
+        labels: (H, W) integers in 0..K-1, or ``ignore_label``, which does not count.
         num_classes: K.
         ignore_label: label of unlabelled pixels.
-
-    Returns:
-        (K, K) int64.
 
     Raises:
         ValueError: shapes differ, or a label or prediction is out of range.
@@ -73,7 +69,7 @@ def confusion_matrix(
 
 
 def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:
-    """:data:`Counts` of (K, K) pixels by (label, prediction)."""
+    """Returns the :data:`Counts` of a (K, K) confusion matrix."""
     true_positive = np.diagonal(confusion)
     false_positive = confusion.sum(0) - true_positive
     false_negative = confusion.sum(1) - true_positive
@@ -81,37 +77,26 @@ def class_counts(confusion: np.ndarray) -> dict[str, list[int]]:
     return {str(k): counts for k, counts in enumerate(table) if any(counts)}
 
 
-def add_counts(many: Iterable[Counts]) -> dict[str, list[int]]:
-    """Counts of several frames pooled, sorted by class."""
-    total: dict[str, list[int]] = {}
-    for counts in many:
-        for k, values in counts.items():
-            sums = total.setdefault(k, [0, 0, 0])
-            for i, value in enumerate(values):
-                sums[i] += value
-    return dict(sorted(total.items(), key=lambda item: int(item[0])))
-
-
 def class_iou(counts: Counts) -> dict[int, float]:
-    """Intersection over union in percent of the classes that occur in the labels.
+    """Returns the IoU in percent of each class that occurs in the labels.
 
-    A class that is predicted but never labelled is left out, as in today's detectron2; its pixels
-    still count as false negatives of the classes they hide.
+    As in today's detectron2, a class that is only predicted has none; its pixels still count as
+    false negatives of other classes.
     """
     return {int(k): 100.0 * t / (t + p + n) for k, (t, p, n) in counts.items() if t + n > 0}
 
 
 def mean_iou(counts: Counts) -> float | None:
-    """Mean of :func:`class_iou` in percent; None where nothing is labelled."""
+    """Returns the mean of :func:`class_iou` in percent; None if nothing is labelled."""
     values = class_iou(counts).values()
     return math.fsum(values) / len(values) if values else None
 
 
 def mean_iou_release(counts: Counts) -> float | None:
-    """Mean IoU in percent over the classes that are labelled or predicted; None without labels.
+    """Returns the mean IoU in percent by the release's rule; None if nothing is labelled.
 
-    The rule of detectron2 0.6, on which the authors' release runs: a class that is predicted
-    somewhere on labelled pixels, but occurs in no label, counts as 0 in the mean.
+    The rule is that of detectron2 0.6: a class that occurs in no label counts as 0 in the mean if
+    it is predicted on labelled pixels.
     """
     values = class_iou(counts).values()
     return math.fsum(values) / len(counts) if values else None
@@ -155,11 +140,8 @@ class SemanticTask(Task):
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours every pixel by its class."""
-        scores = output["sem_seg"]
-        # On the CPU, max() is three times as fast as argmax() over a leading dimension.
-        classes = scores.max(dim=0).indices.to(torch.int16).cpu().numpy()
-        palette = class_palette(metadata, len(scores))
-        return partial(paint_classes, classes=classes, palette=palette)
+        palette = class_palette(metadata, len(output["sem_seg"]))
+        return partial(paint_classes, classes=once(class_map, output), palette=palette)
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:
@@ -182,10 +164,7 @@ class SemanticTask(Task):
 
     @classmethod
     def still_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-        """Scores all pixels of the data set as detectron2 does.
-
-        Cityscapes, too, on the train-id files, which needs no cityscapesScripts.
-        """
+        """Scores pixels as detectron2 does; Cityscapes' train ids need no cityscapesScripts."""
         try:
             return SemSegEvaluator(
                 dataset_name, output_dir=output_dir, sem_seg_loading_fn=CheckedLabels(dataset_name)

@@ -1,4 +1,4 @@
-"""How steady predictions are from one frame to the next, with labels or without."""
+"""Measures how steady predictions are from one frame to the next, with or without labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .outputs import class_map
 from .registry import TASK_REGISTRY
 
 ChangeCounts = Mapping[str, int]
-"""Pixels of one pair of frames, as JSON has it: ``changed`` of ``pixels``, and where both frames
-are labelled ``flickered`` of ``steady``."""
+"""Pixels of one pair of frames: ``changed`` of ``pixels``, and, if both frames are labelled,
+``flickered`` of ``steady``."""
 
 
 def change_counts(
@@ -27,15 +27,15 @@ def change_counts(
     current_labels: np.ndarray | None = None,
     ignore_label: int = 255,
 ) -> dict[str, int]:
-    """Pixels whose predicted class differs between two adjacent frames.
+    """Counts the pixels whose predicted class differs between two adjacent frames.
 
     Args:
         previous, current: (H, W) predicted classes.
-        previous_labels, current_labels: (H, W), ``ignore_label`` where unlabelled; None: none.
+        previous_labels, current_labels: (H, W), ``ignore_label`` where unlabelled, or None.
 
     Returns:
         ``changed`` and ``pixels``; with labels of both frames also ``flickered`` and ``steady``,
-        the same of the pixels whose label is one class in both.
+        which count the same among the pixels whose label is one class in both.
     """
     changed = previous != current
     counts = {"changed": int(np.count_nonzero(changed)), "pixels": changed.size}
@@ -50,9 +50,9 @@ def change_counts(
 class Steadiness(Task):
     """Counts pixels that change their predicted class from one frame to the next of a video.
 
-    Every frame but a video's first has a record (:data:`ChangeCounts`), labelled or not; with
-    labels (``sem_seg_file_name``) of both frames it also has the pixels that change where the label
-    does not. Models that predict instances alone have no such record.
+    Every frame but a video's first has a record (:data:`ChangeCounts`). With labels of both frames
+    (``sem_seg_file_name``) it also counts the pixels that change while their label does not. Models
+    that only predict instances have no record.
     """
 
     name = "temporal"
@@ -114,7 +114,7 @@ class _Share(Metric):
 
 @Steadiness.add_metric
 class Change(_Share):
-    """Pixels that change; motion counts as well, so neither direction is better."""
+    """Share of pixels that change, by motion too, so that neither direction is better."""
 
     name = "change"
     rule = (
@@ -129,7 +129,7 @@ class Change(_Share):
 
 @Steadiness.add_metric
 class Flicker(_Share):
-    """Pixels that change though their label does not."""
+    """Share of pixels that change while their label does not."""
 
     name = "flicker"
     rule = (

@@ -1,4 +1,4 @@
-"""detectron2's evaluators of stills, with labels read and checked as everywhere else."""
+"""detectron2's evaluators of stills, which read and check labels as a stream does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..formats.labels import check_class_ids, present_ids, read_segment_colors, 
 
 
 class CheckedLabels:
-    """Reads the label maps of one data set: ``SemSegEvaluator``'s ``sem_seg_loading_fn``.
+    """Reads the label maps of one data set, as ``sem_seg_loading_fn`` of ``SemSegEvaluator``.
 
-    detectron2's own function fails on numpy 2 (``np.array(..., copy=False)`` there refuses to
-    convert), reads pixels of other than 8 bits as Pillow gives them, and lets a label that is no
+    detectron2's own function fails on numpy 2, whose ``np.array(..., copy=False)`` refuses to
+    convert, takes pixels of other than 8 bits as Pillow gives them, and lets a label that is no
     class count as another one.
     """
 
@@ -40,13 +40,10 @@ class CheckedLabels:
 
 
 class CheckedPanopticEvaluator(COCOPanopticEvaluator):
-    """``COCOPanopticEvaluator``, which leaves it to Pillow how a label map is read.
-
-    So each map is read here too, and refused where Pillow would change its ids.
-    """
+    """``COCOPanopticEvaluator`` that refuses label maps whose ids Pillow would change."""
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
-        """detectron2's interface: a batch of records and predictions.
+        """Collects a batch of records and predictions.
 
         Raises:
             UserError: a label map cannot be read, or a segment's category is no class.
@@ -64,8 +61,8 @@ class CheckedPanopticEvaluator(COCOPanopticEvaluator):
 class ThingEvaluator(COCOEvaluator):
     """Average precision of a panoptic data set's things.
 
-    detectron2's metadata of COCO panoptic lists all 133 classes as ``thing_classes``, of which its
-    own evaluator can name no more than the 80 things that come first.
+    detectron2 lists all 133 classes of COCO panoptic as ``thing_classes``. This class names the 80
+    things, which come first.
     """
 
     def __init__(self, dataset_name: str, **arguments: Any):
@@ -75,7 +72,7 @@ class ThingEvaluator(COCOEvaluator):
             return
         if faults := instance_faults(content):
             raise CocoError(self._metadata.json_file, faults)
-        for annotation in content["annotations"]:  # as in a stream; pycocotools wants both
+        for annotation in content["annotations"]:  # pycocotools needs both; a stream does the same
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation:
                 annotation["area"] = int(mask_area(self._coco_api.annToRLE(annotation)))
