@@ -214,7 +214,7 @@ def test_published_sizes(name, classes, millions):
     cfg = load_config(f"baselines/{name}.yaml", opts=opts)
     kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     with torch.device("meta"):
-        model = kind(**kind.from_config(cfg))
+        model = kind(cfg)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.002)
 
 

@@ -18,25 +18,3 @@ from .loading import (
     merge_preset,
 )
 from .schema import add_ttt_config, get_cfg, restore_defaults, validate_config
-
-__all__ = [
-    "ADAPTATION",
-    "DEFAULT_STREAM_CONFIG",
-    "KEYS",
-    "PRESETS",
-    "Key",
-    "Rule",
-    "add_ttt_config",
-    "at_least",
-    "check_device",
-    "declare_keys",
-    "find_config",
-    "get_cfg",
-    "key_values",
-    "load_config",
-    "merge_method",
-    "merge_preset",
-    "must_be",
-    "restore_defaults",
-    "validate_config",
-]

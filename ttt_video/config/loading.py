@@ -79,13 +79,6 @@ def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
                 _check_bases(file.parent / Path(name.value).expanduser(), chain)
 
 
-def _merge_fragment(cfg: CfgNode, file: Path, what: str) -> None:
-    """Merges a part of a config; detectron2 would warn that it has no VERSION."""
-    with _merging(what):
-        _check_bases(file)
-        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
-
-
 def merge_method(cfg: CfgNode, name: str) -> None:
     """Selects a method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
     cfg.TTT.merge_from_other_cfg(CfgNode(copy.deepcopy(named_method(name).keys)))
@@ -106,7 +99,10 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
     coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
     file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
     restore_defaults(cfg, ADAPTATION)
-    _merge_fragment(cfg, file, f"preset {file}")
+    with _merging(f"preset {file}"):
+        _check_bases(file)
+        # merge_from_file would warn that a part of a config has no VERSION.
+        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
     cfg.TTT.PRESET = name
 
 

@@ -9,16 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
 from ..errors import UserError
-from .borrowed import baseline_defaults, mask2former_defaults
+from .borrowed import BORROWED
 from .keys import KEYS
-
-
-def _merge_missing(cfg: CfgNode, defaults: CfgNode) -> None:
-    for key, value in defaults.items():
-        if key not in cfg:
-            cfg[key] = value
-        elif isinstance(value, CfgNode):
-            _merge_missing(cfg[key], value)
 
 
 def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
@@ -30,12 +22,10 @@ def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
 
 
 def add_ttt_config(cfg: CfgNode) -> None:
-    """Adds Mask2Former's keys (where missing) and this project's keys to ``cfg``, in place."""
-    _merge_missing(cfg, mask2former_defaults())
-    _merge_missing(cfg, baseline_defaults())
-    for name, key in KEYS.items():
+    """Adds the keys of others and of this project to ``cfg`` where they are missing, in place."""
+    for name, default in {**BORROWED, **{name: key.default for name, key in KEYS.items()}}.items():
         section, own = _place(cfg, name)
-        section.setdefault(own, copy.deepcopy(key.default))
+        section.setdefault(own, copy.deepcopy(default))
 
 
 def get_cfg() -> CfgNode:

@@ -9,18 +9,3 @@ from .meta_arch import MaskFormerTTT
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .segformer import SegFormer
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
-
-__all__ = [
-    "MASK_KINDS",
-    "PIXEL_DECODER_REGISTRY",
-    "TRANSFORMER_DECODER_REGISTRY",
-    "AdaptableModel",
-    "DeepLabV3Plus",
-    "MaskFormerTTT",
-    "MaskFormerTTTHead",
-    "Model",
-    "PatchMasks",
-    "ReconstructionHead",
-    "SegFormer",
-    "SwinTransformerTTT",
-]

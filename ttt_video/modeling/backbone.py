@@ -239,32 +239,14 @@ class SwinTransformerTTT(SwinTransformer):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Reads ``MODEL.SWIN.*``."""
+        """Reads ``MODEL.SWIN.*``, whose keys are the keywords in capitals."""
         swin = cfg.MODEL.SWIN
         if input_shape.channels != swin.IN_CHANS:
             raise UserError(
                 f"MODEL.SWIN.IN_CHANS is {swin.IN_CHANS}; the model feeds {input_shape.channels} "
                 "channels (RGB and visibility), so set MODEL.SWIN.IN_CHANS to 4"
             )
-        return {
-            "pretrain_img_size": swin.PRETRAIN_IMG_SIZE,
-            "patch_size": swin.PATCH_SIZE,
-            "in_chans": swin.IN_CHANS,
-            "embed_dim": swin.EMBED_DIM,
-            "depths": swin.DEPTHS,
-            "num_heads": swin.NUM_HEADS,
-            "window_size": swin.WINDOW_SIZE,
-            "mlp_ratio": swin.MLP_RATIO,
-            "qkv_bias": swin.QKV_BIAS,
-            "qk_scale": swin.QK_SCALE,
-            "drop_rate": swin.DROP_RATE,
-            "attn_drop_rate": swin.ATTN_DROP_RATE,
-            "drop_path_rate": swin.DROP_PATH_RATE,
-            "ape": swin.APE,
-            "patch_norm": swin.PATCH_NORM,
-            "use_checkpoint": swin.USE_CHECKPOINT,
-            "out_features": swin.OUT_FEATURES,
-        }
+        return {key.lower(): value for key, value in swin.items()}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Encodes (B, 4, H, W) into the feature maps named in ``out_features``."""

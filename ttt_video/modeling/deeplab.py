@@ -1,7 +1,6 @@
 """DeepLabV3+ (Chen et al., 2018) as MMSegmentation publishes it, a frozen baseline.
 
-It has 62.6 million parameters for Cityscapes' 19 classes, 62.7 for ADE20K's 150 (SegFormer, Table
-2).
+It has 62.6 million parameters for Cityscapes' 19 classes, 62.7 for ADE20K's 150.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -108,43 +107,13 @@ class DeepLabV3Plus(FrozenSegmenter):
 
     parts: ClassVar = {"f": "backbone", "h": "decode_head"}
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        depth: int,
-        width: int,
-        channels: int,
-        low_channels: int,
-        dilations: Sequence[int],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-    ) -> None:
-        """
-        Args:
-            num_classes: classes of the output.
-            depth: layers of the ResNet, 50 or 101.
-            width: channels of the first stage's inner convolutions, 64 as published.
-            channels: channels of the head.
-            low_channels: channels that the head makes of stage 1.
-            dilations: those of the pyramid's separable convolutions.
-            pixel_mean, pixel_std: those of uint8 values in ``INPUT.FORMAT`` order.
-        """
-        super().__init__(pixel_mean, pixel_std)
-        self.backbone = _Backbone(depth, width)
-        self.decode_head = _Head(channels, low_channels, dilations, num_classes)
-        self.auxiliary_head = nn.Module()
-        self.auxiliary_head.convs = nn.ModuleList([_conv(1024, 256, 3)])
-        self.auxiliary_head.conv_seg = nn.Conv2d(256, num_classes, 1)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def __init__(self, cfg: CfgNode) -> None:
         """Reads ``MODEL.RESNETS.*``, ``MODEL.SEM_SEG_HEAD.*`` and ``MODEL.PIXEL_*``.
 
         Raises:
             UserError: the depth, or the number of ``PROJECT_CHANNELS``, is not supported.
         """
+        super().__init__(cfg)
         resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
         if resnets.DEPTH not in BLOCKS:
             raise UserError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; choose 50 or 101")
@@ -153,16 +122,13 @@ class DeepLabV3Plus(FrozenSegmenter):
                 f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {head.PROJECT_CHANNELS}; DeepLabV3+ takes "
                 "one number, for stage 1"
             )
-        return {
-            "num_classes": head.NUM_CLASSES,
-            "depth": resnets.DEPTH,
-            "width": resnets.WIDTH_PER_GROUP,
-            "channels": head.ASPP_CHANNELS,
-            "low_channels": head.PROJECT_CHANNELS[0],
-            "dilations": head.ASPP_DILATIONS,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        self.backbone = _Backbone(resnets.DEPTH, resnets.WIDTH_PER_GROUP)
+        self.decode_head = _Head(
+            head.ASPP_CHANNELS, head.PROJECT_CHANNELS[0], head.ASPP_DILATIONS, head.NUM_CLASSES
+        )
+        self.auxiliary_head = nn.Module()
+        self.auxiliary_head.convs = nn.ModuleList([_conv(1024, 256, 3)])
+        self.auxiliary_head.conv_seg = nn.Conv2d(256, head.NUM_CLASSES, 1)
 
     def logits(self, images: Tensor) -> Tensor:
         """Returns scores at the resolution of stage 1, a quarter of the images'."""

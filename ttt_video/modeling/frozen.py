@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
@@ -26,15 +26,14 @@ class FrozenSegmenter(nn.Module, ABC):
     size_divisibility = 0
     """Batches are padded to a multiple of so many px; 0 for not at all."""
 
-    def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
-        """``pixel_mean`` and ``pixel_std`` are those of uint8 values in ``INPUT.FORMAT`` order."""
+    def __init__(self, cfg: CfgNode) -> None:
+        """Reads ``MODEL.PIXEL_*``, which are statistics of uint8 values."""
         super().__init__()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        for name, values in ("mean", cfg.MODEL.PIXEL_MEAN), ("std", cfg.MODEL.PIXEL_STD):
+            self.register_buffer(f"pixel_{name}", torch.tensor(values).view(-1, 1, 1), False)
 
     @property
     def device(self) -> torch.device:
-        """The device of the model, to which it moves its inputs."""
         return self.pixel_mean.device
 
     @abstractmethod

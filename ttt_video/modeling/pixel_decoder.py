@@ -49,20 +49,12 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self.dropout3(hidden))
 
 
-class EncoderLayers(nn.Module):
-    """Layers under the parameter name ``layers``."""
-
-    def __init__(self, layers: list[EncoderLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-
 class DeformableEncoder(nn.Module):
     """A transformer encoder over the tokens of several feature maps at once."""
 
     def __init__(self, layers: list[EncoderLayer], dim: int, num_levels: int) -> None:
         super().__init__()
-        self.encoder = EncoderLayers(layers)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -80,7 +72,7 @@ class DeformableEncoder(nn.Module):
             dim=1,
         )
         reference = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
-        for layer in self.encoder.layers:
+        for layer in self.encoder["layers"].children():
             tokens = layer(tokens, position, reference, shapes)
         maps = tokens.transpose(1, 2).split(areas, dim=2)
         return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]

@@ -5,11 +5,10 @@ The library is an optional extra, so it is imported when a model is built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
@@ -39,33 +38,24 @@ class SegFormer(FrozenSegmenter):
     size_divisibility = 32  # the stride of the last stage
     _network: nn.Module
 
-    @configurable
-    def __init__(
-        self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], **settings: Any
-    ) -> None:
-        """``settings`` are keywords of the library's ``SegformerConfig``."""
-        super().__init__(pixel_mean, pixel_std)
-        library = _library()
-        network = library.SegformerForSemanticSegmentation(library.SegformerConfig(**settings))
+    def __init__(self, cfg: CfgNode) -> None:
+        """Reads ``MODEL.SEGFORMER.*``, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``MODEL.PIXEL_*``."""
+        super().__init__(cfg)
+        library, settings = _library(), cfg.MODEL.SEGFORMER
+        network = library.SegformerForSemanticSegmentation(
+            library.SegformerConfig(
+                num_labels=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+                hidden_sizes=settings.HIDDEN_SIZES,
+                depths=settings.DEPTHS,
+                num_attention_heads=settings.NUM_HEADS,
+                decoder_hidden_size=settings.DECODER_DIM,
+            )
+        )
         # Its two parts are the submodules, which keeps the library's names of parameters. The
         # network is called through a reference that torch does not register.
         self.segformer = network.segformer
         self.decode_head = network.decode_head
         object.__setattr__(self, "_network", network)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads ``MODEL.SEGFORMER.*``, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``MODEL.PIXEL_*``."""
-        settings = cfg.MODEL.SEGFORMER
-        return {
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "num_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "hidden_sizes": settings.HIDDEN_SIZES,
-            "depths": settings.DEPTHS,
-            "num_attention_heads": settings.NUM_HEADS,
-            "decoder_hidden_size": settings.DECODER_DIM,
-        }
 
     @staticmethod
     def read_weights(path: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 The order of the imports is that of tasks in rows, tables and figures.
 """
 
-from . import semantic, panoptic, instances, steadiness, prediction  # noqa: F401, I001
+from . import semantic, panoptic, instances, steadiness, prediction  # noqa: I001
 from .base import (
     Augmented,
     Painter,
@@ -24,37 +24,3 @@ from .registry import TASK_REGISTRY, headlines, metrics, rules, sign, tasks, tas
 from .scores import Row, ScoredFrame, Scores, score
 from .semantic import SemanticTask
 from .steadiness import Steadiness
-
-__all__ = [
-    "FRAMES",
-    "TASK_REGISTRY",
-    "Augmented",
-    "FrameMean",
-    "InstanceTask",
-    "LabelInfo",
-    "Metric",
-    "Painter",
-    "PanopticTask",
-    "PredictionStatistics",
-    "Record",
-    "Row",
-    "ScoredFrame",
-    "Scores",
-    "SemanticTask",
-    "Shared",
-    "Steadiness",
-    "Tally",
-    "Target",
-    "Task",
-    "build_tasks",
-    "headlines",
-    "metrics",
-    "once",
-    "overlay_painter",
-    "rules",
-    "score",
-    "score_frame",
-    "sign",
-    "tasks",
-    "tasks_of",
-]
