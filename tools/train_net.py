@@ -57,7 +57,7 @@ from ttt_video.cli import run_tool
 from ttt_video.config import check_device, find_config, load_config
 from ttt_video.errors import UserError, error_of_process
 from ttt_video.files import make_folder
-from ttt_video.modeling.weights import TTTCheckpointer
+from ttt_video.modeling.checkpointer import TTTCheckpointer
 from ttt_video.plugins import run_files
 from ttt_video.training.directory import LOG_FILE_ONLY, open_logs, training_directory
 from ttt_video.training.joint_training import JointTrainer

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
-from ttt_video.modeling.weights import TTTCheckpointer, write_checkpoint
+from ttt_video.modeling.checkpointer import TTTCheckpointer
+from ttt_video.modeling.weights import write_checkpoint
 
 CONFIGS = {"cityscapes": 19, "coco_instance": 80, "coco_panoptic": 133}
 INSPECT = Path(__file__).resolve().parents[2] / "tools/convert_weights.py"

@@ -13,6 +13,7 @@ from torch import nn
 
 from ttt_video.errors import UserError
 from ttt_video.modeling import weights as W
+from ttt_video.modeling.checkpointer import TTTCheckpointer
 
 
 class Head(nn.Module):
@@ -308,12 +309,12 @@ class Counter:
 
 def test_checkpointer_resumes_its_own_files(tmp_path):
     model, counter = Toy(), Counter()
-    saver = W.TTTCheckpointer(model, str(tmp_path), counter=counter)
+    saver = TTTCheckpointer(model, str(tmp_path), counter=counter)
     counter.value = 5
     saver.save("model_0", iteration=41)
 
     fresh, other = Toy(), Counter()
-    checkpointer = W.TTTCheckpointer(fresh, str(tmp_path), counter=other)
+    checkpointer = TTTCheckpointer(fresh, str(tmp_path), counter=other)
     rest = checkpointer.resume_or_load("nothing.pth", resume=True)
     assert same(fresh.state_dict(), model.state_dict())
     assert (other.value, rest["iteration"]) == (5, 41)
@@ -327,7 +328,7 @@ def test_checkpointer_starts_from_every_format_and_says_so(tmp_path, caplog, suf
     published = randomised(Toy(channels=3, recon=False))
     W.write_checkpoint({**published, "more": torch.ones(1)}, path)
     model, counter = Toy(), Counter()
-    checkpointer = W.TTTCheckpointer(model, str(tmp_path), counter=counter)
+    checkpointer = TTTCheckpointer(model, str(tmp_path), counter=counter)
     with caplog.at_level(logging.WARNING, logger="ttt_video"):
         checkpointer.resume_or_load(str(path), resume=False)
     assert torch.equal(model.criterion.empty_weight, published["criterion.empty_weight"])
@@ -339,7 +340,7 @@ def test_checkpointer_starts_from_every_format_and_says_so(tmp_path, caplog, suf
 
 
 def test_checkpointer_errors_are_ours(tmp_path):
-    checkpointer = W.TTTCheckpointer(Toy(), str(tmp_path))
+    checkpointer = TTTCheckpointer(Toy(), str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint file"):
         checkpointer.load(str(tmp_path / "gone.pth"))
     path = tmp_path / "w.pth"
@@ -355,7 +356,7 @@ def test_checkpointer_starts_new_classes_where_asked(tmp_path):
     W.write_checkpoint(given, path)
     model = Toy()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    checkpointer = W.TTTCheckpointer(model, str(tmp_path), new_classes=True)
+    checkpointer = TTTCheckpointer(model, str(tmp_path), new_classes=True)
     checkpointer.resume_or_load(str(path), resume=False)
     for name, value in model.state_dict().items():
         is_new = name.startswith(W.CLASS_LAYER)
@@ -368,7 +369,7 @@ def test_checkpointer_starts_new_classes_where_asked(tmp_path):
 def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch, name):
     """Killed while writing either file: a resume finds the old one, whole."""
     model = Toy()
-    checkpointer = W.TTTCheckpointer(model, str(tmp_path))
+    checkpointer = TTTCheckpointer(model, str(tmp_path))
     checkpointer.save("model_0000000", iteration=0)
     real = os.replace
 
@@ -380,7 +381,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path, mo
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpointer.save("model_0000001", iteration=1)
-    again = W.TTTCheckpointer(Toy(), str(tmp_path))
+    again = TTTCheckpointer(Toy(), str(tmp_path))
     assert again.resume_or_load("", resume=True)["iteration"] == 0
 
 
@@ -397,7 +398,7 @@ def test_detectron2_reads_what_we_write(tmp_path, suffix):
 def stateful_checkpointer(folder):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return W.TTTCheckpointer(model, str(folder), optimizer=optimizer)
+    return TTTCheckpointer(model, str(folder), optimizer=optimizer)
 
 
 def test_a_note_of_the_last_checkpoint_that_leads_nowhere_is_said(tmp_path):

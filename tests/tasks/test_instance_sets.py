@@ -240,7 +240,7 @@ def test_json_files_of_detectron2s_own_evaluator(tmp_path, name):
         thing_classes=["cat", "dog"],
         thing_dataset_id_to_contiguous_id={3: 0, 7: 1},
     )
-    evaluator = ThingEvaluator(name, tasks=("segm",), distributed=False, use_fast_impl=False)
+    evaluator = ThingEvaluator(name)
     records = [{"image_id": n} for n in (1, 2)]
     trained = whole_set(evaluator, records, DETECTED)
     for annotation in content["annotations"]:
@@ -250,4 +250,4 @@ def test_json_files_of_detectron2s_own_evaluator(tmp_path, name):
     content["images"][1]["id"] = 1
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"a\.json: image 1 \(1\.png\) and image 1 \(2\.png\) have"):
-        ThingEvaluator(name, tasks=("segm",), distributed=False, use_fast_impl=False)
+        ThingEvaluator(name)

@@ -21,7 +21,8 @@ from PIL import Image
 from ttt_video.config import load_config
 from ttt_video.data import register_custom_coco_video
 from ttt_video.errors import UserError
-from ttt_video.modeling.weights import TTTCheckpointer, read_checkpoint, write_checkpoint
+from ttt_video.modeling.checkpointer import TTTCheckpointer
+from ttt_video.modeling.weights import read_checkpoint, write_checkpoint
 from ttt_video.shipped import config_dir
 from ttt_video.stream.evaluation import load_source_model
 from ttt_video.training.hooks import KeepBest, ReconstructionPictures

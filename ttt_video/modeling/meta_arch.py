@@ -178,12 +178,10 @@ class MaskFormerTTT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the model, to which it moves its inputs."""
         return self.pixel_mean.device
 
     @property
     def outputs(self) -> frozenset[str]:
-        """The keys of a prediction."""
         return self.postprocess.outputs
 
     def forward(

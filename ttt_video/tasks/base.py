@@ -279,18 +279,16 @@ class Shared(dict[str, Any]):
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__(content)
-        self._known: dict[Callable[..., Any], Any] = {}
-
-    def once(self, function: Callable[[Any], Any]) -> Any:
-        """Returns ``function(self)``, which is computed only once."""
-        if function not in self._known:
-            self._known[function] = function(self)
-        return self._known[function]
+        self.known: dict[Callable[..., Any], Any] = {}
 
 
 def once(function: Callable[[Any], Any], content: Mapping[str, Any]) -> Any:
     """Returns ``function(content)``, which is computed only once for a :class:`Shared`."""
-    return content.once(function) if isinstance(content, Shared) else function(content)
+    if not isinstance(content, Shared):
+        return function(content)
+    if function not in content.known:
+        content.known[function] = function(content)
+    return content.known[function]
 
 
 def build_tasks(dataset_name: str | None) -> list[Task]:

@@ -34,7 +34,7 @@ from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .outputs import CONFIDENT
 from .registry import TASK_REGISTRY
-from .stills import thing_evaluator
+from .stills import ThingEvaluator
 
 
 class _DetectionTally(Tally):
@@ -155,7 +155,6 @@ class InstanceTask(Task):
 
     @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
-        """Draws the objects."""
         return canvas.draw_dataset_dict({"annotations": record["annotations"]})
 
     @classmethod
@@ -172,12 +171,10 @@ class InstanceTask(Task):
     def check_records(
         cls, records: Iterable[Mapping[str, Any]], *, everywhere: bool = False
     ) -> None:
-        """Refuses objects without a mask."""
         check_annotations(records, everywhere=everywhere)
 
     @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> Any:
-        """Returns the objects."""
         return record["annotations"]
 
     @classmethod
@@ -206,7 +203,7 @@ class InstanceTask(Task):
         """Scores COCO's json files as pycocotools does, other objects as a stream does."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "video_instance":
             return InstanceSetEvaluator(dataset_name)
-        return DatasetEvaluators([thing_evaluator(dataset_name, output_dir)])
+        return DatasetEvaluators([ThingEvaluator(dataset_name, output_dir)])
 
 
 class InstanceSetEvaluator(InstanceTask):

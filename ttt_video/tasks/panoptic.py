@@ -28,7 +28,7 @@ from .panoptic_quality import (
     panoptic_quality_release,
 )
 from .registry import TASK_REGISTRY
-from .stills import CheckedPanopticEvaluator, thing_evaluator
+from .stills import CheckedPanopticEvaluator, ThingEvaluator
 
 
 class _SegmentTally(Tally):
@@ -147,7 +147,7 @@ class PanopticTask(Task):
         evaluators: list[DatasetEvaluator] = [CheckedPanopticEvaluator(dataset_name, output_dir)]
         json_file = metadata.get("json_file")
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON and json_file:
-            evaluators.append(thing_evaluator(dataset_name, output_dir))
+            evaluators.append(ThingEvaluator(dataset_name, output_dir))
         return DatasetEvaluators(evaluators)
 
 

@@ -145,7 +145,6 @@ class SemanticTask(Task):
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:
-        """Returns the (H, W) classes."""
         return read_sem_seg(dict(record))
 
     @classmethod

@@ -59,14 +59,15 @@ class CheckedPanopticEvaluator(COCOPanopticEvaluator):
 
 
 class ThingEvaluator(COCOEvaluator):
-    """Average precision of a panoptic data set's things.
+    """Computes the AP of things, for a data set with a ``json_file``.
 
     detectron2 lists all 133 classes of COCO panoptic as ``thing_classes``. This class names the 80
     things, which come first.
     """
 
-    def __init__(self, dataset_name: str, **arguments: Any):
-        super().__init__(dataset_name, **arguments)
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
+        # The fast implementation needs detectron2's compiled part.
+        super().__init__(dataset_name, ("segm",), output_dir=output_dir, use_fast_impl=False)
         content = self._coco_api.dataset
         if not self._do_evaluation:
             return
@@ -83,14 +84,3 @@ class ThingEvaluator(COCOEvaluator):
         things = len(self._metadata.thing_dataset_id_to_contiguous_id)
         names = None if class_names is None else class_names[:things]
         return super()._derive_coco_results(coco_eval, iou_type, names)
-
-
-def thing_evaluator(dataset_name: str, output_dir: str) -> ThingEvaluator:
-    """Returns the evaluator of the instances of a data set that has a ``json_file``."""
-    return ThingEvaluator(
-        dataset_name,
-        tasks=("segm",),
-        distributed=True,
-        output_dir=output_dir,
-        use_fast_impl=False,  # the fast one needs detectron2's compiled part
-    )

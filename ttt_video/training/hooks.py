@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import read_json_object, save_torch, write_atomically
 from ..modeling import MaskFormerTTT
-from ..modeling.weights import TTTCheckpointer
+from ..modeling.checkpointer import TTTCheckpointer
 
 logger = logging.getLogger(__name__)
 

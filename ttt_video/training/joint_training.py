@@ -38,8 +38,8 @@ from ..data.mapper import EvaluationMapper, JointDatasetMapper
 from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
+from ..modeling.checkpointer import TTTCheckpointer
 from ..modeling.optimizer import build_lr_scheduler, build_optimizer
-from ..modeling.weights import TTTCheckpointer
 from ..tasks import Task, tasks, tasks_of
 from ..tasks.classes import check_predicted_classes, check_trained_classes
 from .directory import LOG_FILE_ONLY
