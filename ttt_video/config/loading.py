@@ -95,7 +95,7 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
     """
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}; choose from {', '.join(PRESETS)}")
-    # The release crops otherwise on COCO Videos, whose models are trained with this jitter.
+    # The release has other crops on COCO Videos, whose models are trained with this jitter.
     coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
     file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
     restore_defaults(cfg, ADAPTATION)

@@ -96,7 +96,7 @@ class SetCriterion(nn.Module):
         if normalizers is None:
             counts = [len(t["labels"]) for t in targets]
             normalizers = self.normalizers(counts, predictions[-1]["pred_logits"].shape[1])
-        # The last prediction first, as Mask2Former draws its random points in that order.
+        # The last prediction goes first, because Mask2Former draws its random points in that order.
         named = {"": predictions[-1]} | {f"_{i}": p for i, p in enumerate(predictions[:-1])}
         losses = {}
         for suffix, outputs in named.items():

@@ -31,9 +31,6 @@ from .pixel_classes import MainTask
 Samples = Sequence[Mapping[str, Any]]
 """Inputs with ``image``: (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
 
-DETECTRON2_PARTS = {"f": "backbone", "h": "sem_seg_head"}
-"""Names of the parts in detectron2's own architectures."""
-
 
 class Model(Protocol):
     """A model that predicts frames."""
@@ -89,8 +86,8 @@ class AdaptableModel(Model, Protocol):
 
 
 def parts_of(model: Any) -> Mapping[str, str]:
-    """Returns a model's parts by role; detectron2's own models have :data:`DETECTRON2_PARTS`."""
-    return getattr(model, "parts", DETECTRON2_PARTS)
+    """Returns a model's parts by role; detectron2's own models do not name theirs."""
+    return getattr(model, "parts", {"f": "backbone", "h": "sem_seg_head"})
 
 
 def submodule_name(model: Any, name: str) -> str:

@@ -20,7 +20,7 @@ RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 """Ranges of pixels, both ends included: all, small, medium, large."""
 MAX_DETECTIONS = 100
-"""So many detections of a class in a frame count, those of the highest scores."""
+"""Only so many detections of a class in a frame count, by falling score."""
 
 _SHAPE = (len(AREA_RANGES), len(IOU_THRESHOLDS))
 _PIXELS_AT_ONCE = 2**16
@@ -172,7 +172,7 @@ def average_precision(
         counts = is_right | ~ignored >> bits & 1
         true, both = np.cumsum(is_right, axis=1), np.cumsum(counts, axis=1)
         precision = true / (both + np.spacing(1))
-        # The highest precision from here on.
+        # Precision becomes the highest one at this recall or above.
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for t, recall in enumerate(true / objects[a]):
             first = np.searchsorted(recall, RECALL_THRESHOLDS, side="left")

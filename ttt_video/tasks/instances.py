@@ -89,7 +89,7 @@ class InstanceTask(Task):
         areas, shared = mask_overlaps(predicted, torch.from_numpy(masks).to(predicted.device))
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in labels], dtype=bool)
         ious = mask_ious(shared, areas, labelled_areas, crowd)
-        # As in COCO, the file states an object's size, and pixels decide its IoU.
+        # The file states an object's size, as in COCO, and its pixels decide the IoU.
         stated = zip(labels, labelled_areas, strict=True)
         sizes = np.array([float(a.get("area", pixels)) for a, pixels in stated])
         classes = np.array([a["category_id"] for a in labels], dtype=np.int64)

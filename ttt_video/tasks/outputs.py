@@ -26,7 +26,7 @@ def class_map(output: Mapping[str, Any]) -> np.ndarray | None:
     where there is none.
     """
     if "sem_seg" in output:
-        # On a CPU, max is several times as fast as argmax; both give the first of equals.
+        # max is several times as fast as argmax on a CPU; both give the first of equals.
         return output["sem_seg"].max(0).indices.to(torch.int16).cpu().numpy()
     if "panoptic_seg" in output:
         ids, segments = output["panoptic_seg"]
