@@ -172,8 +172,8 @@ ADAPTATION: Mapping[str, Key] = {
         3.0,
         must_be("a factor of at least 1, or 0 for no limit", lambda v: v == 0 or 1 <= v < math.inf),
     ),
-    # After every step the weights move by this share of the way back to the source weights, which is
-    # continual weight ensembling, Marsden et al., WACV 2024 (not in the paper).
+    # After every step the weights move this share of the way back to the source weights (continual
+    # weight ensembling, Marsden et al., WACV 2024; not in the paper).
     "TTT.OPTIMIZER.SOURCE_PULL": Key(0.0, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # --- augmentation of a sampled frame before it is masked, in px at network resolution ---
     # Factor on the frame's sides before the crop; 0.5 leaves a quarter of the pixels.
