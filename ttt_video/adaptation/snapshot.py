@@ -1,4 +1,4 @@
-"""What a gradient step may have to be undone to."""
+"""Keeps what a gradient step may have to be undone to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Snapshot:
-    """A copy of some tensors and of an optimizer's state, as they are now."""
+    """Copies some tensors and an optimizer's state."""
 
     def __init__(self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
         self._tensors = [*tensors]
@@ -25,12 +25,12 @@ class Snapshot:
 
     @torch.no_grad()
     def distances(self) -> list[Tensor]:
-        """L2 norm of how far each tensor has moved since, () each."""
+        """Returns how far each tensor has moved since, as L2 norms of shape ()."""
         return [*torch._foreach_norm(torch._foreach_sub(self._tensors, self._values))]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Everything is again as it was, bit for bit."""
+        """Restores everything, bit for bit."""
         torch._foreach_copy_(self._tensors, self._values)
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)

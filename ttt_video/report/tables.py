@@ -48,8 +48,9 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Our number less the published one."""
-        known = self.value is not None and self.published is not None
-        return self.value - self.published if known else None
+        if self.value is None or self.published is None:
+            return None
+        return self.value - self.published
 
 
 @dataclass(frozen=True)
