@@ -253,7 +253,7 @@ class GradientAdapter(Adapter):
         buffers = self._buffers()
         sums = self._batch_losses(batch, generator, backward=True)
         if all(parameter.grad is None for parameter in self.parameters):
-            self._restore(buffers)
+            buffers.restore()
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
         self.scaler.unscale_(self.optimizer)
         self._scale_gradients()
@@ -274,7 +274,7 @@ class GradientAdapter(Adapter):
                 before.restore()
                 moved = False
         if not moved:
-            self._restore(buffers)
+            buffers.restore()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
@@ -335,7 +335,7 @@ class GradientAdapter(Adapter):
         generator = torch.Generator()
         generator.set_state(random)
         sums = self._batch_losses(batch, generator, backward=False)
-        self._restore(buffers)
+        buffers.restore()
         after = total_loss({name: float(value) for name, value in sums.items()})
         return not after <= self.max_loss_growth * loss  # NaN, too
 
@@ -351,15 +351,9 @@ class GradientAdapter(Adapter):
             source = [self._source[name] for name in self._moving]
             torch._foreach_lerp_([*self._moving.values()], source, self.source_pull)
 
-    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns the buffers that a forward pass may change, with copies."""
-        return [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
-
-    @staticmethod
-    def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-        """Makes batch norm forget a step that was not taken."""
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    def _buffers(self) -> Snapshot:
+        """Copies the buffers that a forward pass changes, such as batch norm's in train mode."""
+        return Snapshot(self.model.buffers() if self.training_step else ())
 
     @torch.no_grad()
     def reset(self) -> None:

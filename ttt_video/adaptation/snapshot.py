@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 class Snapshot:
-    """Copies some tensors and an optimizer's state."""
+    """Copies some tensors and, if there is one, an optimizer's state."""
 
-    def __init__(self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         self._tensors = [*tensors]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
         self._optimizer = optimizer
+        states = {} if optimizer is None else optimizer.state
         self._state = {
-            parameter: {
-                key: value.clone() if isinstance(value, Tensor) else value
-                for key, value in own.items()
-            }
-            for parameter, own in optimizer.state.items()
+            parameter: {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}
+            for parameter, own in states.items()
         }
 
     @torch.no_grad()
@@ -31,6 +31,8 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Restores everything, bit for bit."""
-        torch._foreach_copy_(self._tensors, self._values)
-        self._optimizer.state.clear()
-        self._optimizer.state.update(self._state)
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._values)
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            self._optimizer.state.update(self._state)

@@ -68,15 +68,12 @@ def is_video_set(title: str, videos: Mapping[str, int] | None) -> bool:
 
     Names alone do not tell: a data set of the same name can hold other videos, or be cut short.
     """
-    if videos is None:
+    if title in (VAL, TEST):
+        return videos == (_KITTI_VAL if title == VAL else _KITTI_TRAIN)
+    if not videos or sorted(videos) != sorted(_COCO_VIDEOS):
         return False
-    if title == VAL:
-        return dict(videos) == _KITTI_VAL
-    if title == TEST:
-        return dict(videos) == _KITTI_TRAIN
-    return sorted(videos) == sorted(_COCO_VIDEOS) and (
-        min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
-    )
+    return min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
+
 
 
 class Method(NamedTuple):

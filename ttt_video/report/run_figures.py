@@ -119,16 +119,10 @@ def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
 def draw_curves(
     runs: Sequence[RunCurves], folder: Path, *, rolling: int | None = None, suffix: str = "svg"
 ) -> list[Path]:
-    """Draws all runs into one figure for each video and each number that some run has.
+    """Draws all runs into one figure for each video and each of :func:`axes`; returns the files.
 
-    Args:
-        runs: their videos may differ.
-        folder: where ``NAME-VIDEO.SUFFIX`` go; NAME is a key of :func:`axes`.
-        rolling: width of the rolling mean in frames; None: a 25th of the video; 1: none.
-        suffix: file type.
-
-    Returns:
-        The files.
+    The files are ``NAME-VIDEO.SUFFIX`` in a folder. ``rolling`` is the width of the rolling mean in
+    frames; None is a 25th of the video, and 1 draws no mean.
     """
     files = []
     for video_id in sorted({video for run in runs for video in run.videos}):
@@ -151,9 +145,8 @@ def _series(
         video = run.videos.get(video_id, {})
         frozen = {i: frame.frozen[name] for i, frame in video.items() if name in frame.frozen}
         adapted = {i: frame.adapted[name] for i, frame in video.items() if name in frame.adapted}
-        # The frozen model is the same in every run.
-        if frozen and "frozen" not in lines:
-            lines["frozen"] = frozen
+        if frozen:
+            lines.setdefault("frozen", frozen)  # the same in every run
         if adapted:
             lines[run.label] = adapted
     frames = sorted({i for line in lines.values() for i in line})
@@ -216,8 +209,7 @@ def extreme_frames(run: RunCurves, count: int = 3, apart: int = 10) -> list[Extr
 def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bool:
     """Draws frames as the overlay videos show them, with their labels if these are found.
 
-    Returns:
-        Whether an overlay video has any of these frames; if not, nothing is written.
+    Returns False, and writes nothing, if no overlay video has any of these frames.
     """
     strips = []
     for one in extremes:
@@ -264,9 +256,7 @@ def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarra
 def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
     """Returns the labels of a frame over its image, (H, W, 3) uint8; None if it has none.
 
-    Args:
-        dataset: name of the data set, which may be unknown.
-        file_name: the frame's, as in its record.
+    The data set may be unknown; ``file_name`` is the frame's, as in its record.
     """
     if dataset not in DatasetCatalog.list():
         return None
@@ -290,13 +280,8 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
 def draw_training(folder: Path, file: Path, *, columns: int = 6) -> bool:
     """Draws the paper's Figure 3: image, masked input, and reconstructions, a row per image.
 
-    Args:
-        folder: output of ``tools/train_net.py``, with TensorBoard files.
-        file: where to write.
-        columns: number of reconstructions, evenly over the training up to its end.
-
-    Returns:
-        Whether the training drew reconstructions; if not, nothing is written.
+    The folder is the output of ``tools/train_net.py``; ``columns`` reconstructions are taken evenly
+    over the training up to its end. Returns False, and writes nothing, if it drew none.
     """
     from tensorboard.backend.event_processing import event_accumulator
 

@@ -28,9 +28,7 @@ Piece = tuple[str, str]
 def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
     """Returns the mean gains over videos with 95 % intervals; None if no source has two videos.
 
-    Args:
-        records: of complete cells.
-        baseline: name of the frozen row.
+    Records are those of complete cells; ``baseline`` names the frozen row.
     """
     metrics = headlines()
     columns = metric_columns(records, metrics)
@@ -68,11 +66,8 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
     The frames of one corruption in one video are pooled, then averaged over the videos. The last
     line is the mean over all such pieces of videos, with its interval over the videos.
 
-    Args:
-        cells: of the sweep. Cells whose world videos switch between corruptions count; without
-            any, the table is None.
-        records: of complete cells.
-        baseline: name of the frozen row.
+    Records are those of complete cells; ``baseline`` names the frozen row. Cells count if their
+    world videos switch between corruptions; without any such cell the table is None.
     """
     complete = {record["folder"] for record in records}
     found: defaultdict[tuple[str, str], list[dict[Piece, float]]] = defaultdict(list)

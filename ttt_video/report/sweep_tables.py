@@ -116,10 +116,9 @@ def results_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
     :data:`.metrics.UNLABELLED`. Failed and missing cells are a dash. The notes give the rule of
     each metric, presets and weights, and why cells failed.
 
-    Args:
-        records: one per cell, with gains.
-        metrics: headlines by one protocol.
+    There is a record per cell, with gains; metrics are the headlines by one protocol.
     """
+
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
