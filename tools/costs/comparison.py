@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and how often.
+    """Says what to measure, and how often.
 
     Attributes:
         sizes: (height, width) of the images, px.
