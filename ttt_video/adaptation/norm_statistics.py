@@ -165,17 +165,17 @@ def fit_statistics(
     Raises:
         UserError: ``measured`` has nothing that fits one of the layers.
     """
-    return {name: _fit(name, layer, measured) for name, layer in layers.items()}
-
-
-def _fit(name: str, layer: nn.Module, measured: Mapping[str, Tensor]) -> Statistics:
-    scale: Tensor = layer.weight  # type: ignore[assignment]
-    if isinstance(layer, BATCH_NORMS):
-        return Statistics(*(t.float().clone() for t in (layer.running_mean, layer.running_var)))  # type: ignore[union-attr]
-    found = [measured.get(f"{name}.{kind}") for kind in Statistics._fields]
-    if any(t is None or t.shape != scale.shape for t in found):
-        raise UserError(
-            f"TTT.LN_ADAPT.SOURCE_STATISTICS has nothing that fits layer {name}: measure it "
-            "with this model by tools/measure_norm_statistics.py"
-        )
-    return Statistics(*(t.to(scale.device, torch.float32) for t in found if t is not None))
+    fitted = {}
+    for name, layer in layers.items():
+        scale: Tensor = layer.weight  # type: ignore[assignment]
+        if isinstance(layer, BATCH_NORMS):
+            own: list[Any] = [layer.running_mean, layer.running_var]
+        else:
+            own = [measured.get(f"{name}.{kind}") for kind in Statistics._fields]
+        if any(t is None or t.shape != scale.shape for t in own):
+            raise UserError(
+                f"TTT.LN_ADAPT.SOURCE_STATISTICS has nothing that fits layer {name}: measure it "
+                "with this model by tools/measure_norm_statistics.py"
+            )
+        fitted[name] = Statistics(*(t.to(scale.device, torch.float32, copy=True) for t in own))
+    return fitted

@@ -75,7 +75,6 @@ def is_video_set(title: str, videos: Mapping[str, int] | None) -> bool:
     return min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
 
 
-
 class Method(NamedTuple):
     """A row: the paper's name, the metrics that it reports by column title, and its time."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..stream.directory import read_rows
 from ..sweeps.cells import Cell
 from ..tasks.semantic import Counts, add_counts, mean_iou
 from ..world.shifts import video_shift
@@ -104,10 +105,9 @@ def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
     if settings is None:
         return {}
     frames: dict[str, list[tuple[int, Counts]]] = defaultdict(list)
-    with open(cell.folder / "frames.jsonl", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            if "sem_seg" in row.get("records", {}):
-                frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
+    for row in read_rows(cell.folder / "frames.jsonl"):
+        if "sem_seg" in row.get("records", {}):
+            frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
     pooled: dict[Piece, list[Counts]] = defaultdict(list)
     for k, video in enumerate(settings["names"] or sorted(frames)):
         flags = (settings["corruption"], settings["each"])

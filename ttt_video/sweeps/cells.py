@@ -143,7 +143,8 @@ def read_sweep(
     sources = named_sections(spec, "sources", SOURCE_KEYS)
     for name, file in (weights or {}).items():
         sources[one_of(name, sources, "--weights")]["weights"] = file
-    sweep = Sweep([], figures=_figures(spec.get("figures")))
+    figures = section(spec.get("figures"), "figures", FIGURE_KEYS)
+    sweep = Sweep([], figures={kind: value for kind, value in figures.items() if value})
     sweep.protocol = one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
     shared = grid(spec.get("settings"), "settings")
@@ -267,11 +268,6 @@ def _own_settings(source: Mapping[str, Any]) -> dict[str, Any]:
     if any(len(values) > 1 for values in axes.values()):
         raise UserError("settings of a source are single values, not axes of the grid")
     return {key: values[0] for key, values in axes.items()}
-
-
-def _figures(figures: Any) -> dict[str, Any]:
-    wanted = section(figures, "figures", FIGURE_KEYS)
-    return {kind: value for kind, value in wanted.items() if value}
 
 
 def _baseline(name: str | None, cells: list[Cell]) -> str | None:
