@@ -1,1 +1,1 @@
-"""The measurements of ``tools/measure_costs.py``: one file for each, and shared clocks."""
+"""The measurements of ``tools/measure_costs.py``, one file each, and what they share."""

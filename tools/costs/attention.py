@@ -1,4 +1,4 @@
-"""Deformable attention by itself, beside Deformable DETR's plain reference."""
+"""Measures deformable attention by itself, beside Deformable DETR's plain reference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ REFERENCE = "reference"
 
 
 def attention(cfg: CfgNode, options: Options) -> dict[str, Any]:
-    """One layer's sampling and summing, forward, and forward and backward, in float32.
+    """Measures one layer's sampling and summing, forward and with backward, in float32.
 
     The shapes are those of the pixel decoder's encoder for images of the given sizes; the points
-    are where a trained layer's are, some pixels around their query. On a CPU the compiled package
-    is another peer where it is installed.
+    lie some pixels around their query, as a trained layer's do. On a CPU the compiled package is
+    another peer if it is installed.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     ours = attention_function(device.type)
@@ -84,19 +84,11 @@ def _values(
     dim: int,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values, sampling points near each query's own place, and weights."""
+    """Returns values, sampling points near each query's own place, and weights."""
     torch.manual_seed(0)
-    grids = [
-        torch.stack(
-            torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
-        )
-        .flatten(1)
-        .T.flip(-1)
-        for h, w in shapes
-    ]
-    places = torch.cat(grids)  # (Q, 2) as (x, y)
-    queries = len(places)
-    levels = len(shapes)
+    steps = [((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w) for h, w in shapes]
+    places = torch.cat([torch.cartesian_prod(y, x).flip(-1) for y, x in steps])  # (Q, 2): x, y
+    queries, levels = len(places), len(shapes)
     sizes = torch.tensor([(w, h) for h, w in shapes])[:, None]
     offsets = 2 * torch.randn(batch, queries, heads, levels, points, 2) / sizes
     locations = places[:, None, None, None] + offsets

@@ -1,4 +1,4 @@
-"""Seconds, memory and stages of pieces of work that run side by side."""
+"""Measures seconds, memory and stages of pieces of work that run in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and extremes, and all values in their order."""
+    """Returns median, quartiles and extremes, and all values in their order."""
     ordered = sorted(values)
     lower, median, upper = (
         statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
@@ -54,10 +54,9 @@ def measure(
         warmup: calls before them.
 
     Returns:
-        By name: ``seconds`` (:func:`spread`), ``cpu_seconds_median`` (of all cores together; on a
-        machine that does other things too, the number to believe), ``peak_memory_bytes`` (of the
-        process, or of the GPU's allocator) and ``working_memory_bytes`` (how much of that the work
-        added to what was there when it began).
+        By name: ``seconds`` (:func:`spread`), ``cpu_seconds_median`` (of all cores together; the
+        number to believe on a machine that does other things, too), ``peak_memory_bytes`` (of the
+        process, or of the GPU's allocator) and ``working_memory_bytes`` (how much the work added).
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -88,12 +87,12 @@ def measure(
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory now (Linux), else its largest size so far."""
+    """Returns the bytes of this process in memory now (Linux), else its largest size so far."""
     return _status_bytes("VmRSS") or _largest_ever()
 
 
 def reset_peak_memory(device: torch.device) -> int:
-    """Starts a new peak; gives the bytes that are in use now."""
+    """Starts a new peak; returns the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -103,7 +102,7 @@ def reset_peak_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak since :func:`reset_peak_memory`: the GPU's allocator's, or resident."""
+    """Returns the peak since :func:`reset_peak_memory`, resident or of the GPU's allocator."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status_bytes("VmHWM") or _largest_ever()
@@ -123,11 +122,11 @@ def _largest_ever() -> int:
 
 
 class Stages:
-    """Seconds of the stages of a step or a prediction, by hooks on the model's parts.
+    """Measures the stages of a step or a prediction by hooks on the model's parts.
 
-    A stage ends where the next part begins; in the backward pass, where the gradient of a part's
-    output is there. On a GPU each end waits for the device, so the sum is a little more than the
-    time of the same work without this.
+    A stage ends where the next part begins; in the backward pass, when the gradient of a part's
+    output is known. On a GPU each end waits for the device, so the sum is a little more than the
+    time of the work without hooks.
 
     Attributes:
         seconds: by stage, summed over all calls.
@@ -139,7 +138,7 @@ class Stages:
         self._last = 0.0
 
     def mark(self, stage: str) -> None:
-        """The time since the last mark belongs to this stage."""
+        """Adds the time since the last mark to a stage."""
         synchronize(self.device)
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
@@ -149,22 +148,19 @@ class Stages:
     def watch(
         self, model: nn.Module, head: str, optimizer: torch.optim.Optimizer | None = None
     ) -> Iterator[None]:
-        """Records what runs inside, by "backbone", and "pixel decoder" and so on of a head.
+        """Records the work inside the context, by "backbone" and the parts of a head.
 
         Args:
             model: with a ``backbone`` and a head of ``pixel_decoder`` and ``predictor``.
             head: the name of the head that runs.
-            optimizer: that steps, if one does.
+            optimizer: if one steps.
         """
         backbone = model.get_submodule("backbone")
-        # A part's name, the part, and what is over when the backward pass comes to its outputs.
+        pixel_decoder = model.get_submodule(f"{head}.pixel_decoder")
+        # A part's name, the part, and the stage that ends when autograd reaches its outputs.
         chain = [
             ("backbone", backbone, "pixel decoder, backward"),
-            (
-                "pixel decoder",
-                model.get_submodule(f"{head}.pixel_decoder"),
-                "query decoder, backward",
-            ),
+            ("pixel decoder", pixel_decoder, "query decoder, backward"),
             ("query decoder", model.get_submodule(f"{head}.predictor"), "loss"),
         ]
         handles: list[Any] = []
@@ -177,8 +173,8 @@ class Stages:
                 module: nn.Module, args: Any, out: Any, name: str = name, behind: str = behind
             ) -> None:
                 self.mark(f"{name}, forward")
-                # Autograd goes back in the order of the operations: when it comes to the first of
-                # a part's outputs, all that used any of them is done.
+                # Autograd goes back in the order of operations: when it reaches the first of a
+                # part's outputs, everything that used any of them is done.
                 waiting = [behind]
 
                 def arrive(grad: Tensor) -> None:
@@ -191,7 +187,7 @@ class Stages:
 
             handles.append(module.register_forward_pre_hook(begin))
             handles.append(module.register_forward_hook(end))
-        # The first parameter's gradient is the last.
+        # The gradient of the first parameter is the last one.
         first = next(backbone.parameters())
         if first.requires_grad:
             handles.append(
@@ -211,7 +207,7 @@ class Stages:
                 handle.remove()
 
     def shares(self) -> dict[str, float]:
-        """Each stage's part of the whole, largest first."""
+        """Returns each stage's share of the whole, largest first."""
         total = sum(self.seconds.values())
         ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
         return {stage: seconds / total for stage, seconds in ordered}
@@ -220,9 +216,6 @@ class Stages:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(item)

@@ -1,4 +1,4 @@
-"""Ours and its peers on the same work: the same numbers first, then seconds side by side."""
+"""Compares ours with its peers on the same work: first the numbers, then the seconds."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ OURS = "ttt_video"
 HUGGING_FACE = "huggingface"
 
 TOLERANCE = 1e-3
-"""Largest mean difference between outputs that are to be the same, as a share of their spread."""
+"""Largest mean difference between outputs that must be equal, as a share of their spread."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and how often.
+    """Says what to measure, and how often.
 
     Attributes:
         sizes: (height, width) of the images, px.
-        batches: images at once; none: as what is measured has it.
+        batches: images at once; none: the measurement's own.
         precisions: "fp32", "bf16" (autocast), "fp16" (autocast).
         steps: calls that count.
         warmup: calls before them.
         flops: also count operations.
-        peers: also run what ours is compared with.
+        peers: also run the implementations to compare with.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -46,23 +46,23 @@ class Options:
     peers: bool = True
 
     def cases(self, batch: int = 1) -> Iterator[dict[str, Any]]:
-        """Every size, batch (``batch`` where none is asked for) and precision."""
+        """Yields every size, batch (``batch`` if none is asked for) and precision."""
         batches = self.batches or (batch,)
         for size, batch, precision in itertools.product(self.sizes, batches, self.precisions):
             yield {"size": list(size), "batch": batch, "precision": precision}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which a forward pass runs in a precision."""
+    """Returns the context in which a forward pass runs in a precision."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def difference(ours: Tensor, theirs: Tensor, what: str) -> float:
-    """Mean absolute difference over the spread of ``ours``.
+    """Returns the mean absolute difference over the spread of ``ours``.
 
     Raises:
-        RuntimeError: it is more than rounding; a comparison of speeds would mean nothing.
+        RuntimeError: it is more than rounding, so that comparing speeds would mean nothing.
     """
     ours, theirs = ours.detach().float(), theirs.detach().float()
     scale = ours.std() if ours.numel() > 1 else ours.abs().max()
@@ -75,12 +75,12 @@ def difference(ours: Tensor, theirs: Tensor, what: str) -> float:
 def compare(
     works: Mapping[str, Work], device: torch.device, options: Options, precision: str = "fp32"
 ) -> dict[str, Any]:
-    """Seconds, memory, operations of each piece of work.
+    """Measures seconds, memory and operations of each piece of work.
 
     Returns:
-        ``runs`` by name (see :func:`costs.clock.measure`; with ``flop``,
-        ``flop_per_second`` and ``share_of_peak`` where operations are counted), and with peers
-        ``speedup``: by peer, the :func:`spread` of its seconds over ours, round by round.
+        ``runs`` by name (see :func:`costs.clock.measure`; with ``flop``, ``flop_per_second`` and
+        ``share_of_peak`` if operations are counted) and ``speedup``: by peer, the :func:`spread` of
+        its seconds over ours, round by round.
     """
     runs = measure(works, device, steps=options.steps, warmup=options.warmup)
     result: dict[str, Any] = {"runs": runs}

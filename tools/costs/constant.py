@@ -1,4 +1,4 @@
-"""Whether a frame costs the same whatever the window's size and wherever it is in the video."""
+"""Measures whether a frame costs the same for any window and anywhere in a video."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ttt_video.errors import UserError
 from ttt_video.stream.loop import StreamRunner
 
 REPORTS = 10
-"""Times that the memory is looked at on the way to a position."""
+"""Number of times that memory is read on the way to a position."""
 
 
 def constancy(
     cfg: CfgNode, options: Options, *, windows: Sequence[int], positions: Sequence[int]
 ) -> dict[str, Any]:
-    """Streams that stand at each position with each window, run on frame by frame in turn.
+    """Brings a stream to each position with each window, and measures them in turn from there.
 
-    All take the steps that ``TTT.*`` says; on their way to the position they take them too, so
-    whatever grows has grown.
+    All take the steps of ``TTT.*``, also on the way to the position, so that whatever grows has
+    grown.
 
     Args:
         cfg: of the method and model.
-        options: the first size counts; ``steps`` frames are measured of each stream.
+        options: the first size counts; ``steps`` frames of each stream are measured.
         windows: sizes k to compare with the first.
-        positions: frames that were run before those that are measured; compared with the first.
+        positions: numbers of frames before the measured ones, to compare with the first.
 
     Returns:
-        ``streams``, one for each window and position: ``seconds``, the ratio of its frames to
-        those of the first window at the same position and of the first position with the same
-        window, round by round, and the process's memory on the way.
+        ``streams``, one for each window and position: ``seconds``, their ratios, round by round, to
+        the first window's at the same position and to the first position's with the same window,
+        and the process's memory on the way.
     """
     if min(windows) < 1 or min(positions) < 0:
         raise UserError(
@@ -72,7 +72,7 @@ def constancy(
 def _advance(
     runner: StreamRunner, video: Callable[[int], dict[str, Any]], position: int
 ) -> list[dict[str, int]]:
-    """Runs a stream up to a frame; the process's memory at some places on the way."""
+    """Runs a stream up to a frame; returns the process's memory at some places on the way."""
     memory = []
     for index in range(position):
         runner.step(video(index))
@@ -89,7 +89,7 @@ def _frames(
 
 
 def _ratio(stream: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a stream's frames over those of another, round by round; and of CPU time."""
+    """Returns the ratios of a stream's seconds to another's, round by round, and of CPU time."""
     pairs = zip(stream["seconds"]["all"], first["seconds"]["all"], strict=True)
     ratios = spread([a / b for a, b in pairs])
     del ratios["all"]

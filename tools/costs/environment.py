@@ -1,4 +1,4 @@
-"""Where numbers come from: machine, versions, and what its matrix products reach."""
+"""Says where numbers come from: machine, versions, and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "transformer
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, versions, commit, date."""
+    """Returns machine, versions, commit and date."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -49,7 +49,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as its maker gave it where the system tells."""
+    """Returns the processor's name, its maker's if the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -58,15 +58,15 @@ def cpu_name() -> str:
 
 @cache
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
-    """FLOP/s of the fastest of some square matrix products, with torch's own threads and settings.
+    """Returns FLOP/s of the fastest of some square matrix products, with torch's settings.
 
-    Measured once: up to eight products, fewer where a type that the machine has no instructions
-    for takes seconds.
+    It is measured once, with up to eight products, fewer if the machine lacks instructions for the
+    type and they take seconds.
 
     Args:
         device: that multiplies.
         dtype: of both matrices.
-        size: rows and columns; 0 takes 8192 on a GPU; elsewhere 1024, or 256 where not float32.
+        size: rows and columns; 0 takes 8192 on a GPU, else 1024 for float32 and 256 for others.
     """
     if not size:
         small = 1024 if dtype == torch.float32 else 256

@@ -1,4 +1,4 @@
-"""Floating-point operations, by torch's counter and what it leaves out; saved activations."""
+"""Counts floating-point operations with torch's counter, and bytes of saved activations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ttt_video.modeling import deformable_cpu  # noqa: F401 - defines operators 
 
 
 class GridSampleFlops(FlopCounterMode):
-    """torch's counter, and the bilinear sampling that it leaves out.
+    """Adds bilinear sampling to torch's counter.
 
-    It counts 2 per multiply-add of matrix products, convolutions and attention, forward and
-    backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients.
+    The counter counts 2 per multiply-add of matrix products, convolutions and attention, forward
+    and backward. A bilinear sample is 4 multiply-adds; its backward makes two gradients.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class GridSampleFlops(FlopCounterMode):
             custom_mapping={
                 aten.grid_sampler_2d: _sampled(0),
                 aten.grid_sampler_2d_backward: _sampled(1, factor=2),
-                # Its gradient of the places also holds what the weights' gradient is made of.
+                # The gradient of the places yields that of the weights on the way.
                 torch.ops.ttt_video.deformable_attention: _attended(),
                 torch.ops.ttt_video.deformable_attention_backward: _attended(factor=2),
             },
@@ -36,7 +36,7 @@ class GridSampleFlops(FlopCounterMode):
 
 
 def _sampled(image: int, factor: int = 1) -> Callable[..., int]:
-    """Of a sampling whose arguments hold image (B, C, H, W) and grid (B, h, w, 2) from there on."""
+    """Counts a sampling; argument ``image`` is (B, C, H, W), the next is the grid (B, h, w, 2)."""
 
     def count(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
         values, grid = shapes[image], shapes[image + 1]
@@ -46,7 +46,7 @@ def _sampled(image: int, factor: int = 1) -> Callable[..., int]:
 
 
 def _attended(factor: int = 1) -> Callable[..., int]:
-    """Of deformable attention: as many samples as there are weights, of D numbers each."""
+    """Counts deformable attention: as many samples as weights, of D numbers each."""
 
     def count(
         value: Any, sizes: Any, locations: Any, weights: Any, *shapes: Any, **kwargs: Any
@@ -57,15 +57,15 @@ def _attended(factor: int = 1) -> Callable[..., int]:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of a piece of work, which is run once."""
-    # Matrix products in place of fused attention, which the counter does not know on CPUs.
+    """Runs a piece of work once and returns its floating-point operations."""
+    # The counter does not know fused attention on CPUs, but it knows matrix products.
     with sdpa_kernel(SDPBackend.MATH), GridSampleFlops() as counter:
         work()
     return counter.get_total_flops()
 
 
 def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that a forward pass keeps for the backward pass, the model's own tensors left out."""
+    """Returns the bytes that a forward pass keeps for backward, without the model's tensors."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -77,12 +77,12 @@ def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive = forward()
-    del alive  # until here, so that no storage's address is given away twice
+    del alive  # it lived until here, so that no address was used twice
     return sum(kept.values())
 
 
 def parameter_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the parameters of each of the model's parts."""
+    """Returns the bytes of the parameters of each of the model's parts that has any."""
     return {
         name: sum(p.numel() * p.element_size() for p in part.parameters())
         for name, part in model.named_children()

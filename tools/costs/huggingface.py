@@ -1,7 +1,7 @@
-"""Hugging Face's Mask2Former with the weights of one of ours: an independent implementation.
+"""Builds Hugging Face's Mask2Former, an independent implementation, with the weights of ours.
 
-The tests compare every number with it, the benchmark its speed. It is built offline from a
-configuration; only the names of the weights are translated here.
+Tests compare every number with it, and cost measurements its speed. It is built offline from a
+configuration; only the names of the weights are translated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 from ttt_video.modeling.heads import PIXELS_PER_QUERY_CELL
 from ttt_video.modeling.meta_arch import MaskFormerTTT
 
-# Ours -> Hugging Face's, applied in order to names without the prefix of the head.
+# From our names to Hugging Face's, applied in order to names without the prefix of the head.
 _BACKBONE = [
     (r"^patch_embed\.proj\.", "swin.embeddings.patch_embeddings.projection."),
     (r"^patch_embed\.norm\.", "swin.embeddings.norm."),
@@ -68,12 +68,12 @@ _PREDICTOR = [
 def build_oracle(
     cfg: CfgNode, model: nn.Module, head: str = "sem_seg_head"
 ) -> Mask2FormerForUniversalSegmentation:
-    """The oracle of our model's backbone and one of its heads, in eval mode.
+    """Builds the oracle of our model's backbone and one of its heads, in eval mode.
 
     Args:
-        cfg: what `model` was built from.
+        cfg: the model's.
         model: a MaskFormerTTT with a Swin backbone.
-        head: "sem_seg_head", or "recon_head" (the oracle then has classes, which mean nothing).
+        head: "sem_seg_head", or "recon_head" (then the oracle's classes mean nothing).
     """
     weights = model.state_dict()
     queries = weights[f"{head}.predictor.query_feat.weight"].shape[0]
@@ -82,7 +82,7 @@ def build_oracle(
     module.input_projections = nn.ModuleList(module.input_projections)
     translated = translate(weights, head)
     missing, unexpected = oracle.load_state_dict(translated, strict=False)
-    unused = {n for n in missing if ".swin.layernorm." in n}  # the classifier's norm: never run
+    unused = {n for n in missing if ".swin.layernorm." in n}  # the classifier's norm never runs
     if head == "recon_head":
         unused |= {n for n in missing if n.startswith(("class_predictor.", "criterion."))}
     assert set(missing) == unused, sorted(set(missing) - unused)
@@ -132,7 +132,7 @@ def _oracle_config(cfg: CfgNode, queries: int) -> Mask2FormerConfig:
 
 
 def translate(weights: dict[str, Tensor], head: str = "sem_seg_head") -> dict[str, Tensor]:
-    """Weights under Mask2Former's names, under Hugging Face's."""
+    """Returns weights with Mask2Former's names under Hugging Face's."""
     translated = {}
     for name, value in _split(weights).items():
         if name.startswith("backbone."):
@@ -153,15 +153,13 @@ def translate(weights: dict[str, Tensor], head: str = "sem_seg_head") -> dict[st
 
 
 def _split(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fused projections taken apart, where Hugging Face keeps three."""
+    """Splits fused projections into the three that Hugging Face keeps."""
     parts = {}
     for name, value in weights.items():
-        if ".attn.qkv." in name:
+        if ".attn.qkv." in name or ".self_attn.in_proj_" in name:
             for letter, part in zip("qkv", value.chunk(3), strict=True):
-                parts[name.replace("qkv", letter)] = part
-        elif ".self_attn.in_proj_" in name:
-            for letter, part in zip("qkv", value.chunk(3), strict=True):
-                parts[name.replace("in_proj_", f"{letter}_proj.")] = part
+                new = name.replace(".qkv.", f".{letter}.")
+                parts[new.replace("in_proj_", f"{letter}_proj.")] = part
         else:
             parts[name] = value
     return parts
@@ -174,20 +172,20 @@ def _rename(name: str, rules: list) -> str:
 
 
 class Encoder(nn.Module):
-    """The oracle's Swin with our features' names."""
+    """Gives the features of the oracle's Swin our names."""
 
     def __init__(self, oracle: Mask2FormerForUniversalSegmentation) -> None:
         super().__init__()
         self.encoder = oracle.model.pixel_level_module.encoder
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 4, H, W) to ``res2`` ... ``res5``."""
+        """Maps (B, 4, H, W) to ``res2`` ... ``res5``."""
         maps = self.encoder(x).feature_maps
         return {f"res{i + 2}": feature for i, feature in enumerate(maps)}
 
 
 class Head(nn.Module):
-    """The oracle's two decoders, as our heads are called."""
+    """Gives the oracle's two decoders the interface of our heads."""
 
     def __init__(self, oracle: Mask2FormerForUniversalSegmentation) -> None:
         super().__init__()
@@ -196,7 +194,7 @@ class Head(nn.Module):
         self.class_predictor = oracle.class_predictor
 
     def decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The last layer's queries (B, Q, C) and mask logits (B, Q, H/4, W/4)."""
+        """Returns the last layer's queries (B, Q, C) and mask logits (B, Q, H/4, W/4)."""
         pixels = self.pixel_decoder(list(features.values()), output_hidden_states=False)
         output = self.predictor(list(pixels.multi_scale_features), pixels.mask_features)
         queries = output.intermediate_hidden_states[-1].transpose(0, 1)
@@ -205,24 +203,24 @@ class Head(nn.Module):
     def forward(
         self, features: dict[str, Tensor], *, every_layer: bool = False
     ) -> list[dict[str, Tensor]]:
-        """As :class:`ttt_video.modeling.heads.MaskFormerTTTHead`, of the last layer alone."""
+        """Returns the last layer of :class:`ttt_video.modeling.heads.MaskFormerTTTHead`."""
         queries, masks = self.decode(features)
         return [{"pred_logits": self.class_predictor(queries), "pred_masks": masks}]
 
 
 class Reconstruction(Head):
-    """As :class:`ttt_video.modeling.heads.ReconstructionHead`."""
+    """Has the interface of :class:`ttt_video.modeling.heads.ReconstructionHead`."""
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """(B, 3, H, W) pixels."""
+        """Returns (B, 3, H, W) pixels."""
         return F.pixel_shuffle(self.decode(features)[1], PIXELS_PER_QUERY_CELL)
 
 
 def build_peer(cfg: CfgNode, model: MaskFormerTTT) -> MaskFormerTTT:
-    """Our meta-architecture with Hugging Face's encoder and decoders inside, and our weights.
+    """Puts Hugging Face's encoder and decoders, with our weights, into our meta-architecture.
 
-    What is around them (normalising, masking, the loss, post-processing) is the same code, so
-    adapters and predictions run on it as on ours.
+    What is around them (normalising, masking, loss, post-processing) is the same code, so adapters
+    and predictions run on it as on ours.
     """
     peer = copy.copy(model)
     peer._modules = dict(model._modules)

@@ -1,4 +1,4 @@
-"""Models and inputs to measure with: the values change no cost, so noise will do."""
+"""Makes models and inputs to measure with, of noise, because values change no cost."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ttt_video.errors import UserError
 from ttt_video.modeling.meta_arch import MaskFormerTTT
 from ttt_video.stream.evaluation import load_source_model
 
-MASKS = 12  # per synthetic image, about what Cityscapes has
+MASKS = 12  # per synthetic image, about as many as in Cityscapes
 VIDEO = "benchmark"
 
 
 def model_of(cfg: CfgNode) -> Any:
-    """The config's model in eval mode, with ``MODEL.WEIGHTS`` where they are named, else random."""
+    """Builds the config's model in eval mode, with ``MODEL.WEIGHTS`` if named, else random ones."""
     torch.manual_seed(0)
     return load_source_model(cfg) if cfg.MODEL.WEIGHTS else build_model(cfg).eval()
 
 
 def peer_of(cfg: CfgNode, model: Any) -> Any:
-    """Hugging Face's Mask2Former with the model's weights.
+    """Builds Hugging Face's Mask2Former with the model's weights.
 
     Raises:
-        UserError: the model is none, has no decoder g, or transformers is not installed.
+        UserError: the model is no Mask2Former with decoder g, or transformers is not installed.
     """
     if not isinstance(model, MaskFormerTTT) or "g" not in model.parts:
         raise UserError(
@@ -53,7 +53,7 @@ def peer_of(cfg: CfgNode, model: Any) -> Any:
 def frames(
     count: int, height: int, width: int, *, seed: int = 0
 ) -> Callable[[int], dict[str, Any]]:
-    """A video of noise: ``frame(index)``, of which ``count`` different pictures are repeated."""
+    """Returns a video of noise: ``frame(index)``, which repeats ``count`` different pictures."""
     generator = torch.Generator().manual_seed(seed)
     size = (3, height, width)
     images = [
@@ -74,7 +74,7 @@ def frames(
 
 
 def labelled_images(batch: int, size: list[int], num_classes: int) -> list[dict[str, Any]]:
-    """Training inputs of (height, width): noise labelled with vertical stripes."""
+    """Returns training inputs of (height, width): noise labelled with vertical stripes."""
     height, width = size
     generator = torch.Generator().manual_seed(0)
     stripes = torch.arange(width).mul(MASKS).div(width, rounding_mode="floor")

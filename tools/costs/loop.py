@@ -1,4 +1,4 @@
-"""The whole loop with decoding, scoring and writing; and the loop that rebuilds everything."""
+"""Measures the whole loop with decoding, scoring and writing, and one that rebuilds everything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN = "plain"
 
 
 def loops(cfg: CfgNode, options: Options, *, overlay: bool = False) -> dict[str, Any]:
-    """Frames of a labelled video on disk, through the tool's loop and through a plain one.
+    """Runs frames of a labelled video on disk through the tool's loop and through a plain one.
 
     Args:
         cfg: of the method and model. Frames are PNG files of each size; ``INPUT.MIN_SIZE_TEST``
@@ -44,8 +44,8 @@ def loops(cfg: CfgNode, options: Options, *, overlay: bool = False) -> dict[str,
 
     Returns:
         ``cases``: ``runs`` of :data:`OURS` and, with peers, of :data:`PLAIN`; each with the
-        ``seconds`` of a frame, of the ``step`` and of the ``prediction`` in it, and
-        ``overhead``: what is in neither, as a share of the frame.
+        ``seconds`` of a frame, of its ``step`` and its ``prediction``, and ``overhead``: the share
+        of the frame outside both.
     """
     cases = []
     for size in options.sizes:
@@ -100,7 +100,7 @@ def _case(
 def tool_loop(
     cfg: CfgNode, dataset: str, folder: Path, *, overlay: bool = False
 ) -> list[dict[str, float]]:
-    """``tools/stream_eval.py`` on one video: seconds of each frame, and of what is in it."""
+    """Runs one video as ``tools/stream_eval.py``; returns the seconds of frames and their parts."""
     rows: list[dict[str, float]] = []
     ends: list[float] = []
 
@@ -121,7 +121,7 @@ def tool_loop(
 
 
 def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str, float]]:
-    """The same frames as the authors' release goes about them.
+    """Runs the same frames as the authors' release does.
 
     For every frame it builds a data loader with worker processes, reads and resizes all frames of
     the window again, builds the optimizer and the evaluators, and reads the frame once more through
@@ -185,7 +185,7 @@ def _new_optimizer(cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
 
 
 class _Files(Dataset):
-    """Frames of a data set, decoded and resized whenever they are asked for."""
+    """Frames of a data set, decoded and resized at every access."""
 
     def __init__(self, records: list[dict[str, Any]], transform: FrameTransform) -> None:
         self.records = records

@@ -1,4 +1,4 @@
-"""A prediction, a test-time step and a training step, each by itself."""
+"""Measures a prediction, a test-time step and a training step, each by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ttt_video.training.joint_training import TrainStep, amp_dtype
 
 
 def predictions(cfg: CfgNode, options: Options) -> dict[str, Any]:
-    """The frozen model's forward pass, from uint8 images to detectron2's outputs."""
+    """Measures the frozen model's forward pass, from uint8 images to detectron2's outputs."""
     model = model_of(cfg).requires_grad_(False)  # torch's counter stumbles over views otherwise
     device = torch.device(cfg.MODEL.DEVICE)
     models = {OURS: model, **({HUGGING_FACE: peer_of(cfg, model)} if options.peers else {})}
@@ -66,10 +66,10 @@ def _same_predictions(models: dict[str, Any], inputs: list[dict[str, Any]]) -> d
 
 
 def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
-    """One test-time step: masks, forward, backward, clipping and optimizer, as ``TTT.*`` says.
+    """Measures one test-time step: masks, forward, backward, clipping and optimizer of ``TTT.*``.
 
-    The batch is ``TTT.BATCH_SIZE`` in micro-batches of ``TTT.MICRO_BATCH_SIZE``, or the one asked
-    for, from a full window of frames of the given sizes.
+    The batch comes from a full window of frames of the given sizes; it is ``TTT.BATCH_SIZE`` unless
+    another is asked for, in micro-batches of ``TTT.MICRO_BATCH_SIZE``.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     cases = []
@@ -91,12 +91,16 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
             window.push(video(index))
         if options.peers:
             case["difference"] = _same_gradients(models, [window.current])
-        adapters = {name: build_adapter(own, one) for name, one in models.items()}
+        adapters: dict[str, Any] = {name: build_adapter(own, one) for name, one in models.items()}
+
         if not isinstance(adapters[OURS], GradientAdapter):
             raise UserError(f"--method {own.TTT.METHOD} takes no gradient steps to measure")
         works = {name: _step(adapter, window) for name, adapter in adapters.items()}
         case.update(compare(works, device, options, case["precision"]))
-        case["stages"] = _step_stages(adapters[OURS], works[OURS], device)
+        stages = Stages(device)
+        with stages.watch(model, "recon_head", adapters[OURS].optimizer):
+            works[OURS]()
+        case["stages"] = stages.shares()
         case["saved_activation_bytes"] = _activations(own, model, window)
         cases.append(case)
     settings = {key: cfg.TTT[key] for key in ("METHOD", "STEP_MODE", "MASK_RATIO")}
@@ -109,17 +113,8 @@ def _step(adapter: Any, window: SlidingWindow) -> Callable[[], object]:
     return lambda: adapter.adapt(window, generator)
 
 
-def _step_stages(
-    adapter: Any, work: Callable[[], object], device: torch.device
-) -> dict[str, float]:
-    stages = Stages(device)
-    with stages.watch(adapter.model, "recon_head", adapter.optimizer):
-        work()
-    return stages.shares()
-
-
 def _activations(cfg: CfgNode, model: MaskFormerTTT, window: SlidingWindow) -> int:
-    """Bytes that one micro-batch keeps for its backward pass."""
+    """Returns the bytes that one micro-batch keeps for its backward pass."""
     adapter: Any = build_adapter(cfg, model)
     generator = torch.Generator().manual_seed(0)
     batch = window.sample(
@@ -135,7 +130,7 @@ def _activations(cfg: CfgNode, model: MaskFormerTTT, window: SlidingWindow) -> i
 
 
 def _same_gradients(models: dict[str, Any], inputs: list[dict[str, Any]]) -> dict[str, float]:
-    """Loss and the image's way back through everything: the first convolution's gradient."""
+    """Compares the loss and the gradient of the first convolution, which embeds the patches."""
     losses, gradients = [], []
     for model in models.values():
         model.requires_grad_(True)
@@ -143,7 +138,8 @@ def _same_gradients(models: dict[str, Any], inputs: list[dict[str, Any]]) -> dic
         loss = model.reconstruction_losses(inputs, generator)["loss_recon"]
         loss.backward()
         losses.append(loss)
-        gradients.append(_first(model).grad.clone())
+        first = next(p for p in model.backbone.parameters() if p.dim() == 4)
+        gradients.append(first.grad.clone())
         model.zero_grad()
     return {
         "loss_recon": difference(losses[0], losses[1], "loss_recon"),
@@ -151,13 +147,8 @@ def _same_gradients(models: dict[str, Any], inputs: list[dict[str, Any]]) -> dic
     }
 
 
-def _first(model: Any) -> Any:
-    """The convolution that embeds the patches."""
-    return next(p for p in model.backbone.parameters() if p.dim() == 4)
-
-
 def training(cfg: CfgNode, options: Options) -> dict[str, Any]:
-    """Whole optimizer steps of joint training, as tools/train_net.py makes them."""
+    """Measures whole optimizer steps of joint training, as tools/train_net.py takes them."""
     device = torch.device(cfg.MODEL.DEVICE)
     model = model_of(cfg)
     model.train()
@@ -165,7 +156,7 @@ def training(cfg: CfgNode, options: Options) -> dict[str, Any]:
     dtype = amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None
     step = TrainStep(
         model,
-        [],  # no loader: data take no part in this
+        [],  # data loading is not measured
         build_optimizer(cfg, model),
         micro_batch_size=cfg.SOLVER.MICRO_BATCH_SIZE,
         dtype=dtype,
@@ -194,9 +185,9 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def _training_flops(model: Any, batch: list[dict[str, Any]]) -> dict[str, int]:
-    """Operations of the two losses and their gradients, for the whole batch.
+    """Returns the operations of the two losses and their gradients, for the whole batch.
 
-    Counted on the first image: every image costs the same. Gradients are those of all parameters.
+    They are counted on one image, since all cost the same, with gradients of all parameters.
     """
 
     def count(losses: Callable[[list[dict[str, Any]]], dict[str, Tensor]]) -> int:

@@ -1,4 +1,4 @@
-"""Results as a few lines to read."""
+"""Writes results as a few lines to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 
 def report(result: dict[str, Any]) -> str:
-    """The numbers that matter of any result of ``tools/measure_costs.py``."""
+    """Returns the numbers that matter of any result of ``tools/measure_costs.py``."""
+
     machine = result["environment"]
     lines = [
         f"{machine['device']}, {machine['threads']} thread(s), load {machine['load']:.1f}, "

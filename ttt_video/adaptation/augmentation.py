@@ -1,4 +1,4 @@
-"""Random changes of a frame: crops of what a step sees, and the copies that a vote predicts."""
+"""Changes frames at random: crops for gradient steps, and altered copies for a majority vote."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ PAD_VALUE = 128
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random crop of an image on its device; no copy is made until the batch is put together.
+    """Crops an image at random, on its device and without a copy.
 
     Attributes:
         size: (height, width) of the crop, px; None keeps the whole image. Without scale jitter a
             side of the image that is shorter than the crop's is kept whole.
         flip: mirror left-right with probability 1/2.
-        resize: factor on the image's sides before anything is cropped; 0.5 has a step see a
-            quarter of the pixels.
-        scale_range: large-scale jitter: the image is first resized to fit into the crop's size
-            times a factor drawn from this range, and a short crop is padded with 128.
+        resize: factor on the image's sides before the crop; 0.5 leaves a quarter of the pixels.
+        scale_range: large-scale jitter: the image is resized to fit into the crop's size times a
+            factor drawn from this range, and a short crop is padded with 128.
     """
 
     size: tuple[int, int] | None = None
@@ -45,16 +44,15 @@ class RandomCrop:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augments one (3, H, W) uint8 image with draws from a CPU generator."""
-        if self.flip and torch.rand((), generator=generator) < 0.5:
+        if self.flip and coin(generator):
             image = image.flip(-1)
         if self.resize != 1:
             image = _rescaled(image, self.resize)
         if self.size is None:
             return image
         if self.scale_range is not None:
-            low, high = self.scale_range
-            factor = low + (high - low) * torch.rand((), generator=generator).item()
-            image = self._fitted(image, factor)
+            fit = min(side / own for side, own in zip(self.size, image.shape[-2:], strict=True))
+            image = _rescaled(image, uniform(*self.scale_range, generator) * fit)
         top, left = (
             int(torch.randint(max(length - side, 0) + 1, (), generator=generator))
             for length, side in zip(image.shape[-2:], self.size, strict=True)
@@ -65,11 +63,6 @@ class RandomCrop:
             padding = (0, self.size[1] - width, 0, self.size[0] - height)
             image = F.pad(image, padding, value=PAD_VALUE)
         return image
-
-    def _fitted(self, image: Tensor, factor: float) -> Tensor:
-        assert self.size is not None
-        height, width = image.shape[-2:]
-        return _rescaled(image, factor * min(self.size[0] / height, self.size[1] / width))
 
 
 def _rescaled(image: Tensor, factor: float) -> Tensor:
@@ -118,8 +111,8 @@ def shift_hsv(pixels: Tensor, *, hue: float = 0.0, saturation: float = 1.0) -> T
 def jitter_color(image: Tensor, generator: torch.Generator) -> Tensor:
     """Applies SSD's colour jitter as in training: brightness, contrast, saturation and hue.
 
-    Each happens with probability 1/2; contrast comes before or after the other two. The hue turns
-    both ways alike, so that the order of the channels does not matter.
+    Each is applied with probability 1/2; contrast comes before or after the other two. The hue
+    turns both ways alike, so that the order of the channels does not matter.
 
     Args:
         image: (3, H, W) uint8.
@@ -140,7 +133,7 @@ def jitter_color(image: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class VoteAugmentation:
-    """The training recipe for one copy, without its crop: every pixel has to get its vote.
+    """Applies the training recipe without its crop, because every pixel needs its vote.
 
     Attributes:
         scale_range: factor on the network's input size; (1, 1) does not resize.

@@ -1,8 +1,7 @@
-"""Adapters: how a model changes while it watches a video. One file per method.
+"""The interface of adapters, which change a model while it watches a video.
 
-A method's code is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`.
-``configs/methods.yaml`` says what further names stand for: a method with other settings, or within
-wrappers.
+A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTRY`, one file each.
+``configs/methods.yaml`` adds names for a method with other settings, or within wrappers.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ def find_method(name: str) -> NamedMethod:
 
 
 def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Adapter:
-    """Builds a method's adapter around a model with its source weights loaded.
+    """Builds a method's adapter around a model with its source weights.
 
     Args:
         cfg: with the keys of the method.
-        model: what it adapts.
-        name: of the method; by default the one that ``TTT.METHOD`` names.
+        model: to adapt.
+        name: of the method; by default ``TTT.METHOD``.
 
     Raises:
         UserError: there is no such method, or the config or the weights do not fit it.
@@ -83,11 +82,10 @@ def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Ad
 
 
 def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
-    """Raises UserError where a key has another value than what the method's name says."""
+    """Raises UserError if a key has another value than the one that the method's name means."""
     name = method.name
-    flag = (
-        f"--method {name}" if name == cfg.TTT.METHOD else f"{ENSEMBLE} {name} on the command line"
-    )
+    own = name == cfg.TTT.METHOD
+    flag = f"--method {name}" if own else f"{ENSEMBLE} {name} on the command line"
     for key, value in method.fixed.items():
         if cfg.TTT[key] != value:
             raise UserError(
@@ -98,12 +96,12 @@ def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
 
 @contextmanager
 def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a model in train or eval mode for a while; then every module has its own flag back."""
+    """Puts a model in train or eval mode; afterwards every module has its own flag again."""
     flags = [(module, module.training) for module in model.modules()]
     if any(flag != training for _, flag in flags):
         model.train(training)
-    else:  # hundreds of modules, twice a frame
-        flags = []
+    else:
+        flags = []  # there are hundreds, and this runs twice a frame
     try:
         yield
     finally:
@@ -113,7 +111,7 @@ def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded_layers(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Makes layers that draw at random follow a generator for a while, not the process's state."""
+    """Makes layers that draw at random follow a generator, not the process's random state."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -124,7 +122,7 @@ class Adapter(ABC):
     """Owns a model during a stream: changes its weights, predicts with them, restores them.
 
     Attributes:
-        offline: whether :meth:`watch` must have seen a whole video before its first prediction.
+        offline: whether :meth:`watch` must see a whole video before its first prediction.
         updates: whether :meth:`adapt` does anything.
     """
 
@@ -147,10 +145,10 @@ class Adapter(ABC):
         """
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
-        """Sees a whole video before its first frame is adapted on; only where ``offline`` is set.
+        """Sees a whole video before its first frame is adapted on, if ``offline`` is set.
 
         Args:
-            video: its frames, labels included, to be iterated as often as needed.
+            video: its frames with their labels; it can be iterated several times.
             generator: the video's random state, on the CPU.
         """
         raise NotImplementedError(f"{type(self).__name__} learns while the video goes on")
@@ -167,22 +165,22 @@ class Adapter(ABC):
     def reset_weights(self) -> None:
         """Returns to the source weights between two frames of a video (``TTT.RESET frame``).
 
-        As :meth:`reset`, but for what a method remembers of the video besides weights.
+        Unlike :meth:`reset` it keeps what a method remembers of the video besides weights.
         """
         self.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that differs from the adapter right after :meth:`reset`.
+        """Returns all that has changed since :meth:`reset`.
 
-        Dicts, lists, tuples, tensors and plain numbers and strings only, so that ``torch.load``
+        It holds dicts, lists, tuples, tensors, numbers and strings only, so that ``torch.load``
         reads it with ``weights_only=True``. As in PyTorch the tensors are not copies: save them
         before going on.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Becomes the adapter that ``state`` was taken of, bit for bit, whatever came before.
+        """Becomes the adapter that ``state`` was taken from, bit for bit.
 
-        The model must hold the source weights that it held there.
+        The model must have the same source weights.
         """
         self.reset()

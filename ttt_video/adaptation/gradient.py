@@ -1,4 +1,4 @@
-"""Adapters that take gradient steps: optimizer, micro-batches, precision, once for all methods."""
+"""The base of methods that take gradient steps: optimizer, micro-batches and precision."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HALVINGS = 16
-"""Times that a step of fp16 is tried again with half the loss scale: from 2**16 down to 1."""
+"""Retries of a step of fp16, each with half the loss scale: from 2**16 down to 1."""
 
 LARGE = 0.5
-"""A step that would take more than this share of the loss away is too large for its gradient to say
-what it does (docs/methods/online_ttt_mae.md has what was seen)."""
+"""Share of the loss that a step may promise to remove before its gradient says little about what it
+does (docs/methods/online_ttt_mae.md tells what was seen)."""
 
 
 class GradientAdapter(Adapter):
@@ -184,10 +184,10 @@ class GradientAdapter(Adapter):
 
     @abstractmethod
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """Scalars of a micro-batch, each the mean over its samples.
+        """Returns scalars of a micro-batch, each the mean over its samples.
 
-        The sum of those whose names begin with ``loss_`` is minimised; a sum without a gradient
-        says that there is nothing to learn here. The others are only recorded.
+        The sum of those whose names begin with ``loss_`` is minimised; if it has no gradient, there
+        is nothing to learn here. The others are only recorded.
 
         Args:
             batch: samples of the window.
@@ -195,12 +195,12 @@ class GradientAdapter(Adapter):
         """
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """``steps_per_frame`` gradient steps, each on a fresh batch from the window.
+        """Takes ``steps_per_frame`` gradient steps, each on a fresh batch from the window.
 
         Returns:
-            The mean of each scalar over the steps, ``grad_norm`` (before clipping, of the last
-            step; 0 where there was nothing to learn, and so no step) and ``skipped_steps``: steps
-            whose loss or gradient was not finite (in fp16, at no loss scale), or that were undone
+            The mean of each scalar over the steps, ``grad_norm`` (of the last step, before
+            clipping; 0 if there was nothing to learn, and so no step) and ``skipped_steps``: steps
+            whose loss or gradient was not finite (in fp16, at any loss scale), or that were undone
             because the loss exploded. They leave weights, buffers and optimizer untouched.
         """
         record = self.take_steps(self.steps_per_frame, window, generator)
@@ -211,7 +211,7 @@ class GradientAdapter(Adapter):
     def take_steps(
         self, count: int, window: SlidingWindow, generator: torch.Generator
     ) -> dict[str, float]:
-        """``count`` gradient steps on the window; the record of :meth:`adapt`."""
+        """Takes ``count`` gradient steps on the window; returns the record of :meth:`adapt`."""
         record: dict[str, float] = {}
         skipped = 0
         for _ in range(count):
@@ -227,11 +227,11 @@ class GradientAdapter(Adapter):
     def _step(
         self, batch: list[Sample], generator: torch.Generator
     ) -> tuple[dict[str, float], float, bool]:
-        """One step: its scalars, the norm of its gradient, and whether it was taken."""
+        """Takes a step; returns its scalars, the norm of its gradient, and whether it was taken."""
         if not self.scaler.is_enabled():
             return self._try_step(batch, generator)
-        # A loss that is scaled too far says nothing of the step. Were it skipped, a method that
-        # forgets its scale at every frame would skip it at every frame.
+        # An overflow of the scaled loss says nothing about the step. If it were skipped, a method
+        # that forgets its scale at every frame would skip the step of every frame.
         before = generator.get_state()
         scale: dict[str, Any] = {}
         losses, norm, moved = self._try_step(batch, generator)
@@ -248,19 +248,19 @@ class GradientAdapter(Adapter):
     def _try_step(
         self, batch: list[Sample], generator: torch.Generator
     ) -> tuple[dict[str, float], float, bool]:
-        """As :meth:`_step`, with the loss scale as it is; a failure halves it."""
+        """Does the same with the loss scale as it is; a failure halves the scale."""
         random = generator.get_state()
         buffers = self._buffers()
         sums = self._batch_losses(batch, generator, backward=True)
         if all(parameter.grad is None for parameter in self.parameters):
-            self._restore(buffers)
+            buffers.restore()
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
         self.scaler.unscale_(self.optimizer)
         self._scale_gradients()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
-        # One transfer per step: every read of a GPU scalar waits for all work before it.
+        # All scalars in one transfer, because every read from a GPU waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
@@ -274,7 +274,7 @@ class GradientAdapter(Adapter):
                 before.restore()
                 moved = False
         if not moved:
-            self._restore(buffers)
+            buffers.restore()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
@@ -282,7 +282,7 @@ class GradientAdapter(Adapter):
     def _batch_losses(
         self, batch: list[Sample], generator: torch.Generator, *, backward: bool
     ) -> dict[str, Tensor]:
-        """Scalars of a batch, by micro-batches, whose gradients accumulate."""
+        """Returns the scalars of a batch; the gradients of its micro-batches add up."""
         sums: dict[str, Tensor] = {}
         random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
         with module_mode(self.model, self.training_step), random:
@@ -308,20 +308,20 @@ class GradientAdapter(Adapter):
         batch: list[Sample],
         random: Tensor,
     ) -> bool:
-        """Whether the step that was just taken has made its own loss far too large.
+        """Returns whether the step that was just taken has made its own loss far too large.
 
-        The loss is computed again only after a large step: one that, along the gradient, would take
-        more than :data:`LARGE` of the loss away. Whatever the optimizer, that is bounded, tensor by
-        tensor, by the norms of gradient and step.
+        The loss is computed again only after a large step: one that, along the gradient, would
+        remove more than :data:`LARGE` of the loss. For any optimizer the norms of gradient and step
+        bound that, tensor by tensor.
 
         Args:
-            loss: of the step. One that is not above 0 cannot grow by a factor: nothing is said.
-            norms: of the gradients, of those parameters that have one, as they were clipped.
+            loss: of the step.
+            norms: of the clipped gradients of those parameters that have one.
             before: the parameters before the step.
-            batch: that the step was taken on.
-            random: state of the generator that its masks were drawn by.
+            batch: of the step.
+            random: state of the generator that drew the step's masks.
         """
-        if loss <= 0:
+        if loss <= 0:  # it cannot grow by a factor
             return False
         moving = zip(self.parameters, before.distances(), strict=True)
         lengths = {p: distance for p, distance in moving if p.grad is not None}
@@ -335,7 +335,7 @@ class GradientAdapter(Adapter):
         generator = torch.Generator()
         generator.set_state(random)
         sums = self._batch_losses(batch, generator, backward=False)
-        self._restore(buffers)
+        buffers.restore()
         after = total_loss({name: float(value) for name, value in sums.items()})
         return not after <= self.max_loss_growth * loss  # NaN, too
 
@@ -351,19 +351,13 @@ class GradientAdapter(Adapter):
             source = [self._source[name] for name in self._moving]
             torch._foreach_lerp_([*self._moving.values()], source, self.source_pull)
 
-    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Those that a forward pass may move, and copies of them."""
-        return [(b, b.clone()) for b in self.model.buffers()] if self.training_step else []
-
-    @staticmethod
-    def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-        """What batch norm saw in a step that was not taken is forgotten."""
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    def _buffers(self) -> Snapshot:
+        """Copies the buffers that a forward pass changes, such as batch norm's in train mode."""
+        return Snapshot(self.model.buffers() if self.training_step else ())
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to the source weights and buffers, bit for bit, with a fresh optimizer."""
+        """Returns to the source weights and buffers, bit for bit, with a fresh optimizer."""
         for name, tensor in self._state.items():
             tensor.copy_(self._source[name])
         self.optimizer.state.clear()
@@ -371,12 +365,12 @@ class GradientAdapter(Adapter):
         self.scaler = self._new_scaler()
 
     def predict_source(self, frame: Any) -> dict[str, Any]:
-        """:meth:`predict` with the source weights: no second model, and nothing moves."""
+        """Predicts with the source weights, without a second model; nothing changes."""
         with module_mode(self.model, training=False), torch.no_grad():
             return functional_call(self.model, self._source, ([frame],))[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """``tensors`` (by name, those that moved), ``optimizer`` and ``scaler``."""
+        """Returns ``tensors`` (those that moved, by name), ``optimizer`` and ``scaler``."""
         state = self._state.items()
         moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
         return {
@@ -399,5 +393,5 @@ class GradientAdapter(Adapter):
 
 
 def total_loss(record: Mapping[str, float]) -> float:
-    """What a step minimises: the sum of the scalars whose names begin with ``loss_``."""
+    """Returns what a step minimises: the sum of the scalars whose names begin with ``loss_``."""
     return sum(value for name, value in record.items() if name.startswith("loss_"))

@@ -1,10 +1,9 @@
-"""LN Adapt: statistics of normalisation layers re-estimated on the stream (paper, Appendix A.2).
+"""LN Adapt re-estimates statistics of normalisation layers on the stream (paper, Appendix A.2).
 
 Batch normalisation standardises each channel with statistics of the training set, which Schneider
 et al. (2020) replace by those of the test data. Layer and group normalisation have no such
-statistics, but the layers after them are used to a mean and a variance of each channel all the
-same. So each channel of a layer's normalised activations z is brought back to those it had on the
-training images:
+statistics, but the layers after them expect a certain mean and variance of each channel, too. So
+each channel of a layer's normalised activations z gets back the ones it had on training images:
 
     z' = (z - m) sigma_s / sigma + mu_s
 
@@ -12,8 +11,8 @@ where mu_s, sigma_s**2 are the source's and, with n frames in the window and Sch
 
     m = (N mu_s + n mu_t) / (N + n),    sigma**2 = (N sigma_s**2 + n sigma_t**2) / (N + n).
 
-For batch normalisation this is the same as putting m and sigma**2 in the place of the running
-statistics; for the others the layer's scale and shift absorb it. No prediction costs more.
+For batch normalisation m and sigma**2 simply replace the running statistics; for the others the
+layer's scale and shift absorb the change. No prediction costs more.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ from .window import SlidingWindow
 class NormAdapter(Adapter):
     """Brings the channels of f's normalisation layers back to the source's mean and variance.
 
-    One forward pass measures the current frame once it is revealed; each layer is adapted as the
-    pass reaches it, so that the layers after it see what they will see in the prediction.
+    One forward pass measures the current frame. It adapts each layer on its way, so that the layers
+    after it see what they will see in the prediction.
     """
 
     def __init__(
@@ -60,19 +59,18 @@ class NormAdapter(Adapter):
         """
         Args:
             model: with its source weights.
-            source: of :func:`measure_statistics`; batch normalisations bring their own.
-            prior: N, in frames; infinite leaves the model as it is.
+            source: of :func:`measure_statistics`; batch normalisations hold their own.
+            prior: N, in frames; with infinity nothing changes.
             modules: whose layers are adapted.
 
         Raises:
-            UserError: there are no layers, or ``source`` is not of this model.
+            UserError: there are no layers, or ``source`` does not fit this model.
         """
         super().__init__(model)
         model.requires_grad_(False)
         self.prior = prior
         self.layers = norm_layers(model, modules)
-        # Other architectures have no pass of f alone.
-        encoder = [submodule_name(model, "f")]
+        encoder = [submodule_name(model, "f")]  # other architectures cannot run f alone
         self.encoder_only = hasattr(model, "encode") and all(
             is_within(submodule_name(model, name), encoder) for name in modules
         )
@@ -93,11 +91,11 @@ class NormAdapter(Adapter):
 
     @torch.no_grad()
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """Measures the current frame and adapts to the last ones measured, as many as a window has.
+        """Measures the current frame and adapts to the last frames, as many as the window's size.
 
         Returns:
-            ``norm_shift``: how far the window's channel means are from the source's, in standard
-            deviations of the source; the mean over all channels.
+            ``norm_shift``: the mean over all channels of how far the window's channel means are
+            from the source's, in standard deviations of the source.
         """
         shifts: list[Tensor] = []
         hook = partial(self._adapt_layer, size=window.size, shifts=shifts)
@@ -121,7 +119,7 @@ class NormAdapter(Adapter):
         return layer.forward(x)  # with the statistics as they are now
 
     def _fold(self, name: str, layer: nn.Module) -> Statistics:
-        """Writes what the layer's frames say into its scale and shift, or running statistics."""
+        """Puts the statistics of a layer's frames into its scale and shift, or running ones."""
         source, target = self._source[name], Statistics.pooled(self._frames[name])
         count = len(self._frames[name])
         share = count / (self.prior + count)
@@ -140,14 +138,14 @@ class NormAdapter(Adapter):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to the source's scales, shifts and running statistics; no frame is remembered."""
+        """Returns to the source's scales, shifts and running statistics, and forgets all frames."""
         for name, layer in self.layers.items():
             self._frames[name].clear()
             for tensor, source in zip(self._moving(layer), self._affine[name], strict=True):
                 tensor.copy_(source)
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics of the window's frames, of which all else follows."""
+        """Returns the statistics of the window's frames, from which everything else follows."""
         frames = {name: [tuple(s) for s in parts] for name, parts in self._frames.items()}
         return {"frames": frames}
 
@@ -165,7 +163,7 @@ class NormAdapter(Adapter):
 
 @ADAPTER_REGISTRY.register()
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
-    """``--method ln_adapt``: no gradient, no learning rate."""
+    """Builds ``--method ln_adapt``, which has no gradient and no learning rate."""
     modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
     return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)

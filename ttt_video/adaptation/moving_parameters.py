@@ -18,14 +18,14 @@ _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
         name.endswith("weight") and parameter.ndim > 1 and not isinstance(layer, nn.Embedding)
     ),
 }
-"""Says of a layer, a parameter's name in it and the parameter whether it moves."""
+"""Each says whether a parameter moves, given its layer, its name in the layer, and itself."""
 
 
 def part_names(model: nn.Module, roles: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of the parts that a method's loss depends on.
+    """Returns the names of a model's parts by their roles.
 
     Raises:
-        UserError: the model lacks one.
+        UserError: the model has no decoder g.
     """
     parts = parts_of(model)
     for role in roles:
@@ -38,14 +38,14 @@ def part_names(model: nn.Module, roles: Iterable[str]) -> tuple[str, ...]:
 
 
 def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str]) -> None:
-    """Lets the parameters of a submodule want gradients.
+    """Makes the parameters of a submodule require gradients.
 
     Args:
-        model: of which all else stays as it is.
-        name: of the submodule, those within others included; it may begin with a role.
+        model: that the submodule is part of.
+        name: of the submodule, at any depth; it may begin with a role.
         parameters: which of its parameters: "all"; "norm", those of normalisation layers; or
             "matrices", those that multiply: of linear layers and convolutions, without biases.
-        parts: of :func:`part_names`; empty: any.
+        parts: names of the parts that the loss depends on; empty: any.
 
     Raises:
         UserError: there is no such submodule, or the loss does not depend on it.

@@ -1,4 +1,4 @@
-"""The frozen model: the baseline of every comparison."""
+"""The frozen model, which is the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .window import SlidingWindow
 
 
 class NoAdaptation(Adapter):
-    """Predicts with the source weights, whatever the video."""
+    """Predicts every frame with the source weights."""
 
     updates = False
 
@@ -25,5 +25,6 @@ class NoAdaptation(Adapter):
 
 @ADAPTER_REGISTRY.register()
 def none(cfg: CfgNode, model: nn.Module) -> NoAdaptation:
-    """``--method none``."""
+    """Builds ``--method none``."""
+
     return NoAdaptation(model)

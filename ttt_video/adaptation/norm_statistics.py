@@ -1,7 +1,7 @@
-"""Mean and variance of each channel of a model's normalisation layers, on any images.
+"""Measures the mean and variance of each channel of a model's normalisation layers.
 
-Measured once on training images (:func:`measure_statistics`), they tell later how far a stream's
-activations are from those that the layers after them are used to.
+Measured once on training images, they tell how far the activations of a stream are from those that
+the layers after them expect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Pools the statistics of several images, each of the same weight."""
+        """Pools the statistics of several images with equal weights."""
         means = torch.stack([part.mean for part in parts])
         variances = torch.stack([part.variance for part in parts])
         return cls(means.mean(0), variances.mean(0) + means.var(0, correction=0))
@@ -46,7 +46,7 @@ def norm_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module
     """Returns the layer, group and batch normalisations that have a scale and shift, by name.
 
     Args:
-        model: to look in.
+        model: that has them.
         modules: submodules to look in, by their names or with a role ("f", "f.layers.3").
     """
     within = [submodule_name(model, module) for module in modules]
@@ -81,7 +81,10 @@ def channel_statistics(layer: nn.Module, x: Tensor) -> Statistics:
 def hooked(
     layers: Mapping[str, nn.Module], hook: Callable[[str, nn.Module, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Calls ``hook(name, layer, input)`` at every forward; a tensor it returns is the output."""
+    """Calls ``hook(name, layer, input)`` at every forward pass of a layer.
+
+    A tensor that the hook returns replaces the layer's output.
+    """
     handles = [
         layer.register_forward_hook(lambda m, x, _, name=name: hook(name, m, x[0]))
         for name, layer in layers.items()
@@ -95,7 +98,7 @@ def hooked(
 
 @contextmanager
 def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statistics]]]:
-    """Collects each layer's statistics meanwhile, one entry per forward of it."""
+    """Collects the statistics of each layer, one entry for each of its forward passes."""
     seen: dict[str, list[Statistics]] = {name: [] for name in layers}
 
     def measure(name: str, layer: nn.Module, x: Tensor) -> None:
@@ -109,7 +112,7 @@ def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statis
 def measure_statistics(
     model: Any, images: Iterable[Tensor], modules: Sequence[str] = ("f", "h")
 ) -> dict[str, Tensor]:
-    """Measures a training set's images, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
+    """Measures the images of a training set, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
 
     Args:
         model: with its source weights.
@@ -117,32 +120,33 @@ def measure_statistics(
         modules: whose layers are measured.
 
     Returns:
-        ``<layer>.mean`` and ``<layer>.variance`` of each layer and group normalisation.
+        ``<layer>.mean`` and ``<layer>.variance`` of each layer and group normalisation; batch
+        normalisations hold their own.
     """
-    layers = norm_layers(model, modules)
+    found = norm_layers(model, modules).items()
+    layers = {name: layer for name, layer in found if not isinstance(layer, BATCH_NORMS)}
     with module_mode(model, training=False), measuring(layers) as seen:
         for image in images:
             model([{"image": image}])
-    pooled = {name: Statistics.pooled(parts) for name, parts in seen.items() if parts}
-    result: dict[str, Tensor] = {}
-    for name, statistics in pooled.items():
-        if not isinstance(layers[name], BATCH_NORMS):  # those hold their own
-            result[f"{name}.mean"] = statistics.mean.cpu()
-            result[f"{name}.variance"] = statistics.variance.cpu()
-    return result
+    return {
+        f"{name}.{kind}": values.cpu()
+        for name, parts in seen.items()
+        if parts
+        for kind, values in Statistics.pooled(parts)._asdict().items()
+    }
 
 
 def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Reads the file that ``TTT.LN_ADAPT.SOURCE_STATISTICS`` names.
+    """Reads the file that ``TTT.LN_ADAPT.SOURCE_STATISTICS`` names; batch normalisations need none.
 
     Raises:
-        UserError: it names no file, and some layer is not a batch normalisation.
+        UserError: the key is empty, and some layer is not a batch normalisation.
     """
     file = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
     if file:
         return read_checkpoint(file)
     if all(isinstance(layer, BATCH_NORMS) for layer in layers.values()):
-        return {}  # those hold their own
+        return {}
     raise UserError(
         "TTT.LN_ADAPT.SOURCE_STATISTICS is empty: layer norms hold no statistics of the "
         "training images; measure them once with tools/measure_norm_statistics.py"
@@ -152,26 +156,26 @@ def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, 
 def fit_statistics(
     layers: Mapping[str, nn.Module], measured: Mapping[str, Tensor]
 ) -> dict[str, Statistics]:
-    """Returns each layer's statistics of the training images; batch norms hold their own.
+    """Returns each layer's statistics of the training images.
 
     Args:
         layers: of :func:`norm_layers`.
-        measured: of :func:`measure_statistics`.
+        measured: of :func:`measure_statistics`; batch normalisations hold their own.
 
     Raises:
-        UserError: ``measured`` has nothing that fits one of them.
+        UserError: ``measured`` has nothing that fits one of the layers.
     """
-    return {name: _fit(name, layer, measured) for name, layer in layers.items()}
-
-
-def _fit(name: str, layer: nn.Module, measured: Mapping[str, Tensor]) -> Statistics:
-    scale: Tensor = layer.weight  # type: ignore[assignment]
-    if isinstance(layer, BATCH_NORMS):
-        return Statistics(*(t.float().clone() for t in (layer.running_mean, layer.running_var)))  # type: ignore[union-attr]
-    found = [measured.get(f"{name}.{kind}") for kind in Statistics._fields]
-    if any(t is None or t.shape != scale.shape for t in found):
-        raise UserError(
-            f"TTT.LN_ADAPT.SOURCE_STATISTICS has nothing that fits layer {name}: measure it "
-            "with this model by tools/measure_norm_statistics.py"
-        )
-    return Statistics(*(t.to(scale.device, torch.float32) for t in found if t is not None))
+    fitted = {}
+    for name, layer in layers.items():
+        scale: Tensor = layer.weight  # type: ignore[assignment]
+        if isinstance(layer, BATCH_NORMS):
+            own: list[Any] = [layer.running_mean, layer.running_var]
+        else:
+            own = [measured.get(f"{name}.{kind}") for kind in Statistics._fields]
+        if any(t is None or t.shape != scale.shape for t in own):
+            raise UserError(
+                f"TTT.LN_ADAPT.SOURCE_STATISTICS has nothing that fits layer {name}: measure it "
+                "with this model by tools/measure_norm_statistics.py"
+            )
+        fitted[name] = Statistics(*(t.to(scale.device, torch.float32, copy=True) for t in own))
+    return fitted

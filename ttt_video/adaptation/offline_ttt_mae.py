@@ -16,9 +16,9 @@ from .window import SlidingWindow
 
 
 class OfflineReconstructionAdapter(ReconstructionAdapter):
-    """Takes all its gradient steps before the first prediction, on batches from the whole video.
+    """Takes all gradient steps before the first prediction, on batches from the whole video.
 
-    All frames of the video are kept in main memory until then. The number of steps is fixed.
+    Until then all frames are kept in main memory. The number of steps is fixed.
     """
 
     offline = True
@@ -34,28 +34,24 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
         window = SlidingWindow(None)
         for frame in video:
             window.push(frame)
-        self._record = {"offline_steps": self.num_steps, **self.train(window, generator)}
-
-    def train(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """All steps; the record of the last."""
         record: dict[str, float] = {}
         skipped = 0
         for step in tqdm(range(1, self.num_steps + 1), desc="offline", unit="step", leave=False):
             record = self.take_steps(1, window, generator)
             skipped += int(record["skipped_steps"])
             self.after_step(step)
-        self.optimizer.state.clear()  # of no use any more
-        return {**record, "skipped_steps": skipped}
+        self.optimizer.state.clear()  # it is not needed again
+        self._record = {"offline_steps": self.num_steps, **record, "skipped_steps": skipped}
 
     def after_step(self, step: int) -> None:
-        """Called after each of the steps, counted from 1."""
+        """Does nothing; called after each of the steps, counted from 1."""
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """Moves nothing; the record of the training."""
+        """Changes nothing; returns the record of the training's last step."""
         return dict(self._trained())
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        """By the trained model."""
+        """Returns the trained model's prediction."""
         self._trained()
         return super().predict(frame)
 
@@ -65,12 +61,12 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
         return self._record
 
     def reset(self) -> None:
-        """Back to the source weights, before the training."""
+        """Returns to the source weights, before the training."""
         super().reset()
         self._record = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the record of the training."""
+        """Returns the weights' state and the record of the training."""
         return {**super().state_dict(), "record": self._record}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -81,5 +77,5 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
 
 @ADAPTER_REGISTRY.register()
 def offline_ttt_mae(cfg: CfgNode, model: nn.Module) -> OfflineReconstructionAdapter:
-    """``--method offline_ttt_mae``: ``TTT.OFFLINE.STEPS`` steps, without any label."""
+    """Builds ``--method offline_ttt_mae``: ``TTT.OFFLINE.STEPS`` steps, without any label."""
     return OfflineReconstructionAdapter.from_config(cfg, model, num_steps=cfg.TTT.OFFLINE.STEPS)

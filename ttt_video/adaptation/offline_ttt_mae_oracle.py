@@ -1,7 +1,7 @@
 """Offline TTT-MAE stopped at its best step by the video's labels (paper, Section 6.1, Table 1).
 
-The only method that sees labels, and only to choose among weights that were trained without them:
-the advantage that the paper grants its offline row.
+It is the only method that sees labels, and uses them only to choose among weights that were trained
+without them: the paper grants this advantage to its offline row.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .base import ADAPTER_REGISTRY, Adapter
 from .offline_ttt_mae import OfflineReconstructionAdapter
 
 Score = Callable[[list[Any], Callable[[Any], dict[str, Any]]], float]
-"""Of frames with labels and a function that predicts them: higher is better, NaN undefined."""
+"""Scores labelled frames, given what predicts them; higher is better, NaN is undefined."""
 
 
 class OfflineOracleAdapter(OfflineReconstructionAdapter):
-    """Offline TTT-MAE with the weights, among those of every so many steps, that score best."""
+    """Trains as offline TTT-MAE and keeps, of the weights of every so many steps, the best."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
         """
         Args:
             model: with its source weights.
-            score: of predictions, by labels.
-            eval_every: steps between two candidates; the last step is one too.
-            allow_zero: the source weights, step 0, are the first candidate.
+            score: says how good predictions are.
+            eval_every: steps between two candidates; the last step is one, too.
+            allow_zero: whether the source weights, step 0, are the first candidate.
             settings: :class:`OfflineReconstructionAdapter`'s.
         """
         super().__init__(model, **settings)
@@ -57,8 +57,8 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
         self._best = (-math.inf, 0, {})
         if self.allow_zero:
             self._consider(0)
-        else:
-            self._require_labels()
+        elif all(math.isnan(self._score([frame])) for frame in self._labelled):
+            self._refuse()  # now, because the training may take hours
         with torch.enable_grad():
             super().watch(self._labelled, generator)
         value, step, weights = self._best
@@ -69,17 +69,12 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
         self._labelled, self._best = [], (-math.inf, 0, {})
 
     def after_step(self, step: int) -> None:
-        """Looks at the labels every so many steps."""
+        """Scores the weights every so many steps."""
         if step % self.eval_every == 0 or step == self.num_steps:
             self._consider(step)
 
     def _score(self, frames: list[Any]) -> float:
         return self.score(frames, lambda frame: Adapter.predict(self, frame))
-
-    def _require_labels(self) -> None:
-        """Before the training, which may take hours: one frame that can be scored is enough."""
-        if all(math.isnan(self._score([frame])) for frame in self._labelled):
-            self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise UserError(
@@ -99,11 +94,11 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
 
 
 def scorer(cfg: CfgNode) -> Score:
-    """Returns what scores a whole video as the paper's Table 1 does, in percent.
+    """Returns a function that scores a whole video as the paper's Table 1 does, in percent.
 
-    The metric is the headline of the task that the first of ``DATASETS.TEST`` means; without one,
-    of the first task that the video has labels and the model has outputs for. One that is better
-    when it is lower counts with a minus.
+    The metric is the headline of the task of the first of ``DATASETS.TEST``; without one, of the
+    first task for which the video has labels and the model has outputs. It is negated if lower is
+    better.
     """
     name = next(iter(cfg.DATASETS.TEST), None)
 
@@ -124,7 +119,7 @@ def scorer(cfg: CfgNode) -> Score:
 
 @ADAPTER_REGISTRY.register()
 def offline_ttt_mae_oracle(cfg: CfgNode, model: nn.Module) -> OfflineOracleAdapter:
-    """``--method offline_ttt_mae_oracle``: a look every ``TTT.OFFLINE.EVAL_EVERY`` steps."""
+    """Builds ``--method offline_ttt_mae_oracle`` with the keys of ``TTT.OFFLINE``."""
     return OfflineOracleAdapter.from_config(
         cfg,
         model,

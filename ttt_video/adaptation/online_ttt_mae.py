@@ -37,17 +37,17 @@ class ReconstructionAdapter(GradientAdapter):
 
     @classmethod
     def from_config(cls: type[Own], cfg: CfgNode, model: nn.Module, **more: Any) -> Own:
-        """With the settings of ``TTT.*``; ``more`` are a subclass's own arguments."""
+        """Builds it with the settings of ``TTT.*``; ``more`` are a subclass's own arguments."""
         settings = GradientAdapter.config_arguments(cfg)
         return cls(model, augment=RandomCrop.from_config(cfg), **settings, **more)
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """``loss_recon`` with an independent mask for each sample."""
+        """Returns ``loss_recon`` with an independent mask for each sample."""
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         return adaptable(self.model).reconstruction_losses(inputs, generator)
 
 
 @ADAPTER_REGISTRY.register()
 def online_ttt_mae(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:
-    """``--method online_ttt_mae``: implicit memory by the weights, explicit by the window."""
+    """Builds ``--method online_ttt_mae``, with both kinds of memory: weights and window."""
     return ReconstructionAdapter.from_config(cfg, model)

@@ -1,15 +1,15 @@
-"""Online TTT-MAE with a line search: how far a prediction follows the adapted weights.
+"""Online TTT-MAE with a line search, which decides how far a prediction follows the weights.
 
-Not in the paper. Which way the weights move is decided by masked reconstruction, as in
-:mod:`.online_ttt_mae`; how far along that line the prediction goes is decided by the main task's
-own layers. With source weights w0 and adapted weights w_t, a prediction uses
+It is not in the paper. Masked reconstruction decides which way the weights move, as in
+:mod:`.online_ttt_mae`; layers of the main task decide how far along that line a prediction goes.
+With source weights w0 and adapted weights w_t, a prediction uses
 
     w0 + a (w_t - w0),    a = argmin over a few scales of  mean_c |m_c(a) - mu_c| / sigma_c,
 
 where m_c(a) is the mean of channel c of the head's normalisation layers on the current frame, and
-mu_c, sigma_c are what it had on training images. A scale of 0 is the frozen model, so that an
-adaptation that leads the head away from what it knows is not followed; a scale above 1 goes on in
-a direction that leads back to it. The weights themselves move as if there were no search.
+mu_c, sigma_c are its mean and deviation on training images. Scale 0 is the frozen model: it is
+chosen if the adaptation leads the head away from what it knows. A scale above 1 goes further in a
+direction that leads back to it. The weights themselves move as if there were no search.
 """
 
 from __future__ import annotations
@@ -24,22 +24,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .base import ADAPTER_REGISTRY, module_mode
-from .norm_statistics import (
-    Statistics,
-    fit_statistics,
-    measuring,
-    norm_layers,
-    read_statistics,
-)
+from .norm_statistics import Statistics, fit_statistics, measuring, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
 from .window import SlidingWindow
 
 SEARCHED = ("h",)
-"""h: its weights never move, so that a shift of its activations is one of what f gives it."""
+"""The weights of h never move, so that only f can shift its activations."""
 
 
 class LineSearchAdapter(ReconstructionAdapter):
-    """Takes :class:`ReconstructionAdapter`'s steps and predicts somewhere along their line."""
+    """Takes :class:`ReconstructionAdapter`'s steps and predicts somewhere along the line."""
 
     def __init__(
         self,
@@ -56,10 +50,10 @@ class LineSearchAdapter(ReconstructionAdapter):
         Args:
             model: with its source weights.
             source: of :func:`measure_statistics`.
-            scales: of the adaptation that a search tries, at least one, none negative.
+            scales: that a search tries, at least one, none negative.
             every: updates from one search to the next; a search costs a prediction per scale.
-            decay: weight of the searches before in the average that the smallest shift is sought
-                in, in [0, 1); a video's first search has none.
+            decay: weight, in [0, 1), of the earlier searches of a video in the average of shifts
+                whose minimum is sought.
         """
         super().__init__(model, **settings)
         self.scales = tuple(scales)
@@ -75,7 +69,7 @@ class LineSearchAdapter(ReconstructionAdapter):
         self._updates = 0
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """The update, and in every so many of them a search on the current frame.
+        """Updates the weights, and searches on the current frame at every so many updates.
 
         Returns:
             :meth:`GradientAdapter.adapt`'s record, ``scale``, and ``norm_shift``: the mean distance
@@ -90,7 +84,7 @@ class LineSearchAdapter(ReconstructionAdapter):
 
     def _search(self, frame: Any) -> None:
         found = torch.stack([self._shift_at(scale, frame) for scale in self.scales]).tolist()
-        # What is not finite now says nothing of later, and is never the smallest.
+        # A shift that is not finite is never the smallest, and is not averaged into later ones.
         found = [value if math.isfinite(value) else math.inf for value in found]
         before = self._shifts or found
         self._shifts = [
@@ -105,7 +99,7 @@ class LineSearchAdapter(ReconstructionAdapter):
     def _shift_at(self, scale: float, frame: Any) -> Tensor:
         with measuring(self._layers) as seen:
             self._predict_at(scale, frame)
-        # Some layers run several times in a prediction, as they did on the training images.
+        # Some layers run several times in a prediction, on training images, too.
         shifts = [
             Statistics.pooled(parts).shift_from(self._statistics[name])
             for name, parts in seen.items()
@@ -121,16 +115,16 @@ class LineSearchAdapter(ReconstructionAdapter):
             return functional_call(self.model, named, ([frame],))[0]
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        """detectron2's outputs for one frame, with the weights at the scale that was found."""
+        """Returns detectron2's outputs for one frame, with the weights at the scale found last."""
         return super().predict(frame) if self._scale == 1 else self._predict_at(self._scale, frame)
 
     def reset(self) -> None:
-        """As :meth:`GradientAdapter.reset`; searches begin anew."""
+        """Returns to the source weights; searches begin anew."""
         super().reset()
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """:meth:`GradientAdapter.state_dict`'s, and ``search``."""
+        """Returns :meth:`GradientAdapter.state_dict`'s entries, and ``search``."""
         search = {"scale": self._scale, "shifts": [*self._shifts], "updates": self._updates}
         return {**super().state_dict(), "search": search}
 
@@ -144,7 +138,7 @@ class LineSearchAdapter(ReconstructionAdapter):
 
 @ADAPTER_REGISTRY.register()
 def online_ttt_mae_line_search(cfg: CfgNode, model: nn.Module) -> LineSearchAdapter:
-    """``--method online_ttt_mae_line_search``."""
+    """Builds ``--method online_ttt_mae_line_search``."""
     settings = cfg.TTT.LINE_SEARCH
     return LineSearchAdapter.from_config(
         cfg,

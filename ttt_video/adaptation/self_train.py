@@ -1,4 +1,4 @@
-"""Self-training: confident predictions of whole frames label masked ones (paper, Appendix A.1)."""
+"""Self-training: confident predictions of whole frames label masked frames (Appendix A.1)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SelfTrainAdapter(GradientAdapter):
         self.augment = augment
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
-        """``loss_self_train`` in nats, and ``confident``: the share of pixels that have a label."""
+        """Returns ``loss_self_train`` in nats, and ``confident``: the share of labelled pixels."""
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         model = adaptable(self.model)
         with module_mode(self.model, training=False), torch.no_grad():
@@ -72,7 +72,7 @@ class SelfTrainAdapter(GradientAdapter):
 
 @ADAPTER_REGISTRY.register()
 def self_train(cfg: CfgNode, model: nn.Module) -> SelfTrainAdapter:
-    """``--method self_train``: in the same loop as online TTT-MAE, with both memories."""
+    """Builds ``--method self_train``, with both kinds of memory."""
     return SelfTrainAdapter(
         model,
         threshold=cfg.TTT.SELF_TRAIN.THRESHOLD,

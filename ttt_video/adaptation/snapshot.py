@@ -1,4 +1,4 @@
-"""What a gradient step may have to be undone to."""
+"""Keeps what a gradient step may have to be undone to."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from torch import Tensor
 
 
 class Snapshot:
-    """A copy of some tensors and of an optimizer's state, as they are now."""
+    """Copies some tensors and, if there is one, an optimizer's state."""
 
-    def __init__(self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         self._tensors = [*tensors]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
         self._optimizer = optimizer
+        states = {} if optimizer is None else optimizer.state
         self._state = {
-            parameter: {
-                key: value.clone() if isinstance(value, Tensor) else value
-                for key, value in own.items()
-            }
-            for parameter, own in optimizer.state.items()
+            parameter: {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}
+            for parameter, own in states.items()
         }
 
     @torch.no_grad()
     def distances(self) -> list[Tensor]:
-        """L2 norm of how far each tensor has moved since, () each."""
+        """Returns how far each tensor has moved since, as L2 norms of shape ()."""
         return [*torch._foreach_norm(torch._foreach_sub(self._tensors, self._values))]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Everything is again as it was, bit for bit."""
-        torch._foreach_copy_(self._tensors, self._values)
-        self._optimizer.state.clear()
-        self._optimizer.state.update(self._state)
+        """Restores everything, bit for bit."""
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._values)
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            self._optimizer.state.update(self._state)

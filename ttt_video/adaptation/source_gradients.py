@@ -1,4 +1,7 @@
-"""Gradients in units of those on training images (``TTT.OPTIMIZER.SOURCE_GRADIENTS``)."""
+"""Measures gradients on training images, to scale a stream's gradients by them.
+
+``TTT.OPTIMIZER.SOURCE_GRADIENTS`` names the file.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ def gradient_scales(
 ) -> dict[str, float]:
     """Returns the factor on each moving parameter's gradient, by name.
 
-    A tensor with hardly a gradient on the source's images, such as the bias of attention's keys, of
-    which the output does not depend, counts as having a fifth of the median.
+    A tensor with hardly a gradient on training images counts as having a fifth of the median. One
+    is the bias of attention's keys, on which the output does not depend.
 
     Args:
         moving: names of the parameters that move.
         source: of :func:`measure_gradients`.
-        parts: names of those that the method's loss depends on; empty: any.
+        parts: names of the parts that the method's loss depends on; empty: any.
 
     Raises:
         UserError: the file was measured with another model or method.
@@ -58,17 +61,16 @@ def measure_gradients(
 ) -> dict[str, Tensor]:
     """Measures how large the gradient of the adapter's loss is on a training set, by tensor.
 
-    It is what AdamW estimates on the stream itself, where what the stream does to the gradient goes
-    into the estimate, too.
+    AdamW estimates the same on the stream itself, and so with what the stream does to gradients.
 
     Args:
         adapter: with its source weights, which stay as they are.
-        batches: of samples, at least one, as large as those of a stream.
+        batches: at least one batch of samples, as large as a stream's.
         generator: for the masks.
 
     Returns:
-        The root mean square over the elements and batches of each moving parameter's gradient by
-        the parameter's name, () float32 on the CPU.
+        By parameter, the root mean square of its gradient over elements and batches, () float32 on
+        the CPU.
     """
     names = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
     squares = {name: torch.zeros((), device=p.device) for name, p in names.items()}

@@ -1,4 +1,4 @@
-"""Tent: entropy minimisation over normalisation parameters (paper, Appendix A.2; Wang 2021)."""
+"""Tent minimises entropy over normalisation parameters (paper, Appendix A.2; Wang et al. 2021)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EntropyAdapter(GradientAdapter):
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """Returns ``loss_entropy`` in nats (:mod:`~ttt_video.modeling.pixel_classes`).
 
-        Pixels of a model that predicts objects may be nothing, also where it predicts classes, too.
+        If the model predicts objects, alone or with classes, a pixel may also be of no object.
         """
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         model = adaptable(self.model)
@@ -49,7 +49,7 @@ class EntropyAdapter(GradientAdapter):
 
 @ADAPTER_REGISTRY.register()
 def tent(cfg: CfgNode, model: nn.Module) -> EntropyAdapter:
-    """``--method tent``: in the same loop as online TTT-MAE, with both memories."""
+    """Builds ``--method tent``, with both kinds of memory."""
     return EntropyAdapter(
         model, augment=RandomCrop.from_config(cfg), **GradientAdapter.config_arguments(cfg)
     )

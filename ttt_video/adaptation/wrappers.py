@@ -1,6 +1,6 @@
-"""Wrappers: adapters around another adapter, which change what it predicts or when it is reset.
+"""Wraps adapters in others, which change what an adapter predicts or when it is reset.
 
-``configs/methods.yaml`` says which methods stand in which of them; they can stand in each other.
+``configs/methods.yaml`` names the methods that are built from them. Wrappers can be nested.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Own = TypeVar("Own", bound="Wrapper")
 
 
 class Wrapper(Adapter):
-    """Does all as the wrapped adapter does; a subclass changes some of it."""
+    """Forwards everything to the wrapped adapter; a subclass changes some of it."""
 
     def __init__(self, inner: Adapter) -> None:
-        """``inner`` owns the model and all that moves."""
+        """Wraps ``inner``, which owns the model and all that moves."""
         super().__init__(inner.model)
         self.inner = inner
         self.offline = inner.offline
@@ -55,7 +55,7 @@ class Wrapper(Adapter):
         self.inner.reset()
 
     def reset_weights(self) -> None:
-        """Resets the wrapped adapter's weights; predictions that are remembered stay."""
+        """Resets the wrapped adapter's weights and keeps remembered predictions."""
         self.inner.reset_weights()
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Wrapper(Adapter):
 
 
 def _require_pixels(cfg: CfgNode, inner: Adapter) -> None:
-    """Raises UserError for objects: those of different predictions have no common names."""
+    """Raises UserError for a model of objects, which have no common names between predictions."""
     for output, task in (("instances", "instance"), ("panoptic_seg", "panoptic")):
         if output in getattr(inner.model, "outputs", ()):
             raise UserError(
@@ -82,17 +82,17 @@ def _require_pixels(cfg: CfgNode, inner: Adapter) -> None:
 class ClassBalance(Wrapper):
     """Resets a method when its predictions collapse (paper, Section 5.1; Volpi et al., 2022).
 
-    They collapse where the method and the source weights predict too different numbers of classes.
-    Both predict the current frame after each update (:func:`predicted_classes` says which of a
-    model's outputs counts); frames without an update (``TTT.UPDATE_EVERY``) are not compared. A
-    frame at which the method is reset gets the source's prediction; with ``TTT.PREDICT before``,
-    where its own is out by then, the next frame does.
+    They have collapsed if the method and the source weights predict too different numbers of
+    classes on the current frame. Both predict it after each update (:func:`predicted_classes` says
+    which of a model's outputs counts); frames without an update (``TTT.UPDATE_EVERY``) are not
+    compared. The frame of a reset gets the source's prediction; with ``TTT.PREDICT before``, which
+    has predicted it by then, the next frame does.
     """
 
     inner: GradientAdapter
 
     def __init__(self, inner: GradientAdapter, *, threshold: int) -> None:
-        """``threshold``: largest difference in the number of classes that does not reset."""
+        """Keeps ``threshold``: the largest difference in the number of classes without a reset."""
         super().__init__(inner)
         self.threshold = threshold
         self._prediction: tuple[Any, dict[str, Any]] | None = None
@@ -129,14 +129,14 @@ class ClassBalance(Wrapper):
         return self.inner.predict(frame)
 
     def reset(self) -> None:
-        """Resets the method; a prediction that waits is forgotten."""
+        """Resets the method and forgets a prediction that was not fetched."""
         self._prediction = None
         super().reset()
 
     reset_weights = reset
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :meth:`Adapter.load_state_dict`; nothing of its own outlives a frame."""
+        """See :meth:`Adapter.load_state_dict`; a prediction belongs to one frame alone."""
         self._prediction = None
         super().load_state_dict(state)
 
@@ -145,15 +145,15 @@ class ClassBalance(Wrapper):
 class MajorityVote(Wrapper):
     """Gives each pixel the class of most of ``predictions`` predictions (paper, Section 5.1).
 
-    The first prediction is of the frame as it is and decides ties, so that one prediction is the
-    wrapped method's. Draws depend on the seed and on the frame alone: they touch neither the
+    The first prediction is of the frame as it is and decides ties, so that a single prediction is
+    the wrapped method's. Draws depend on the seed and on the frame alone: they change neither the
     wrapped method's random numbers nor those of other frames.
     """
 
     def __init__(
         self, inner: Adapter, *, predictions: int, augment: VoteAugmentation, seed: int = 0
     ) -> None:
-        """``predictions``: at least 1; ``augment`` alters all but the first, as ``seed`` says."""
+        """Takes ``predictions``, at least 1; ``augment`` alters all but the first, by ``seed``."""
         super().__init__(inner)
         if predictions < 1:
             raise ValueError(f"a vote needs at least one prediction, not {predictions}")
@@ -179,7 +179,7 @@ class MajorityVote(Wrapper):
         output = self.inner.predict(frame)
         plain = output["sem_seg"].argmax(0, keepdim=True)
         votes = torch.zeros_like(output["sem_seg"], dtype=torch.float32)
-        votes.scatter_(0, plain, 1.5)  # half a vote turns ties, and nothing else
+        votes.scatter_(0, plain, 1.5)  # half a vote decides ties, and nothing else
         one = votes.new_ones(()).expand(plain.shape)
         for _ in range(self.predictions - 1):
             image, mirrored = self.augment(frame["image"], generator)
@@ -192,13 +192,14 @@ class MajorityVote(Wrapper):
 class TemporalSmoothing(Wrapper):
     """Predicts the mean class scores of the last ``size`` frames (paper, Section 5.1).
 
-    The current frame is one of them. A frame's scores are those of the weights at its time; frames
-    are counted in the order in which they are predicted. Predicting a frame again replaces its
-    scores. Another video starts anew, also where the weights go on (``TTT.RESET never``).
+    The current frame is one of them. A frame keeps the scores of the weights of its time, unless it
+    is predicted again. Frames count in the order of their predictions. Another video starts anew,
+    even if the weights go on (``TTT.RESET never``).
     """
 
     def __init__(self, inner: Adapter, *, size: int) -> None:
-        """``size``: frames to average, at least 1; 1 changes nothing."""
+        """Takes ``size``: frames to average, at least 1; 1 changes nothing."""
+
         super().__init__(inner)
         if size < 1:
             raise ValueError(f"smoothing needs at least the current frame, not {size}")

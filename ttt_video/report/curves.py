@@ -12,13 +12,13 @@ from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
 # Okabe and Ito (2008), "Color Universal Design", without yellow, which is hard to see on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-FROZEN_COLOR = "#7F7F7F"  # of the line called "frozen", in every picture
+FROZEN_COLOR = "#7F7F7F"  # the line called "frozen" has it in every picture
 
 
 def rolling_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
-    """Mean over the ``width`` positions around each, fewer at both ends; NaN does not count.
+    """Returns the mean of the ``width`` values around each position, of fewer at both ends.
 
-    An even width takes one position more before than after. All NaN gives NaN.
+    An even width takes one value more before than after. NaNs are skipped; the mean of none is NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     known = np.isfinite(array)
@@ -37,7 +37,7 @@ def rolling_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray
 def figure_axes(
     path: str | os.PathLike[str], width: float = 7.0, height: float = 4.4, dpi: int = 130
 ) -> Iterator[Axes]:
-    """Gives the axes of a new figure, in inches, and writes it to a file afterwards."""
+    """Gives the axes of a new figure of that size in inches, and writes the file afterwards."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -60,14 +60,13 @@ def plot_curves(
 
     Args:
         series: values by line name.
-        path: where to write; the suffix (``.png``, ``.svg``, ``.pdf``) gives the file type.
+        path: the file; its suffix (``.png``, ``.svg``, ``.pdf``) gives the type.
         title: heading of the plot.
-        ylabel: what the values are, with their unit.
-        xlabel: what the positions are.
+        ylabel: name and unit of the values.
+        xlabel: name of the positions.
         x: the positions of all lines; None is 0, 1, 2, ...
-        rolling: above 1, the values are drawn thin and pale, and their :func:`rolling_mean` of this
-            width on top.
-        starts: where in the values a new video starts; neither lines nor means cross these places.
+        rolling: above 1, the :func:`rolling_mean` of this width is drawn over the pale values.
+        starts: positions in the values at which a video starts; no line or mean crosses them.
     """
     colors = iter(PALETTE * (1 + len(series) // len(PALETTE)))
     with figure_axes(path, 8, 3.5, dpi=120) as axes:
@@ -81,8 +80,7 @@ def plot_curves(
                 strict=True,
             )
             for number, (where, own) in enumerate(parts):
-                # A line of one point would be invisible.
-                marker = "o" if len(own) == 1 else None
+                marker = "o" if len(own) == 1 else None  # a line of one point is invisible
                 if rolling > 1 and len(own) > 1:
                     axes.plot(where, own, color=color, linewidth=0.6, alpha=0.35)
                     own = rolling_mean(own, rolling)

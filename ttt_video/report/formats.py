@@ -11,7 +11,7 @@ from .statistics import Interval
 
 
 class Table(NamedTuple):
-    """A table as text: a head, lines that are as long, what has to be said below, and a title."""
+    """A table as text: its head, rows of the same length, notes below it, and a title."""
 
     head: list[str]
     rows: list[list[str]]
@@ -40,7 +40,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(records: Sequence[Mapping[str, Any]], *, last: str = "") -> str:
-    """Returns a line per record and a column per key that any has; key ``last`` comes last."""
+    """Returns a line per record and a column for every key of any record, ``last`` at the end."""
     columns = dict.fromkeys(key for record in records for key in record if key != last)
     file = io.StringIO()
     writer = csv.DictWriter(file, [*columns, *([last] if last else [])], lineterminator="\n")
@@ -50,7 +50,7 @@ def to_csv(records: Sequence[Mapping[str, Any]], *, last: str = "") -> str:
 
 
 def spread(mean: float, deviation: float | None) -> str:
-    """Returns a mean over seeds with their standard deviation, where there are several."""
+    """Returns a mean over seeds, with the standard deviation if there are several seeds."""
     return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 

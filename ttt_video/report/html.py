@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from .formats import Table
 
-# What a browser shows without help, by suffix.
+# Files that a browser shows without help, by suffix.
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 _CLIP_TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 

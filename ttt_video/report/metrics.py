@@ -1,4 +1,4 @@
-"""Which metrics tables and figures show: the tasks say, nothing here lists them."""
+"""Names the metrics that tables and figures show; the tasks decide which these are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..tasks.metrics import PROTOCOLS
 UNLABELLED = (
     "predicted_classes_min", "predicted_classes_last", "prediction_entropy_mean", "change"
 )  # fmt: skip
-"""What a sweep's table shows where no source has labels: whether a method collapsed."""
+"""Shown by a sweep's table if no source has labels: they tell whether a method collapsed."""
 
 
 def headlines(protocol: str = "standard") -> list[str]:
-    """Returns the metric that each task is judged by, in percent, in the order of columns."""
+    """Returns the metric that judges each task, in the order of columns."""
     return [metric + PROTOCOLS[protocol] for metric in tasks.headlines()]

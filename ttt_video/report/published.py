@@ -1,9 +1,9 @@
-"""Published numbers, as data, that our runs are set beside.
+"""The published numbers that tables set our runs beside, in percent.
 
 Wang, Sun, Tandon, Gandelsman, Chen, Efros, Wang: Test-Time Training on Video Streams, JMLR 26
-(2025) 1-29. Metrics in percent. The paper says "mean IoU, AP, PQ" and no more about the rule; the
-authors' release averages the metric of single frames (protocol "release" here). Its KITTI-STEP
-"test" set is the official train split (footnote 1).
+(2025) 1-29. The paper says "mean IoU, AP, PQ" and no more about the rule; the authors' release
+averages the metric of single frames (protocol "release" here). The paper's KITTI-STEP "test" set is
+the official train split (footnote 1).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Column(NamedTuple):
     title: str
     dataset: str  # our name of the data set
     metric: str
-    part: str = ""  # the one class or video that it is of
-    whole: str = ""  # title of the column of all of them
-    by: str = ""  # "class" or "video", where there is a part
+    part: str = ""  # the class or video, if it shows only one
+    whole: str = ""  # then the title of the column of all of them
+    by: str = ""  # then "class" or "video"
 
 
 COLUMNS = (
@@ -47,7 +47,7 @@ CAVEATS: Mapping[str, str] = {
     TEST: "KITTI-STEP test is the official train split, as in the paper (footnote 1).",
 }
 
-# The videos of each column with their numbers of frames. COCO Videos are "about 4,000" each.
+# Frames of each column's videos. COCO Videos have "about 4,000" each.
 _KITTI_VAL = {
     "0002": 233, "0006": 270, "0007": 800, "0008": 390, "0010": 294, "0013": 340, "0014": 106,
     "0016": 209, "0018": 339,
@@ -60,27 +60,23 @@ _COCO_VIDEOS = (
     "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",
     "tokyo",
 )  # fmt: skip
-_COCO_VIDEOS_AT_LEAST = 2_000  # frames of each; fewer have been cut short
+_COCO_VIDEOS_AT_LEAST = 2_000  # frames; a video with fewer has been cut short
 
 
 def is_video_set(title: str, videos: Mapping[str, int] | None) -> bool:
-    """Whether videos (with their numbers of frames) are those of a column, whole and all of them.
+    """Returns whether videos, given with their numbers of frames, are all those of a column.
 
     Names alone do not tell: a data set of the same name can hold other videos, or be cut short.
     """
-    if videos is None:
+    if title in (VAL, TEST):
+        return videos == (_KITTI_VAL if title == VAL else _KITTI_TRAIN)
+    if not videos or sorted(videos) != sorted(_COCO_VIDEOS):
         return False
-    if title == VAL:
-        return dict(videos) == _KITTI_VAL
-    if title == TEST:
-        return dict(videos) == _KITTI_TRAIN
-    return sorted(videos) == sorted(_COCO_VIDEOS) and (
-        min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
-    )
+    return min(videos.values()) >= _COCO_VIDEOS_AT_LEAST
 
 
 class Method(NamedTuple):
-    """A row: the paper's name, its metric by column title (none: not reported), and its time."""
+    """A row: the paper's name, the metrics that it reports by column title, and its time."""
 
     name: str
     metrics: Mapping[str, float]
@@ -92,12 +88,12 @@ def _row(name: str, *values: float | None, seconds: float | None = None) -> Meth
     return Method(name, {title: value for title, value in pairs if value is not None}, seconds)
 
 
-# By the name under which --method finds it, in the paper's order.
+# Keys are names of --method; the order is the paper's.
 TABLE_1: Mapping[str, Method] = {
     "main_task_only": _row("Main Task Only", 16.7, 13.9, 53.8, 52.5, seconds=1.8),
     "joint_training": _row("MAE Joint Training", 16.5, 13.5, 53.5, 52.5, seconds=1.8),
     "ttt_mae_no_memory": _row("TTT-MAE No Memory", 35.4, 20.1, 53.6, 52.5, seconds=3.8),
-    # The best iteration of each video by its labels (Section 6.1).
+    # Labels choose the best iteration of each video (Section 6.1).
     "offline_ttt_mae_oracle": _row(
         "Offline TTT-MAE All Frames", 33.6, 19.6, 53.2, 51.2, seconds=1.8
     ),
@@ -111,7 +107,7 @@ TABLE_1: Mapping[str, Method] = {
     "online_ttt_mae": _row("Online TTT-MAE", 37.6, 21.7, 55.4, 54.3, seconds=4.1),
 }
 
-# Ablations of the two forms of memory. The first and the last row are those of Table 1.
+# The ablation of the two forms of memory; its first and last row are in Table 1, too.
 TABLE_4: Mapping[str, Method] = {
     "ttt_mae_no_memory": _row("TTT-MAE No Memory", 35.4, 20.1, 53.6, 52.5),
     "implicit_only": _row("Implicit Memory Only", 36.1, 20.7, 54.3, 54.4),
@@ -119,7 +115,7 @@ TABLE_4: Mapping[str, Method] = {
     "online_ttt_mae": _row("Online TTT-MAE", 37.6, 21.7, 55.4, 54.3),
 }
 
-# Section 5.1, "Alternative architectures": frozen, by MODEL.META_ARCHITECTURE and depths.
+# Section 5.1, "Alternative architectures", without adaptation; keys: META_ARCHITECTURE and depths.
 ARCHITECTURES: Mapping[tuple[str, tuple[int, ...]], Method] = {
     ("SegFormer", (3, 8, 27, 3)): Method("SegFormer-B4", {VAL: 42.0}),
     ("DeepLabV3Plus", (101,)): Method("DeepLabV3+/RN101", {VAL: 53.1}),

@@ -1,7 +1,7 @@
 """Draws figures of runs on disk: metrics by frame, the best and worst frames, reconstructions.
 
-Nothing is run again: curves come from ``frames.jsonl``, pictures from the overlay videos, and a
-training's reconstructions from its TensorBoard files.
+Curves come from ``frames.jsonl``, pictures from the overlay videos, and a training's
+reconstructions from its TensorBoard files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def axes() -> dict[str, str]:
 
 
 class FrameNumbers(NamedTuple):
-    """Numbers of one frame, by name; those without a value are left out."""
+    """Numbers of one frame by name, without those that have no value."""
 
     file_name: str
     adapted: dict[str, float]
@@ -64,7 +64,7 @@ class RunCurves:
 
 
 def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
-    """What figures need of each run, labelled by its method, or by its folder where two share one.
+    """Reads the numbers of runs; a run's label is its method, with its folder if two share it.
 
     Raises:
         UserError: a folder holds no rows.
@@ -119,42 +119,34 @@ def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
 def draw_curves(
     runs: Sequence[RunCurves], folder: Path, *, rolling: int | None = None, suffix: str = "svg"
 ) -> list[Path]:
-    """A figure for each video and each of :func:`axes` that some run has, all runs in it.
+    """Draws all runs into one figure for each video and each of :func:`axes`; returns the files.
 
-    Args:
-        runs: of the same videos, or of others.
-        folder: where ``NAME-VIDEO.SUFFIX`` go.
-        rolling: width of the rolling mean in frames; None: a 25th of the video; 1: none.
-        suffix: file type.
-
-    Returns:
-        The files.
+    The files are ``NAME-VIDEO.SUFFIX`` in a folder. ``rolling`` is the width of the rolling mean in
+    frames; None is a 25th of the video, and 1 draws no mean.
     """
     files = []
     for video_id in sorted({video for run in runs for video in run.videos}):
         for name, label in axes().items():
             series, frames = _series(runs, video_id, name)
-            if not series:
-                continue
-            file = folder / f"{name}-{file_stem(video_id)}.{suffix}"
-            width = rolling if rolling is not None else max(1, len(frames) // 25)
-            plot_curves(series, file, f"Video {video_id}", label, x=frames, rolling=width)
-            files.append(file)
+            if series:
+                file = folder / f"{name}-{file_stem(video_id)}.{suffix}"
+                width = rolling if rolling is not None else max(1, len(frames) // 25)
+                plot_curves(series, file, f"Video {video_id}", label, x=frames, rolling=width)
+                files.append(file)
     return files
 
 
 def _series(
     runs: Sequence[RunCurves], video_id: str, name: str
 ) -> tuple[dict[str, list[float]], list[int]]:
-    """Lines of one figure, and their frames: those that have a value in some line."""
+    """Returns the lines of one figure, and the frames that have a value in some line."""
     lines: dict[str, dict[int, float]] = {}
     for run in runs:
         video = run.videos.get(video_id, {})
         frozen = {i: frame.frozen[name] for i, frame in video.items() if name in frame.frozen}
         adapted = {i: frame.adapted[name] for i, frame in video.items() if name in frame.adapted}
-        # The frozen model is the same in every run.
-        if frozen and "frozen" not in lines:
-            lines["frozen"] = frozen
+        if frozen:
+            lines.setdefault("frozen", frozen)  # the same in every run
         if adapted:
             lines[run.label] = adapted
     frames = sorted({i for line in lines.values() for i in line})
@@ -185,13 +177,12 @@ class Extreme(NamedTuple):
 
 
 def extreme_frames(run: RunCurves, count: int = 3, apart: int = 10) -> list[Extreme]:
-    """The frames that gained most and least, the most extreme first in each half.
+    """Returns the frames that gained most and then those that gained least, most extreme first.
 
     Args:
         run: streamed with ``--compare``.
         count: of each kind, at most.
-        apart: frames of the same video that are chosen lie at least so far apart, as neighbours
-            look alike.
+        apart: smallest distance of two chosen frames of a video, because neighbours look alike.
     """
     metric = run.headline
     candidates = [
@@ -216,10 +207,9 @@ def extreme_frames(run: RunCurves, count: int = 3, apart: int = 10) -> list[Extr
 
 
 def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bool:
-    """The frames as the overlay videos show them, with their labels where these are found.
+    """Draws frames as the overlay videos show them, with their labels if these are found.
 
-    Returns:
-        False without a file where no overlay video of the run has these frames.
+    Returns False, and writes nothing, if no overlay video has any of these frames.
     """
     strips = []
     for one in extremes:
@@ -239,10 +229,10 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
 
 
 def _split_panels(shown: np.ndarray) -> list[np.ndarray]:
-    """Original, frozen and adapted, which `side_by_side` stacks if they are wider than 16:9.
+    """Splits an overlay into original, frozen and adapted: stacked ones, or ones in a row.
 
-    So three stacked ones are at least 0.6 times as wide as high; three in a row are at least 1.5
-    times, if no frame is higher than twice its width.
+    `side_by_side` stacks what is wider than 16:9, so that a stack of three is at least 0.6 times as
+    wide as high; three in a row are at least 1.5 times, if none is higher than twice its width.
     """
     stacked = shown.shape[1] < 1.5 * shown.shape[0]
     return np.array_split(shown, 3, axis=0 if stacked else 1)
@@ -264,11 +254,9 @@ def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarra
 
 
 def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
-    """The labels of a frame over its image, (H, W, 3) uint8; None where there are none.
+    """Returns the labels of a frame over its image, (H, W, 3) uint8; None if it has none.
 
-    Args:
-        dataset: name of a registered data set.
-        file_name: of the frame, as its record has it.
+    The data set may be unknown; ``file_name`` is the frame's, as in its record.
     """
     if dataset not in DatasetCatalog.list():
         return None
@@ -290,15 +278,10 @@ def label_picture(dataset: str, file_name: str) -> np.ndarray | None:
 
 
 def draw_training(folder: Path, file: Path, *, columns: int = 6) -> bool:
-    """Figure 3: an image, its masked input, and reconstructions by iteration, a row per image.
+    """Draws the paper's Figure 3: image, masked input, and reconstructions, a row per image.
 
-    Args:
-        folder: output of ``tools/train_net.py``, with TensorBoard files.
-        file: where to write.
-        columns: reconstructions shown, evenly over the training, the last among them.
-
-    Returns:
-        False without a file where the training drew no reconstruction.
+    The folder is the output of ``tools/train_net.py``; ``columns`` reconstructions are taken evenly
+    over the training up to its end. Returns False, and writes nothing, if it drew none.
     """
     from tensorboard.backend.event_processing import event_accumulator
 
@@ -311,7 +294,7 @@ def draw_training(folder: Path, file: Path, *, columns: int = 6) -> bool:
         chosen = {steps[round(i)] for i in np.linspace(0, len(steps) - 1, columns)}
         row: dict[str, np.ndarray] = {}
         for step in sorted(chosen):
-            # engine/hooks.py: image, masked input and reconstruction, side by side.
+            # training/hooks.py draws image, masked input and reconstruction side by side.
             image, masked, reconstruction = np.split(_decode(found[step]), 3, axis=1)
             row.setdefault("image", image)
             row.setdefault("masked", masked)
@@ -327,5 +310,5 @@ def _decode(encoded: bytes) -> np.ndarray:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a folder holds a training's TensorBoard files."""
+    """Returns whether a folder holds a training's TensorBoard files."""
     return any(folder.glob("events.out.tfevents.*"))

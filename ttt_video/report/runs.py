@@ -1,4 +1,4 @@
-"""Reads runs from their ``summary.json``, and refuses to compare those that cannot be.
+"""Reads runs from their ``summary.json``, and refuses to compare those that do not compare.
 
 The runs of a table may differ in the method alone: not in preset, protocol, weights, videos, seeds.
 """
@@ -12,9 +12,11 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json_object
+from ..stream.directory import flatten
 from ..tasks import headlines, metrics
 from . import published
 from .published import Column
+from .statistics import mean_by_key
 
 Summary = dict[str, Any]
 
@@ -48,7 +50,7 @@ class Part:
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing adapts, so that neither seed nor settings matter."""
+        """Whether nothing adapts; then neither seed nor settings matter."""
         return self.who == "frozen" or self.summary["method"] in _FROZEN
 
     @property
@@ -58,13 +60,13 @@ class Part:
 
     @property
     def _inner(self) -> str:
-        """The method; of an ensemble the one that it wraps."""
+        """The method, or the one inside an ensemble."""
         method = self.summary["method"]
         return self.summary["settings"]["ENSEMBLE"]["METHOD"] if method in _ENSEMBLES else method
 
     @property
     def name(self) -> str:
-        """The paper's name of the method, else ours; with another architecture's."""
+        """The paper's name of the method, else ours, after that of any other architecture."""
         if self.who == "frozen":
             return self._name("none")
         ensemble = _ENSEMBLES.get(self.summary["method"])
@@ -92,7 +94,7 @@ class Part:
         return self._metrics.get(metric)
 
     def by_video(self, metric: str) -> dict[str, float]:
-        """Returns a metric by video, where it is defined; a mean over videos gives its terms."""
+        """Returns a metric by video, where it is defined; for a mean over videos, its terms."""
         metric = metric.removesuffix("_video_mean")
         videos = self._metrics.get("videos", {})
         return {k: v[metric] for k, v in videos.items() if v.get(metric) is not None}
@@ -116,7 +118,7 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """Mean time of a frame; an offline method's without its training, as in the paper."""
+        """Mean time of a frame; offline methods are timed without training, as in the paper."""
         alone = "predict" if self.offline else "frame"
         which = "frozen_predict" if self.who == "frozen" else alone
         return self.summary["seconds"][which]["mean"]
@@ -140,20 +142,25 @@ def read_runs(paths: Iterable[str | Path], *, allow_incomplete: bool = False) ->
         if any(path.resolve() == other.path.resolve() for other in parts):
             raise UserError(f"{path} is given twice")
         parts.append(part)
-        # A frozen method run with --compare has the same numbers twice.
+        # The frozen model beside a frozen method would be there twice.
         if "frozen_predict" in part.summary["seconds"] and not part.frozen:
             parts.append(Part(path, part.summary, "frozen"))
     return parts
 
 
 def read_run(path: Path) -> Part:
-    """Reads what the method of one run gave.
+    """Reads the method's part of one run.
 
     Raises:
         UserError: the folder has no readable summary.
     """
     hint = "; give the folders of finished runs"
     return Part(path, read_json_object(path / "summary.json", hint=hint))
+
+
+def video_means(parts: Iterable[Part], metric: str) -> dict[str, float]:
+    """Returns a metric by video: the mean over the runs that have it, one for each seed."""
+    return mean_by_key(part.by_video(metric) for part in parts)
 
 
 def check_comparable(parts: list[Part]) -> None:
@@ -171,13 +178,13 @@ def check_comparable(parts: list[Part]) -> None:
 
 
 def _model(part: Part) -> tuple[Hashable, ...]:
-    """Returns what has one set of weights: a model of one kind and size, for one data set."""
+    """Returns what must have the same weights: a kind and size of model on one data set."""
     facts = (part.summary.get(key) for key in ("architecture", "depths", "jointly_trained"))
     return part.dataset, *map(str, facts)
 
 
 def _same(found: Iterable[tuple[Part, Hashable, Any]], what: str) -> None:
-    """Raises UserError where two parts of one group (second) have different values (third)."""
+    """Raises UserError if parts have different values (third) in the same group (second)."""
     first: dict[Hashable, tuple[Part, Any]] = {}
     for part, group, value in found:
         other, expected = first.setdefault(group, (part, value))
@@ -194,7 +201,7 @@ def _short(value: Any) -> str:
 
 
 def _same_frozen(parts: list[Part], metric: str) -> None:
-    """Raises UserError where the same weights on the same videos have two frozen results."""
+    """Raises UserError if the same frozen weights have two results on the same videos."""
     first: dict[Hashable, tuple[float, Path]] = {}
     for part in parts:
         value = part.value(metric)
@@ -263,12 +270,3 @@ def _check_seeds(adapting: list[Part], names: Mapping[Part, str]) -> None:
                     f"different seeds on {dataset or 'unnamed videos'}: {sorted(expected)} of "
                     f"{first}, {sorted(found)} of {name}; run all methods with the same ones"
                 )
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns {"A": {"B": 1}} into {"A.B": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return flat

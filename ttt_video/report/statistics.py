@@ -1,8 +1,8 @@
-"""Means over seeds, and how sure a mean over videos is: bootstrap intervals and paired tests.
+"""Computes means over seeds, and how sure a mean over videos is: intervals and paired tests.
 
 The unit is the video. Frames of one video resemble each other, and so do two runs on it, so neither
 are independent samples; the seeds of a video are averaged first. Few videos say little: one has no
-interval and p = 1, two cannot give a p below 0.5, n none below 2 / 2^n (p < 0.05 takes six).
+interval and p = 1, and n cannot give a p below 2 / 2^n (p < 0.05 takes six).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The mean over videos of the difference to a reference, and two-sided tests that it is 0."""
+    """The mean difference to a reference over videos, and two-sided tests that it is 0."""
 
     difference: Estimate
     p_permutation: float
@@ -51,12 +51,12 @@ class Comparison(NamedTuple):
 
 
 def over_seeds(values: Sequence[float]) -> OverSeeds:
-    """Returns the mean of one number over the seeds of a method; at least one value."""
+    """Returns the mean of a number over the seeds of a method, at least one."""
     return OverSeeds(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def mean_by_key(many: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
-    """Returns the mean of each key's numbers, such as a video's over the seeds that have it."""
+    """Returns the mean of each key's numbers over the mappings that have the key."""
     found: defaultdict[Key, list[float]] = defaultdict(list)
     for numbers in many:
         for key, number in numbers.items():
@@ -71,8 +71,8 @@ def bootstrap_interval(
 
     Args:
         values: one number per video.
-        confidence: coverage aimed at, in (0, 1).
-        seed: for the 10,000 resamples; the same values and seed give the same interval.
+        confidence: probability, in (0, 1), with which the interval is to hold the mean.
+        seed: for the 10,000 resamples.
 
     Returns:
         None for fewer than two values, whose spread is unknown.
@@ -90,18 +90,15 @@ def bootstrap_interval(
 
 
 def permutation_p(differences: Sequence[float], *, seed: int = 0) -> float:
-    """Returns p of the two-sided paired permutation test that the mean difference is 0.
+    """Returns p, in (0, 1], of the two-sided paired permutation test of a mean difference of 0.
 
     Without an effect, every difference could as well have the other sign. For up to 16 pairs all
     2^n choices of signs are tried; for more, 10,000 random ones with the observed one among them
-    (Phipson and Smyth 2010), so that p is never 0.
+    (Phipson and Smyth 2010), so that p is never 0. It is 1 if all differences are 0.
 
     Args:
         differences: one number per video.
         seed: for the random signs.
-
-    Returns:
-        A number in (0, 1]; 1 where there is no difference at all.
     """
     sample = np.asarray(differences, dtype=np.float64)
     n = len(sample)
@@ -119,9 +116,9 @@ def permutation_p(differences: Sequence[float], *, seed: int = 0) -> float:
 def wilcoxon_p(differences: Sequence[float], *, seed: int = 0) -> float:
     """Returns p of the two-sided Wilcoxon signed-rank test.
 
-    This is :func:`permutation_p` of the ranks of the differences' sizes.
-    Differences of 0 are left out and ties share their mean rank. Unlike ``scipy.stats.wilcoxon``
-    it is exact for up to 16 pairs even with ties.
+    It is :func:`permutation_p` of the ranks of the differences' sizes. Differences of 0 are left
+    out and ties share their mean rank; unlike ``scipy.stats.wilcoxon`` it is exact for up to 16
+    pairs even with ties.
     """
     from scipy.stats import rankdata
 
@@ -140,12 +137,7 @@ def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
 def compare(
     ours: Mapping[str, float], reference: Mapping[str, float], *, seed: int = 0
 ) -> Comparison:
-    """Compares two methods on the same videos, paired by video.
-
-    Args:
-        ours: metric by video.
-        reference: of the same videos.
-        seed: for the resamples and signs.
+    """Compares two methods by their metric on each video; ``seed`` is for resamples and signs.
 
     Raises:
         ValueError: the videos differ, or there are none.

@@ -1,4 +1,4 @@
-"""Draws pictures of a sweep from its records alone (:mod:`.sweep_tables`)."""
+"""Draws pictures of a sweep from its records (:mod:`.sweep_tables`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .statistics import mean_by_key, over_seeds
 from .sweep_tables import Record, comparable, group
 
 MARKERS, HATCHES = "os^", ("", "//", "..")
-"""Tell rows apart where there are more of them than colours."""
+"""They tell rows apart if there are more rows than colours."""
 
 FROZEN_COLOR = "0.35"
 
@@ -37,12 +37,12 @@ def draw_figures(
     """Draws each figure once per metric that the records have; returns the files.
 
     Args:
-        records: complete cells, with gains.
-        figures: ``curve`` (to the key on the x axis), ``bars``, ``gain_against_time``,
-            ``over_time`` (to the names of the rows that it shows).
-        baseline: name of the frozen row, a line or the zero of the figures.
+        records: of complete cells, with gains.
+        figures: ``curve`` (with the key on the x axis), ``bars``, ``gain_against_time``,
+            ``over_time`` (with the names of the rows that it shows).
+        baseline: name of the frozen row: a line, or the zero of gains.
         folder: where the files go.
-        metrics: to be drawn.
+        metrics: names of the metrics.
     """
     written = []
     for metric in metrics:
@@ -63,9 +63,9 @@ def draw_figures(
 def plot_setting_curve(
     records: Sequence[Record], metric: str, key: str, baseline: str | None, path: Path
 ) -> list[Path]:
-    """Draws a metric against a numeric setting on a log axis, as figure 4; returns what it wrote.
+    """Draws a metric against a numeric setting on a log axis, like figure 4; returns the files.
 
-    A line per method; several sources are thin lines under their mean. Where some sources have
+    Each method is a line; several sources are thin lines under their mean. If some sources have
     all values, the others are left out. 0, "no limit" for a window, is drawn right of the largest
     value. Bars show the standard deviation over seeds, a dashed line the frozen model.
     """
@@ -116,7 +116,7 @@ def plot_setting_curve(
 def plot_row_bars(
     records: Sequence[Record], metric: str, baseline: str | None, path: Path
 ) -> list[Path]:
-    """Draws bars of the rows by source, the frozen model as a line; returns what it wrote."""
+    """Draws bars of the rows by source, and the frozen model as a line; returns the files."""
     rows = [row for (row,) in group([r for r in records if r["name"] != baseline], "row")]
     if not rows:
         return []
@@ -145,9 +145,9 @@ def plot_row_bars(
 
 
 def plot_gain_against_time(records: Sequence[Record], metric: str, path: Path) -> list[Path]:
-    """Draws each row's gain in points against its seconds per frame; returns what it wrote.
+    """Draws each row's gain in points against its seconds per frame; returns the files.
 
-    Both are means over seeds and the sources that all rows ran on.
+    Both are means over the seeds and over the sources that all rows ran on.
     """
     gained = comparable(records, f"gain_{metric}")
     if not gained:
@@ -173,7 +173,7 @@ def _legend_beside(axes: Axes) -> None:
 
 
 class _PlainLogFormatter(LogFormatter):
-    """0.05 rather than 5e-02, at the ticks that the base class labels."""
+    """Writes 0.05 rather than 5e-02 at the ticks that the base class labels."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
@@ -182,10 +182,10 @@ class _PlainLogFormatter(LogFormatter):
 def plot_over_time(
     records: Sequence[Record], metric: str, rows: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Draws each frame's metric and its mean over 15 frames, a figure per source, a line per row.
+    """Draws each frame's metric and its mean over 15 frames: a figure per source, a line per row.
 
-    Frames are numbered through the videos of a source, in natural order of their names; several
-    seeds are averaged. What is drawn is the frame's own number, whatever pools them in the table.
+    Frames are numbered through the videos of a source, in natural order of their names; seeds are
+    averaged. The number is the frame's own, whatever the table's protocol pools.
     """
     written = []
     for (source,), own in group(records, "source").items():
@@ -206,9 +206,9 @@ def plot_over_time(
 
 
 def _per_frame(folder: Path, metric: str) -> list[list[float]]:
-    """Returns the numbers of each video's frames in order; NaN where a frame has none.
+    """Returns the numbers of each video's frames in order; NaN if a frame has none.
 
-    Several workers write the rows of their videos between each other.
+    Rows on disk are in no order of videos if several workers wrote them.
     """
     videos: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for row in read_rows(folder / "frames.jsonl"):
@@ -223,7 +223,8 @@ def _at(records: Sequence[Record], key: str, value: Any) -> list[Record]:
 
 
 def _mean(records: Sequence[Record], key: str) -> float:
-    """Returns the mean over seeds; NaN, a gap in the line, where there is none."""
+    """Returns the mean over seeds; NaN, a gap in the line, if there is none."""
+
     return over_seeds([r[key] for r in records]).mean if records else math.nan
 
 

@@ -1,6 +1,6 @@
-"""Gains of a sweep's rows over its frozen model: by video with an interval, and by shift.
+"""Tables of the gains of a sweep's rows over its frozen model: by video and by shift.
 
-Both are paired by video, and a video's seeds are averaged first (:mod:`.statistics`).
+Both pair the videos, and average the seeds of a video first (:mod:`.statistics`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..stream.directory import read_rows
 from ..sweeps.cells import Cell
 from ..tasks.semantic import Counts, add_counts, mean_iou
 from ..world.shifts import video_shift
 from .formats import Table, between
 from .metrics import headlines
-from .runs import read_run
+from .runs import read_run, video_means
 from .statistics import Estimate, compare, mean_by_key
 from .sweep_tables import Record, group, metric_columns
 
@@ -26,11 +27,9 @@ Piece = tuple[str, str]
 
 
 def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
-    """Returns the mean gains over videos with 95 % intervals; None where no source has two videos.
+    """Returns the mean gains over videos with 95 % intervals; None if no source has two videos.
 
-    Args:
-        records: complete cells.
-        baseline: name of the frozen row.
+    Records are those of complete cells; ``baseline`` names the frozen row.
     """
     metrics = headlines()
     columns = metric_columns(records, metrics)
@@ -39,8 +38,7 @@ def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
         return None
 
     def by_video(members: Sequence[Record], source: str, metric: str) -> dict[str, float]:
-        own = [record for record in members if record["source"] == source]
-        return mean_by_key(runs[record["folder"]].by_video(metric) for record in own)
+        return video_means((runs[r["folder"]] for r in members if r["source"] == source), metric)
 
     frozen = [record for record in records if record["name"] == baseline]
     lines, videos = [], 0
@@ -66,16 +64,11 @@ def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
 def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str) -> Table | None:
     """Returns the frozen model's mean IoU and the rows' gains over it, a line per corruption.
 
-    A corruption's frames of one video are pooled; then the mean over its videos. The last line is
-    the mean over all pieces of videos, with its interval over the videos.
+    The frames of one corruption in one video are pooled, then averaged over the videos. The last
+    line is the mean over all such pieces of videos, with its interval over the videos.
 
-    Args:
-        cells: of the sweep; those on videos of the world that switch between corruptions count.
-        records: of complete cells.
-        baseline: name of the frozen row.
-
-    Returns:
-        None where there are no such cells.
+    Records are those of complete cells; ``baseline`` names the frozen row. Cells count if their
+    world videos switch between corruptions; without any such cell the table is None.
     """
     complete = {record["folder"] for record in records}
     found: defaultdict[tuple[str, str], list[dict[Piece, float]]] = defaultdict(list)
@@ -107,15 +100,14 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
 
 
 def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
-    """Returns the mean IoU of each piece, its frames pooled."""
+    """Returns the mean IoU of each piece over its pooled frames."""
     settings = _world_settings(cell)
     if settings is None:
         return {}
     frames: dict[str, list[tuple[int, Counts]]] = defaultdict(list)
-    with open(cell.folder / "frames.jsonl", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            if "sem_seg" in row.get("records", {}):
-                frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
+    for row in read_rows(cell.folder / "frames.jsonl"):
+        if "sem_seg" in row.get("records", {}):
+            frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
     pooled: dict[Piece, list[Counts]] = defaultdict(list)
     for k, video in enumerate(settings["names"] or sorted(frames)):
         flags = (settings["corruption"], settings["each"])
@@ -128,7 +120,7 @@ def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
 
 
 def _world_settings(cell: Cell) -> dict[str, Any] | None:
-    """Returns the flags of ``tools/make_world.py`` of videos that switch between corruptions."""
+    """Returns the flags of ``tools/make_world.py`` if the videos switch between corruptions."""
     root = cell.environment.get("DETECTRON2_DATASETS")
     for note in Path(root).glob("*/world.json") if root is not None else ():
         settings: dict[str, Any] = json.loads(note.read_text("utf-8"))

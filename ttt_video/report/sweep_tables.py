@@ -1,4 +1,4 @@
-"""Tables of a sweep: a record per cell from its run on disk, and rows of them."""
+"""Tables of a sweep: a record of each cell, read from its run on disk, and rows of records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
     """Returns one line of the long table.
 
     Args:
-        cell: what was run.
-        summary: the run's ``summary.json``; None where it is not complete.
+        cell: of the sweep.
+        summary: the run's ``summary.json``; None if the run is not complete.
 
     Returns:
         The cell's names and settings, ``state``, ``reason`` if it failed, ``frames``, every number
-        of the method's metrics by name, ``frozen_<metric>`` where the frozen model ran beside it,
+        of the method's metrics by name, ``frozen_<metric>`` if the frozen model ran beside it,
         ``adapt_seconds``, ``predict_seconds`` and ``total_seconds`` (means per frame), ``preset``,
         ``weights_sha256`` and ``folder``.
     """
@@ -79,7 +79,7 @@ def to_csv(records: Sequence[Record], metrics: Sequence[str]) -> str:
 
 
 def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Returns records by the values of some of their keys, in order of appearance."""
+    """Returns the records that share the values of some keys, in order of appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
@@ -87,9 +87,9 @@ def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[R
 
 
 def comparable(records: Sequence[Record], key: str) -> list[Record]:
-    """Returns the records with ``key``, on those sources alone on which every row has it.
+    """Returns the records with ``key`` on the sources on which every row has it.
 
-    So the means of two rows over them differ by the rows, not by their sources.
+    The means of two rows over them differ by the rows, not by their sources.
     """
     having = [record for record in records if _has(record, key)]
     rows = group(having, "row").values()
@@ -99,7 +99,7 @@ def comparable(records: Sequence[Record], key: str) -> list[Record]:
 
 
 def metric_columns(records: Sequence[Record], metrics: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns (source, metric) of the metrics that there are, source by source."""
+    """Returns (source, metric) for every metric that a source has, source by source."""
     return [
         (source, metric)
         for (source,), own in group(records, "source").items()
@@ -109,17 +109,16 @@ def metric_columns(records: Sequence[Record], metrics: Sequence[str]) -> list[tu
 
 
 def results_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
-    """Returns a line per row, a column per source and metric, gains, seconds per frame.
+    """Returns a line per row, a column per source and metric, gains, and seconds per frame.
 
-    A number is the mean over the seeds, with the standard deviation where there are several. Gains
-    and seconds are means over those sources on which all rows have them. Without labels the columns
-    are :data:`.metrics.UNLABELLED`. Failed and missing cells are a dash. The notes are the rule of
+    A number is the mean over the seeds, with their standard deviation. Gains and seconds are means
+    over the sources on which all rows have them. Without labels the columns are
+    :data:`.metrics.UNLABELLED`. Failed and missing cells are a dash. The notes give the rule of
     each metric, presets and weights, and why cells failed.
 
-    Args:
-        records: one per cell, with gains.
-        metrics: headlines by one protocol.
+    There is a record per cell, with gains; metrics are the headlines by one protocol.
     """
+
     columns = metric_columns(records, metrics) or metric_columns(records, UNLABELLED)
     sources = {source for source, _ in columns}
     heads = [f"{source} {metric}" if len(sources) > 1 else metric for source, metric in columns]
@@ -148,14 +147,15 @@ def results_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
 
 
 def _rules(columns: Sequence[tuple[str, str]]) -> list[str]:
-    """Returns each metric's rule; the least and the last of something have that of its mean."""
+    """Returns each metric's rule; that of a minimum or a last value is its mean's."""
     names = {metric for _, metric in columns}
     names |= {f"{name.removesuffix(end)}_mean" for name in names for end in ("_min", "_last")}
     return [f"{name}: {rule}" for name, rule in rules(names).items()]
 
 
 def _origins(records: Sequence[Record]) -> list[str]:
-    """Returns presets and weights with their sources, and their rows where others had others."""
+    """Returns presets and weights with their sources, and with their rows if these differ."""
+
     complete = [record for record in records if _has(record, "weights_sha256")]
     lines = []
     for (preset, weights), own in group(complete, "preset", "weights_sha256").items():

@@ -1,4 +1,4 @@
-"""Sets runs of methods beside each other and beside the published numbers: one table."""
+"""Builds the table that sets runs of methods beside each other and beside the published numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from . import formats, published
 from .formats import Table, between, spread
 from .metrics import headlines
 from .published import Column, Method
-from .runs import Part, check_comparable, row_names
-from .statistics import Comparison, Estimate, compare, estimate, mean_by_key, over_seeds
+from .runs import Part, check_comparable, row_names, video_means
+from .statistics import Comparison, Estimate, compare, estimate, over_seeds
 
 LAYOUTS: Mapping[str, Mapping[str, Method]] = {
     "table1": published.TABLE_1,
@@ -45,15 +45,22 @@ class Cell:
     over_videos: Estimate | None = None
     gain: Comparison | None = None  # over the frozen model
 
+    @property
+    def difference(self) -> float | None:
+        """Our number less the published one."""
+        if self.value is None or self.published is None:
+            return None
+        return self.value - self.published
+
 
 @dataclass(frozen=True)
 class Results:
-    """Rows by method, columns by metric and data set, and what has to be said below."""
+    """Rows by method, columns by metric and data set, and the notes below."""
 
     columns: list[Column]
     rows: dict[str, dict[str, Cell]]  # method, then title of the column
     seconds: dict[str, tuple[float | None, float | None]]  # per frame by method: ours, published
-    rules: dict[str, str]  # title of the column, that of the whole: its protocol in words
+    rules: dict[str, str]  # by title of the (whole) column: its protocol in words
     notes: list[str]
 
 
@@ -72,8 +79,8 @@ def build_table(
         layout: a key of ``LAYOUTS``; "plain" has no published numbers, and a row for every variant
             of a method's settings.
         protocol: a key of ``PROTOCOLS``.
-        metrics: names in the summaries of further metrics than the headlines to be shown.
-        by: "class" or "video" has a column for each one in place of the whole.
+        metrics: names of metrics to show besides the headlines.
+        by: "class" or "video" gives each of them a column, in place of the whole.
 
     Raises:
         UserError: the runs cannot be compared, or have no such metric.
@@ -82,7 +89,7 @@ def build_table(
     names = row_names(parts, variants=layout == "plain")
     whole = _columns(parts, layout, PROTOCOLS[protocol], metrics)
     columns = [part for column in whole for part in _split(column, parts, by)] if by else whole
-    if by and len(whole) > 1:  # which of them a class or a video is of
+    if by and len(whole) > 1:  # else nobody knows which column a class or a video belongs to
         columns = [c._replace(title=f"{c.whole} {c.title}") for c in columns]
     printed = _published_rows(LAYOUTS[layout])
     timed = _timed(parts)
@@ -106,7 +113,7 @@ def build_table(
 
 
 def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]) -> list[Column]:
-    """Returns the paper's, where runs are on its videos; then those of other data sets, by name."""
+    """Returns the paper's columns if runs are on its videos, then other data sets by name."""
     papers = [column.metric for column in published.COLUMNS]
     ruled = [metric for metric in headlines() if rules([metric + suffix])]
     known = sorted(ruled, key=lambda m: papers.index(m) if m in papers else len(papers))
@@ -134,7 +141,7 @@ def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]
 
 
 def _split(column: Column, parts: list[Part], by: str) -> list[Column]:
-    """Returns a column for every class or video that a run has a number of."""
+    """Returns a column for every class or video that any run has a number of."""
     own = [part for part in parts if part.dataset == column.dataset]
     names = {name for part in own for name in part.by(by, column.metric)}
     if not names:
@@ -148,7 +155,7 @@ def _split(column: Column, parts: list[Part], by: str) -> list[Column]:
 
 
 def _published_rows(book: Mapping[str, Method]) -> dict[str, Method]:
-    """Returns by name the rows of the paper's table and what Section 5.1 adds in words."""
+    """Returns the rows of the paper's table and those that Section 5.1 adds in words, by name."""
     if not book:
         return {}
     rows = {row.name: row for row in (*book.values(), *published.ARCHITECTURES.values())}
@@ -156,7 +163,7 @@ def _published_rows(book: Mapping[str, Method]) -> dict[str, Method]:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Sorts as the paper; an ensemble or a variant follows its method, others come last."""
+    """Returns a sort key: the paper's order, variants after their method, others at the end."""
     known = [row.name for row in (*published.TABLE_1.values(), *published.TABLE_4.values())]
     base = name.partition(" + ")[0].partition(" (")[0]
     return (known.index(base) if base in known else len(known), name)
@@ -170,14 +177,14 @@ def _timed(parts: list[Part]) -> str:
 
 
 def _one_if_frozen(parts: list[Part]) -> list[Part]:
-    """Returns one part of the frozen model, which gives the same in every run; else all parts."""
+    """Returns all parts, but only one of the frozen model, which gives the same in every run."""
     if parts and parts[0].frozen:
         return sorted(parts, key=lambda part: part.who == "frozen")[:1]
     return parts
 
 
 def _cell(own: list[Part], parts: list[Part], column: Column, number: float | None) -> Cell:
-    """Averages the seeds of one method; a class or a video by itself has no interval."""
+    """Averages the seeds of one method; a single class or video has no interval."""
     there = [p for p in own if p.dataset == column.dataset and p.number(column) is not None]
     runs = _one_if_frozen(there)
     if not runs:
@@ -186,7 +193,7 @@ def _cell(own: list[Part], parts: list[Part], column: Column, number: float | No
     frozen = runs[0].frozen
     seeds = () if frozen else tuple(sorted(run.summary["seed"] for run in runs))
     cell = Cell(mean, number, seeds, deviation)
-    by_video = mean_by_key(run.by_video(column.metric) for run in runs)
+    by_video = video_means(runs, column.metric)
     if column.by or not by_video:
         return cell
     gain = None if frozen else _gain(runs[0], by_video, parts, column.metric)
@@ -196,7 +203,7 @@ def _cell(own: list[Part], parts: list[Part], column: Column, number: float | No
 def _gain(
     run: Part, by_video: Mapping[str, float], parts: list[Part], metric: str
 ) -> Comparison | None:
-    """Compares with the frozen model with the same weights: the run's own, else another's."""
+    """Compares with the frozen model of the same weights: this run's, else another run's."""
     key = (run.dataset, run.summary["weights_sha256"])
     frozen = [p for p in parts if p.frozen and (p.dataset, p.summary["weights_sha256"]) == key]
     frozen.sort(key=lambda p: p.path != run.path)
@@ -215,11 +222,10 @@ def _rule(column: Column, parts: list[Part]) -> str:
 
 def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) -> list[str]:
     preset = parts[0].summary["preset"]
+    seeds = ", ".join(map(str, sorted({p.summary["seed"] for p in parts if not p.frozen})))
     notes = [
         f"Preset: {preset or 'none'}. Protocol: {protocol}.",
-        "Seeds: "
-        + (", ".join(str(s) for s in sorted({p.summary["seed"] for p in parts if not p.frozen})))
-        + "; the mean is shown, ± the standard deviation between seeds.",
+        f"Seeds: {seeds}; the mean is shown, ± the standard deviation between seeds.",
     ]
     for dataset in sorted({part.dataset for part in parts}):
         videos = next(p.summary["videos"] for p in parts if p.dataset == dataset)
@@ -245,15 +251,15 @@ def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) 
 
 
 def to_markdown(results: Results) -> str:
-    """Returns two pipe tables, the metrics and what videos say about them; the rules below."""
-    first, *others = [
-        (table.title, formats.to_markdown(table, aligned=False)) for table in text_tables(results)
-    ]
-    return first[1] + "".join(f"\n{title}:\n\n{text}" for title, text in others)
+    """Returns the tables of :func:`text_tables` as pipe tables, with the rules below."""
+    return "\n".join(
+        (f"{table.title}:\n\n" if table.title else "") + formats.to_markdown(table, aligned=False)
+        for table in text_tables(results)
+    )
 
 
 def to_latex(results: Results) -> str:
-    """Returns the same in LaTeX."""
+    """Returns the tables of :func:`text_tables` in LaTeX."""
     return "\n".join(map(formats.to_latex, text_tables(results)))
 
 
@@ -261,11 +267,11 @@ def to_csv(results: Results) -> str:
     """Returns one line per method and column, numbers unrounded, the rule with each."""
     lines = []
     for name, cells in results.rows.items():
-        # A run without labels has no metric, but a time.
-        for column in results.columns if cells else [None]:
-            cell = cells.get(column.title, Cell()) if column else Cell()
-            if column is None or cell != Cell():
-                lines.append(_record(results, name, column, cell))
+        if not cells:  # a run without labels has no metric, but a time
+            lines.append(_record(results, name, None, Cell()))
+        for column in results.columns:
+            if column.title in cells:
+                lines.append(_record(results, name, column, cells[column.title]))
     return formats.to_csv(lines)
 
 
@@ -273,7 +279,7 @@ FORMATS = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
 def text_tables(results: Results) -> list[Table]:
-    """Returns the table of metrics and, where there are any, that of means over videos."""
+    """Returns the table of metrics and, if there are means over videos, the table of those."""
     head = ["Method", *(column.title for column in results.columns), "seconds per frame"]
     lines = []
     for name, cells in results.rows.items():
@@ -316,7 +322,7 @@ def _record(results: Results, name: str, column: Column | None, cell: Cell) -> d
         "part": part,
         "ours": cell.value,
         "published": cell.published,
-        "difference": _difference(cell),
+        "difference": cell.difference,
         "seeds": " ".join(map(str, cell.seeds)),
         "seed_deviation": cell.deviation,
         "videos": cell.over_videos.videos if cell.over_videos else None,
@@ -338,15 +344,8 @@ def _shown(cell: Cell) -> str:
     text = _NOTHING if cell.value is None else spread(cell.value, cell.deviation)
     if cell.published is None:
         return text
-    difference = _difference(cell)
-    less = "" if difference is None else f", {difference:+.2f}"
+    less = "" if cell.difference is None else f", {cell.difference:+.2f}"
     return f"{text} ({cell.published:.1f}{less})"
-
-
-def _difference(cell: Cell) -> float | None:
-    if cell.value is None or cell.published is None:
-        return None
-    return cell.value - cell.published
 
 
 def _interval(found: Estimate) -> str:

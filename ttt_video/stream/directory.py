@@ -1,4 +1,4 @@
-"""A run on disk: one row per frame as it happens, safe from kills and from other processes."""
+"""The folder of a run: a row per frame as it happens, safe from kills and other processes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _VIDEO = {"video_id": str, "complete": bool, "frames": int, "skipped_frames": li
 class RunDirectory:
     """The folder of one run.
 
-    ``config.yaml`` (the resolved config), ``run.json`` (what else every row depends on),
-    ``sources.json`` (what the videos' files are known by), ``frames.jsonl`` (a row per frame),
-    ``videos.jsonl`` (a row whenever a video ends or is interrupted), ``summary.json``,
-    ``unfinished/VIDEO/`` (what an interrupted video goes on from).
+    It holds ``config.yaml`` (the resolved config), ``run.json`` (other settings of all rows),
+    ``sources.json`` (fingerprints of the videos' files), ``frames.jsonl`` (a row per frame),
+    ``videos.jsonl`` (a row whenever a video ends or is interrupted), ``summary.json`` and
+    ``unfinished/VIDEO/`` (the state of an interrupted video).
 
-    A row is one write to the end of its file, so that several processes may append to it: pickling
+    A row is one write to the end of its file, so that several processes may append to it; pickling
     the object hands it to another process. Nothing that was written is deleted. A run that was cut
     off goes on with ``resume``: its frames are known and not written again.
     """
@@ -50,13 +50,13 @@ class RunDirectory:
 
         Raises:
             UserError: it holds a run and ``resume`` is not set, another process is writing to it,
-                or it cannot be a folder.
+                or it cannot be made.
         """
         self.path = Path(path)
         self.frames_file = self.path / "frames.jsonl"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file; give a folder")
-        # A run that failed before its first frame is in nobody's way.
+        # A run that failed before its first frame may be replaced.
         if self.frames_file.exists() and self.frames_file.stat().st_size and not resume:
             raise UserError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose "
@@ -72,7 +72,7 @@ class RunDirectory:
             remove_leftovers(folder)
         self._read_back()
         assert self._lock is not None
-        self._lock.share()  # from here on, processes it is handed to may join
+        self._lock.share()  # with processes that get a copy of this object
 
     def _open(self, *, shared: bool) -> None:
         message = (
@@ -83,6 +83,11 @@ class RunDirectory:
 
     def _read_back(self) -> None:
         """Learns which rows there are; drops torn ones, which kills leave behind."""
+
+        def copy_whole_rows(part: Path) -> None:
+            with self.frames_file.open("rb") as old, part.open("wb") as new:
+                new.writelines(line for line in old if _parse(line) is not None)
+
         with writing(self.frames_file):
             self.frames_file.touch()
         torn = False
@@ -92,11 +97,6 @@ class RunDirectory:
             else:
                 self._note(row)
         if torn:
-
-            def copy_whole_rows(part: Path) -> None:
-                with self.frames_file.open("rb") as old, part.open("wb") as new:
-                    new.writelines(line for line in old if _parse(line) is not None)
-
             write_atomically(self.frames_file, copy_whole_rows, durable=True)
 
     def __getstate__(self) -> Row:
@@ -107,22 +107,22 @@ class RunDirectory:
         self._open(shared=True)
 
     def rows(self) -> Iterator[Row]:
-        """The rows so far, in the order in which they were written."""
+        """Yields the rows so far, in the order in which they were written."""
         return read_rows(self.frames_file)
 
     def _note(self, row: Row) -> None:
         self._recorded.setdefault(row["video_id"], FrameRanges()).add(row["frame_index"])
 
     def has(self, video_id: str, frame_index: int) -> bool:
-        """Whether a frame's row is on disk."""
-        return frame_index in self._recorded.get(video_id, ())
+        """Returns whether a frame's row is on disk."""
+        return frame_index in self.recorded(video_id)
 
     def recorded(self, video_id: str) -> FrameRanges:
         """Returns the indices of the video's frames whose rows are on disk."""
         return self._recorded.get(video_id, FrameRanges())
 
     def append(self, row: Row) -> None:
-        """Writes one row; it survives the process from here on."""
+        """Writes one row, which survives the process from here on."""
         self._append(self.frames_file, row)
         self._note(row)
 
@@ -144,25 +144,25 @@ class RunDirectory:
     def end_video(
         self, video_id: str, *, frames: int, total: int | None, skipped: list[str], complete: bool
     ) -> None:
-        """Records that a video ended, or was interrupted, after ``frames`` of ``total`` frames.
+        """Records that a video ended, or was interrupted.
 
         Args:
             video_id: the video.
-            frames: number of its frames that were run, over all attempts.
-            total: number that was to be run; None for an unknown number.
-            skipped: files of its unreadable frames.
-            complete: whether it came to its end.
+            frames: number of frames that were run, over all attempts.
+            total: number that was to be run; None if unknown.
+            skipped: files of unreadable frames.
+            complete: whether the video came to its end.
         """
         row = {"video_id": video_id, "complete": complete, "frames": frames, "total": total}
         self._append(self.path / "videos.jsonl", {**row, "skipped_frames": skipped})
 
     def videos(self) -> dict[str, Row]:
-        """The last row of each video in ``videos.jsonl``."""
+        """Returns the last row of each video in ``videos.jsonl``."""
         rows = _read_lines(self.path / "videos.jsonl", _VIDEO)
         return {row["video_id"]: row for row in rows if row is not None}
 
     def is_complete(self, video_id: str, total: int | None) -> bool:
-        """Whether the video was run to its end, or as far as the ``total`` that is wanted now."""
+        """Returns whether the video was run to its end, or to the ``total`` that is wanted now."""
         row = self.videos().get(video_id)
         if row is None or not row["complete"]:
             return False
@@ -171,11 +171,11 @@ class RunDirectory:
         return row["total"] is None or (total is not None and total <= row["total"])
 
     def unfinished(self, video_id: str) -> Path:
-        """The folder of what an unfinished video goes on from; it may not exist."""
+        """Returns the folder of an unfinished video's state; it may not exist."""
         return self.path / "unfinished" / file_stem(video_id)
 
     def remove_unfinished(self, *video_ids: str) -> None:
-        """Removes that folder of videos that are complete."""
+        """Removes the states of those of the videos that are complete."""
         videos = self.videos()
         for video_id in video_ids:
             if videos.get(video_id, {}).get("complete"):
@@ -184,14 +184,14 @@ class RunDirectory:
             (self.path / "unfinished").rmdir()
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a whole file at once: readers see the old one or the new one."""
+        """Writes a whole file at once, so that readers see the old one or the new one."""
         self._check_folder()
         write_atomically(
             self.path / name, lambda part: part.write_text(text, encoding="utf-8"), durable=True
         )
 
     def write_json(self, name: str, value: Row) -> None:
-        """:meth:`write_text` of indented JSON."""
+        """Writes indented JSON as :meth:`write_text` does."""
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def claim(
@@ -204,9 +204,9 @@ class RunDirectory:
 
         Args:
             config: resolved, as YAML.
-            facts: further settings by the name a user knows them by.
-            sources: what each video's files are known by; None for a video without files. Without
-                the argument nothing is known of the videos.
+            facts: further settings by the name that a user knows.
+            sources: fingerprint of each video's files, None for a video without files; without
+                the argument videos are not compared.
 
         Raises:
             UserError: there are rows of other settings or videos, which must not be mixed with new
@@ -256,7 +256,7 @@ class RunDirectory:
                 )
 
     def _read(self, name: str) -> Row | None:
-        """A file of keys and values; None where there is none."""
+        """Reads a file of keys and values; None if it does not exist."""
         file = self.path / name
         if not file.exists():
             return None
@@ -277,7 +277,7 @@ class RunDirectory:
         )
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
+        """Releases the folder to other processes."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -285,13 +285,13 @@ class RunDirectory:
 
 def differences(old: Row, new: Row) -> str:
     """Returns "KEY: old value, now new value" of all nested keys that differ, or ""."""
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten(old), flatten(new)
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     return ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in differing)
 
 
 def _parse(line: bytes) -> Any:
-    """What a line of JSON says; None for what is none, such as the first half of one."""
+    """Returns the content of a line of JSON; None for a broken line."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -299,7 +299,7 @@ def _parse(line: bytes) -> Any:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """Whole rows of frames, also while another process appends to their file.
+    """Returns the whole rows of frames in a file, to which another process may be appending.
 
     Raises:
         UserError: a line is JSON but no such row.
@@ -308,10 +308,10 @@ def read_rows(file: Path) -> Iterator[Row]:
 
 
 def _read_lines(file: Path, kinds: Mapping[str, type]) -> Iterator[Row | None]:
-    """Rows with these keys; None for a torn line.
+    """Yields rows with these keys; None for a torn line.
 
     Raises:
-        UserError: a line is JSON but has no such keys: no kill leaves that behind.
+        UserError: a line is JSON but has no such keys, which no kill leaves behind.
     """
     if not file.exists():
         return
@@ -333,10 +333,10 @@ def _has(row: Row, kinds: Mapping[str, type]) -> bool:
     )
 
 
-def _flatten(config: Row, prefix: str = "") -> Row:
-    """{"A": {"B": 1}} to {"A.B": 1}."""
+def flatten(config: Row, prefix: str = "") -> Row:
+    """Turns {"A": {"B": 1}} into {"A.B": 1}."""
     flat: Row = {}
     for key, value in config.items():
         nested = isinstance(value, dict)
-        flat.update(_flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
     return flat

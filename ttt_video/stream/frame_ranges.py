@@ -1,4 +1,4 @@
-"""A set of frame indices that takes room for its gaps, not for the size of the indices."""
+"""A set of frame indices whose size in memory depends on its gaps, not on the indices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 
 class FrameRanges:
-    """Frame indices as ranges: a video in order is one range, one numbered by milliseconds many."""
+    """Frame indices as ranges: one for a video in order, many if indices are milliseconds."""
 
     def __init__(self) -> None:
         self._starts = array("q")
@@ -27,7 +27,7 @@ class FrameRanges:
             yield from range(start, stop)
 
     def add(self, index: int) -> None:
-        """Adds an index, which may be there already."""
+        """Adds an index, unless it is there."""
         if index in self:
             return
         self._count += 1
@@ -46,11 +46,11 @@ class FrameRanges:
             self._stops.insert(place, index + 1)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Returns first index and first index after it of every range, in order."""
+        """Returns (start, stop) of every range in order; ``stop`` is not in it."""
         return list(zip(self._starts, self._stops, strict=True))
 
     def covers(self, ranges: Iterable[Iterable[int]]) -> bool:
-        """Returns whether every index of such ranges is here."""
+        """Returns whether all indices of other such ranges are here."""
         for start, stop in ranges:
             place = bisect_right(self._starts, start)
             if place == 0 or stop > self._stops[place - 1]:

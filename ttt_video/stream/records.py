@@ -1,4 +1,4 @@
-"""Rows of a run, and its summary, which is computed from the rows alone."""
+"""Computes a run's summary from its rows alone."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ..tasks import LabelInfo, Row, ScoredFrame, Scores, rules
 from ..tasks.metrics import mean
 
 BUDGET_COUNTS = ("skipped_updates", "shrunk_updates", "late_frames")
-"""What the rows of a run with a frame budget count; see ``engine.stream.FrameResult``."""
+"""Counts in the rows of a run with a frame budget (:class:`.loop.FrameResult`)."""
 
 
 def finite(record: dict[str, float]) -> Row:
-    """Scalars for a row: JSON has no NaN, so a non-finite one becomes null."""
+    """Returns scalars for a row: JSON has no NaN, so a non-finite one becomes null."""
     return {k: v if math.isfinite(v) else None for k, v in record.items()}
 
 
 def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
-    """Metrics, counts and times of a run, from its rows alone, in whatever order they are.
+    """Returns metrics, counts and times of a run, from its rows in any order.
 
     Args:
         rows: of ``frames.jsonl``.
         info: class names of the data set, and which frames its protocols score.
 
     Returns:
-        ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean), where
-        there was a frame budget ``skipped_updates``, ``shrunk_updates`` and ``late_frames``,
-        ``metrics`` of "adapted" and, where rows have it, "frozen" (see ``tasks.score``),
-        ``protocols`` (the rule of each metric) and ``seconds`` per frame (mean, percentiles).
+        ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean), with a
+        frame budget :data:`BUDGET_COUNTS`, ``metrics`` of "adapted" and, if rows have it, "frozen"
+        (see ``tasks.score``), ``protocols`` (the rule of each metric) and ``seconds`` per frame
+        (mean, percentiles).
     """
     videos: dict[str, int] = {}
     scores = {who: Scores(info or LabelInfo()) for who in ("adapted", "frozen")}

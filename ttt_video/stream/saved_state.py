@@ -1,4 +1,4 @@
-"""The saved state of a video, read back only if not a bit of it has changed."""
+"""Reads the saved state of a video, unless it is damaged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ STATE_KEYS = {"frames", "frame_index", "skipped", "rows", "overlay", "runner", "
 
 
 class UnusableState(Exception):
-    """A saved state that a video cannot go on from, and why."""
+    """Says why a video cannot go on from a saved state."""
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Returns what :func:`ttt_video.files.save_torch` wrote.
+    """Returns the state that :func:`ttt_video.files.save_torch` wrote.
 
     Raises:
         UnusableState: it is damaged.

@@ -1,4 +1,4 @@
-"""``summary.json``: what a run's rows amount to, and what was run."""
+"""Writes ``summary.json``: the numbers of a run, and what was run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,12 @@ from .records import summarize
 
 
 def source_facts(model: nn.Module) -> Row:
-    """What a summary says of the source model, before it is adapted."""
-    return {
-        "weights_sha256": weights_hash(model),
-        "jointly_trained": "g" in parts_of(model),
-    }
+    """Returns a summary's entries about the model with its source weights."""
+    return {"weights_sha256": weights_hash(model), "jointly_trained": "g" in parts_of(model)}
 
 
 def process_facts(device: torch.device) -> Row:
-    """What a summary says of a process that ran videos, once it has."""
+    """Returns a summary's entries about this process, after it ran videos."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = torch.cuda.max_memory_allocated(device) / 2**20
@@ -41,7 +38,7 @@ def process_facts(device: torch.device) -> Row:
 
 
 def _depths(cfg: CfgNode) -> list[int] | None:
-    """Returns the blocks of each stage of f (of a ResNet, all layers); None if unknown."""
+    """Returns the blocks of each stage of f, for a ResNet all layers; None if unknown."""
     known = {
         "MaskFormerTTT": cfg.MODEL.SWIN.DEPTHS,
         "SegFormer": cfg.MODEL.SEGFORMER.DEPTHS,
@@ -60,19 +57,20 @@ def write_summary(
     complete: bool,
     **facts: Any,
 ) -> Row:
-    """Computes the summary from the rows on disk and writes it.
+    """Computes the summary from the rows on disk, writes it and returns it.
 
     ``frame_budget_used`` is the share of ``TTT.FRAME_BUDGET_MS`` that updates and predictions took.
 
     Args:
         run: the folder.
         cfg: resolved.
-        video_ids: of all videos of the run.
-        dataset_name: of the videos; "" for others.
+        video_ids: all videos of the run.
+        dataset_name: "" if the videos are of no data set.
         complete: whether every video was run to its end.
-        facts: of :func:`source_facts` and :func:`process_facts`; ``peak_memory_mib`` is PyTorch's
-            on a GPU, else the largest resident set of a process.
+        facts: :func:`source_facts` and :func:`process_facts`; ``peak_memory_mib`` is PyTorch's on
+            a GPU, else the largest resident set of a process.
     """
+
     info, wanted = LabelInfo.of(dataset_name), set(video_ids)
     ended = [row for video_id, row in run.videos().items() if video_id in wanted]
     summary = summarize(run.rows(), info)

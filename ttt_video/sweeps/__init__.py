@@ -1,1 +1,1 @@
-"""Many runs from one file: cells, checks and the processes that run them."""
+"""Sweeps run many cells from one file: reading, checking and running them."""

@@ -1,7 +1,7 @@
-"""Sweeps: a grid of methods, settings, videos and seeds as runs of ``tools/stream_eval.py``.
+"""Reads a sweep: a grid of methods, settings, videos and seeds as runs of ``tools/stream_eval.py``.
 
 A cell of the grid is one such run in a folder of its own. It is finished when its ``summary.json``
-says so, so a sweep that is started again runs only what is missing.
+says so, so that a sweep that is started again runs only what is missing.
 """
 
 from __future__ import annotations
@@ -36,51 +36,36 @@ from .entries import (
 
 UNLABELLED_KINDS = ("video", "video-dir")
 
-
 Sections = Mapping[str, Mapping[str, Any]]
 """Rows or sources by name, with their entries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run.
+    """One run of a sweep."""
 
-    Attributes:
-        row: its line of the table: the row's name and those of its settings that vary.
-        name: the row's name alone.
-        method: ``--method``.
-        settings: all settings of the grid, by key.
-        source: name of the videos.
-        seed: ``SEED``.
-        flags: of ``tools/stream_eval.py``, all but ``--output`` and ``--resume``.
-        overrides: its KEY VALUE pairs: the grid's, ``SEED`` and the command line's.
-        environment: variables to set.
-        folder: of the run.
-        clip: whether it is only there for its video, the frozen model's beside it.
-    """
-
-    row: str
-    name: str
+    row: str  # its line of the table: the row's name and the settings of the row that vary
+    name: str  # of the row
     method: str
-    settings: Mapping[str, Any]
-    source: str
+    settings: Mapping[str, Any]  # of the grid, by key
+    source: str  # name of the videos
     seed: int
-    flags: tuple[str, ...]
-    overrides: Mapping[str, str]
-    environment: Mapping[str, str]
+    flags: tuple[str, ...]  # of tools/stream_eval.py, without --output and --resume
+    overrides: Mapping[str, str]  # KEY VALUE pairs: the grid's, SEED and the command line's
+    environment: Mapping[str, str]  # variables to set
     folder: Path
-    clip: bool = False
+    clip: bool = False  # whether it is there for its video only, beside the frozen model's
 
     def __str__(self) -> str:
         return f"{self.row} / {self.source} / seed {self.seed}"
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``tools/stream_eval.py``: the flags, and then the overrides."""
+        """The flags and overrides for ``tools/stream_eval.py``."""
         return [*self.flags, *itertools.chain(*self.overrides.items())]
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run found; None unless it is finished."""
+        """Returns the run's ``summary.json``; None unless it is finished."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text("utf-8"))
         except (OSError, ValueError):
@@ -89,14 +74,14 @@ class Cell:
         return summary if whole else None
 
     def failure(self) -> str | None:
-        """Why the run ended without a summary when it was last tried; None unless it failed."""
+        """Returns why the last attempt ended without a summary; None unless it failed."""
         try:
             return (self.folder / "failed.txt").read_text("utf-8").strip()
         except (OSError, ValueError):
             return None
 
     def note_failure(self, reason: str | None) -> None:
-        """Writes what :meth:`failure` reads; None removes it, before the run is tried again."""
+        """Writes what :meth:`failure` reads; None removes it before the next attempt."""
         note = self.folder / "failed.txt"
         if reason is None:
             note.unlink(missing_ok=True)
@@ -105,35 +90,27 @@ class Cell:
             write_atomically(note, lambda part: part.write_text(f"{reason}\n", "utf-8"))
 
     def flag(self, name: str) -> str | None:
-        """What follows one of its flags; None where it has no such flag."""
+        """Returns what follows one of the flags; None if the cell has no such flag."""
         return dict(itertools.pairwise(self.flags)).get(name)
 
 
 @dataclass(frozen=True)
 class WorldVideos:
-    """Videos to render before the cells that need them: ``tools/make_world.py``'s flags."""
+    """Videos to render before the cells that need them."""
 
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # flags of tools/make_world.py
     folder: Path
 
 
 @dataclass
 class Sweep:
-    """A sweep file, read: what to render, what to run, what to draw.
+    """The content of a sweep file: what to render, what to run, what to draw."""
 
-    Attributes:
-        cells: in the order of the table.
-        worlds: rendered first.
-        baseline: name of the row that gains are counted from; None without a frozen row.
-        protocol: name of what pools the frames of a metric (``report.metrics.PROTOCOLS``).
-        figures: kind of figure to its setting's key (``curve``), its rows' names (``over_time``)
-            or True.
-    """
-
-    cells: list[Cell]
-    worlds: list[WorldVideos] = field(default_factory=list)
-    baseline: str | None = None
-    protocol: str = "standard"
+    cells: list[Cell]  # in the order of the table
+    worlds: list[WorldVideos] = field(default_factory=list)  # rendered first
+    baseline: str | None = None  # the row that gains are counted from; None without a frozen row
+    protocol: str = "standard"  # a key of PROTOCOLS
+    # By kind of figure: the key of a setting ("curve"), names of rows ("over_time") or True.
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -154,41 +131,30 @@ def read_sweep(
         output: folder of the sweep.
         flags: of ``stream_eval.py`` for every cell.
         overrides: KEY VALUE pairs for every cell, after the grid's.
-        replace: top-level entries that stand for those of the file.
-        weights: files that stand for those of sources, by their names.
-        quick: the entries of the file's ``quick`` stand for its others.
+        replace: top-level entries in place of the file's.
+        weights: files in place of those of sources, by their names.
+        quick: whether the file's entries under ``quick`` replace its others.
 
     Raises:
         UserError: a mistake in the file, with its place.
     """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"sweep {path} is no YAML: {' '.join(str(error).split())}") from error
-    spec = section(content, "", SWEEP_KEYS, file=f"sweep {path}")
-    shorter = section(spec.get("quick"), "quick", [k for k in SWEEP_KEYS if k != "quick"])
-    if quick and not shorter:
-        raise UserError(f"sweep {path} has no entry quick: it comes in one length")
-    spec = {**spec, **(shorter if quick else {}), **(replace or {})}
-    spec = section(spec, "", SWEEP_KEYS, file=f"sweep {path}")
+    spec = _read_file(path, replace or {}, quick=quick)
     rows = named_sections(spec, "rows", ROW_KEYS)
     sources = named_sections(spec, "sources", SOURCE_KEYS)
     for name, file in (weights or {}).items():
         sources[one_of(name, sources, "--weights")]["weights"] = file
-    sweep = Sweep([], figures=_figures(spec.get("figures")))
+    figures = section(spec.get("figures"), "figures", FIGURE_KEYS)
+    sweep = Sweep([], figures={kind: value for kind, value in figures.items() if value})
     sweep.protocol = one_of(spec.get("protocol", sweep.protocol), PROTOCOLS, "protocol")
     opened = {name: _source(name, source, output, sweep) for name, source in sources.items()}
     shared = grid(spec.get("settings"), "settings")
     seeds = spec.get("seeds", [0])
     last = key_values(overrides)
     for name, row in rows.items():
-        # What replaces the sources of the file replaces its choices among them, too.
+        # Other sources than the file's replace its choices among them, too.
         chosen = [*opened] if "sources" in (replace or {}) else row_sources(name, row, opened)
         for source in row["weights"] if isinstance(row.get("weights"), dict) else ():
             one_of(source, sources, f"rows.{name}.weights")
-        clip = row.get("clip", False)
         if row.get("labels", False):
             chosen = [s for s in chosen if not sources[s].keys() & {*UNLABELLED_KINDS}]
         axes = {**shared, **grid(row.get("settings"), f"rows.{name}.settings")}
@@ -211,7 +177,7 @@ def read_sweep(
                         overrides={**{k: str(v) for k, v in pairs.items()}, **last},
                         environment=environment,
                         folder=output / "cells" / _safe(label) / _safe(source) / f"seed{seed}",
-                        clip=clip,
+                        clip=row.get("clip", False),
                     )
                 )
     if not sweep.cells:
@@ -226,6 +192,22 @@ def read_sweep(
     return sweep
 
 
+def _read_file(path: Path, replace: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
+    """Reads the entries of a sweep file; ``quick`` and ``replace`` are those of read_sweep."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"sweep {path} is no YAML: {' '.join(str(error).split())}") from error
+    spec = section(content, "", SWEEP_KEYS, file=f"sweep {path}")
+    shorter = section(spec.get("quick"), "quick", [k for k in SWEEP_KEYS if k != "quick"])
+    if quick and not shorter:
+        raise UserError(f"sweep {path} has no entry quick: it comes in one length")
+    spec = {**spec, **(shorter if quick else {}), **replace}
+    return section(spec, "", SWEEP_KEYS, file=f"sweep {path}")
+
+
 def _combinations(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -233,7 +215,7 @@ def _combinations(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 def _source(
     name: str, source: Mapping[str, Any], output: Path, sweep: Sweep
 ) -> tuple[list[str], dict[str, str]]:
-    """Flags and environment for a source; a world's videos are noted to be rendered."""
+    """Returns a source's flags and environment; a world's videos join those to be rendered."""
     where = f"sources.{name}"
     kinds = [kind for kind in SOURCE_KINDS if kind in source]
     if "world" not in source:
@@ -262,7 +244,7 @@ def _source(
 def _flags(
     spec: Mapping[str, Any], row: Mapping[str, Any], sources: Sections, source: str, name: str
 ) -> list[str]:
-    """The tool's flags; what a row says goes before its source, and that before the sweep."""
+    """Returns the tool's flags; a row goes before its source, and a source before the sweep."""
     flags: list[str] = []
     for flag in ("config", "preset", "weights"):
         value = row.get(flag)
@@ -272,12 +254,11 @@ def _flags(
         if value is not None:
             flags += [f"--{flag}", str(value)]
     flags += ["--method", str(row.get("method", name))]
-    clip = row.get("clip", False)
-    if not clip:
+    if not row.get("clip"):
         flags.append("--no-video")
     if spec.get("frames") is not None:
         flags += ["--max-frames", str(spec["frames"])]
-    if clip or spec.get("compare"):
+    if row.get("clip") or spec.get("compare"):
         flags.append("--compare")
     return flags
 
@@ -289,11 +270,6 @@ def _own_settings(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values[0] for key, values in axes.items()}
 
 
-def _figures(figures: Any) -> dict[str, Any]:
-    wanted = section(figures, "figures", FIGURE_KEYS)
-    return {kind: value for kind, value in wanted.items() if value}
-
-
 def _baseline(name: str | None, cells: list[Cell]) -> str | None:
     names = dict.fromkeys(cell.name for cell in cells if not cell.clip)
     if name is not None and name not in names:
@@ -303,14 +279,14 @@ def _baseline(name: str | None, cells: list[Cell]) -> str | None:
 
 
 def _safe(name: str) -> str:
-    """The name of a folder; several names may have the same."""
+    """Returns the folder of a name; several names may have the same."""
     plain = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)
     fits = plain.strip(".") and len(plain.encode()) <= 200
     return plain if fits else file_stem(name)
 
 
 def _check_folders(cells: Sequence[Cell]) -> None:
-    """Raises UserError where two cells, or the videos of two sources, would share a folder."""
+    """Raises UserError if two cells, or the videos of two sources, would share a folder."""
     for kind in ("source", "row"):
         names: dict[str, str] = {}
         for name in dict.fromkeys(getattr(cell, kind) for cell in cells):

@@ -1,4 +1,4 @@
-"""What can be told of a sweep's cells before the first of them runs."""
+"""Finds mistakes in a sweep's cells before the first of them runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .cells import Cell
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raises UserError, with the cell, where a config, key, value, method or data set is unknown.
+    """Raises UserError with the cell if a config, key, value, method or data set is unknown.
 
-    What ``--register`` names has to be registered before.
+    Files of ``--register`` have to be run before.
     """
     known: dict[tuple[object, ...], CfgNode] = {}
     for cell in cells:
@@ -33,7 +33,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
 
 
 def without_weights(cells: Sequence[Cell]) -> dict[Cell, str]:
-    """The cells whose weights are a path where there is nothing, and what to do about it."""
+    """Returns the cells whose weights do not exist, each with what to do about it."""
     known: dict[tuple[object, ...], CfgNode] = {}
     reasons = {}
     for cell in cells:
@@ -46,7 +46,7 @@ def without_weights(cells: Sequence[Cell]) -> dict[Cell, str]:
 
 
 def _config(cell: Cell, known: dict[tuple[object, ...], CfgNode]) -> CfgNode:
-    """The cell's config, loaded once for all cells that have the same but for the seed."""
+    """Returns the cell's config, loaded once for all cells that differ in the seed alone."""
     config = cell.flag("--config") or DEFAULT_STREAM_CONFIG
     pairs = {key: value for key, value in cell.overrides.items() if key != "SEED"}
     key = (config, cell.flag("--preset"), cell.method, *pairs.items())

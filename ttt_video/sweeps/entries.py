@@ -1,4 +1,4 @@
-"""The entries of a sweep file, each of the kind that it must be; one line for what is not."""
+"""Checks the entries of a sweep file; a mistake is told in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIGURE_KEYS = ("curve", "bars", "gain_against_time", "over_time")
 
 
 def is_text(value: Any) -> bool:
-    """A name or a path; one such as 2024 is a number in YAML."""
+    """Returns whether a value is a name or path; YAML reads one such as 2024 as a number."""
     return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
 
 
@@ -34,7 +34,7 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
 
 
 def _is_weights(value: Any) -> bool:
-    """One file, or in a row one for each of some sources."""
+    """Returns whether a value is a file, or in a row a mapping from sources to files."""
     return is_text(value) or (
         isinstance(value, dict) and bool(value) and all(map(is_text, [*value, *value.values()]))
     )
@@ -52,20 +52,20 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "over_time": (lambda value: _is_list(value, is_text), "give a list of rows"),
     "curve": (lambda value: isinstance(value, str), "name the setting on its x axis"),
 }
-"""What the entries of each name must be, in every section. Sections themselves are not here."""
+"""A check by name of entry, with the fix to tell. Entries that are sections have none."""
 
 
 def section(value: Any, where: str, keys: Iterable[str], file: str = "") -> dict[str, Any]:
-    """The entries of a section that have a value.
+    """Returns the entries of a section that have a value.
 
     Args:
-        value: what stands there.
+        value: the section.
         where: its place; "" is the whole file.
         keys: the entries that it may have.
-        file: the file, where it is the whole.
+        file: name of the file, if the section is the whole file.
 
     Raises:
-        UserError: it is no mapping, has an unknown entry, or one of another kind than it must be.
+        UserError: it is no mapping, or an entry is unknown or of the wrong kind.
     """
     if value is None:
         return {}
@@ -85,7 +85,7 @@ def section(value: Any, where: str, keys: Iterable[str], file: str = "") -> dict
 def named_sections(
     spec: Mapping[str, Any], name: str, keys: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-    """The rows or the sources by name, at least one."""
+    """Returns the rows or the sources by name, at least one."""
     sections = spec.get(name)
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"{name} is {sections!r}; it must map at least one name to its entries")
@@ -95,7 +95,7 @@ def named_sections(
 
 
 def grid(settings: Any, where: str) -> dict[str, list[Any]]:
-    """Values to try by key; a list is an axis, anything else is one value."""
+    """Returns the values to try by key; a list is an axis, anything else is one value."""
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -114,7 +114,7 @@ def grid(settings: Any, where: str) -> dict[str, list[Any]]:
 
 
 def row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-    """The sources that a row runs on, all unless it names some."""
+    """Returns the sources that a row runs on: all, unless it names some."""
     chosen = row.get("sources", [*known])
     if not _is_list(chosen, is_text) or not chosen or not {*map(str, chosen)} <= {*known}:
         raise UserError(
@@ -124,11 +124,7 @@ def row_sources(name: str, row: Mapping[str, Any], known: Iterable[str]) -> list
 
 
 def one_of(value: Any, choices: Iterable[str], where: str) -> str:
-    """The value.
-
-    Raises:
-        UserError: it is none of the choices.
-    """
+    """Returns the value; raises UserError if it is none of the choices."""
     if value not in [*choices]:
         raise UserError(f"{where} is {value!r}; choose from {', '.join(choices)}")
     return str(value)

@@ -1,9 +1,8 @@
-"""Running the cells of a sweep: in processes of this machine, or as jobs of a Slurm cluster."""
+"""Runs the cells of a sweep in processes of this machine, or as jobs of a Slurm cluster."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import queue
@@ -30,18 +29,18 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def _thread_environment(threads: int | str) -> dict[str, str]:
-    """For a process beside others. OpenMP's threads would spin on cores that those wait for."""
+    """Returns variables for one of several processes, whose OpenMP must not spin on their cores."""
     spin = os.environ.get("GOMP_SPINCOUNT", "3000")
     return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "GOMP_SPINCOUNT": spin}
 
 
 def default_workers() -> int:
-    """One process per GPU where there are any, else one per core that this process may use."""
+    """Returns the number of GPUs, or without any the number of cores of this process."""
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
 def threads_per_worker(workers: int) -> int:
-    """The cores shared out evenly, at least one."""
+    """Returns the cores for each worker, at least one."""
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
@@ -75,13 +74,13 @@ def run_cell(
 
 
 def finished(cell: Cell) -> bool:
-    """Whether the cell's run is on disk, complete and made with the same settings and videos."""
+    """Returns whether the cell's run is on disk, complete, and of the same settings and videos."""
     there = cell.summary() is not None and _read_note(cell) == _note(cell)
     return there and _same_videos(cell)
 
 
 def _note(cell: Cell) -> dict[str, Any]:
-    """What ``cell.json`` says of a folder: two cells with the same note give the same rows."""
+    """Returns the content of ``cell.json``: cells with the same note give the same rows."""
     return {
         "arguments": cell.arguments,
         "environment": dict(cell.environment),
@@ -90,17 +89,16 @@ def _note(cell: Cell) -> dict[str, Any]:
 
 
 def _content(cell: Cell) -> str | None:
-    """A hash of the config and of the files it names, which change while their names do not.
+    """Returns a hash of the config and of the files it names, which may change under one name.
 
-    None where the cell's own process has to tell, such as for a method of ``--register``.
+    It is None if only the cell's own process can tell, such as for a method of ``--register``.
     """
-    flags = dict(itertools.pairwise(cell.flags))
-    config = flags.get("--config", DEFAULT_STREAM_CONFIG)
+    config = cell.flag("--config") or DEFAULT_STREAM_CONFIG
     pairs = cell.arguments[len(cell.flags) :]
     try:
-        cfg = load_config(config, flags.get("--preset"), pairs, method=cell.method)
+        cfg = load_config(config, cell.flag("--preset"), pairs, method=cell.method)
         cfg.MODEL.DEVICE = ""
-        cfg.MODEL.WEIGHTS = flags.get("--weights", cfg.MODEL.WEIGHTS)
+        cfg.MODEL.WEIGHTS = cell.flag("--weights") or cfg.MODEL.WEIGHTS
         norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
         files = [_file_digest(name) for name in (cfg.MODEL.WEIGHTS, norms, gradients) if name]
     except (UserError, OSError):
@@ -110,20 +108,20 @@ def _content(cell: Cell) -> str | None:
 
 @lru_cache
 def _file_digest(name: str) -> str:
-    """Of a file's bytes; nothing of a folder or of what is not there."""
+    """Returns the hash of a file; "" for a folder and for what does not exist."""
     path = Path(PathManager.get_local_path(name))
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _same_videos(cell: Cell) -> bool:
-    """Whether the files of ``--video`` or ``--video-dir`` are those that the finished run knows.
+    """Returns whether the files of ``--video`` or ``--video-dir`` are those of the finished run.
 
-    Those that are not here any more do not matter, nor do a data set's, which only the cell's own
+    Files that are not here any more do not matter, nor do a data set's, which only the cell's own
     process loads. A run that goes on compares all of them itself.
     """
     file = cell.folder / "sources.json"
-    flags = dict(itertools.pairwise(cell.flags))
-    now = [_known_videos(k, flags[k]) for k in ("--video", "--video-dir") if k in flags]
+    named = {kind: cell.flag(kind) for kind in ("--video", "--video-dir")}
+    now = [_known_videos(kind, name) for kind, name in named.items() if name is not None]
     if not file.exists() or not now or now[0] is None:
         return True
     try:
@@ -134,7 +132,7 @@ def _same_videos(cell: Cell) -> bool:
 
 @lru_cache
 def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
-    """What the files of a video, or of a folder of videos, are known by; None if not here."""
+    """Returns the fingerprints of a video, or of a folder of videos; None if not here."""
     if flag == "--video":
         return [fingerprint_file(name)] if Path(name).is_file() else None
     try:
@@ -144,7 +142,8 @@ def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
 
 
 def _read_note(cell: Cell) -> Any:
-    """What is in ``cell.json``; None where there is none, "damaged" where it says nothing."""
+    """Returns the content of ``cell.json``; None without one, "damaged" if it is no JSON."""
+
     try:
         return json.loads((cell.folder / "cell.json").read_text("utf-8"))
     except FileNotFoundError:

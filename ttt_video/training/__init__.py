@@ -1,1 +1,1 @@
-"""Joint training on labelled stills."""
+"""Trains encoder, head and decoder jointly on labelled stills."""

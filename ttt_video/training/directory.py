@@ -1,4 +1,4 @@
-"""The folder of a training: one process at a time, one config over all its attempts."""
+"""Guards the folder of a training: one process at a time, and one config for all attempts."""
 
 from __future__ import annotations
 
@@ -22,18 +22,12 @@ LOG_FILE_ONLY = {"log_file_only": True}
 """The ``extra`` of log records that are too long for a terminal."""
 
 FREE = (
-    "OUTPUT_DIR",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "CUDNN_BENCHMARK",
-    "VIS_PERIOD",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EXPECTED_RESULTS",
-    "SOLVER.FROM_SCRATCH",
+    "OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.FROM_SCRATCH",
     "TTT.RECON.PICTURE_PERIOD",
-)
+)  # fmt: skip
 """Keys that a resumed training may change: they decide where it runs and what it tells, not the
-weights. ``MODEL.WEIGHTS`` may be left out too, because what is resumed does not read it."""
+weights. ``MODEL.WEIGHTS`` may be left out too, because a resumed training does not read it."""
 
 
 @contextmanager
@@ -42,17 +36,17 @@ def training_directory(
 ) -> Iterator[None]:
     """Holds ``cfg.OUTPUT_DIR`` while a training, or an evaluation of one, writes there.
 
-    ``config.yaml`` in it is that of the training; an evaluation in the same folder leaves it.
+    ``config.yaml`` in it is the training's; an evaluation in the same folder leaves it as it is.
 
     Args:
         cfg: resolved.
-        resume: go on with the training that is there.
+        resume: go on with the training in the folder.
         evaluate: train nothing.
-        writes: whether this is the machine that writes, of several.
+        writes: whether this machine, of several, writes to the folder.
 
     Raises:
-        UserError: another process writes there, there is a training that ``resume`` does not ask
-            for or that had other settings, or the folder cannot be made or written.
+        UserError: another process writes to the folder, it holds a training although ``resume`` is
+            not set or one with other settings, or it cannot be made or written.
     """
     folder = Path(cfg.OUTPUT_DIR)
     config = folder / "config.yaml"
@@ -67,7 +61,8 @@ def training_directory(
             if config.is_file():
                 _compare(config, cfg)
         if writes and not (trained and evaluate):
-            _write_config(config, cfg)
+            text = cfg.dump()
+            write_atomically(config, lambda part: part.write_text(text, encoding="utf-8"))
         yield
 
 
@@ -79,7 +74,7 @@ def _held(folder: Path) -> Iterator[None]:
         f"another process is writing to the run in {folder}: wait for it, or choose another "
         "OUTPUT_DIR",
     )
-    # Loading processes of a training that is killed live on for seconds, and must not hold it.
+    # The loading processes of a killed training live on for seconds and must not hold the folder.
     os.register_at_fork(after_in_child=lock.close)
     try:
         yield
@@ -89,8 +84,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        # A full disk ends the training where it writes its results, in one line; the terminal has
-        # the records that are lost here.
+        # A full disk ends the training with one line where it writes its results; the terminal
+        # shows the records that are lost here.
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
@@ -119,7 +114,7 @@ def open_logs(folder: str) -> None:
         log = logging.getLogger(name)
         log.setLevel(logging.DEBUG)
         log.propagate = False
-        for handler in list(log.handlers):  # of a training before, in this process
+        for handler in list(log.handlers):  # an earlier training in this process may have left some
             if isinstance(handler, _LogFile | _Terminal):
                 log.removeHandler(handler)
                 handler.close()
@@ -156,8 +151,3 @@ def _remove(config: dict[str, Any], dotted: str) -> None:
         for section in sections:
             config = config[section]
         del config[key]
-
-
-def _write_config(file: Path, cfg: CfgNode) -> None:
-    text = cfg.dump()
-    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))

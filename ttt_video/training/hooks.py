@@ -1,4 +1,4 @@
-"""What joint training does around its steps, as hooks of detectron2's trainers."""
+"""Hooks of detectron2's trainers that joint training runs around its steps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenParts(HookBase):
-    """Keeps frozen parts in eval mode: no stochastic depth on features that nothing learns.
+    """Keeps frozen parts in eval mode, so that their features have no stochastic depth.
 
-    Before every step, because evaluation hooks return the whole model to train mode.
+    It does so before every step, because evaluations return the whole model to train mode.
     """
 
     def __init__(self, model: nn.Module):
@@ -38,10 +38,10 @@ class FrozenParts(HookBase):
 
 
 class KeepBest(HookBase):
-    """Keeps the weights with the best metric in ``model_best.pth``, and the metric beside them.
+    """Keeps the weights with the best metric in ``model_best.pth``, and the metric in a JSON file.
 
-    Unlike detectron2's ``BestCheckpointer`` it never overwrites the file that a resume would start
-    from, and goes on comparing with the best so far after one (``model_best.json``).
+    Unlike detectron2's ``BestCheckpointer`` it never overwrites the file that a resume starts from,
+    and a resumed training still compares with the best so far (``model_best.json``).
 
     Args:
         checkpointer: knows which weights to keep, and where both files go.
@@ -57,7 +57,7 @@ class KeepBest(HookBase):
         self._seen = -1
 
     def before_train(self) -> None:
-        """Takes up the record of the run that is being resumed.
+        """Reads the record of the training that is being resumed.
 
         Raises:
             UserError: the record is damaged.
@@ -80,12 +80,10 @@ class KeepBest(HookBase):
         return value
 
     def after_step(self) -> None:
-        """Saves when an evaluation since the last call gave a new best value (never NaN)."""
+        """Saves if an evaluation since the last call gave a new best value (never NaN)."""
         value, iteration = self.trainer.storage.latest().get(self.metric, (float("nan"), -1))
-        if iteration == self._seen:
-            return
-        self._seen = iteration
-        if not value > self.best:
+        new, self._seen = iteration != self._seen, iteration
+        if not (new and value > self.best):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
@@ -97,10 +95,10 @@ class KeepBest(HookBase):
 
 
 class ReconstructionPictures(HookBase):
-    """Shows how decoder g fills in the same masked training images as training goes on.
+    """Shows how decoder g fills in the same masked images as training goes on.
 
-    Each picture is image, masked input and reconstruction side by side, in the event storage and
-    so in TensorBoard.
+    Each picture is image, masked input and reconstruction side by side. It goes to the event
+    storage, from which TensorBoard shows it.
 
     Args:
         model: the bare model, not wrapped for data parallelism.

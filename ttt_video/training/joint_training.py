@@ -50,26 +50,26 @@ logger = logging.getLogger(__name__)
 
 
 class JointTrainer(DefaultTrainer):
-    """detectron2's ``DefaultTrainer`` for joint training.
+    """Trains with detectron2's ``DefaultTrainer``, changed for joint training.
 
     ``TTT.JOINT`` chooses what is trained: f, g and h together ("joint"), f and h ("main_only"), or
-    h on the frozen features of a given f ("probing"). A run with ``SEED >= 0`` that is killed and
-    resumed goes through the same numbers as one that was not, with any number of loading
-    processes, as far as the device's kernels are deterministic (the CPU's are).
+    h on the frozen features of a given f ("probing"). A run with ``SEED >= 0`` gives the same
+    numbers if it is killed and resumed, with any number of loading processes, as far as the
+    device's kernels are deterministic (the CPU's are).
     """
 
     iter: int
     _hooks: list[HookBase]
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own constructor fixes the step, the loader's wrapper and the
-        # checkpointer, which all differ here; its methods need only what is set below.
+        # DefaultTrainer's constructor fixes the step, the loader and the checkpointer, which all
+        # differ here; its methods need only what is set below.
         TrainerBase.__init__(self)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         data_loader = self.build_train_loader(cfg, seed=self.seed)
         self.check_evaluation(cfg)
-        torch.manual_seed(self.seed)  # of the new weights, whatever was drawn before
+        torch.manual_seed(self.seed)  # so that new weights do not depend on earlier draws
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         device = torch.device(cfg.MODEL.DEVICE)
@@ -92,7 +92,7 @@ class JointTrainer(DefaultTrainer):
             # Nothing trains g here: saved, it would make the weights look jointly trained.
             leave_out=untrained,
             allow_new=untrained,
-            # A given f is one whose features do not change with a channel that it never saw.
+            # The features of a given f must not change with a channel that it never saw.
             extra_channels="zero" if cfg.TTT.JOINT == "probing" else "init",
             trainer=weakref.proxy(self),
         )
@@ -101,7 +101,7 @@ class JointTrainer(DefaultTrainer):
         self.register_hooks([FrozenParts(model), *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As detectron2's, and the data go on where the checkpoint left them.
+        """Does what detectron2 does, and lets the data go on where the checkpoint left them.
 
         Raises:
             UserError: the weights do not fit, or probing was given none for f.
@@ -112,10 +112,10 @@ class JointTrainer(DefaultTrainer):
             self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
 
     def train(self) -> dict[str, Any] | None:
-        """detectron2's loop; returns the last evaluation's results if they were to be verified.
+        """Runs detectron2's loop; returns the last evaluation's results if they were verified.
 
-        What a user can mend goes up without the traceback that detectron2 logs, and a failure to
-        close the logs does not hide it.
+        An error that a user can mend is raised without the traceback that detectron2 logs, and a
+        failure to close the logs does not hide it.
 
         Raises:
             UserError: see :meth:`TrainStep.run_step`; or the disk is full.
@@ -131,8 +131,8 @@ class JointTrainer(DefaultTrainer):
                     self.after_step()
                     self.iter += 1
             except BaseException:
-                # In its last step detectron2 would take the run for finished and evaluate it, and
-                # the best weights could be some that no run without the failure evaluates.
+                # After a failure in the last step detectron2 would evaluate the run as a finished
+                # one, and the best weights could be some that no run without it evaluates.
                 self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
                 with suppress(OSError, UserError):
                     self.after_train()
@@ -144,17 +144,17 @@ class JointTrainer(DefaultTrainer):
         return None
 
     def after_train(self) -> None:
-        """Runs detectron2's hooks; a finished run that is resumed makes no step and counts none."""
+        """Runs detectron2's hooks; a finished run that is resumed takes and counts no step."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def _take_given_parts(self, resumed: bool) -> None:
-        """Of probing: f has to be in the weights, and a g that is there belongs to it."""
+        """Makes sure that probing has an f in its weights; a g that is there belongs to it."""
         report = self.checkpointer.report
         parameters = dict(bare_model(self.model).named_parameters())
         lacking = "" if self.cfg.MODEL.WEIGHTS else "MODEL.WEIGHTS is empty"
         if report is not None:
-            # Others start at 0 or 1: ImageNet's Swin lacks the norms of its outputs.
+            # Vectors start at 0 or 1 and may lack: ImageNet's Swin has no norms of its outputs.
             drawn = [n for n in report.new if n in parameters and parameters[n].dim() > 1]
             if any(name.startswith("backbone.") for name in drawn):
                 lacking = f"{report.source} lacks weights of f (backbone)"
@@ -167,14 +167,14 @@ class JointTrainer(DefaultTrainer):
             )
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, the best checkpoint, and the reconstruction pictures."""
+        """Returns detectron2's hooks, the best checkpoint's and that of the pictures."""
         built = super().build_hooks()
         if not comm.is_main_process():
             return built
         cfg, model = self.cfg, bare_model(self.model)
-        writer = built.pop()  # after all that it writes
-        # Last of all: what comes before a checkpoint is on disk, and a run that is killed and
-        # resumed from it lacks no evaluation.
+        writer = built.pop()  # it runs after those whose numbers it writes
+        # The checkpoint is last: all before it is on disk, so that a run that is killed and resumed
+        # lacks no evaluation.
         saver = next(hook for hook in built if isinstance(hook, PeriodicCheckpointer))
         built.remove(saver)
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
@@ -189,30 +189,21 @@ class JointTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of ``cfg``; its parts stand in the log file alone."""
+        """Builds the model of ``cfg``; only the log file lists its parts."""
         model = build_model(cfg)
         logger.info("Model:\n%s", model, extra=LOG_FILE_ONLY)
         return model
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`ttt_video.modeling.optimizer.build_optimizer`."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """See :func:`ttt_video.modeling.optimizer.build_lr_scheduler`."""
-        return build_lr_scheduler(cfg, optimizer)
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, seed: int = 0) -> TrainingLoader:
-        """Batches of ``DATASETS.TRAIN`` in the reproducible order of :class:`TrainingStream`.
+        """Builds the batches of ``DATASETS.TRAIN``, in :class:`TrainingStream`'s order.
 
         Raises:
             UserError: a data set is unknown, missing, empty or of other classes than the model,
-                or the batch does not divide among the processes and into their micro-batches.
+                or the batch cannot be shared out to the processes and their micro-batches.
         """
         world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if total < 1 or total % world_size:
@@ -241,14 +232,14 @@ class JointTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """detectron2's, with images read and resized as a stream's frames are."""
+        """Builds detectron2's loader; images are read and resized as a stream's frames are."""
         return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
 
     @classmethod
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """detectron2's; what a loading process refuses is told in one line."""
+        """Evaluates as detectron2 does, and tells an error of a loading process in one line."""
         try:
             return super().test(cfg, model, evaluators)
         except UserError as error:
@@ -256,9 +247,9 @@ class JointTrainer(DefaultTrainer):
 
     @classmethod
     def check_evaluation(cls, cfg: CfgNode) -> None:
-        """Raises what would end the evaluation of ``DATASETS.TEST``, hours of training before it.
+        """Checks ``DATASETS.TEST`` now, since an evaluation may come after hours of training.
 
-        Also without ``TEST.EVAL_PERIOD``, because a run ends with an evaluation.
+        Without ``TEST.EVAL_PERIOD``, too, a run ends with an evaluation.
 
         Raises:
             UserError: a data set is unknown, missing, of other classes, or cannot be scored.
@@ -271,7 +262,7 @@ class JointTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of the task that the data set's ``evaluator_type`` means."""
+        """Builds the evaluator of the task that the data set's ``evaluator_type`` means."""
         output_dir = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
         return main_task_of(dataset_name).still_evaluator(cfg, dataset_name, output_dir)
 
@@ -283,11 +274,7 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 @contextmanager
 def _disk_errors(folder: str) -> Iterator[None]:
-    """Turns the error of a disk that takes no more into a line; TensorBoard's thread meets it too.
-
-    Raises:
-        UserError: in place of such an error.
-    """
+    """Turns the error of a full disk into a UserError, and keeps TensorBoard's thread quiet."""
     hook = threading.excepthook
 
     def say(args: Any) -> None:
@@ -310,7 +297,7 @@ def _disk_errors(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
-    """Turns what detectron2 raises where the data sets of a config key are missing into a line."""
+    """Turns detectron2's errors about the data sets of a config key into a line."""
     for name in names:
         check_registered(name, key)
     try:
@@ -331,7 +318,7 @@ def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """The records of all named data sets, in the same order on every machine.
+    """Returns the records of all named data sets, in the same order on every machine.
 
     Raises:
         UserError: no name is given, or a data set is unknown, missing on disk or empty.
@@ -348,19 +335,19 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
 
 
 def main_task_of(dataset_name: str) -> type[Task]:
-    """Returns the task that a data set means; UserError if there is none that we can score."""
+    """Returns the task that a data set means; raises UserError if none of ours can score it."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if not tasks_of(kind):
-        known = dict.fromkeys(kind for task in tasks() for kind in task.evaluator_types)
+        known = ", ".join(dict.fromkeys(k for task in tasks() for k in task.evaluator_types))
         raise UserError(
-            f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are "
-            + ", ".join(known)
+            f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are {known}"
         )
     return tasks_of(kind)[0]
 
 
 def headline_metric(dataset_names: Sequence[str]) -> str:
-    """Returns the key of the first data set's headline metric in detectron2's flat results."""
+    """Returns the first data set's headline metric by its name in detectron2's flat results."""
+
     task = main_task_of(dataset_names[0])
     metric = f"{task.still_name}/{task.headline}"
     return metric if len(dataset_names) == 1 else f"{dataset_names[0]}/{metric}"

@@ -1,4 +1,4 @@
-"""One optimizer step of joint training: micro-batches, mixed precision, reproducible draws."""
+"""The optimizer step of joint training: micro-batches, mixed precision, reproducible draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import UserError
 
 
 def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The type that ``SOLVER.AMP.PRECISION`` means on a device: "auto" is bfloat16 where native."""
+    """Returns the type of ``SOLVER.AMP.PRECISION``: "auto" is bfloat16 if the device has it."""
     if precision == "auto":
         old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
         precision = "fp16" if old else "bf16"
@@ -26,19 +26,19 @@ def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 
 
 class TrainStep(SimpleTrainer):
-    """One optimizer step on one batch, on any device, in micro-batches, with mixed precision.
+    """Takes an optimizer step on a batch, on any device, in micro-batches, with mixed precision.
 
-    The gradient is that of the loss of the whole batch, whatever number of micro-batches and
-    processes compute it, for images of one size (others are padded to the largest beside them).
-    Random numbers are a function of the seed, the step and the place of the micro-batch in the
-    batch. So processes change nothing but the order of summation: two that share a batch compute
-    what one does in micro-batches of the same size. A resumed run needs no generator's state.
+    The gradient is that of the whole batch's loss, whatever number of micro-batches and processes
+    compute it, for images of one size (others are padded to the largest of their micro-batch).
+    Random numbers depend on the seed, the step and the place of the micro-batch in the batch. So
+    processes change nothing but the order of summation: two that share a batch compute what one
+    does in micro-batches of the same size. A resumed run needs no generator's state.
 
     detectron2's ``AMPTrainer`` is not used because it refuses to run without CUDA.
 
     Args:
         model: returns a dict of losses; if it has ``loss_normalizers``, they are passed to it.
-        data_loader: batches.
+        data_loader: yields batches.
         optimizer: over the model's parameters.
         micro_batch_size: images per forward and backward, which divides a batch; 0 = all.
         seed: of everything drawn in a step.
@@ -63,10 +63,10 @@ class TrainStep(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
 
     def run_step(self) -> None:
-        """Loads a batch, steps, and records the losses.
+        """Loads a batch, takes a step, and records the losses.
 
         Raises:
-            UserError: a loss is not finite; the weights are those before the step.
+            UserError: a loss is not finite; the weights are still those before the step.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
@@ -75,7 +75,7 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         losses = self.accumulate_gradients(batch)
         self.after_backward()
-        # One transfer for all losses: waiting for thirty scalars one by one costs as many syncs.
+        # One transfer for all losses: reading thirty scalars one by one would sync thirty times.
         values = torch.stack(list(losses.values())).cpu()
         if not values.isfinite().all():
             raise _not_finite(self.iter, dict(zip(losses, values.tolist(), strict=True)))
@@ -106,13 +106,13 @@ class TrainStep(SimpleTrainer):
         return sums
 
     def _gradients_shared(self, after: bool) -> AbstractContextManager[None]:
-        """Among processes, after this backward or a later one."""
+        """Shares gradients among processes after this backward pass, or after a later one."""
         if after or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer and the loss scale."""
+        """Returns the state of the optimizer and the loss scale."""
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,5 +131,5 @@ def _not_finite(step: int, losses: dict[str, float]) -> UserError:
 
 
 def bare_model(model: nn.Module) -> Any:
-    """The model without its wrapper for data parallelism."""
+    """Returns the model without its wrapper for data parallelism."""
     return model.module if isinstance(model, DistributedDataParallel) else model
