@@ -1,8 +1,7 @@
 """Frame sources: a folder of frames, a video file, a registered data set, a webcam.
 
-Each source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
-dicts. A frame is decoded once and resized once, in one background thread that runs a few frames
-ahead of the consumer and ends with it.
+A source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
+dicts. A background thread decodes and resizes a few frames ahead of the consumer.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ class DatasetSource(DecodedSource):
         on_bad_frame: OnBadFrame = "stop",
         prefetch: int = 2,
     ) -> None:
-        """Takes the video's records in any order.
+        """Sorts the records by time; decodes nothing yet.
 
         Args:
             dicts: detectron2 dataset dicts of one video with ``file_name``, ``video_id`` and
-                ``frame_index``; all their other keys are passed on with the frames.
-            transform: makes the network's input of the decoded pixels.
+                ``frame_index``. Other keys are passed on with the frames.
+            transform: converts decoded pixels to the network's input.
             on_bad_frame: "stop" raises `BadFrame` at an unreadable frame, "skip" leaves it out.
             prefetch: frames to decode ahead in a background thread; 0 decodes on demand.
         """
@@ -81,25 +80,24 @@ class DatasetSource(DecodedSource):
         self._records = sorted(dicts, key=lambda record: record["frame_index"])
 
     def fingerprint(self) -> Fingerprint:
-        """Returns what the frames' files and labels are known by."""
+        """Returns the fingerprint of the frames' files and labels."""
         return fingerprint_records(self._records)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         for record in self._records:
             if record["frame_index"] <= after:
                 continue
-            pixels: np.ndarray | BadFrame
             try:
-                pixels = read_rgb(record["file_name"])
+                pixels: np.ndarray | BadFrame = read_rgb(record["file_name"])
             except BadFrame as error:
                 pixels = error
             yield record, pixels
 
 
 class FolderSource(DatasetSource):
-    """A folder of frames, in the natural order of their names; the folder's name is the video's.
+    """A folder of frames in the natural order of their names; its name is the ``video_id``.
 
-    ``frame_index`` is the position among the folder's image files, also when some are skipped.
+    ``frame_index`` is the position among the folder's image files, including skipped ones.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class FolderSource(DatasetSource):
         on_bad_frame: OnBadFrame = "stop",
         prefetch: int = 2,
     ) -> None:
-        """Lists the folder; nothing is decoded yet. Arguments as for `DatasetSource`."""
+        """Lists the folder; decodes nothing yet. Arguments as for `DatasetSource`."""
         files = list_frames(Path(folder))
         if not files:
             raise UserError(
@@ -137,9 +135,9 @@ def open_folder(
     on_bad_frame: OnBadFrame = "stop",
     prefetch: int = 2,
 ) -> list[FrameSource]:
-    """A folder of frames as one video, or a folder of such folders as several, naturally sorted.
+    """Opens a folder of frames as one video, or a folder of such folders as several videos.
 
-    Arguments as for `DatasetSource`. Hidden files and folders are ignored.
+    Names are sorted naturally, hidden ones ignored. Arguments as for `DatasetSource`.
 
     Raises:
         UserError: no such folder; no frames; frames beside folders; folders nested deeper.
@@ -173,7 +171,7 @@ def open_video(
     on_bad_frame: OnBadFrame = "stop",
     prefetch: int = 2,
 ) -> list[FrameSource]:
-    """A video file as a list of one source, like the other ``open_`` functions."""
+    """Opens a video file as a list of one source, like the other ``open_`` functions."""
     return [VideoFileSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
 
 
@@ -184,13 +182,13 @@ def open_dataset(
     on_bad_frame: OnBadFrame = "stop",
     prefetch: int = 2,
 ) -> list[FrameSource]:
-    """The videos of a data set in detectron2's DatasetCatalog, in the order they first appear.
+    """Opens the videos of a registered data set in the order in which they first appear.
 
     Arguments as for `DatasetSource`.
 
     Raises:
-        UserError: the name is unknown, its files are missing, its records are no video frames, or
-            an object has no mask.
+        UserError: the name is unknown, files are missing, records are no video frames, or an
+            object has no mask.
     """
     check_registered(name)
     try:
