@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -20,9 +20,19 @@ from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
 
-OnBadFrame = Literal["stop", "skip"]
 Record = Mapping[str, Any]
 Item = TypeVar("Item")
+
+
+class Reading(TypedDict, total=False):
+    """Keyword arguments of sources that read files.
+
+    on_bad_frame: "stop" (default) raises `BadFrame` at an unreadable frame, "skip" leaves it out.
+    prefetch: frames to decode ahead in a background thread, by default 2; 0 decodes on demand.
+    """
+
+    on_bad_frame: Literal["stop", "skip"]
+    prefetch: int
 
 
 def run_ahead(
@@ -79,8 +89,8 @@ class DecodedSource(ABC):
         video_id: str,
         num_frames: int | None,
         transform: FrameTransform,
-        on_bad_frame: OnBadFrame,
-        prefetch: int,
+        on_bad_frame: str = "stop",
+        prefetch: int = 2,
     ) -> None:
         if on_bad_frame not in ("stop", "skip"):
             raise UserError(f'on_bad_frame must be "stop" or "skip", not "{on_bad_frame}"')

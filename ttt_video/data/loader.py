@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError, error_of_process
 
@@ -68,21 +69,6 @@ class TrainingStream(Dataset):
             return self.mapper(self.records[self._order[offset]])
 
 
-class _Positions(Sampler[int]):
-    """Yields the positions of one process without end: its own share of each global batch."""
-
-    def __init__(self, batch_size: int, rank: int, world_size: int):
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start_step = 0
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start_step
-        while True:
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield from range(first, first + self.batch_size)
-            step += 1
-
-
 class TrainingLoader:
     """Yields the batches (lists of model inputs) of one process, starting at any training step.
 
@@ -103,25 +89,32 @@ class TrainingLoader:
         world_size: int = 1,
     ):
         self.stream = stream
-        self._positions = _Positions(batch_size, rank, world_size)
-        self._loader = DataLoader(
-            stream,
-            batch_size=batch_size,
-            sampler=self._positions,
-            num_workers=num_workers,
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.rank, self.world_size = rank, world_size
+        self._first_step = 0
+
+    def start_at(self, step: int) -> None:
+        """Makes the next iterator begin with the batch of training step ``step`` (0-based)."""
+        self._first_step = step
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Yields the positions of this process' share of each global batch, without end."""
+        for step in count(self._first_step):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        loader = DataLoader(
+            self.stream,
+            batch_sampler=self._batches(),
+            num_workers=self.num_workers,
             collate_fn=list,
             # An iterator draws from this generator when it is made. With the global one the first
             # step after a resume would see other random numbers.
             generator=torch.Generator(),
         )
-
-    def start_at(self, step: int) -> None:
-        """Makes the next iterator begin with the batch of training step ``step`` (0-based)."""
-        self._positions.start_step = step
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         try:
-            yield from self._loader
+            yield from loader
         except UserError as error:
             known = error_of_process(str(error))  # the message is a worker's whole traceback
             if known is None:

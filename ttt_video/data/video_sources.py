@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import av
 import numpy as np
@@ -20,9 +20,12 @@ from av.stream import Disposition
 from ..errors import UserError, require
 from ..files import ffmpeg_name, path_text
 from ..formats.images import BadFrame, FrameTransform
-from .decoded_source import DecodedSource, OnBadFrame, Record
+from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_file
 from .pipe import PATIENCE, Pipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -50,9 +53,7 @@ class VideoFileSource(DecodedSource):
         self,
         path: str | os.PathLike[str],
         transform: FrameTransform,
-        *,
-        on_bad_frame: OnBadFrame = "stop",
-        prefetch: int = 2,
+        **reading: Unpack[Reading],
     ) -> None:
         """Opens the file to check it and to count its frames. Arguments as for `DatasetSource`.
 
@@ -76,9 +77,7 @@ class VideoFileSource(DecodedSource):
             container.close()
         else:
             self._unread = container
-        super().__init__(
-            Path(self.path).stem, num_frames or None, transform, on_bad_frame, prefetch
-        )
+        super().__init__(Path(self.path).stem, num_frames or None, transform, **reading)
 
     def fingerprint(self) -> Fingerprint | None:
         """Returns the fingerprint of the file; None for a pipe or URL."""
@@ -233,7 +232,7 @@ class WebcamSource(DecodedSource):
         """
         number = str(device)
         self.device: int | str = int(number) if number.isdecimal() else number
-        super().__init__(f"webcam {number}", None, transform, "stop", prefetch=0)
+        super().__init__(f"webcam {number}", None, transform, prefetch=0)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         cv2 = require("cv2", "opencv-python-headless", "a webcam")
