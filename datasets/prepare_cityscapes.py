@@ -3,9 +3,9 @@
 
 python datasets/prepare_cityscapes.py
 
-writes ``*_gtFine_labelTrainIds.png`` beside every ``*_gtFine_labelIds.png``: classes 0-18, 255 for
-all else. The same as cityscapesScripts' createTrainIdLabelImgs.py, without that package. What is
-there already is left alone, so that an interrupted run goes on where it stopped.
+writes ``*_gtFine_labelTrainIds.png`` beside every ``*_gtFine_labelIds.png``: classes 0-18, and 255
+for the rest, as cityscapesScripts' createTrainIdLabelImgs.py does. Existing files are kept, so that
+the next run continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from _arguments import ToolParser, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
+    """Returns the parser of the tool's flags."""
     parser = ToolParser(description="Make Cityscapes' train-id label maps.")
     parser.add_argument(
         "--root", type=Path, help="Cityscapes' folder (default $DETECTRON2_DATASETS/cityscapes)"
@@ -40,12 +40,12 @@ from ttt_video.formats.labels import read_class_map
 
 
 def train_id_file(label_file: Path) -> Path:
-    """Where the train ids of a ``*_labelIds.png`` belong."""
+    """Returns the file for the train ids of a ``*_labelIds.png``."""
     return label_file.with_name(label_file.name.replace("_labelIds", "_labelTrainIds"))
 
 
 def convert(label_file: Path) -> None:
-    """Write the train ids of one label map."""
+    """Writes the train ids of one label map."""
     try:
         converted = train_ids(read_class_map(label_file))
     except ValueError as error:
@@ -54,7 +54,7 @@ def convert(label_file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The tool; ``argv`` defaults to the command line."""
+    """Runs the tool; ``argv`` defaults to the command line."""
     root = argument_parser().parse_args(argv).root or datasets_root() / "cityscapes"
     found = sorted((root / "gtFine").glob("[!.]*/[!.]*/[!.]*_gtFine_labelIds.png"))
     if not found:

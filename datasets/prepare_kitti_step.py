@@ -4,9 +4,9 @@
 python datasets/prepare_kitti_step.py
 
 writes, beside every RGB panoptic map ``panoptic_maps/<split>/<seq>/%06d.png``, its train ids as
-``%06d_sem.png`` (8 bit, 255 = ignore) and its size as ``%06d.json``. Not required: the official
-files load as they are. They are kept, because the 8 bit ones have no instances. What is there
-already is left alone, so that an interrupted run goes on where it stopped.
+``%06d_sem.png`` (8 bit, 255 = ignore) and its size as ``%06d.json``. This is optional, because the
+official files can be read, too; keep them, because only they have instances. Existing files are
+kept, so that the next run continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from _arguments import ToolParser, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
+    """Returns the parser of the tool's flags."""
     parser = ToolParser(description="KITTI-STEP's labels in the authors' layout.")
     parser.add_argument(
         "--root", type=Path, help="KITTI-STEP's folder (default $DETECTRON2_DATASETS/kitti_step)"
@@ -45,13 +45,13 @@ from ttt_video.formats.labels import read_segment_colors
 
 
 def outputs(panoptic_file: Path) -> tuple[Path, Path]:
-    """Where the size and the train ids of an RGB map belong."""
+    """Returns the files for the size and the train ids of an RGB map."""
     stem = panoptic_file.stem
     return panoptic_file.with_name(f"{stem}.json"), panoptic_file.with_name(f"{stem}_sem.png")
 
 
 def convert(panoptic_file: Path) -> None:
-    """Write size and train ids of one RGB map."""
+    """Writes size and train ids of one RGB map."""
     pixels = read_segment_colors(panoptic_file)
     sem_seg = np.ascontiguousarray(pixels[..., 0])
     wrong = np.unique(sem_seg[(sem_seg >= len(CITYSCAPES_CLASSES)) & (sem_seg != IGNORE_LABEL)])
@@ -64,7 +64,7 @@ def convert(panoptic_file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The tool; ``argv`` defaults to the command line."""
+    """Runs the tool; ``argv`` defaults to the command line."""
     root = argument_parser().parse_args(argv).root or datasets_root() / "kitti_step"
     maps = (root / "panoptic_maps").glob("[!.]*/[!.]*/[0-9]*.png")
     found = sorted(file for file in maps if not file.stem.endswith("_sem"))

@@ -6,9 +6,10 @@ import copy
 
 import numpy as np
 import pytest
+from kitti_layout import write_video
 from PIL import Image
 
-from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.data.sources import FrameTransform, open_dataset
 from ttt_video.report.run_figures import (
     draw_curves,
@@ -31,7 +32,7 @@ def dataset(tmp_path):
     for video in ("a", "b"):
         images = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
         labels = rng.choice(np.array([0, 1, 10, 255], np.uint8), (3, 64, 96))
-        frames = [lambda pair=pair: pair for pair in zip(images, labels, strict=True)]
+        frames = zip(images, labels, strict=True)
         write_video(tmp_path / "images", tmp_path / "labels", video, frames)
     register_video_sem_seg("reports_test", tmp_path / "images", tmp_path / "labels")
     yield "reports_test"

@@ -1,27 +1,28 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""The exception for mistakes that the user can mend, and how errors pass on."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
 class UserError(Exception):
-    """Bad input: one clear line with the offending value and the fix.
+    """Bad input; the message is one line with the offending value and the fix.
 
     Tools print it as ``error: <message>`` and exit with code 2, without a traceback
-    (:func:`ttt_video.cli.run_tool`). Anything else that escapes is a defect of ours.
+    (:func:`ttt_video.cli.run_tool`). Any other exception that escapes is our bug.
     """
 
 
 def error_of_process(text: str) -> UserError | None:
-    """The :class:`UserError` that ended another process, from the traceback it sent as text.
+    """Returns the :class:`UserError` that a traceback of another process ends with.
 
-    None if it was any other error: that traceback is worth reading.
+    Returns None for any other error, because that traceback is worth reading.
     """
     last = text.strip().rpartition("\n")[2]
     name, _, message = last.partition(": ")
@@ -30,10 +31,10 @@ def error_of_process(text: str) -> UserError | None:
 
 @contextmanager
 def ending_with(*endings: Callable[[], object]) -> Iterator[None]:
-    """Calls every one of ``endings`` after the block, also when the block or one of them fails.
+    """Calls all ``endings`` after the block, even if the block or one of them fails.
 
-    The first error is the one that is raised, as later ones often follow from it: a full disk takes
-    no summary either. What they say is added to its line if it is a :class:`UserError`.
+    The first error is raised, because later ones often follow from it: a full disk takes no summary
+    either. A later :class:`UserError` is added to its line, any other one is logged.
     """
     first: BaseException | None = None
     try:
@@ -55,7 +56,15 @@ def ending_with(*endings: Callable[[], object]) -> Iterator[None]:
         raise first
 
 
-def require(module: str, package: str, purpose: str) -> None:
-    """Raises UserError, with the command that installs it, where an optional library is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"{purpose} needs {module}, which is missing: pip install {package}")
+def require(module: str, package: str, purpose: str) -> Any:
+    """Imports and returns an optional library.
+
+    Raises:
+        UserError: it cannot be imported; names ``purpose`` and the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs {module}, which is missing: pip install {package} ({error})"
+        ) from error

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever is killed; folders of one process; names; reading."""
+"""Writes files completely or not at all, locks folders, makes names of files, reads JSON."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
-    """Lets ``write`` fill a file of its own beside ``path``, then moves it there.
+    """Lets ``write`` fill a temporary file beside ``path``, then moves it to ``path``.
 
-    A process that is killed leaves the old file or the new one, never a part of it. What killed
-    processes were writing is removed.
+    A process that is killed leaves the old file or the new one, never a part of it. Temporary files
+    of dead processes are removed.
 
     Args:
         path: the file, replaced if it exists.
         write: is given the path to write to.
-        durable: wait until the disk has the new file before it replaces the old one, so that this
-            holds for a machine that loses its power, too.
+        durable: wait until the new file is on disk before it replaces the old one, so that a power
+            cut leaves one of the two, too.
 
     Raises:
-        UserError: the file cannot be written, as on a full disk.
+        UserError: the file cannot be written, for example because the disk is full.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
@@ -47,36 +47,29 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into one line.
-
-    Raises:
-        UserError: instead of an OSError.
-    """
+    """Raises UserError with one line instead of an OSError about writing ``path``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        named = None
-        if error.filename is not None:  # FFmpeg's has the prefix of ffmpeg_name
+        if error.filename is not None:
+            # FFmpeg reports the name that ffmpeg_name gave it.
             named = Path(os.fsdecode(error.filename).removeprefix("file:"))
-        if named not in (None, path) and not _is_part(named):
-            reason += f": {named}"
+            is_part = named.name.startswith(".") and named.suffix == ".part"
+            if named != path and not is_part:
+                reason += f": {named}"
         raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def save_torch(path: Path, content: object) -> None:
-    """Writes what ``torch.load`` reads, whole and on disk before it replaces an older file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    import torch  # not all that writes files needs it
+    """Saves ``content`` for ``torch.load``; see :func:`write_atomically`, ``durable``."""
+    import torch  # here, because importing this module must stay cheap
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
             try:
                 torch.save(content, file)
-            except RuntimeError as error:  # torch's own, of its bookkeeping
+            except RuntimeError as error:  # torch raises it while it handles a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -85,7 +78,7 @@ def save_torch(path: Path, content: object) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or the names in a folder are on disk."""
+    """Waits until a file, or the list of names in a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,16 +86,12 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_part(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".part"
-
-
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Removes what processes that are dead by now were writing with :func:`write_atomically`.
+    """Removes the temporary files that :func:`write_atomically` left in dead processes.
 
     Args:
-        folder: where; it need not exist.
-        name: of the file that was to be written; "*" for any.
+        folder: may be missing.
+        name: the file that was to be written; "*" for any.
     """
     pattern = "*" if name == "*" else glob.escape(name)
     for part in folder.glob(f".{pattern}.*.part"):
@@ -116,16 +105,16 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's; no process at all
-        return True
+    except (PermissionError, OverflowError):  # another user's process; a number of no process
+        pass
     return True
 
 
 class FolderLock:
-    """Keeps other processes out of a folder until :meth:`close`, or the end of this process.
+    """Keeps other processes out of a folder until :meth:`close` or the end of this process.
 
-    The lock lies on the folder itself, so nothing is left behind, however the process ends. A
-    network file system without locks keeps nobody out.
+    The lock is on the folder itself, so that a killed process leaves nothing behind. A network file
+    system without locks keeps nobody out.
     """
 
     def __init__(self, folder: Path, message: str, *, shared: bool = False) -> None:
@@ -133,11 +122,11 @@ class FolderLock:
 
         Args:
             folder: must exist.
-            message: of the error where another process has it.
-            shared: let others in that share it too.
+            message: of the error if another process has the lock.
+            shared: allow other processes that share the lock.
 
         Raises:
-            UserError: another process is in it, or the folder cannot be opened.
+            UserError: another process has the lock, or the folder cannot be opened.
         """
         self.folder = folder
         self._descriptor = -1
@@ -155,16 +144,12 @@ class FolderLock:
             pass
 
     def share(self) -> None:
-        """Lets others in that share the lock."""
+        """Allows other processes that share the lock."""
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def check(self) -> None:
-        """Makes sure that the folder is still the one that was locked.
-
-        Raises:
-            UserError: it was removed or replaced.
-        """
+        """Raises UserError if the folder was removed or replaced since it was locked."""
         if self._descriptor < 0:
             return
         try:
@@ -175,7 +160,7 @@ class FolderLock:
             raise UserError(f"{self.folder} was removed or replaced while a process wrote to it")
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
+        """Releases the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -184,26 +169,23 @@ class FolderLock:
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
-    """Returns a path as text that every file, page and terminal takes.
+    """Returns a path as valid UTF-8: bytes that are not become ``\\xNN``.
 
-    Bytes of a name that are no UTF-8, which Python keeps as lone surrogates, become ``\\xNN``.
+    Python keeps such bytes as lone surrogates, which files and terminals refuse.
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def ffmpeg_name(path: str | os.PathLike[str]) -> str:
-    """Returns the name by which FFmpeg opens a local file, which may contain colons.
-
-    Without the prefix FFmpeg takes what stands before a colon for a protocol.
-    """
+    """Returns a local file's name for FFmpeg, which takes text before a colon for a protocol."""
     return f"file:{os.fsdecode(path)}"
 
 
 def make_folder(folder: Path, name: str = "--output") -> None:
-    """Makes a folder where it is missing.
+    """Makes a folder if it is missing.
 
     Raises:
-        UserError: it cannot be made. ``name`` is the flag or key that names it.
+        UserError: it cannot be made; ``name`` is the flag or key to blame.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +194,7 @@ def make_folder(folder: Path, name: str = "--output") -> None:
 
 
 def file_stem(video_id: str) -> str:
-    """Returns a name for a video's files: its id, or if that is no file name, a part and a hash.
+    """Returns a file name for a video: its id, or a part of it with a hash if it is no file name.
 
     Different ids have different names.
     """
@@ -223,9 +205,9 @@ def file_stem(video_id: str) -> str:
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Returns short names of different folders: of each the last part, or as many as differ.
+    """Returns a short name for each folder: its last part, or more parts until all names differ.
 
-    They may hold slashes; :func:`file_stem` makes names of files of them.
+    Names may contain slashes, which :func:`file_stem` removes.
     """
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
@@ -241,7 +223,7 @@ def read_json_object(
     """Returns the JSON object in a file.
 
     Raises:
-        UserError: it cannot be read (``hint`` says where it should come from), or holds no object
+        UserError: the file cannot be read (``hint`` says where to get it), or holds no object
             (``expected`` says what it should hold).
     """
     try:

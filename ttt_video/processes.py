@@ -1,4 +1,4 @@
-"""How processes end: signals as exceptions, children that do not outlive their parent, pipes."""
+"""How processes end: signals as exceptions, children that end with their parent, broken pipes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from types import FrameType
 from typing import IO
 
 _PARENT = "TTT_VIDEO_PARENT"
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
-_GRACE = 60.0  # seconds for the end of a run, in which further signals do not count
+_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+_GRACE = 60.0  # seconds that the end of a run may take; signals other than Ctrl-C are ignored then
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks this process to end: it stops as after Ctrl-C, and keeps what there is."""
+    """A signal that asks this process to end, which is handled like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -32,8 +32,9 @@ class Interrupted(KeyboardInterrupt):
 def signals_interrupt() -> Iterator[None]:
     """Raises :class:`Interrupted` in the main thread for Ctrl-C, SIGTERM and SIGHUP.
 
-    Further ones do not count for a minute, as the end of a run takes a moment; Ctrl-C always does.
-    A signal that is ignored stays so (``nohup``), and forked children have what was there before.
+    After the first one SIGTERM and SIGHUP are ignored for a minute, so that the run can finish its
+    files. Signals that were ignored before stay ignored (``nohup``), and forked children get the
+    handlers from before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -68,32 +69,27 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def end_with(parent: int) -> None:
-    """Has the kernel kill this process once its parent has ended, however that ended.
-
-    Args:
-        parent: number of the process that started this one. If that is gone already, this one ends.
-    """
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    """Makes the kernel kill this process when process ``parent``, which started it, has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with_parent() -> None:
-    """Does :func:`end_with` in a process that :class:`Children` started."""
+    """Calls :func:`end_with` in a process that :class:`Children` started."""
     parent = os.environ.pop(_PARENT, "")
     if parent.isdecimal():
         end_with(int(parent))
 
 
 def kill_helpers() -> None:
-    """Kills the processes that ``multiprocessing`` started here; it would wait for their end."""
+    """Kills the processes that ``multiprocessing`` started; Python would wait for them at exit."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
 class Children:
-    """Tools that run as processes of their own, from several threads, until :meth:`stop`."""
+    """Runs tools as processes, from several threads, until :meth:`stop`."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -104,10 +100,9 @@ class Children:
         """Runs a command to its end and returns its exit code.
 
         Args:
-            command: one that calls :func:`ttt_video.cli.run_tool`, so that it ends with this
-                process.
-            output: takes what it prints.
-            variables: set besides those of this process.
+            command: calls :func:`ttt_video.cli.run_tool`, so that it ends with this process.
+            output: the file for what it prints.
+            variables: environment variables in addition to this process' own.
         """
         environment = {**os.environ, **variables, _PARENT: str(os.getpid())}
         with self._lock:
@@ -123,7 +118,7 @@ class Children:
             self._running.discard(process)
 
     def stop(self) -> None:
-        """Asks all that run to end, and starts no others."""
+        """Asks all running processes to end, and starts no more."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -131,9 +126,9 @@ class Children:
 
 
 def open_closed_streams() -> None:
-    """Gives this process standard streams if it was started without (``2>&-``).
+    """Opens the standard streams that this process was started without (``2>&-``).
 
-    Otherwise the next file that is opened is taken for one, and gets what is printed.
+    Otherwise the next file that is opened would take their place and get what is printed.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -144,9 +139,9 @@ def open_closed_streams() -> None:
 
 
 def drop_broken_streams() -> bool:
-    """Flushes what was printed; returns whether a reader is gone (``| head``).
+    """Flushes the standard streams; returns whether a reader is gone (``| head``).
 
-    What is printed for it from here on goes nowhere, so that Python does not complain at its end.
+    Later output for that reader is dropped, so that Python does not complain at exit.
     """
     broken = False
     for stream in (sys.stdout, sys.stderr):
@@ -155,7 +150,7 @@ def drop_broken_streams() -> bool:
         except BrokenPipeError:
             broken = True
             null = os.open(os.devnull, os.O_WRONLY)
-            with suppress(OSError, ValueError):  # no file of the system
+            with suppress(OSError, ValueError):  # a stream without a file descriptor
                 os.dup2(null, stream.fileno())
             os.close(null)
     return broken

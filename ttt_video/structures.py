@@ -8,23 +8,18 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 from torch import Tensor
 
 
-class _Labels(TypedDict, total=False):
-    """Label keys of the data set that a frame came from. Only evaluators read them."""
+class _OptionalKeys(TypedDict, total=False):
+    """Labels, which only evaluators read, and what only a live camera's frames have."""
 
     image_id: Any
     annotations: list[dict[str, Any]]
     sem_seg_file_name: str
     pan_seg_file_name: str
     segments_info: list[dict[str, Any]]
-
-
-class _Live(TypedDict, total=False):
-    """Keys of a live camera's frames."""
-
     dropped: int
 
 
-class Frame(_Labels, _Live):
+class Frame(_OptionalKeys):
     """One frame of a video: a detectron2 dataset dict, so models and evaluators take it as it is.
 
     image: (3, h, w) uint8 at network resolution, channels in ``cfg.INPUT.FORMAT`` order.
@@ -32,9 +27,8 @@ class Frame(_Labels, _Live):
     video_id: the video's name; frame_index: 0-based position in the video.
     file_name: where the frame was read from, as text (see ``files.path_text``); for a video file
     ``"<file>#<index>"``.
-    dropped: pictures that a live camera gave since the frame before and nobody saw; without the
-    key, none.
-    Further keys are the data set's labels, passed on unread.
+    dropped: pictures that a live camera dropped since the frame before; none without the key.
+    Other keys are the data set's labels, passed on unread.
     """
 
     image: Tensor
@@ -47,10 +41,10 @@ class Frame(_Labels, _Live):
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """One video: its frames in time order, again from the start with every ``iter()``.
+    """One video; every ``iter()`` yields its frames in time order, from the first on.
 
-    ``num_frames`` is the number of frames to expect (a progress bar's total; frames that turn out
-    to be unreadable lower it), or None where nobody knows, as for a webcam.
+    ``num_frames`` is the number of frames to expect, as a progress bar needs it. Unreadable frames
+    make it smaller, and it is None if nobody knows, as for a webcam.
     """
 
     @property

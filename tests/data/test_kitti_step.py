@@ -1,19 +1,17 @@
-import json
-
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from kitti_layout import write_video
 from PIL import Image
 
-from ttt_video.data import kitti_step
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
 from ttt_video.data.kitti_step import (
     load_kitti_step_sem_seg,
     register_kitti_step,
     register_video_sem_seg,
-    write_video,
 )
 from ttt_video.errors import UserError
+from ttt_video.files import write_atomically
 from ttt_video.formats.labels import read_sem_seg
 
 H, W = 5, 7
@@ -32,10 +30,6 @@ def make_frames(count, seed=0):
     return images, labels
 
 
-def as_functions(images, labels):
-    return [lambda i=i, s=s: (i, s) for i, s in zip(images, labels, strict=True)]
-
-
 def write_official(roots, sequence, images, labels):
     """KITTI-STEP's own files, written without the code under test."""
     rng = np.random.default_rng(1)
@@ -48,24 +42,9 @@ def write_official(roots, sequence, images, labels):
         Image.fromarray(panoptic).save(roots[1] / sequence / f"{index:06d}.png")
 
 
-def test_written_files_are_the_release_layout(roots):
-    images, labels = make_frames(3)
-    assert write_video(*roots, "0002", as_functions(images, labels)) == 3
-    for index in range(3):
-        image = Image.open(roots[0] / "0002" / f"{index:06d}.png")
-        assert image.mode == "RGB"
-        np.testing.assert_array_equal(np.array(image), images[index])
-        label = Image.open(roots[1] / "0002" / f"{index:06d}_sem.png")
-        assert label.mode == "L"
-        np.testing.assert_array_equal(np.array(label), labels[index])
-        size = json.loads((roots[1] / "0002" / f"{index:06d}.json").read_text())
-        assert size == {"imgHeight": H, "imgWidth": W}
-    assert sum(path.is_file() for root in roots for path in root.rglob("*")) == 9
-
-
 def test_round_trip(roots):
     for sequence, seed in (("0010", 1), ("0002", 2)):
-        write_video(*roots, sequence, as_functions(*make_frames(11, seed)))
+        write_video(*roots, sequence, zip(*make_frames(11, seed), strict=True))
     dicts = load_kitti_step_sem_seg(*roots)
     assert [(d["video_id"], d["frame_index"]) for d in dicts] == [
         (sequence, t) for sequence in ("0002", "0010") for t in range(11)
@@ -104,31 +83,14 @@ def test_instances_stay_within_reach_of_the_8_bit_labels(roots):
     assert both["sem_seg_file_name"].endswith("000001_sem.png")
     assert both["panoptic_file_name"].endswith("000001.png")
     np.testing.assert_array_equal(read_sem_seg(both), labels[1])
-    write_video(*roots, "0009", as_functions(images, labels))
+    write_video(*roots, "0009", zip(images, labels, strict=True))
     assert "panoptic_file_name" not in load_kitti_step_sem_seg(*roots)[-1]
 
 
 def test_images_of_all_splits_may_lie_in_one_folder(roots):
-    write_video(*roots, "0002", as_functions(*make_frames(1)))
+    write_video(*roots, "0002", zip(*make_frames(1), strict=True))
     (roots[0] / "0000").mkdir()
     assert [d["video_id"] for d in load_kitti_step_sem_seg(*roots)] == ["0002"]
-
-
-def test_writing_goes_on_where_it_stopped(roots):
-    images, labels = make_frames(4)
-    functions = as_functions(images, labels)
-
-    def cut_off():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_video(*roots, "0000", [*functions[:2], cut_off])
-    (roots[1] / "0000" / "000001.json").unlink()
-    rendered = []
-    counted = [lambda t=t, f=f: rendered.append(t) or f() for t, f in enumerate(functions)]
-    assert write_video(*roots, "0000", counted) == 3
-    assert rendered == [1, 2, 3]
-    assert len(load_kitti_step_sem_seg(*roots)) == 4
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
@@ -140,7 +102,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(UserError, match=r"cannot write .*a\.txt: disk full"):
-        kitti_step.write_atomically(path, fail)
+        write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -155,7 +117,7 @@ def test_missing_folder_says_what_is_expected(roots):
 
 
 def test_hidden_folders_are_no_sequences(roots):
-    write_video(*roots, "0002", as_functions(*make_frames(1)))
+    write_video(*roots, "0002", zip(*make_frames(1), strict=True))
     for root in roots:
         (root / ".ipynb_checkpoints").mkdir()
     assert [d["video_id"] for d in load_kitti_step_sem_seg(*roots)] == ["0002"]
@@ -163,14 +125,14 @@ def test_hidden_folders_are_no_sequences(roots):
 
 def test_images_and_labels_may_lie_in_one_folder(tmp_path):
     images, labels = make_frames(3)
-    write_video(tmp_path, tmp_path, "0002", as_functions(images, labels))
+    write_video(tmp_path, tmp_path, "0002", zip(images, labels, strict=True))
     dicts = load_kitti_step_sem_seg(tmp_path, tmp_path)
     assert [d["image_id"] for d in dicts] == [f"0002/{t:06d}" for t in range(3)]
     np.testing.assert_array_equal(np.stack([read_sem_seg(d) for d in dicts]), labels)
 
 
 def test_missing_files(roots):
-    write_video(*roots, "0000", as_functions(*make_frames(2)))
+    write_video(*roots, "0000", zip(*make_frames(2), strict=True))
     (roots[1] / "0000" / "000001_sem.png").unlink()
     with pytest.raises(UserError, match=r"no labels for 0000/000001\.png"):
         load_kitti_step_sem_seg(*roots)
@@ -181,7 +143,7 @@ def test_missing_files(roots):
 
 
 def test_damaged_files(roots):
-    write_video(*roots, "0000", as_functions(*make_frames(1)))
+    write_video(*roots, "0000", zip(*make_frames(1), strict=True))
     (d,) = load_kitti_step_sem_seg(*roots)
     label = roots[1] / "0000" / "000000_sem.png"
     label.write_bytes(label.read_bytes()[:40])
@@ -222,7 +184,7 @@ def test_registration_reads_the_variable_when_loading(tmp_path, monkeypatch):
         DatasetCatalog.get("kitti_step_video_sem_seg_train")
     base = tmp_path / "kitti_step"
     roots = (base / "images" / "val", base / "panoptic_maps" / "val")
-    write_video(*roots, "0002", as_functions(*make_frames(2)))
+    write_video(*roots, "0002", zip(*make_frames(2), strict=True))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert len(DatasetCatalog.get("kitti_step_video_sem_seg_val")) == 2
     metadata = MetadataCatalog.get("kitti_step_video_sem_seg_val")
@@ -232,12 +194,13 @@ def test_registration_reads_the_variable_when_loading(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("catalog")
 @pytest.mark.parametrize("unpacked", ["training/image_02", "image_02"])
-def test_images_where_kitti_tracking_unpacks_them(tmp_path, unpacked):
+def test_images_where_kitti_tracking_unpacks_them(tmp_path, monkeypatch, unpacked):
     base = tmp_path / "kitti_step"
     for split, sequence in (("train", "0000"), ("val", "0002")):
         maps = base / "panoptic_maps" / split
         write_official((base / unpacked, maps), sequence, *make_frames(2))
-    register_kitti_step(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_kitti_step()
     for split, sequence in (("train", "0000"), ("val", "0002")):
         dicts = DatasetCatalog.get(f"kitti_step_video_sem_seg_{split}")
         assert [d["image_id"] for d in dicts] == [f"{sequence}/{t:06d}" for t in range(2)]
@@ -246,7 +209,7 @@ def test_images_where_kitti_tracking_unpacks_them(tmp_path, unpacked):
 @pytest.mark.usefixtures("catalog")
 def test_own_videos(roots):
     register_video_sem_seg("video_for_test", *roots)
-    write_video(*roots, "a street", as_functions(*make_frames(1)))
+    write_video(*roots, "a street", zip(*make_frames(1), strict=True))
     assert DatasetCatalog.get("video_for_test")[0]["video_id"] == "a street"
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from kitti_layout import write_video
 from PIL import Image
 
 from ttt_video.cli import run_tool
-from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.errors import UserError
 from ttt_video.report.run_figures import (
     draw_curves,
@@ -177,7 +178,7 @@ def labelled(tmp_path):
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[HEIGHT // 2 :] = 255
     image = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
-    write_video(tmp_path / "images", tmp_path / "labels", "a", [lambda: (image, labels)])
+    write_video(tmp_path / "images", tmp_path / "labels", "a", [(image, labels)])
     register_video_sem_seg("figures_test", tmp_path / "images", tmp_path / "labels")
     yield DatasetCatalog.get("figures_test")[0]["file_name"]
     DatasetCatalog.remove("figures_test")

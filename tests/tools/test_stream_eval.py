@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from kitti_layout import write_video
 from PIL import Image
 from processes import python_path
 
@@ -27,7 +28,7 @@ from ttt_video.adaptation import method_names
 from ttt_video.cli import run_tool
 from ttt_video.config import load_config
 from ttt_video.data import register_custom_video
-from ttt_video.data.kitti_step import register_video_sem_seg, write_video
+from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.stream.directory import RunDirectory
 from ttt_video.stream.loop import StreamRunner
@@ -233,7 +234,7 @@ def labelled_dataset(tmp_path):
             classes = np.array([0, 2, 10, 255], np.uint8)
             return picture(i), rng.choice(classes, (HEIGHT, WIDTH))
 
-        write_video(images, labels, sequence, [lambda i=i, f=frame: f(i) for i in range(count)])
+        write_video(images, labels, sequence, map(frame, range(count)))
     register_video_sem_seg(name, images, labels)
     yield name
     DatasetCatalog.remove(name)
@@ -292,7 +293,7 @@ def test_data_set_without_a_labelled_pixel(stream, tmp_path, capsys):
     name = "test_stream_eval_unlabelled"
     images, labels = tmp_path / "i", tmp_path / "p"
     ignore = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    write_video(images, labels, "0001", [lambda: (picture(0), ignore)])
+    write_video(images, labels, "0001", [(picture(0), ignore)])
     register_video_sem_seg(name, images, labels)
     try:
         out = stream("--dataset", name, "--no-video")

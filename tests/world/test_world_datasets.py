@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from panopticapi.utils import rgb2id
 from PIL import Image
 
 from ttt_video.errors import UserError
@@ -10,7 +11,7 @@ from ttt_video.world.datasets import (
     load_world_stills,
     register_world_stills,
 )
-from ttt_video.world.segments import COCO_IDS, rgb_to_ids
+from ttt_video.world.segments import COCO_IDS
 from ttt_video.world.video import SPLIT_SEEDS, WorldStills
 
 
@@ -74,7 +75,7 @@ def test_panoptic_labels_of_the_same_stills(small, monkeypatch):
     }
     for d, same in zip(dicts, semantic, strict=True):
         classes = np.array(Image.open(same["sem_seg_file_name"]))
-        ids = rgb_to_ids(np.array(Image.open(d["pan_seg_file_name"])))
+        ids = rgb2id(np.array(Image.open(d["pan_seg_file_name"])))
         for segment in d["segments_info"]:
             (label,) = np.unique(classes[ids == segment["id"]])
             assert contiguous[COCO_IDS[label]] == segment["category_id"]

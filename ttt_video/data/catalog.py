@@ -1,4 +1,4 @@
-"""Where data sets lie, which ones are registered, and the images of one."""
+"""Looks up data sets: their folder, whether they are registered, and their images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..formats.images import FrameTransform, read_rgb
 
 
 def datasets_root() -> Path:
-    """``$DETECTRON2_DATASETS``, by default ``./datasets``."""
+    """Returns the folder of all data sets: ``$DETECTRON2_DATASETS``, by default ``./datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def check_registered(name: str, key: str = "") -> None:
-    """Raises UserError, with the names that are closest, where a data set is not registered.
+    """Raises UserError with the closest names if a data set is not registered.
 
-    ``key`` is the one of the config that names it.
+    ``key`` is the config key or flag that names it.
     """
     known = DatasetCatalog.list()
     if name not in known:
@@ -33,10 +33,10 @@ def check_registered(name: str, key: str = "") -> None:
 
 
 def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
-    """The first images of a registered data set, sized as a stream's frames are.
+    """Yields the first images of a registered data set, resized like the frames of a stream.
 
     Raises:
-        UserError: there is no such data set, or an image cannot be read.
+        UserError: the data set is unknown or cannot be loaded, or an image cannot be read.
     """
     check_registered(name, "--dataset")
     try:

@@ -1,4 +1,4 @@
-"""What is on disk of a registered data set, and whether it is right: ``tools/check_dataset.py``."""
+"""Checks whether a registered data set is complete and correct, for ``tools/check_dataset.py``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .catalog import check_registered
 from .published_counts import compare_with_published
 
 Record = dict[str, Any]
-MAX_NAMES = 20  # in one line
+MAX_NAMES = 20  # classes in one line
 _PATHS = ("image_root", "image_dir", "gt_dir", "panoptic_root", "panoptic_json", "json_file")
 _FILES = {
     "file_name": "images",
@@ -36,24 +36,24 @@ _FILES = {
 
 
 class DatasetCheck:
-    """Everything that is known about one data set.
+    """Checks a data set: its records, its files, and the labels of some frames.
 
     Attributes:
-        lines: what there is, for a reader.
-        problems: what is missing or wrong, one line each; empty for a data set that is fine.
+        lines: a description of the data set.
+        problems: what is missing or wrong, one line each; empty if the data set is fine.
         labelled: the records with labels.
-        task: what the labels are for; None where nothing is labelled.
+        task: what the labels are for; None if nothing is labelled.
     """
 
     def __init__(self, name: str, samples: int | None = 32) -> None:
-        """Checks all records and whether their files are there, and decodes some of them.
+        """Runs all checks.
 
         Args:
             name: a registered data set.
             samples: how many labelled frames to decode, evenly spread; None for all.
 
         Raises:
-            UserError: no such data set.
+            UserError: the data set is unknown.
         """
         check_registered(name)
         self.name = name
@@ -92,12 +92,12 @@ class DatasetCheck:
             reason = " ".join(str(error).split()) or type(error).__name__
             if "labelTrainIds" in reason:
                 reason = "no labelTrainIds.png: run datasets/prepare_cityscapes.py"
-            if not missing:  # else that is the reason
+            if not missing:  # otherwise a missing folder is the reason
                 self.problems.append(f"cannot be loaded: {reason}")
         return []
 
     def _json_faults(self) -> list[str]:
-        """What detectron2's own loaders of COCO's json files drop, or take as it comes."""
+        """Returns mistakes in COCO's json files that detectron2's own loaders hide."""
         faults: list[str] = []
         if self.metadata.get("evaluator_type") in ("coco", "coco_panoptic_seg"):
             for key, check in (("json_file", instance_faults), ("panoptic_json", panoptic_faults)):
@@ -107,10 +107,9 @@ class DatasetCheck:
         return faults
 
     def _paths(self) -> list[str]:
-        """Where detectron2's own data sets say that they lie."""
-        return list(
-            dict.fromkeys(p for k in _PATHS if (p := self.metadata.get(k)) and "://" not in p)
-        )
+        """Returns the paths in the metadata of detectron2's own data sets."""
+        paths = (path for key in _PATHS if (path := self.metadata.get(key)) and "://" not in path)
+        return list(dict.fromkeys(paths))
 
     def _count(self, records: list[Record]) -> None:
         videos = Counter(r["video_id"] for r in records if "video_id" in r)
@@ -118,9 +117,8 @@ class DatasetCheck:
         if videos:
             lengths = sorted({min(videos.values()), max(videos.values())})
             size += f" in {len(videos)} video(s) of {' to '.join(map(str, lengths))}"
-        self.lines.append(
-            f"{size}, {len(self.labelled)} with {self.task.kind if self.task else 'no'} labels"
-        )
+        kind = self.task.kind if self.task else "no"
+        self.lines.append(f"{size}, {len(self.labelled)} with {kind} labels")
         twice = [f for f, n in Counter(r["file_name"] for r in records).items() if n > 1]
         if twice:
             self.problems.append(f"{len(twice)} images are listed more than once, as {twice[0]}")
@@ -135,7 +133,7 @@ class DatasetCheck:
             self.problems.append(str(error))
 
     def _check_videos(self, records: list[Record]) -> None:
-        """Frames that seem to be missing, by their numbers and by which are labelled."""
+        """Looks for missing frames: by the numbers in their names, and by which are labelled."""
         videos = defaultdict(list)
         for record in records:
             number = re.search(r"[0-9]+$", Path(record["file_name"]).stem)
@@ -144,7 +142,7 @@ class DatasetCheck:
         for frames in videos.values():
             steps = [b[0] - a[0] for a, b in pairwise(frames)]
             gaps = [i for i, step in enumerate(steps) if step != 1]
-            if gaps and len(gaps) < len(steps) / 2:  # else they are numbered in another way
+            if gaps and len(gaps) < len(steps) / 2:  # otherwise they are not numbered by one
                 self.problems.append(f"frames are missing after {frames[gaps[0]][1]}")
         period = self.metadata.get("label_period", 1)
         odd = [r["file_name"] for r in self.labelled if r.get("frame_index", 0) % period]
@@ -155,15 +153,13 @@ class DatasetCheck:
             )
 
     def _check_files(self, records: list[Record]) -> set[str]:
-        listing = lru_cache(maxsize=None)(_names)  # a folder at a time: a hundred times faster
+        names = lru_cache(maxsize=None)(_names)  # one folder at a time is a hundred times faster
         missing: set[str] = set()
         for key, what in _FILES.items():
             files = {str(record[key]) for record in records if key in record}
             if not files:
                 continue
-            gone = sorted(
-                f for f in files if os.path.basename(f) not in listing(os.path.dirname(f))
-            )
+            gone = sorted(f for f in files if os.path.basename(f) not in names(os.path.dirname(f)))
             self.lines.append(f"{what}: {len(files) - len(gone)} of {len(files)} files")
             if gone:
                 self.problems.append(f"{what}: {len(gone)} files are missing, as {gone[0]}")
@@ -171,13 +167,13 @@ class DatasetCheck:
         return missing
 
     def _check_labels(self, sample: list[Record]) -> None:
-        """Checks sizes and values of the sample, and classes there or, where listed, of all."""
+        """Checks sizes, values and classes of the sample; listed classes in all records."""
         task = self.task
         if task is None:
             return
         sizes: Counter[tuple[int, ...]] = Counter()
         seen: Counter[int] = Counter()
-        first: dict[int, str] = {}  # class to the first file that has it
+        first: dict[int, str] = {}  # the first file of each class
         for record in sample:
             try:
                 image = read_rgb(record["file_name"]).shape[:2]
@@ -195,24 +191,22 @@ class DatasetCheck:
                 )
             if labels is None:
                 continue
-            values, counts = np.unique(labels, return_counts=True)
-            if not task.objects_key:
-                seen.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-                for value in values.tolist():
-                    first.setdefault(value, record[task.label_keys[0]])
-            else:
-                self._check_segments(record, set(values.tolist()) - {0})
+            values, counts = (part.tolist() for part in np.unique(labels, return_counts=True))
+            if task.objects_key:
+                self._check_segments(record, set(values) - {0})
+                continue
+            seen.update(dict(zip(values, counts, strict=True)))
+            for value in values:
+                first.setdefault(value, record[task.label_keys[0]])
         self.lines.append(
             f"{len(sample)} of {len(self.labelled)} labelled ones decoded; height x width: "
             + ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
         )
-        unit = "segments" if task.objects_key else "pixels decoded"
-        if task.objects_key:
-            for record in self.labelled:
-                for part in record[task.objects_key]:
-                    seen[part["category_id"]] += 1
-                    first.setdefault(part["category_id"], record["file_name"])
-        self._report_classes(seen, task, unit, first)
+        for record in self.labelled if task.objects_key else ():
+            for part in record[task.objects_key]:
+                seen[part["category_id"]] += 1
+                first.setdefault(part["category_id"], record["file_name"])
+        self._report_classes(seen, task, first)
 
     def _check_segments(self, record: Record, drawn: set[int]) -> None:
         listed = {segment["id"] for segment in record["segments_info"]}
@@ -226,20 +220,20 @@ class DatasetCheck:
                 )
 
     def _report_classes(
-        self, seen: Counter[int], task: type[Task], unit: str, first: Mapping[int, str]
+        self, seen: Counter[int], task: type[Task], first: Mapping[int, str]
     ) -> None:
+        unit = "segments" if task.objects_key else "pixels decoded"
         classes = task.class_names(self.metadata)
         void = self.metadata.get("ignore_label", 255)
-        if task.objects_key and void < len(classes):
-            void = None  # a class like any other
-        unlabelled = seen.pop(void, 0)
+        # Where objects are listed, a number below 255 may be a class like any other.
+        ignored = not (task.objects_key and void < len(classes))
+        unlabelled = seen.pop(void, 0) if ignored else 0
         total = sum(seen.values())
         wrong = sorted(value for value in seen if not 0 <= value < len(classes))
         if wrong:
             self.problems.append(
                 f"label values {wrong[:8]} are out of range: classes are 0-{len(classes) - 1}, "
-                f"{self.metadata.get('ignore_label', 255)} is unlabelled; {wrong[0]} is in "
-                f"{first[wrong[0]]}"
+                f"{void} is unlabelled; {wrong[0]} is in {first[wrong[0]]}"
             )
         known = [(c, n) for c, n in seen.most_common() if 0 <= c < len(classes)]
         self.lines.append(f"{len(known)} of {len(classes)} classes occur, share of {unit}:")
@@ -254,7 +248,7 @@ class DatasetCheck:
 
 
 def labelled_task(records: Iterable[Record], metadata: Any) -> type[Task] | None:
-    """Returns the task that a data set has labels for: the one it means, else the last known."""
+    """Returns the task that a data set has labels for; its ``evaluator_type`` comes first."""
     keys: set[str] = set().union(*records)
     known = [*tasks_of(metadata.get("evaluator_type")), *reversed(tasks())]
     return next((task for task in known if task.labels(dict.fromkeys(keys))), None)
@@ -268,8 +262,7 @@ def _names(folder: str) -> set[str]:
 
 
 def _spread(records: list[Record], count: int | None) -> list[Record]:
-    if count is None or count >= len(records):
-        return records
+    count = len(records) if count is None else min(count, len(records))
     return [records[i * len(records) // count] for i in range(count)]
 
 
@@ -280,22 +273,13 @@ def _columns(items: Iterable[str], width: int = 26, count: int = 3) -> list[str]
 
 
 def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
-    """Write the labels of a few frames, evenly spread, over their images, with class names.
-
-    Args:
-        check: of the data set.
-        count: how many.
-        folder: made where it is missing.
-
-    Returns:
-        The files, PNG.
+    """Draws labels with class names over ``count`` images, evenly spread; returns the PNG files.
 
     Raises:
         UserError: a file is missing or damaged, the folder cannot be written, or OpenCV is missing.
     """
     require("cv2", "opencv-python-headless", "drawing labels")
-    # Imported here because it brings matplotlib.
-    from detectron2.utils.visualizer import Visualizer
+    from detectron2.utils.visualizer import Visualizer  # here, because it imports matplotlib
 
     written: list[Path] = []
     if check.task is None:

@@ -1,4 +1,4 @@
-"""The 19 evaluated Cityscapes classes; a class's position is its train id."""
+"""The 19 classes that Cityscapes evaluates; a class's position is its train id."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CITYSCAPES_COLORS: tuple[tuple[int, int, int], ...] = (
     (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
     (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
-"""RGB, the data set's own palette."""
+"""The data set's own palette, RGB."""
 
 CITYSCAPES_THING_IDS: tuple[int, ...] = tuple(range(11, 19))
-"""Train ids of countable classes: person, rider, car, truck, bus, train, motorcycle, bicycle."""
+"""Train ids of things: person, rider, car, truck, bus, train, motorcycle, bicycle."""
 
 CITYSCAPES_LABEL_IDS: tuple[int, ...] = (
     7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
@@ -30,17 +30,11 @@ CITYSCAPES_LABEL_IDS: tuple[int, ...] = (
 """The id of each class in the data set's own ``*_labelIds.png``."""
 
 NUM_LABEL_IDS = 34
-"""Label ids are 0-33; those of no evaluated class are ignored."""
+"""Label ids are 0-33; those of classes that are not evaluated are ignored."""
 
 
 def train_ids(label_ids: np.ndarray) -> np.ndarray:
-    """Label ids as train ids.
-
-    Args:
-        label_ids: (H, W) uint8, a ``*_labelIds.png``.
-
-    Returns:
-        (H, W) uint8 train ids, 255 for everything that is not evaluated.
+    """Converts (H, W) uint8 label ids to train ids, 255 for what is not evaluated.
 
     Raises:
         ValueError: a value is no label id.
@@ -54,7 +48,7 @@ def train_ids(label_ids: np.ndarray) -> np.ndarray:
 
 
 def complete_metadata() -> None:
-    """Give detectron2's ``cityscapes_fine_sem_seg_*`` the colours that they lack."""
+    """Adds the colours that detectron2's ``cityscapes_fine_sem_seg_*`` lack."""
     for split in ("train", "val", "test"):
         metadata = MetadataCatalog.get(f"cityscapes_fine_sem_seg_{split}")
         metadata.set(stuff_colors=[list(color) for color in CITYSCAPES_COLORS])

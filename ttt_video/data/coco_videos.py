@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,9 +34,9 @@ RELEASED_VIDEOS = (
     "tokyo",
 )  # fmt: skip
 LABEL_PERIOD = 10
-"""Every how many frames one is labelled, from the first on."""
+"""Frames 0, 10, 20, ... are labelled."""
 UNLABELLED = 255
-"""Category of segments that are no class, in the files and in the records."""
+"""Category of segments without a class, in the files and in the records."""
 
 LAYOUT_HINT = (
     "; data sets are looked for under $DETECTRON2_DATASETS (default ./datasets), in the layout of "
@@ -49,12 +50,12 @@ CLASS_OF_CATEGORY = {
     category["id"]: index
     for index, category in enumerate(sorted(COCO_CATEGORIES, key=lambda c: not c["isthing"]))
 }
-"""COCO category id to contiguous class id, things first."""
+"""Contiguous class ids by COCO category id, things first."""
 NUM_THINGS = sum(category["isthing"] for category in COCO_CATEGORIES)
 
 
 def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> list[Record]:
-    """List all frames of one video in time order, with labels where there are any.
+    """Lists all frames of one video in time order.
 
     Args:
         root: the folder that holds ``raw_images``, ``panoptic_images`` and ``annotations``.
@@ -64,18 +65,18 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
     Returns:
         One dict per frame: ``file_name``, ``video_id``, ``frame_index`` (position, from 0) and
         ``image_id`` ("<video>/<file's stem>"). Labelled frames also have ``height``, ``width``,
-        ``pan_seg_file_name`` and ``segments_info``: every segment with contiguous ``category_id``
-        (255 = unlabelled) and ``isthing``; for instances also ``annotations``: the things alone.
+        ``pan_seg_file_name`` and ``segments_info``: all segments with contiguous ``category_id``
+        (255 = unlabelled) and ``isthing``. ``annotations`` are the things among them.
 
     Raises:
-        UserError: files are missing or damaged, a label belongs to no frame, a category is not
+        UserError: files are missing or damaged, a label belongs to no frame, or a category is not
             COCO's.
     """
     root = Path(root)
     json_file = root / "annotations" / "train" / f"{video}.json"
     labels = {}
     content = read_json_object(json_file, hint=LAYOUT_HINT)
-    # Category 255, and which are COCO's, is known without the file's list.
+    # The file's list of categories is not needed: they are COCO's and 255.
     faults = panoptic_faults(content, listed_categories=False) or _video_faults(content, task)
     if faults:
         raise CocoError(f"{json_file} is not COCO Videos' format", faults)
@@ -94,8 +95,9 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
             labels[name]["annotations"] = [
                 {**s, "bbox_mode": BoxMode.XYWH_ABS} for s in segments if s["isthing"]
             ]
+    folder = root / "raw_images" / video
     records = []
-    for index, image in enumerate(list_frames(root / "raw_images" / video)):
+    for index, image in enumerate(list_frames(folder)):
         frame = {
             "file_name": str(image),
             "image_id": f"{video}/{image.stem}",
@@ -105,16 +107,16 @@ def load_coco_video(root: str | os.PathLike[str], video: str, task: Task) -> lis
         records.append(frame | labels.pop(image.name, {}))
     if labels:
         raise UserError(
-            f"{json_file} has labels of {next(iter(labels))}, which is not in "
-            f"{root / 'raw_images' / video} ({len(labels)} such frames): fetch the video again"
+            f"{json_file} has labels of {next(iter(labels))}, which is not in {folder} "
+            f"({len(labels)} such frames): fetch the video again"
         )
     if not records:
-        raise UserError(f"{root / 'raw_images' / video} holds no frames")
+        raise UserError(f"{folder} holds no frames")
     return records
 
 
 def _video_faults(content: Record, task: Task) -> list[str]:
-    """The first mistake in what COCO Videos has beyond COCO's panoptic form: classes and masks."""
+    """Returns the first mistake in categories and masks, which COCO's panoptic form leaves free."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for annotation in content["annotations"]:
         for segment in annotation["segments_info"]:
@@ -130,7 +132,7 @@ def _video_faults(content: Record, task: Task) -> list[str]:
 
 
 def _segment(segment: Record, height: int, width: int) -> Record:
-    """A segment of the file with contiguous class id; uncompressed masks are compressed."""
+    """Converts a segment of the file: contiguous class id, compressed mask."""
     class_id = CLASS_OF_CATEGORY.get(segment["category_id"], UNLABELLED)
     converted = {
         **segment,
@@ -147,54 +149,41 @@ def _segment(segment: Record, height: int, width: int) -> Record:
 def load_coco_videos(
     root: str | os.PathLike[str], task: Task, videos: Sequence[str] | None = None
 ) -> list[Record]:
-    """`load_coco_video` of several videos, one after the other.
+    """Lists the frames of several videos; see `load_coco_video`.
 
-    Args:
-        root, task: see there.
-        videos: names; None for every video with annotations below ``root``, sorted by name.
-
-    Raises:
-        UserError: as there, or there are no videos.
+    ``videos`` None stands for every video with annotations, sorted by name.
     """
     annotations = Path(root) / "annotations" / "train"
     if videos is None:
         videos = sorted(file.stem for file in annotations.glob("[!.]*.json"))
     if not videos:
-        raise UserError(
-            f"no COCO Videos: {annotations} holds no <video>.json; data sets are looked for under "
-            "$DETECTRON2_DATASETS (default ./datasets), in the layout of datasets/README.md"
-        )
+        raise UserError(f"no COCO Videos: {annotations} holds no <video>.json{LAYOUT_HINT}")
     return [record for video in videos for record in load_coco_video(root, video, task)]
 
 
-def register_coco_videos(root: str | os.PathLike[str] | None = None) -> None:
-    """Register ``coco_videos_{instance,panoptic}_<video>`` and ``..._all``, once.
+def register_coco_videos() -> None:
+    """Registers ``coco_videos_{instance,panoptic}_<video>`` and ``..._all``, once.
 
-    ``<video>`` is each released one; "all" is every video that is on disk when it is loaded, so
-    that own videos in this layout count too.
-
-    Args:
-        root: the folder that holds ``coco_videos/``; None stands for $DETECTRON2_DATASETS, which
-            is then looked up whenever a data set is loaded.
+    ``<video>`` is each released video; "all" is every video that is on disk when it is loaded, so
+    that your own videos in this layout count too. $DETECTRON2_DATASETS is read at that time.
     """
     for task in get_args(Task):
         for video in (*RELEASED_VIDEOS, "all"):
             name = f"coco_videos_{task}_{video}"
-            if name in DatasetCatalog:
-                continue
+            if name not in DatasetCatalog:
+                videos = None if video == "all" else [video]
+                DatasetCatalog.register(name, partial(_load_registered, task, videos))
+                MetadataCatalog.get(name).set(**coco_videos_metadata(task))
 
-            def load(task: Task = task, video: str = video) -> list[Record]:
-                base = (datasets_root() if root is None else Path(root)) / "coco_videos"
-                return load_coco_videos(base, task, None if video == "all" else [video])
 
-            DatasetCatalog.register(name, load)
-            MetadataCatalog.get(name).set(**coco_videos_metadata(task))
+def _load_registered(task: Task, videos: Sequence[str] | None) -> list[Record]:
+    return load_coco_videos(datasets_root() / "coco_videos", task, videos)
 
 
 def coco_videos_metadata(task: Task) -> dict[str, Any]:
-    """detectron2 metadata; the classes of COCO instance (80) or panoptic (133) segmentation.
+    """Returns detectron2's metadata with COCO's 80 classes (instance) or 133 (panoptic).
 
-    As detectron2 does for panoptic COCO, ``thing_*`` and ``stuff_*`` both list all 133 classes.
+    ``thing_*`` and ``stuff_*`` both list all 133 classes, as in detectron2's panoptic COCO.
     """
     ordered = sorted(COCO_CATEGORIES, key=lambda category: CLASS_OF_CATEGORY[category["id"]])
     classes = ordered[:NUM_THINGS] if task == "instance" else ordered

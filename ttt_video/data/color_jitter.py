@@ -1,4 +1,4 @@
-"""SSD's colour jitter of training images, in 8-bit steps as Mask2Former trains with it."""
+"""SSD's colour jitter of training images, in 8-bit steps as Mask2Former applies it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..errors import require
 
 
 class SSDColorJitter(Transform):
-    """Brightness, contrast, saturation and hue, each with probability 1/2 (Liu et al., 2016).
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
-    detectron2's project PointRend has the same as ``ColorAugSSDTransform``, but importing it
-    registers its heads. Draws from Python's ``random`` when it is applied, in the same order.
+    Liu et al., 2016. detectron2's project PointRend has the same as ``ColorAugSSDTransform``, but
+    importing it registers its heads. Both draw from Python's ``random`` in the same order.
     """
 
     def __init__(self, image_format: str) -> None:
-        """``image_format``: "RGB" or "BGR", the order of the channels.
+        """Checks that OpenCV, which converts colours, is there; ``image_format``: "RGB" or "BGR".
 
         Raises:
-            UserError: OpenCV is missing, which does the colour spaces.
+            UserError: it is missing.
         """
         super().__init__()
         require("cv2", "opencv-python-headless", "INPUT.COLOR_AUG_SSD")
@@ -34,16 +34,15 @@ class SSDColorJitter(Transform):
         contrast_first = _coin()
         if contrast_first:
             img = self._contrast(img)
-        img = self._saturation(img)
-        img = self._hue(img)
+        img = self._hue(self._saturation(img))
         return img if contrast_first else self._contrast(img)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Leaves points where they are."""
+        """Returns the points unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Leaves labels as they are."""
+        """Returns the labels unchanged."""
         return segmentation
 
     def _contrast(self, img: np.ndarray) -> np.ndarray:
@@ -67,8 +66,7 @@ class SSDColorJitter(Transform):
     def _converted(self, img: np.ndarray, conversion: str) -> Any:
         import cv2
 
-        name = conversion.format(self.image_format)
-        return cv2.cvtColor(img, getattr(cv2, f"COLOR_{name}"))
+        return cv2.cvtColor(img, getattr(cv2, f"COLOR_{conversion.format(self.image_format)}"))
 
 
 def _coin() -> bool:
@@ -76,5 +74,5 @@ def _coin() -> bool:
 
 
 def _linear(values: np.ndarray, *, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
-    """``factor * values + offset`` in float32, clipped to 0..255 and cut to uint8."""
+    """Returns ``factor * values + offset``, computed in float32, clipped and truncated to uint8."""
     return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)

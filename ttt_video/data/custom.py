@@ -1,9 +1,10 @@
-"""Your own data set in one call: folders of frames and label maps, or COCO json with frames."""
+"""Registers your own data set: folders of frames and label maps, or frames with COCO json."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,26 @@ def register_custom_video(
     colors: Sequence[Sequence[int]] | None = None,
     labelled_only: bool = False,
 ) -> None:
-    """Register videos, or stills, with one class per pixel; nothing is read yet.
+    """Registers videos, or stills, with one class per pixel; reads no file yet.
 
     Args:
         name: the data set's new name, for ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``--dataset``.
         frames_dir: a folder of frames, which is one video, or a folder of such folders. Frames
-            are taken in the natural order of their names ("2.png" before "10.png").
-        labels_dir: label maps in the same arrangement; None where there are no labels. A label map
-            is a PNG of class ids (gray or palette, at most 8 bits), as large as its frame. Frames
-            without a label map are streamed, and not scored. May be ``frames_dir``: then the files
-            that end in ``label_suffix`` are label maps, and no frames.
-        classes: name of class 0, 1, ...
-        label_suffix: what follows a frame's stem in the name of its label map.
-        ignore_label: value of pixels that are of no class; not a class id.
-        colors: one RGB triple, 0-255, per class; None lets colours be chosen when drawing.
+            are in the natural order of their names ("2.png" before "10.png").
+        labels_dir: label maps in the same arrangement; None if there are none. A label map is a PNG
+            of class ids (gray or palette, at most 8 bits), as large as its frame. Frames without
+            one are streamed, but not scored. It may be ``frames_dir``: then files that end in
+            ``label_suffix`` are label maps.
+        classes: names of the classes 0, 1, ...
+        label_suffix: follows a frame's stem in the name of its label map.
+        ignore_label: value of pixels without a class; not a class id.
+        colors: one RGB triple, 0-255, per class; None chooses colours when drawing.
         labelled_only: leave out frames without a label map, as training needs.
 
     Raises:
         UserError: the name is taken, or the arguments contradict each other.
     """
+    _check_new(name)
     if not classes or len(set(classes)) != len(classes):
         raise UserError(f"classes of data set {name} must be different names, not {list(classes)}")
     if not len(classes) <= ignore_label <= 255:
@@ -57,52 +59,38 @@ def register_custom_video(
             f"ignore_label of data set {name} is {ignore_label}; it must lie between the number of "
             f"classes, {len(classes)}, and 255"
         )
-    metadata: dict[str, Any] = {
-        "stuff_classes": list(classes),
-        "ignore_label": ignore_label,
-    }
-    if labels_dir is not None:  # else there is nothing to score
+    metadata: dict[str, Any] = {"stuff_classes": list(classes), "ignore_label": ignore_label}
+    if labels_dir is not None:  # otherwise there is nothing to score
         metadata["evaluator_type"] = "video_sem_seg"
     if colors is not None:
         if len(colors) != len(classes):
             raise UserError(f"data set {name} has {len(classes)} classes, but {len(colors)} colors")
         metadata["stuff_colors"] = [list(color) for color in colors]
-    _check_new(name)
-    DatasetCatalog.register(
-        name,
-        lambda: load_custom_video(
-            frames_dir, labels_dir, label_suffix=label_suffix, labelled_only=labelled_only
-        ),
-    )
+    folders = Path(frames_dir), None if labels_dir is None else Path(labels_dir)
+    DatasetCatalog.register(name, partial(_load_video, *folders, label_suffix, labelled_only))
     MetadataCatalog.get(name).set(**metadata)
 
 
-def load_custom_video(
-    frames_dir: str | os.PathLike[str],
-    labels_dir: str | os.PathLike[str] | None,
-    *,
-    label_suffix: str = ".png",
-    labelled_only: bool = False,
+def _load_video(
+    frames_dir: Path, labels_dir: Path | None, label_suffix: str, labelled_only: bool
 ) -> list[Record]:
-    """List the frames of `register_custom_video`, which explains the arguments.
+    """Lists the frames of `register_custom_video`, video by video in time order.
 
     Returns:
-        One dict per frame, video by video in time order: ``file_name``, ``video_id`` (the folder's
-        name), ``frame_index`` (position in the folder, from 0), ``image_id`` ("<video>/<stem>")
-        and, where there is a label map, ``sem_seg_file_name``.
+        One dict per frame: ``file_name``, ``video_id`` (the folder's name), ``frame_index``
+        (position in the folder, from 0), ``image_id`` ("<video>/<stem>") and, if there is a label
+        map, ``sem_seg_file_name``.
 
     Raises:
         UserError: a folder is missing or empty, a label map has no frame, or no frame a label map.
     """
-    frames_dir = Path(frames_dir)
-    labels_dir = None if labels_dir is None else Path(labels_dir)
     files, folders = list_folder(frames_dir)
     if files and any(list_folder(folder)[0] for folder in folders):
         raise UserError(f"{frames_dir} holds frames and also folders of frames: separate them")
     records = []
     for folder in [frames_dir] if files else folders:
         labels = labels_dir if labels_dir is None or files else labels_dir / folder.name
-        video = _video(folder, labels, label_suffix)
+        video = _list_frames(folder, labels, label_suffix)
         if not video:
             raise UserError(f"folder {folder} holds no frames: remove it from {frames_dir}")
         records += video
@@ -117,8 +105,8 @@ def load_custom_video(
     return labelled if labelled_only else records
 
 
-def _video(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
-    """The records of one folder of frames; a missing folder of labels has none."""
+def _list_frames(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
+    """Returns the records of one video; its folder of labels may be missing."""
     maps: dict[str, Path] = {}
     files = list_frames(frames)
     if labels is not None and labels.exists():
@@ -159,30 +147,28 @@ def register_custom_coco_video(
     *,
     labelled_only: bool = False,
 ) -> None:
-    """Register videos, or stills, with instances in COCO's json format; nothing is read yet.
+    """Registers videos, or stills, with instances in COCO's json format; reads no file yet.
 
-    A frame's video and place in it are the ``video_id`` and ``frame_index`` (or ``frame_id``, as
-    in mmtracking and BDD100K) of its entry in the json's ``images``; ``videos``, with ``id`` and
-    ``name``, may name the videos. Without these, a video is a folder below ``image_root``, its
-    frames are in the natural order of their names, and images that the json does not list are
-    frames without labels.
+    ``video_id`` and ``frame_index`` (or ``frame_id``, as in mmtracking and BDD100K) of an image in
+    the json say which frame of which video it is; ``videos``, with ``id`` and ``name``, may name
+    the videos. Without these keys a video is a folder below ``image_root``, its frames are in the
+    natural order of their names, and images that the json does not list are frames without labels.
 
     Args:
         name: the data set's new name, for ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``--dataset``.
         json_file: ``images``, ``annotations``, ``categories``. A listed image without annotations
-            is labelled: there is nothing in it. Every annotation has a mask; without ``iscrowd`` it
-            is no crowd, without ``area`` it is as large as its mask.
-        image_root: what the json's ``file_name`` is relative to.
+            counts as labelled. Every annotation has a mask; without ``iscrowd`` it is no crowd,
+            and without ``area`` the area of its mask counts.
+        image_root: the folder that the json's ``file_name`` is relative to.
         labelled_only: leave out the frames that the json does not list, as training needs.
 
     Raises:
         UserError: the name is taken.
     """
     _check_new(name)
-    DatasetCatalog.register(
-        name, lambda: load_custom_coco_video(json_file, image_root, name, labelled_only)
-    )
-    # The classes are known when the json is read.
+    load = partial(_load_coco_video, json_file, image_root, name, labelled_only)
+    DatasetCatalog.register(name, load)
+    # The classes are added when the json is read.
     MetadataCatalog.get(name).set(
         json_file=str(json_file),
         image_root=str(image_root),
@@ -191,22 +177,21 @@ def register_custom_coco_video(
     )
 
 
-def load_custom_coco_video(
+def _load_coco_video(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
     name: str,
-    labelled_only: bool = False,
+    labelled_only: bool,
 ) -> list[Record]:
-    """List the frames of `register_custom_coco_video`, which explains the arguments.
+    """Lists the frames of `register_custom_coco_video`, video by video in time order.
 
     Returns:
-        detectron2's dicts of instance segmentation with ``video_id`` and ``frame_index``, video by
-        video in time order; frames that the json does not list have no ``annotations``. These have
-        ``area`` where the json states it.
+        detectron2's dicts of instance segmentation with ``video_id`` and ``frame_index``. Frames
+        that the json does not list have no ``annotations``; these have ``area`` if the json does.
 
     Raises:
-        UserError: the json is missing, not COCO's, or has a mistake; it says the videos in keys
-            that are not known, or not for all images.
+        UserError: the json is missing, not COCO's, or has a mistake; it names videos by unknown
+            keys, or only for some images.
     """
     content = read_instances(json_file)
     if not content["images"]:
@@ -224,7 +209,7 @@ def load_custom_coco_video(
 
 
 def _coco_records(content: dict[str, Any], image_root: str, name: str) -> list[Record]:
-    """detectron2's dicts of checked COCO instances; the data set's metadata learns the classes."""
+    """Converts checked COCO instances to detectron2's dicts; sets the classes in the metadata."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     classes = {category["id"]: index for index, category in enumerate(categories)}
     MetadataCatalog.get(name).set(
@@ -259,7 +244,7 @@ def _coco_records(content: dict[str, Any], image_root: str, name: str) -> list[R
 
 
 def _by_folder(records: Iterable[Record], image_root: Path, labelled_only: bool) -> list[Record]:
-    """Videos from folders: each folder that a record lies in, with all its images."""
+    """Makes a video of each folder that a record is in, with all images of the folder."""
     listed = {Path(record["file_name"]): record for record in records}
     ordered = []
     for folder in sorted({file.parent for file in listed}, key=lambda f: natural_key(str(f))):

@@ -1,4 +1,4 @@
-"""What all frame sources share: one size per video, bad frames, decoding ahead in a thread."""
+"""The base of all frame sources: one size per video, bad frames, decoding ahead in a thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -20,19 +20,29 @@ from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
 
-OnBadFrame = Literal["stop", "skip"]
 Record = Mapping[str, Any]
 Item = TypeVar("Item")
+
+
+class Reading(TypedDict, total=False):
+    """Keyword arguments of sources that read files.
+
+    on_bad_frame: "stop" (default) raises `BadFrame` at an unreadable frame, "skip" leaves it out.
+    prefetch: frames to decode ahead in a background thread, by default 2; 0 decodes on demand.
+    """
+
+    on_bad_frame: Literal["stop", "skip"]
+    prefetch: int
 
 
 def run_ahead(
     items: Generator[Item, None, None], depth: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[Item, None, None]:
-    """Runs a generator in one background thread, at most ``depth`` items ahead of the consumer.
+    """Runs a generator in a background thread, at most ``depth`` items ahead of the consumer.
 
-    An exception is raised at the place of the item it stands for. The thread ends with the
-    generator: when that is exhausted, raises, is closed, or is garbage. ``stop`` is called before
-    the thread is joined, to end a wait in ``items``.
+    An exception is raised in the place of its item. The thread ends when this generator is
+    exhausted, raises, is closed, or is garbage. ``stop`` is called before the thread is joined, to
+    end a wait in ``items``.
     """
     end = object()
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
@@ -68,11 +78,10 @@ def frames_after(source: FrameSource, frame_index: int) -> Iterator[Frame]:
 
 
 class DecodedSource(ABC):
-    """What all sources share: one frame size per video, bad frames, decoding ahead.
+    """Base of all sources; a subclass decodes.
 
     Attributes:
-        skipped: files of the frames that the current or last iteration skipped before the frame it
-            gave last (at its end: all).
+        skipped: files of the frames that the current or last iteration has skipped so far.
     """
 
     def __init__(
@@ -80,14 +89,14 @@ class DecodedSource(ABC):
         video_id: str,
         num_frames: int | None,
         transform: FrameTransform,
-        on_bad_frame: OnBadFrame,
-        prefetch: int,
+        on_bad_frame: str = "stop",
+        prefetch: int = 2,
     ) -> None:
         if on_bad_frame not in ("stop", "skip"):
             raise UserError(f'on_bad_frame must be "stop" or "skip", not "{on_bad_frame}"')
         if prefetch < 0:
             raise ValueError(f"prefetch must be 0 or more frames, not {prefetch}")
-        self.video_id = path_text(video_id)  # it names files, and stands in pages and pictures
+        self.video_id = path_text(video_id)  # it becomes part of file names and pages
         self.num_frames = num_frames
         self.transform = transform
         self.on_bad_frame = on_bad_frame
@@ -96,11 +105,10 @@ class DecodedSource(ABC):
 
     @abstractmethod
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
-        """Per frame whose index is beyond ``after``: its record, and its (H, W, 3) uint8 RGB pixels
-        or why there are none."""
+        """Yields record and (H, W, 3) uint8 RGB pixels, or an error, of frames after ``after``."""
 
     def fingerprint(self) -> Fingerprint | None:
-        """Returns what the video's files are known by; None for a camera, which has none."""
+        """Returns the fingerprint of the video's files; None for a camera, which has none."""
         return None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -112,7 +120,7 @@ class DecodedSource(ABC):
         return self._hand_over(self.skipped, frame_index)
 
     def _stop_waiting(self) -> None:  # noqa: B027 - most sources never wait
-        """Ends a read that waits for data; called before the background thread is joined."""
+        """Ends a read that waits for data, before the background thread is joined."""
 
     def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:
         items = self._frames(after)
@@ -125,7 +133,7 @@ class DecodedSource(ABC):
                     yield frame
 
     def _frames(self, after: int) -> Generator[tuple[list[str], Frame | None], None, None]:
-        """Each frame with the files that were skipped since the one before; at last those alone."""
+        """Yields each frame with the files skipped before it; the last item may have no frame."""
         first: tuple[str, int, int] | None = None
         passed: list[str] = []
         num_skipped = 0

@@ -1,7 +1,7 @@
-"""What a video's files are known by, so that a run does not go on with another video.
+"""Fingerprints of a video's files, so that a run does not go on with another video.
 
-Names, sizes and a hash of samples: cheap for thousands of frames, and the same after the files are
-copied or touched.
+They hold names, sizes and a hash of samples. This is cheap for thousands of frames, and does not
+change when files are copied or touched.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from ..structures import FrameSource
 
 Fingerprint = list[list[Any]]
-"""A row per file, as JSON: ``frame_index`` (None: a file of all frames), name without folders, size
-in bytes (None: it is missing), hash of samples of its contents and of its labels (None: not taken,
-no labels)."""
+"""One row per file, as JSON: ``frame_index`` (None for a video file), name without folders, size in
+bytes (None if it is missing), hash of samples of its contents (None if not sampled) and hash of its
+labels (None without labels)."""
 
 SAMPLED_FILES = 16
-"""Files of a video whose contents are sampled; the sizes of all are compared."""
+"""Number of a video's files whose contents are sampled; the sizes of all are compared."""
 
 _BLOCK = 2**14
 _LABEL_KEYS = ("annotations", "segments_info")
 
 
 def fingerprint_of(source: FrameSource) -> Fingerprint | None:
-    """Returns what a source's files are known by; None for a source that does not say."""
+    """Returns a source's fingerprint; None for a source that has none."""
     take = getattr(source, "fingerprint", None)
     return None if take is None else take()
 
@@ -50,19 +50,18 @@ def fingerprint_records(records: Sequence[Mapping[str, Any]]) -> Fingerprint:
 
 
 def fingerprint_file(path: str | os.PathLike[str]) -> Fingerprint | None:
-    """Returns the fingerprint of a video file; None for what is no file, such as a live stream."""
+    """Returns the fingerprint of a video file; None for a live stream, which is no file."""
     if not os.path.isfile(path):
         return None
     return [[None, os.path.basename(path), _size(path), _sample(path, 16), None]]
 
 
 def difference(old: Fingerprint, new: Fingerprint, last: int) -> str | None:
-    """Says in a few words how a video differs from what it was; None if it does not.
+    """Says in a few words how a video has changed; None if it has not.
 
     Args:
         old, new: fingerprints.
-        last: index of the last frame that was run. Later frames keep their names, but may have
-            been mended since.
+        last: index of the last frame that was run. Later frames may have other contents since.
     """
     (before, now) = ({row[1] for row in rows} for rows in (old, new))
     for names, word in ((before - now, "gone"), (now - before, "new")):
@@ -91,7 +90,7 @@ def _size(path: str | os.PathLike[str]) -> int | None:
 
 
 def _sample(path: str | os.PathLike[str], blocks: int) -> str | None:
-    """A hash of some blocks from the start to the end of a file; None if it cannot be read."""
+    """Returns a hash of blocks spread over a file; None if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb", buffering=0) as file:
@@ -116,5 +115,8 @@ def _labels(record: Mapping[str, Any]) -> str | None:
 
 
 def _plain(value: object) -> str:
-    """Masks in bytes as text; of other objects the kind alone, as their text may be an address."""
+    """Converts masks in bytes to text, and other objects to their type's name.
+
+    Their own text may contain a memory address.
+    """
     return value.decode("latin-1") if isinstance(value, bytes) else type(value).__name__

@@ -1,24 +1,25 @@
-"""Training data as one numbered, reproducible sequence of samples."""
+"""Loads training data as one numbered, reproducible sequence of samples."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError, error_of_process
 
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed python's and numpy's global generators inside the block, and restore them after it.
+    """Seeds Python's and numpy's global generators, which detectron2's augmentations draw from.
 
-    detectron2's augmentations draw from exactly these two.
+    Both have their former state after the block.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     words = np.random.SeedSequence(entropy).generate_state(4)
@@ -32,14 +33,14 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class TrainingStream(Dataset):
-    """Sample number ``position`` of an endless training run, as a pure function of the seed.
+    """The samples of an endless training run; each is a pure function of seed and position.
 
     Position p is sample ``p % N`` of the p // N-th shuffle of the N records, and its augmentation
-    is seeded by ``(seed, p)``. So a run can start at any position, and the number of workers,
-    processes, or interruptions changes nothing about what position p holds.
+    is seeded by ``(seed, p)``. So a run can start at any position, and workers, processes and
+    interruptions do not change what position p holds.
 
     Args:
-        records: detectron2 dataset dicts; not modified.
+        records: detectron2 dataset dicts, which are not modified.
         mapper: turns a record into a model input.
         seed: non-negative.
     """
@@ -68,28 +69,13 @@ class TrainingStream(Dataset):
             return self.mapper(self.records[self._order[offset]])
 
 
-class _Positions(Sampler[int]):
-    """Endless positions of one process: of each global batch, its own consecutive share."""
-
-    def __init__(self, batch_size: int, rank: int, world_size: int):
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start_step = 0
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start_step
-        while True:
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield from range(first, first + self.batch_size)
-            step += 1
-
-
 class TrainingLoader:
-    """Batches (lists of model inputs) of one process, from a settable training step on.
+    """Yields the batches (lists of model inputs) of one process, starting at any training step.
 
     Args:
         stream: the run's samples.
-        batch_size: images per step of this process; the steps' batches of all processes together
-            cover consecutive positions, so two processes of 8 see what one process of 16 sees.
+        batch_size: images per step of this process. The batches of all processes together cover
+            consecutive positions, so two processes of 8 see what one process of 16 sees.
         num_workers: loading processes; 0 loads in this one.
     """
 
@@ -103,31 +89,34 @@ class TrainingLoader:
         world_size: int = 1,
     ):
         self.stream = stream
-        self._positions = _Positions(batch_size, rank, world_size)
-        self._loader = DataLoader(
-            stream,
-            batch_size=batch_size,
-            sampler=self._positions,
-            num_workers=num_workers,
-            collate_fn=_as_list,
-            # Its own generator: making an iterator must not draw from the global one, or the
-            # first step after a resume would see other random numbers.
-            generator=torch.Generator(),
-        )
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.rank, self.world_size = rank, world_size
+        self._first_step = 0
 
     def start_at(self, step: int) -> None:
-        """Make the next iterator begin with the batch of training step ``step`` (0-based)."""
-        self._positions.start_step = step
+        """Makes the next iterator begin with the batch of training step ``step`` (0-based)."""
+        self._first_step = step
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Yields the positions of this process' share of each global batch, without end."""
+        for step in count(self._first_step):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        loader = DataLoader(
+            self.stream,
+            batch_sampler=self._batches(),
+            num_workers=self.num_workers,
+            collate_fn=list,
+            # An iterator draws from this generator when it is made. With the global one the first
+            # step after a resume would see other random numbers.
+            generator=torch.Generator(),
+        )
         try:
-            yield from self._loader
-        except UserError as error:  # of a worker: DataLoader puts its traceback into the message
-            known = error_of_process(str(error))
+            yield from loader
+        except UserError as error:
+            known = error_of_process(str(error))  # the message is a worker's whole traceback
             if known is None:
                 raise
             raise known from None
-
-
-def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return samples

@@ -1,4 +1,4 @@
-"""From a dataset record to a training input: one mapper for all tasks."""
+"""Mappers from a dataset record to a model's input; the training mapper serves all tasks."""
 
 from __future__ import annotations
 
@@ -19,29 +19,27 @@ from ..formats.images import BadFrame, FrameTransform, read_rgb
 from ..tasks import Augmented, Task, tasks
 from .color_jitter import SSDColorJitter
 
-# Mask2Former pads images with mid grey before normalisation, detectron2's FixedSizeCrop too.
-IMAGE_PAD_VALUE = 128
+IMAGE_PAD_VALUE = 128  # mid grey, as Mask2Former and detectron2's FixedSizeCrop pad
 
 Record = dict[str, Any]
 
 
 def mapper_names() -> dict[str, tuple[type[Task], str]]:
-    """Returns the values of ``INPUT.DATASET_MAPPER_NAME``: the task, and the way of cropping."""
+    """Returns task and way of cropping for each value of ``INPUT.DATASET_MAPPER_NAME``."""
     return {name: (task, style) for task in tasks() for name, style in task.mappers.items()}
 
 
 class JointDatasetMapper:
-    """Reads, augments and pads one training sample, and makes its main-task target.
+    """Reads, augments and pads one training sample, and makes the target of its main task.
 
-    The result holds the record's own keys and
+    The result has the record's own keys and
 
     - ``image``: (3, H, W) uint8 in ``image_format`` order;
     - ``instances``: detectron2 ``Instances`` with ``gt_classes`` (N,) int64 and ``gt_masks``
       (``BitMasks``), padded like the image, without masks that the augmentation emptied;
     - ``sem_seg``: (H, W) int64, padded with ``ignore_label``, for the semantic task only.
 
-    Patch masks are not drawn here: the model draws a fresh one over the padded image in each
-    forward pass, so that there is one place for it in training and at test time.
+    The model draws the patch masks, in training as at test time.
 
     Args:
         task: ``kind`` of the task whose labels are read.
@@ -49,7 +47,7 @@ class JointDatasetMapper:
         image_format: "RGB" or "BGR".
         ignore_label: label of pixels without ground truth.
         size_divisibility: px; height and width are padded to a multiple of it, 0 for none.
-        is_train: only training is supported; `EvaluationMapper` serves evaluation.
+        is_train: must be True; `EvaluationMapper` is for evaluation.
     """
 
     @configurable
@@ -76,7 +74,7 @@ class JointDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The task and augmentation that ``INPUT.DATASET_MAPPER_NAME`` stands for."""
+        """Returns the arguments that ``INPUT.DATASET_MAPPER_NAME`` stands for."""
         name, known = cfg.INPUT.DATASET_MAPPER_NAME, mapper_names()
         if name not in known:
             raise UserError(
@@ -106,7 +104,7 @@ class JointDatasetMapper:
 
         Raises:
             UserError: the record lacks the label that the task needs, a file cannot be read, or
-                image, labels and the size that the record says differ.
+                the sizes of image, labels and record differ.
         """
         record = copy.deepcopy(record)
         missing = [key for key in self.task.label_keys if key not in record]
@@ -118,15 +116,17 @@ class JointDatasetMapper:
         image = _read(record, self.image_format)
         labels = self.task.training_labels(record)
         is_map = isinstance(labels, np.ndarray)
-        if is_map:
-            labels = _sized(labels, record[self.task.label_keys[0]], image)
-        # A crop may ask which classes it would have.
+        if is_map and labels.shape[:2] != image.shape[:2]:
+            own, wanted = ("x".join(map(str, pixels.shape[:2])) for pixels in (labels, image))
+            name = record[self.task.label_keys[0]]
+            raise UserError(f"{name} has {own} pixels, but its image {wanted}")
+        # The augmentations need the labels, because a crop may ask which classes it would have.
         augmented = T.AugInput(image, sem_seg=labels if is_map and labels.ndim == 2 else None)
         transforms = self.augmentations(augmented)
         if augmented.sem_seg is not None:
             labels = augmented.sem_seg
-            classes_of_pixels = torch.from_numpy(labels.astype(np.int64))
-            record["sem_seg"] = self._pad(classes_of_pixels, self.ignore_label)
+            class_map = torch.from_numpy(labels.astype(np.int64))
+            record["sem_seg"] = self._pad(class_map, self.ignore_label)
         elif is_map:
             labels = transforms.apply_segmentation(labels)
         moved = Augmented(augmented.image.shape[:2], transforms, self.ignore_label)
@@ -154,9 +154,9 @@ class JointDatasetMapper:
 
 
 class EvaluationMapper:
-    """Reads and resizes one image for a model's prediction, as a stream does with its frames.
+    """Reads and resizes one image for prediction, as a stream does with its frames.
 
-    The result holds the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
+    The result has the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
     ``height`` and ``width`` of the file.
     """
 
@@ -175,11 +175,11 @@ class EvaluationMapper:
 
 
 def _read(record: Record, image_format: str) -> np.ndarray:
-    """Reads a record's image, (H, W, 3) uint8; the record learns its size, or must have it."""
+    """Reads a record's image, (H, W, 3) uint8, and checks or sets the record's size."""
     try:
         image = read_rgb(record["file_name"])
     except BadFrame as error:
-        # The error of a loading process is known by the name of its class.
+        # error_of_process knows the errors of workers by the name UserError.
         raise UserError(str(error)) from error
     try:
         utils.check_image_size(record, image)
@@ -188,16 +188,8 @@ def _read(record: Record, image_format: str) -> np.ndarray:
     return image[:, :, ::-1] if image_format == "BGR" else image
 
 
-def _sized(labels: np.ndarray, file_name: str, image: np.ndarray) -> np.ndarray:
-    """Returns the labels, which must be as large as their image."""
-    if labels.shape[:2] != image.shape[:2]:
-        own, wanted = ("x".join(map(str, pixels.shape[:2])) for pixels in (labels, image))
-        raise UserError(f"{file_name} has {own} pixels, but its image {wanted}")
-    return labels
-
-
 def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
-    """Mask2Former's Cityscapes recipe: random size, random crop, SSD's colour jitter, flip."""
+    """Returns Mask2Former's Cityscapes recipe: random size, crop, SSD's colour jitter, flip."""
     size = cfg.INPUT
     augmentations: list[T.Augmentation | T.Transform] = [
         T.ResizeShortestEdge(size.MIN_SIZE_TRAIN, size.MAX_SIZE_TRAIN, size.MIN_SIZE_TRAIN_SAMPLING)
@@ -217,13 +209,13 @@ def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
 
 
 def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
-    """Mask2Former's COCO recipe: flip, random scale, square crop padded to its full size."""
+    """Returns Mask2Former's COCO recipe: flip, random scale, square crop padded to full size."""
     side = cfg.INPUT.IMAGE_SIZE
     return [
         *_flip(cfg),
         T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side),
-        # Labels are padded with 0, which is "no object" in instance masks and "no segment" in
-        # panoptic maps; detectron2's default of 255 would put every RLE mask into the padding.
+        # 0 is "no object" in instance masks and "no segment" in panoptic maps. detectron2's default
+        # of 255 would extend every RLE mask over the padding.
         T.FixedSizeCrop((side, side), pad_value=IMAGE_PAD_VALUE, seg_pad_value=0),
     ]
 

@@ -1,4 +1,4 @@
-"""A video's first frames, and its frames in another order, as sources of their own."""
+"""Sources that yield a video's first frames, in order or shuffled."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class FirstFrames:
 
     @property
     def num_frames(self) -> int | None:
-        """Frames to expect; None where nobody knows."""
+        """Returns how many frames to expect; None if nobody knows."""
         known = [n for n in (self.source.num_frames, self.max_frames) if n is not None]
         return min(known, default=None)
 
     @property
     def skipped(self) -> list[str]:
-        """Of the source."""
+        """Returns the files that the source skipped."""
         return getattr(self.source, "skipped", [])
 
     def __iter__(self) -> Iterator[Frame]:
@@ -40,12 +40,12 @@ class FirstFrames:
 class ShuffledFrames(FirstFrames):
     """The first frames of a source in an order that a seed and the video's id decide.
 
-    Frames keep their ``frame_index``. All of them are decoded at the first iteration, and kept: a
-    minute of KITTI's frames at 1024 x 2048 px is about 4 GB.
+    Frames keep their ``frame_index``. The first iteration decodes all of them and keeps them in
+    memory: a minute of KITTI's frames at 1024 x 2048 px takes about 4 GB.
     """
 
     def __init__(self, source: FrameSource, max_frames: int | None, *, seed: int) -> None:
-        """``max_frames`` None takes all; the others are not among those that are shuffled."""
+        """Shuffles the first ``max_frames`` frames only; None shuffles all."""
         super().__init__(source, max_frames)
         self.seed = seed
         self._frames: list[Frame] = []
@@ -59,7 +59,7 @@ class ShuffledFrames(FirstFrames):
         return iter(self._frames)
 
     def frames_after(self, frame_index: int) -> Iterator[Frame]:
-        """Those that follow the frame with this index in the shuffled order.
+        """Returns the frames that follow the one with this index in the shuffled order.
 
         Raises:
             UserError: there is no such frame.

@@ -1,4 +1,4 @@
-"""A named pipe that FFmpeg reads through us, so that waiting for it can be told and be ended."""
+"""Reads a named pipe for FFmpeg, so that waiting for data is reported and can be ended."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds without data after which a source says that it waits, and again after as many."""
+"""Seconds without data after which a source says that it waits, each time."""
 
-_GLANCE = 0.1  # seconds from one look at the stop sign to the next
+_GLANCE = 0.1  # seconds between checks whether to stop
 
 
 class Pipe:
-    """What ``av.open`` takes for a file that it can read, but not seek in.
+    """A file object for ``av.open`` that can be read, but not sought in.
 
-    FFmpeg itself would block in a system call, silently and beyond Ctrl-C.
+    FFmpeg itself would block in a system call, silently and deaf to Ctrl-C.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,10 +35,10 @@ class Pipe:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from error
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes, once there are any; none at the end, or after :meth:`stop`."""
+        """Waits for data and returns up to ``size`` bytes; none at the end or after `stop`."""
         try:
             return self._read(size)
-        except BaseException as error:  # noqa: BLE001 - PyAV would drop it, Ctrl-C too
+        except BaseException as error:  # noqa: BLE001 - PyAV would drop it, even Ctrl-C
             self._error = error
             self.stop()
             return b""
@@ -52,7 +52,7 @@ class Pipe:
     def _read(self, size: int) -> bytes:
         told = time.monotonic()
         while not self._stopped.is_set():
-            # Before the first writer came a pipe is not ready, and after the last one it is.
+            # A pipe becomes ready with its first writer, and stays ready after its last one.
             if select.select([self._descriptor], [], [], _GLANCE)[0]:
                 try:
                     return os.read(self._descriptor, size)
@@ -64,7 +64,7 @@ class Pipe:
         return b""
 
     def stop(self) -> None:
-        """Ends the file for whoever reads it, also in another thread."""
+        """Ends the file for its readers, also in other threads."""
         self._stopped.set()
 
     def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""What ``datasets/prepare_*.py`` share: many files converted, each once, complete or not at all."""
+"""Converts many files in threads, for ``datasets/prepare_*.py``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..errors import UserError
 
 
 def convert_files(todo: Sequence[Path], convert: Callable[[Path], None], description: str) -> None:
-    """Call ``convert`` on each file, in as many threads as there are cores, with a progress bar.
+    """Calls ``convert`` on each file, in as many threads as there are cores, with a progress bar.
 
     Args:
-        todo: what is still to be converted.
-        convert: writes the result, complete or not at all; most of its work must release the
-            interpreter's lock, as reading and writing images does.
-        description: of the progress bar.
+        todo: the files that are not converted yet.
+        convert: writes its result completely or not at all. It should release the interpreter's
+            lock most of the time, as reading and writing images does.
+        description: text of the progress bar.
 
     Raises:
-        UserError: a file cannot be read or written, or is not what it should be. What is converted
-            stays, so that the next call goes on from there.
+        UserError: a file cannot be read or written, or has wrong content. The files that are
+            converted stay, so that the next call continues.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:

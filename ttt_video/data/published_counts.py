@@ -1,4 +1,4 @@
-"""How many images the published data sets have, by video or city, and what a copy lacks of them."""
+"""Counts of images in the published data sets, and the comparison of a copy with them."""
 
 from __future__ import annotations
 
@@ -32,20 +32,16 @@ PUBLISHED: dict[str, dict[str, int]] = {
         "0016": 209, "0018": 339,
     },
 }  # fmt: skip
-"""Registered name to the images of each video or city; "" for a set that is in one folder."""
+"""Images of each video or city by the data set's name; "" for a set in one folder."""
 
 
 def compare_with_published(name: str, records: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Compares a copy of a published data set with what was published.
-
-    Args:
-        name: registered.
-        records: of the copy, at least one.
+    """Compares a copy of a published data set, at least one record, with the original.
 
     Returns:
-        A line that says what was published and what is there, and a problem: what is missing, and
-        what is there besides. Either is "" where there is nothing to say. What
-        ``tools/make_world.py`` made, in the layout of a published set, is no copy of it.
+        A line with the numbers of images published and found, and a problem: what is missing or
+        does not belong there. Either is "" if there is nothing to say, as of sets in this layout
+        that ``tools/make_world.py`` made.
     """
     if _is_world(Path(records[0]["file_name"])):
         return "", ""
@@ -74,17 +70,17 @@ def compare_with_published(name: str, records: Sequence[dict[str, Any]]) -> tupl
 def _released_videos(here: set[str]) -> tuple[str, str]:
     absent = ", ".join(video for video in RELEASED_VIDEOS if video not in here)
     line = f"released videos that are not here: {absent or 'none'}"
-    own = not here & set(RELEASED_VIDEOS)  # videos of one's own in this layout
+    own = not here & set(RELEASED_VIDEOS)  # the user's own videos in this layout
     return line, f"released videos are missing: {absent}" if absent and not own else ""
 
 
 def _is_world(file: Path) -> bool:
-    """Whether a file lies in a folder that ``tools/make_world.py`` signed, or below one."""
+    """Whether ``tools/make_world.py`` made a file; it writes world.json into its folder."""
     return any((folder / "world.json").is_file() for folder in list(file.parents)[:5])
 
 
 def _group(record: dict[str, Any]) -> str:
-    """The video of a frame, or the city of a still."""
+    """Returns the video of a frame, or the city of a still."""
     return str(record.get("video_id") or Path(record["file_name"]).parent.name)
 
 

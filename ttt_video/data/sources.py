@@ -1,8 +1,7 @@
 """Frame sources: a folder of frames, a video file, a registered data set, a webcam.
 
-Each source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
-dicts. A frame is decoded once and resized once, in one background thread that runs a few frames
-ahead of the consumer and ends with it.
+A source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
+dicts. A background thread decodes and resizes a few frames ahead of the consumer.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,9 +27,12 @@ from ..formats.labels import refuse_label_maps, refuse_labels_as_frames
 from ..structures import FrameSource
 from ..tasks import tasks_of
 from .catalog import check_registered
-from .decoded_source import DecodedSource, OnBadFrame, Record
+from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_records
 from .video_sources import VideoFileSource, WebcamSource
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "BadFrame",
@@ -48,21 +51,15 @@ class DatasetSource(DecodedSource):
     """One video of a registered data set."""
 
     def __init__(
-        self,
-        dicts: Sequence[Record],
-        transform: FrameTransform,
-        *,
-        on_bad_frame: OnBadFrame = "stop",
-        prefetch: int = 2,
+        self, dicts: Sequence[Record], transform: FrameTransform, **reading: Unpack[Reading]
     ) -> None:
-        """Takes the video's records in any order.
+        """Sorts the records by time; decodes nothing yet.
 
         Args:
             dicts: detectron2 dataset dicts of one video with ``file_name``, ``video_id`` and
-                ``frame_index``; all their other keys are passed on with the frames.
-            transform: makes the network's input of the decoded pixels.
-            on_bad_frame: "stop" raises `BadFrame` at an unreadable frame, "skip" leaves it out.
-            prefetch: frames to decode ahead in a background thread; 0 decodes on demand.
+                ``frame_index``. Other keys are passed on with the frames.
+            transform: converts decoded pixels to the network's input.
+            reading: see `Reading`.
         """
         indices = [record["frame_index"] for record in dicts]
         odd = [i for i in indices if not isinstance(i, int | np.integer) or i < 0]
@@ -77,40 +74,37 @@ class DatasetSource(DecodedSource):
         if len(set(indices)) != len(indices):
             twice = next(index for index in indices if indices.count(index) > 1)
             raise UserError(f"video {videos[0]} has more than one frame with index {twice}")
-        super().__init__(videos[0], len(indices), transform, on_bad_frame, prefetch)
+        super().__init__(videos[0], len(indices), transform, **reading)
         self._records = sorted(dicts, key=lambda record: record["frame_index"])
 
     def fingerprint(self) -> Fingerprint:
-        """Returns what the frames' files and labels are known by."""
+        """Returns the fingerprint of the frames' files and labels."""
         return fingerprint_records(self._records)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         for record in self._records:
             if record["frame_index"] <= after:
                 continue
-            pixels: np.ndarray | BadFrame
             try:
-                pixels = read_rgb(record["file_name"])
+                pixels: np.ndarray | BadFrame = read_rgb(record["file_name"])
             except BadFrame as error:
                 pixels = error
             yield record, pixels
 
 
 class FolderSource(DatasetSource):
-    """A folder of frames, in the natural order of their names; the folder's name is the video's.
+    """A folder of frames in the natural order of their names; its name is the ``video_id``.
 
-    ``frame_index`` is the position among the folder's image files, also when some are skipped.
+    ``frame_index`` is the position among the folder's image files, including skipped ones.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         transform: FrameTransform,
-        *,
-        on_bad_frame: OnBadFrame = "stop",
-        prefetch: int = 2,
+        **reading: Unpack[Reading],
     ) -> None:
-        """Lists the folder; nothing is decoded yet. Arguments as for `DatasetSource`."""
+        """Lists the folder; decodes nothing yet. Arguments as for `DatasetSource`."""
         files = list_frames(Path(folder))
         if not files:
             raise UserError(
@@ -127,19 +121,15 @@ class FolderSource(DatasetSource):
             {"file_name": str(file), "video_id": video_id, "frame_index": index}
             for index, file in enumerate(files)
         ]
-        super().__init__(dicts, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
+        super().__init__(dicts, transform, **reading)
 
 
 def open_folder(
-    path: str | os.PathLike[str],
-    transform: FrameTransform,
-    *,
-    on_bad_frame: OnBadFrame = "stop",
-    prefetch: int = 2,
+    path: str | os.PathLike[str], transform: FrameTransform, **reading: Unpack[Reading]
 ) -> list[FrameSource]:
-    """A folder of frames as one video, or a folder of such folders as several, naturally sorted.
+    """Opens a folder of frames as one video, or a folder of such folders as several videos.
 
-    Arguments as for `DatasetSource`. Hidden files and folders are ignored.
+    Names are sorted naturally, hidden ones ignored. Arguments as for `DatasetSource`.
 
     Raises:
         UserError: no such folder; no frames; frames beside folders; folders nested deeper.
@@ -152,7 +142,7 @@ def open_folder(
             "give the folder of one video, or a folder of nothing but videos"
         )
     if files or not folders:
-        return [FolderSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
+        return [FolderSource(path, transform, **reading)]
     for folder in folders:
         if folder not in framed:
             below = list_folder(folder)[1]
@@ -160,37 +150,26 @@ def open_folder(
                 f"folder {folder} holds no frames"
                 + (f" but folders ({below[0].name}): give {folder} itself?" if below else "")
             )
-    return [
-        FolderSource(folder, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
-        for folder in framed
-    ]
+    return [FolderSource(folder, transform, **reading) for folder in framed]
 
 
 def open_video(
-    path: str | os.PathLike[str],
-    transform: FrameTransform,
-    *,
-    on_bad_frame: OnBadFrame = "stop",
-    prefetch: int = 2,
+    path: str | os.PathLike[str], transform: FrameTransform, **reading: Unpack[Reading]
 ) -> list[FrameSource]:
-    """A video file as a list of one source, like the other ``open_`` functions."""
-    return [VideoFileSource(path, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)]
+    """Opens a video file as a list of one source, like the other ``open_`` functions."""
+    return [VideoFileSource(path, transform, **reading)]
 
 
 def open_dataset(
-    name: str,
-    transform: FrameTransform,
-    *,
-    on_bad_frame: OnBadFrame = "stop",
-    prefetch: int = 2,
+    name: str, transform: FrameTransform, **reading: Unpack[Reading]
 ) -> list[FrameSource]:
-    """The videos of a data set in detectron2's DatasetCatalog, in the order they first appear.
+    """Opens the videos of a registered data set in the order in which they first appear.
 
     Arguments as for `DatasetSource`.
 
     Raises:
-        UserError: the name is unknown, its files are missing, its records are no video frames, or
-            an object has no mask.
+        UserError: the name is unknown, files are missing, records are no video frames, or an
+            object has no mask.
     """
     check_registered(name)
     try:
@@ -213,7 +192,4 @@ def open_dataset(
         videos.setdefault(str(record["video_id"]), []).append(record)
     if not videos:
         raise UserError(f"data set {name} is empty")
-    return [
-        DatasetSource(records, transform, on_bad_frame=on_bad_frame, prefetch=prefetch)
-        for records in videos.values()
-    ]
+    return [DatasetSource(records, transform, **reading) for records in videos.values()]

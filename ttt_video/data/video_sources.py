@@ -11,18 +11,21 @@ import threading
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import av
 import numpy as np
 from av.stream import Disposition
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..files import ffmpeg_name, path_text
 from ..formats.images import BadFrame, FrameTransform
-from .decoded_source import DecodedSource, OnBadFrame, Record
+from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_file
 from .pipe import PATIENCE, Pipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -37,30 +40,28 @@ SILENCE = 30.0
 
 
 class VideoFileSource(DecodedSource):
-    """A video decoded from start to end through PyAV, upright as its display matrix says.
+    """A video that PyAV decodes from start to end, turned upright by its display matrix.
 
-    It is a file, a named pipe, which can be read once, or a URL that FFmpeg opens. Of several video
-    streams the first that the file marks as default is taken; attached pictures are none.
+    It is a file, a named pipe, which can be read once, or a URL that FFmpeg opens. If there are
+    several video streams, the first one marked as default is read; attached pictures do not count.
 
     Attributes:
-        fps: average frame rate in 1/s; None where the file does not tell.
+        fps: average frame rate in 1/s; None if the file does not tell.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         transform: FrameTransform,
-        *,
-        on_bad_frame: OnBadFrame = "stop",
-        prefetch: int = 2,
+        **reading: Unpack[Reading],
     ) -> None:
         """Opens the file to check it and to count its frames. Arguments as for `DatasetSource`.
 
-        With ``on_bad_frame="skip"`` every packet that does not decode counts as one frame.
+        With ``on_bad_frame="skip"`` each packet that cannot be decoded counts as one frame.
         """
         self.path = os.fsdecode(path)
         self._pipe: Pipe | None = None
-        self._unread: av.container.InputContainer | None = None  # the pipe's, before its first use
+        self._unread: av.container.InputContainer | None = None  # of the pipe, before its first use
         container, stream = self._open()
         self.fps = float(stream.average_rate) if stream.average_rate else None
         if (count := len(_films(container))) > 1:
@@ -68,8 +69,7 @@ class VideoFileSource(DecodedSource):
                 "%s holds %d videos: stream %d is read alone", self.path, count, stream.index
             )
         num_frames = stream.frames
-        # A container without a frame count (Matroska) has its packets counted, not decoded. What
-        # is no file may never end.
+        # Matroska has no frame count, so packets are counted. Pipes and URLs may never end.
         if not num_frames and os.path.isfile(self.path):
             with suppress(av.error.FFmpegError):
                 num_frames = sum(packet.size > 0 for packet in container.demux(stream))
@@ -77,12 +77,10 @@ class VideoFileSource(DecodedSource):
             container.close()
         else:
             self._unread = container
-        super().__init__(
-            Path(self.path).stem, num_frames or None, transform, on_bad_frame, prefetch
-        )
+        super().__init__(Path(self.path).stem, num_frames or None, transform, **reading)
 
     def fingerprint(self) -> Fingerprint | None:
-        """Returns what the file is known by."""
+        """Returns the fingerprint of the file; None for a pipe or URL."""
         return fingerprint_file(self.path)
 
     def __getstate__(self) -> dict[str, object]:
@@ -91,7 +89,7 @@ class VideoFileSource(DecodedSource):
         return self.__dict__
 
     def _open(self) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
-        """The open video and the stream that is the film."""
+        """Opens the video; returns it with the stream to read."""
         if self._pipe is not None:
             if self._unread is None:
                 raise UserError(
@@ -121,13 +119,8 @@ class VideoFileSource(DecodedSource):
             if not stat.S_ISREG(mode):
                 self._pipe = Pipe(self.path)
         try:
-            # What a title tag says, in whatever encoding, is nobody's business here.
-            return av.open(
-                self._pipe or name,
-                "r",
-                **_ANY_TITLE,
-                timeout=SILENCE if name == self.path else None,
-            )
+            timeout = SILENCE if name == self.path else None
+            return av.open(self._pipe or name, "r", **_ANY_TITLE, timeout=timeout)
         except av.error.ExitError as error:
             raise self._silent() from error
         except (av.error.FFmpegError, OSError) as error:
@@ -157,7 +150,7 @@ class VideoFileSource(DecodedSource):
                     try:
                         pictures = packet.decode()
                     except av.error.InvalidDataError as error:
-                        # About: the decoder may hold back some frames of earlier packets.
+                        # "About", because the decoder may hold back frames of earlier packets.
                         reason = f"video {self.path} is damaged at about frame {index} ({error})"
                         if index > after:
                             yield self._record(index), BadFrame(reason)
@@ -188,9 +181,9 @@ class VideoFileSource(DecodedSource):
 
 
 def _film(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
-    """The stream that is the film: the first that is marked as default, else the first."""
+    """Returns the first readable stream that is marked as default, or else the first one."""
     films = _films(container)
-    # FFmpeg takes any text file for terminal output ("tty") and draws its letters.
+    # FFmpeg takes a text file for terminal output ("tty") and draws its letters.
     if container.format.name == "tty" or not films:
         raise UserError(f"{path} has no video in it")
     readable = [stream for stream in films if stream.codec_context is not None]
@@ -200,13 +193,12 @@ def _film(container: av.container.InputContainer, path: str) -> av.video.stream.
 
 
 def _films(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
-    """All video streams but attached pictures, such as covers."""
+    """Returns all video streams except attached pictures, such as covers."""
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
 def _upright(picture: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8 RGB pixels as they are to be shown: mirrored, then turned to the nearest
-    quarter.
+    """Returns (H, W, 3) uint8 RGB pixels, mirrored and turned by quarters as they are to be shown.
 
     The display matrix maps a pixel (p, q), q downwards, to (a p + c q, b p + d q); 16.16 fixed
     point, row by row a b u, c d v, x y w (libavutil/display.h, ISO/IEC 14496-12).
@@ -224,32 +216,26 @@ def _upright(picture: av.VideoFrame) -> np.ndarray:
 
 
 class WebcamSource(DecodedSource):
-    """A camera or a network stream, through OpenCV; it ends when the device does.
+    """A camera or network stream that OpenCV reads until it ends.
 
-    Always yields the newest picture: those that arrive while the consumer is busy are dropped, so
-    that a slow model stays live. ``frame_index`` counts the camera's pictures, dropped ones too;
-    ``dropped`` says how many were dropped since the frame before.
+    It always yields the newest picture and drops those that arrive while the consumer is busy, so
+    that a slow model stays live. ``frame_index`` counts dropped pictures, too, and ``dropped`` says
+    how many were dropped since the frame before.
     """
 
     def __init__(self, device: int | str, transform: FrameTransform) -> None:
-        """Remembers the device; every iteration opens it anew.
+        """Remembers the device, which every iteration opens again.
 
         Args:
             device: a camera's number (also as a string), or a URL or path that OpenCV opens.
-            transform: makes the network's input of the decoded pixels.
+            transform: converts decoded pixels to the network's input.
         """
         number = str(device)
         self.device: int | str = int(number) if number.isdecimal() else number
-        super().__init__(f"webcam {number}", None, transform, "stop", prefetch=0)
+        super().__init__(f"webcam {number}", None, transform, prefetch=0)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
-        try:
-            import cv2
-        except ImportError as error:
-            raise UserError(
-                "a webcam is read through OpenCV: pip install opencv-python-headless"
-            ) from error
-
+        cv2 = require("cv2", "opencv-python-headless", "a webcam")
         address = self.device
         if isinstance(address, str):
             if path_text(address) != address:  # OpenCV would crash
@@ -271,15 +257,15 @@ class WebcamSource(DecodedSource):
                     break
                 with suppress(queue.Empty):
                     newest.get_nowait()
-                newest.put((index, bgr))  # never blocks: only this thread puts
+                newest.put((index, bgr))  # never blocks, because only this thread puts
                 index += 1
-            while not stop.is_set():  # The end must not displace a picture nobody has seen.
+            while not stop.is_set():  # the end must not displace an unseen picture
                 with suppress(queue.Full):
                     newest.put(None, timeout=0.05)
                     break
             capture.release()
 
-        # A daemon, as a read from a dead network stream may hang and must not keep Python alive.
+        # A daemon, because a read from a dead network stream may hang and keep Python alive.
         thread = threading.Thread(target=grab, name="webcam", daemon=True)
         thread.start()
         seen = -1
@@ -295,7 +281,7 @@ class WebcamSource(DecodedSource):
             thread.join(timeout=2)
 
     def _newest(self, pictures: queue.Queue[Item]) -> Item:
-        """The newest picture, once there is one; says so while nothing comes."""
+        """Waits for the newest picture; logs a warning while none comes."""
         while True:
             try:
                 return pictures.get(timeout=PATIENCE)

@@ -1,1 +1,1 @@
-"""Files of pictures and of labels: readers and writers of their formats."""
+"""Readers and writers of files with pictures and labels."""

@@ -1,7 +1,7 @@
-"""Reads COCO's json files, and says in one line each what is wrong in them.
+"""Reads COCO's json files and reports each kind of mistake in one line.
 
-Everything is checked when a file is read, because a mistake in one annotation would otherwise end
-a run hours later, or change its numbers without a word.
+Everything is checked when a file is read. Otherwise a mistake in one annotation would end a run
+hours later, or change its numbers without a word.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .coco_masks import is_finite, mask_fault
 Json = Mapping[str, Any]
 
 FRAME_KEYS = {"video_id": ("video_id",), "frame_index": ("frame_index", "frame_id")}
-"""Keys of an image for its video and its place in it; of several the first that all images have.
+"""Keys of an image for its video and index; the first one that all images have is used.
 
-``video_id`` and ``frame_id`` are those of the CocoVID form, which mmtracking and BDD100K have.
+``frame_id`` is the key of CocoVID, the form of mmtracking and BDD100K.
 """
 _OTHER_FRAME_KEYS = re.compile(r"video|frame|seq|clip|scene|(^|_)vid(_|$)", re.IGNORECASE)
 
@@ -32,7 +32,7 @@ MAX_INDEX = 2**63 - 1
 
 
 class CocoError(UserError):
-    """A json file has mistakes: the message is the first, ``lines`` are all kinds of them."""
+    """A json file has mistakes: the message says the first, ``lines`` say all kinds."""
 
     def __init__(self, file: str | os.PathLike[str], lines: Sequence[str]) -> None:
         self.lines = [f"{file}: {line}" for line in lines]
@@ -41,7 +41,7 @@ class CocoError(UserError):
 
 
 class _Faults:
-    """Counts mistakes by kind, and keeps the first of each kind."""
+    """Counts mistakes by kind and keeps the first of each kind."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str, int]] = {}
@@ -70,9 +70,9 @@ def read_instances(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def instance_faults(content: Json) -> list[str]:
-    """Returns what is wrong with COCO's instances, one line for each kind of mistake.
+    """Returns the mistakes in COCO's instances, one line for each kind.
 
-    ``iscrowd``, ``area`` and ``bbox`` may be missing; everything else must be there and be right.
+    ``iscrowd``, ``area`` and ``bbox`` may be missing.
     """
     if missing := _missing_lists(content):
         return [missing]
@@ -91,11 +91,9 @@ def instance_faults(content: Json) -> list[str]:
 
 
 def panoptic_faults(content: Json, *, listed_categories: bool = True) -> list[str]:
-    """Returns what is wrong with a json file of COCO's panoptic form, as `instance_faults` does.
+    """Returns the mistakes in COCO's panoptic form, one line for each kind.
 
-    Args:
-        content: of the file.
-        listed_categories: the file lists all categories that it uses.
+    ``listed_categories`` says whether the file must list the categories that it uses.
     """
     needed = ("images", "annotations", "categories")[: 3 if listed_categories else 2]
     if missing := _missing_lists(content, needed):
@@ -141,7 +139,7 @@ def _missing_lists(
 
 
 def _image_sizes(images: Iterable[Any], faults: _Faults) -> dict[Any, tuple[int, int]]:
-    """Returns (height, width) by id; two images of one id or one file are faults."""
+    """Returns (height, width) by id; adds faults, such as two images with one id or file."""
     sizes: dict[Any, tuple[int, int]] = {}
     first_with_id: dict[Any, str] = {}
     first_with_file: dict[str, Any] = {}
@@ -193,7 +191,7 @@ def _category_ids(categories: Iterable[Any], faults: _Faults) -> set[int]:
 def _annotation_faults(
     annotation: Json, sizes: Mapping[Any, tuple[int, int]], categories: set[int], seen: set[Any]
 ) -> Iterator[tuple[str, str]]:
-    """Yields kind and description of what is wrong with one object; adds its id to ``seen``."""
+    """Yields kind and description of each mistake in one object; adds its id to ``seen``."""
     number, image, category = (annotation.get(k) for k in ("id", "image_id", "category_id"))
     if not _is_id(number) or number in seen:
         yield "annotation ids", "has no id of its own: give each annotation another"
@@ -246,15 +244,15 @@ def image_name(image: Json) -> str:
 def frame_places(
     images: Sequence[Json], videos: Sequence[Json] = ()
 ) -> dict[Any, tuple[str, int]] | None:
-    """Returns each image's video and frame index by its id; None if the images say nothing of it.
+    """Returns each image's video and frame index by its id; None if the images have no such keys.
 
     Args:
-        images: entries of COCO's ``images``, checked.
-        videos: ``id`` and ``name`` of each video; a video without one is named by its id.
+        images: checked entries of COCO's ``images``.
+        videos: ``id`` and ``name`` of each video; the id replaces a missing name.
 
     Raises:
-        UserError: only some images have both keys, others name videos by keys that are not known,
-            a value is no index, or two frames have one place.
+        UserError: only some images have both keys, an image has an unknown key for its video, a
+            value is no index, or two frames have one place.
     """
     used = _used_keys(images)
     if used is None:
@@ -269,7 +267,7 @@ def frame_places(
         video, index = (image[key] for key in used)
         if not _is_id(video):
             raise UserError(f"{image_name(image)} has {used[0]} {video!r}: give a number or a text")
-        # JSON's writers make 3.0 of a 3 in a column with gaps.
+        # Writers of tables turn a 3 into 3.0 in a column with gaps.
         whole = int(index) if isinstance(index, float) and index.is_integer() else index
         if not _is_whole(whole) or not 0 <= whole <= MAX_INDEX:
             raise UserError(
@@ -294,22 +292,15 @@ def frame_places(
 def _used_keys(images: Sequence[Json]) -> tuple[str, str] | None:
     """Returns the keys of video and index that all images have; None if no image has any."""
 
-    def has(image: Json, key: str) -> bool:
-        return image.get(key) is not None
+    def has(image: Json, *keys: str) -> bool:
+        return any(image.get(key) is not None for key in keys)
 
-    chosen = {
-        meaning: next((k for k in keys if all(has(image, k) for image in images)), None)
-        for meaning, keys in FRAME_KEYS.items()
-    }
-    if all(chosen.values()):
-        return str(chosen["video_id"]), str(chosen["frame_index"])
-    known = [key for keys in FRAME_KEYS.values() for key in keys]
-    if any(has(image, key) for image in images for key in known):
-        lacking = [
-            image
-            for image in images
-            if not all(any(has(image, key) for key in keys) for keys in FRAME_KEYS.values())
-        ]
+    meanings = FRAME_KEYS.values()
+    chosen = [[k for k in keys if all(has(image, k) for image in images)] for keys in meanings]
+    if all(chosen):
+        return chosen[0][0], chosen[1][0]
+    if any(has(image, *keys) for image in images for keys in meanings):
+        lacking = [image for image in images if not all(has(image, *keys) for keys in meanings)]
         raise UserError(
             f"{len(lacking)} of {len(images)} images have no video_id and frame_index (or "
             f"frame_id), as {image_name(lacking[0])}; give both to all, or to none"

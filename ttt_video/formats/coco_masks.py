@@ -1,4 +1,4 @@
-"""Masks of objects as COCO's json files have them: polygons and run lengths."""
+"""Checks and compresses masks in the forms of COCO's json files: polygons and run lengths."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pycocotools import mask as rle
 from ..errors import UserError
 
 MAX_COORDINATE = 1e6
-"""Pixels; drawing an outline takes memory for its length, wherever it lies."""
+"""Limit in pixels, because drawing an outline takes memory in proportion to its length."""
 LABELLED_ONLY = "a video that is labelled in parts is registered for this with labelled_only=True"
 
 
 def mask_fault(segmentation: Any, height: int | None, width: int | None) -> str:
     """Returns why a "segmentation" is no mask of an image of this size in pixels; "" if it is one.
 
-    Polygons, run lengths (a list or COCO's compressed text) and (H, W) bitmaps are masks. Without a
-    size (None) that of the mask is believed.
+    Masks are polygons, run lengths (a list or COCO's compressed text) and (H, W) bitmaps. A size of
+    None is not checked.
     """
     if isinstance(segmentation, np.ndarray):
         own = segmentation.shape
@@ -35,14 +35,14 @@ def mask_fault(segmentation: Any, height: int | None, width: int | None) -> str:
 
 
 def check_annotations(records: Iterable[Mapping[str, Any]], *, everywhere: bool = False) -> None:
-    """Refuses objects without a proper mask or area, which would end a run when it comes to them.
+    """Checks the masks and areas of all objects, before a wrong one ends a run in the middle.
 
     Args:
-        records: detectron2's, of any data set.
-        everywhere: refuse records without ``annotations`` too, as training does.
+        records: detectron2's dicts.
+        everywhere: refuse records without ``annotations``, too, as training does.
 
     Raises:
-        UserError: names the first, and its image.
+        UserError: names the first wrong object and its image.
     """
     for record in records:
         if everywhere and "annotations" not in record:
@@ -60,7 +60,7 @@ def check_annotations(records: Iterable[Mapping[str, Any]], *, everywhere: bool 
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value of a json file is a number, and neither NaN nor infinite."""
+    """Whether a value of a json file is a finite number."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     return bool(number and abs(value) < 1e300)
 
@@ -103,8 +103,9 @@ def _run_length_fault(shape: Mapping[str, Any], height: int | None, width: int |
 def _decompress(counts: bytes) -> np.ndarray | None:
     """Returns the run lengths of COCO's compressed text; None if it is no such text.
 
-    Each run is a number in digits of 5 bits, least first, bit 6 says that more follow; from the
-    fourth run on it is the difference to the run before the last. pycocotools reads anything.
+    Each run is a number in digits of 5 bits, least significant first; bit 6 says that more follow.
+    From the fourth run on it is the difference to the run before the last. pycocotools does not
+    refuse wrong text.
     """
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or ((codes < 0) | (codes > 63)).any() or codes[-1] & 0x20:
@@ -123,7 +124,7 @@ def _decompress(counts: bytes) -> np.ndarray | None:
 
 
 def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Returns COCO's compressed run lengths of a mask in any form that `mask_fault` lets pass."""
+    """Returns COCO's compressed run lengths of a mask in any form that `mask_fault` accepts."""
     if isinstance(segmentation, np.ndarray):
         return rle.encode(np.asfortranarray(segmentation, np.uint8))
     if isinstance(segmentation, list):

@@ -1,4 +1,4 @@
-"""One frame's way from a file to the network: decode to RGB, resize once, make a tensor."""
+"""Reads frames: lists folders, decodes files to RGB, and converts pixels to a network's input."""
 
 from __future__ import annotations
 
@@ -28,47 +28,38 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
     }
 )
-"""Names that end so are frames, and no others"""
+"""Endings of the files that are frames."""
 
 DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow's decoders raise on files that are cut off, overwritten or no images at all"""
+"""The exceptions of Pillow's decoders for files that are damaged or no images."""
 
 
 class BadFrame(UserError):
     """One frame cannot be read; the frames after it may be fine."""
 
 
-# A decimal number that is no part of a word or of a longer dotted number; or else a whole number.
+# A decimal number outside of words and of longer dotted numbers, or else a whole number.
 _NUMBER = re.compile(r"((?<![^\W_])(?<!\.)[0-9]+\.[0-9]+(?![^\W_])(?!\.)|[0-9]+)")
 
 
 def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Returns a sort key that puts ``frame2`` before ``frame10``: digits compare as numbers.
 
-    A decimal number that stands alone or between separators, as a clock writes it, compares by its
+    A decimal number that stands alone or between separators, as in a time stamp, compares by its
     value: ``1.05`` before ``1.1``; in ``v1.9`` and ``2024.5.1`` the dots are text. Only the digits
-    0-9 count as numbers; everything else compares as text. Names that differ only in zeros that
-    change no value are ordered by the name itself, so the order is total.
+    0-9 count as numbers; everything else compares as text. Names that differ only in zeros without
+    a value are ordered by the name itself, so the order is total.
     """
-    # Splitting by a group puts text at even and numbers at odd places: unlike types never meet.
+    # Splitting by a group puts text at even and numbers at odd places, so types never mix.
     parts = enumerate(_NUMBER.split(name))
     return [_number(part) if place % 2 else part for place, part in parts], name
 
 
 def _number(digits: str) -> tuple[int, str]:
-    """A number's whole part, and its decimals, which compare as text once closing zeros are off."""
+    """Returns the whole part, and the decimals as text without trailing zeros."""
     whole, _, decimals = digits.partition(".")
     return int(whole), decimals.rstrip("0")
 
@@ -76,19 +67,18 @@ def _number(digits: str) -> tuple[int, str]:
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """Lists the image files and sub-folders of a folder in natural order, without hidden ones.
 
-    A link that leads nowhere counts as the file that its name says, so that it is missed when it is
-    read.
+    A broken link with an image's name counts as an image, and fails when it is read.
 
     Raises:
-        UserError: it is missing, a file, or cannot be read; a link that may have been a folder
-            leads nowhere.
+        UserError: the folder is missing, a file, or cannot be read, or has another broken link,
+            which may have been a folder.
     """
     files, folders, _ = _sort_entries(folder)
     return files, folders
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The image files of :func:`list_folder`; says which other files are left out."""
+    """Returns the image files of :func:`list_folder`; warns about other files."""
     files, _, others = _sort_entries(folder)
     if files and others:
         logger.warning(
@@ -102,7 +92,7 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Image files, folders, and other files."""
+    """Returns image files, folders, and other files."""
     if not folder.exists():
         raise UserError(f"no such folder: {folder}")
     if not folder.is_dir():
@@ -111,7 +101,7 @@ def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"folder {folder} cannot be listed: {error.strerror}") from error
-    # The stem goes first, so that "frame.png" precedes "frame1.png".
+    # The stem comes first, so that "frame.png" precedes "frame1.png".
     entries.sort(key=lambda entry: (natural_key(entry.stem), natural_key(entry.name)))
     images: list[Path] = []
     folders: list[Path] = []
@@ -130,33 +120,30 @@ def _sort_entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
             raise UserError(
                 f"{entry} is a link to nothing ({os.readlink(entry)}): mend or remove it"
             )
-    # What follows a dot in a folder's name is no suffix.
+    # A folder's name has no suffix, even if it has a dot.
     folders.sort(key=lambda folder: natural_key(folder.name))
     return images, folders, others
 
 
 def read_rgb(file_name: str) -> np.ndarray:
-    """Decode one image file.
+    """Decodes an image file, any path that detectron2's PathManager opens.
 
     Orientation (EXIF), palettes, grayscale and CMYK are resolved as detectron2's ``read_image``
     does; transparency is dropped. 16-bit images keep their high byte, as 16-bit colour images do
     in Pillow (its own conversion of 16-bit gray saturates at 255).
 
-    Args:
-        file_name: path of the image; any path that detectron2's PathManager opens.
-
     Returns:
         (H, W, 3) uint8, RGB; possibly read-only.
 
     Raises:
-        BadFrame: the file is missing, cut off, no image, or has float or 32-bit pixels.
+        BadFrame: the file is missing, damaged, no image, or has float or 32-bit pixels.
     """
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
             image.load()
             upright = _upright(image)
             if upright.mode.startswith("I;16") or (
-                # Older Pillow opens 16-bit gray PNG and PNM files in its 32-bit mode.
+                # Older versions of Pillow open 16-bit gray PNG and PNM files in 32-bit mode.
                 upright.mode == "I" and image.format in ("PNG", "PPM")
             ):
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -173,7 +160,7 @@ def read_rgb(file_name: str) -> np.ndarray:
 
 
 def decoding_reason(error: Exception) -> str:
-    """One of :data:`DECODING_ERRORS` in a line."""
+    """Returns the reason of one of :data:`DECODING_ERRORS` in one line."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(reason.split())
 
@@ -181,23 +168,23 @@ def decoding_reason(error: Exception) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except DECODING_ERRORS:  # A broken orientation tag does not make the pixels unreadable.
+    except DECODING_ERRORS:  # the orientation tag is broken, but the pixels may be fine
         return image
 
 
 class FrameTransform:
-    """Turns decoded pixels into the network's input image.
+    """Converts decoded pixels to the network's input image.
 
-    The numbers are those of detectron2's ``DefaultPredictor``: ``ResizeShortestEdge`` with
-    bilinear interpolation on uint8, without its draw from numpy's global random state.
+    The result is that of detectron2's ``DefaultPredictor``: ``ResizeShortestEdge`` with bilinear
+    interpolation on uint8, but without its draw from numpy's global random state.
     """
 
     def __init__(self, min_size: int = 0, max_size: int = 1333, format: str = "RGB") -> None:
-        """Plain arguments; see also `from_config`.
+        """Checks and keeps the settings.
 
         Args:
             min_size: length of the shorter side in pixels; 0 keeps the original size.
-            max_size: upper limit of the longer side in pixels, obeyed before ``min_size``.
+            max_size: limit of the longer side in pixels; it takes precedence over ``min_size``.
             format: channel order of the output, "RGB" or "BGR".
         """
         if min_size < 0 or max_size < 1:
@@ -213,11 +200,11 @@ class FrameTransform:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> FrameTransform:
-        """The transform that INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and INPUT.FORMAT ask for."""
+        """Takes INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and INPUT.FORMAT."""
         return cls(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 
     def __call__(self, rgb: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 RGB pixels -> (3, h, w) uint8 tensor of its own memory."""
+        """Converts (H, W, 3) uint8 RGB pixels to a (3, h, w) uint8 tensor with its own memory."""
         height, width = rgb.shape[:2]
         if self.min_size:
             new_height, new_width = ResizeShortestEdge.get_output_shape(
@@ -236,5 +223,5 @@ class FrameTransform:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write an (H, W) or (H, W, 3) uint8 array as PNG, complete or not at all."""
+    """Writes an (H, W) or (H, W, 3) array as PNG, completely or not at all."""
     write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG"))

@@ -1,8 +1,8 @@
-"""Label maps: the one reader of classes, the one of segments, and how to tell maps from frames.
+"""Reads label maps of classes and of segments, and tells label maps from frames.
 
-Pillow hides how deep a file's pixels are: it keeps the high byte of 16-bit colours, and spreads
-gray of 1, 2 and 4 bits over 0 to 255. Ids survive neither, so the readers here look at how the
-pixels are stored. What cannot be read as it is meant is refused.
+Pillow changes ids without a word: it keeps only the high byte of 16-bit colours, and spreads gray
+of 1, 2 and 4 bits over 0 to 255. So the readers here look at how the pixels are stored, undo the
+spreading and refuse the rest.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .images import DECODING_ERRORS, decoding_reason
 TRAIN_ID_FORMAT = "train_id"
 PANOPTIC_FORMAT = "kitti_step_panoptic"
 SEM_SEG_FORMAT_KEY = "sem_seg_format"
-"""Key of a dataset dict that says how its label file is to be decoded: one of the above."""
+"""Key of a dataset dict; its value, one of the two above, says how to decode the label file."""
 
-# How Pillow calls the ways in which pixels are stored ("raw modes").
+# Pillow's names of the ways in which pixels are stored ("raw modes").
 _CLASS_MAPS = {"1": 1, "L": 1, "P": 1, "P;1": 1, "P;2": 1, "P;4": 1, "L;2": 85, "L;4": 17}
-"""Those of one small number per pixel, and by what Pillow multiplies it."""
+"""Modes with one small number per pixel, and the factor by which Pillow multiplies it."""
 _SEGMENT_MAPS = {"RGB": 1}
 _NAMES = {
     "I;16": "16-bit gray",
@@ -49,30 +49,21 @@ _LOSSLESS = ("PNG", "TIFF", "BMP", "PPM")
 
 
 def read_class_map(file_name: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label map of one class id per pixel.
+    """Reads class ids, (H, W) uint8, from any path that detectron2's PathManager opens.
 
-    Args:
-        file_name: path of an image of up to 8 bits a pixel, gray or palette; the ids are gray
-            values or palette indices, as they are stored. Any path that detectron2's PathManager
-            opens.
-
-    Returns:
-        (H, W) uint8.
+    The ids are gray values or palette indices of at most 8 bits, as they are stored.
 
     Raises:
-        UserError: the file is missing, cut off, or stored in another way.
+        UserError: the file is missing, damaged, or stored in another way.
     """
     return _read(file_name, _CLASS_MAPS, "class ids", "8-bit gray or palette")
 
 
 def read_segment_ids(file_name: str | os.PathLike[str]) -> np.ndarray:
-    """Reads the segment id of each pixel of a COCO panoptic map, R + 256 G + 65536 B.
-
-    Returns:
-        (H, W) int32.
+    """Reads a COCO panoptic map: segment ids R + 256 G + 65536 B, (H, W) int32.
 
     Raises:
-        UserError: the file is missing, cut off, or no 8-bit RGB image.
+        UserError: the file is missing, damaged, or no 8-bit RGB image.
     """
     colors = read_segment_colors(file_name)
     four_bytes = np.zeros((*colors.shape[:2], 4), dtype=np.uint8)
@@ -81,13 +72,10 @@ def read_segment_ids(file_name: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_segment_colors(file_name: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label map whose colours hold ids: COCO's panoptic ones and KITTI-STEP's own.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
+    """Reads a label map whose colours are ids (COCO panoptic, KITTI-STEP), (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file is missing, cut off, or no 8-bit RGB image.
+        UserError: the file is missing, damaged, or no 8-bit RGB image.
     """
     return _read(file_name, _SEGMENT_MAPS, "panoptic ids", "8-bit RGB")
 
@@ -97,7 +85,7 @@ def _read(
 ) -> np.ndarray:
     try:
         with PathManager.open(os.fspath(file_name), "rb") as file, Image.open(file) as image:
-            stored = _stored_as(image)  # decoding forgets it
+            stored = _stored_as(image)  # before decoding, which forgets it
             if stored not in accepted:
                 raise UserError(
                     f"{file_name} is no label map of {content}: it is {_NAMES.get(stored, stored)}"
@@ -110,7 +98,7 @@ def _read(
             f"label map {file_name} cannot be read ({decoding_reason(error)})"
         ) from error
     if orientation != 1:
-        # Some tools turn the pixels and leave the tag, and other readers ignore it.
+        # Some tools turn the pixels but keep the tag, and some readers ignore it.
         raise UserError(
             f"label map {file_name} has an orientation tag ({orientation}), which leaves open how "
             "it lies on its frame: save it as it is to be read, without the tag"
@@ -119,7 +107,7 @@ def _read(
 
 
 def _stored_as(image: ImageFile.ImageFile) -> str:
-    """Pillow's raw mode of an image that is not decoded yet; else why its ids are not to be had."""
+    """Returns Pillow's raw mode of an image before decoding, or why its ids cannot be read."""
     codec, _, _, arguments = image.tile[0] if image.tile else ("", (0, 0, 0, 0), 0, "")
     compression = str(image.info.get("compression", ""))
     if image.format not in _LOSSLESS or "jpeg" in compression or "webp" in compression:
@@ -130,21 +118,21 @@ def _stored_as(image: ImageFile.ImageFile) -> str:
 
 
 def present_ids(class_map: np.ndarray) -> list[int]:
-    """Returns the values that occur in an (H, W) uint8 class map, in order."""
+    """Returns the values that occur in an (H, W) uint8 class map, sorted."""
     return np.flatnonzero(np.bincount(class_map.ravel())).tolist()
 
 
 def check_class_ids(ids: Iterable[int], num_classes: int, ignore_label: int, where: Any) -> None:
-    """Refuses labels that are no class of their data set.
+    """Checks that labels are classes of their data set or ``ignore_label``.
 
     Args:
         ids: the labels that occur.
-        num_classes: of the data set; 0 where nobody knows, and nothing is checked.
-        ignore_label: the value that stands for "no class".
+        num_classes: number of classes; 0, if it is unknown, skips the check.
+        ignore_label: the value for "no class".
         where: the labels' file, for the message.
 
     Raises:
-        UserError: names the first such label, the file and the fix.
+        UserError: names the first other label, the file and the fix.
     """
     if not num_classes:
         return
@@ -164,24 +152,18 @@ _STARTS = re.compile(r"(?<=[^ ._-])[ ._-]|(?<=[0-9])(?=[A-Za-z])")
 
 
 def refuse_label_maps(files: Sequence[Path], fix: str) -> None:
-    """Refuses a list of frames that has label maps, or other second pictures, of the same frames.
+    """Raises UserError if files of one folder hold two pictures of one frame, such as label maps.
 
-    These are two files of one stem (``0.jpg 0.png``), and files of a common ending that all have a
-    companion without it (``0.png 0_sem.png``) or with another one (``a_image.png a_mask.png``).
-    Endings are of letters, so that numbers of frames are none.
-
-    Args:
-        files: of one folder.
-        fix: what to do, for the message.
-
-    Raises:
-        UserError: names two such files.
+    These are two files with one stem (``0.jpg 0.png``), and files with a common ending that all
+    have a companion without it (``0.png 0_sem.png``) or with another ending (``a_image.png
+    a_mask.png``). Endings consist of letters, because digits number frames. ``fix`` ends the
+    message.
     """
     by_stem: dict[str, Path] = {}
     for file in files:
         if (other := by_stem.setdefault(file.stem, file)) is not file:
             raise _mixed(other, file, fix)
-    endings: dict[str, list[str]] = defaultdict(list)  # of each beginning
+    endings: dict[str, list[str]] = defaultdict(list)  # by beginning
     count: dict[str, int] = defaultdict(int)
     for stem in by_stem:
         endings[stem].append("")
@@ -194,7 +176,7 @@ def refuse_label_maps(files: Sequence[Path], fix: str) -> None:
             if pair[1]:
                 pairs[pair].append(beginning)
     for (first, second), beginnings in pairs.items():
-        # One pair may be chance (a street and a street_night), but not where both have a number.
+        # A single pair may be chance (street and street_night), but not if both have a number.
         enough = len(beginnings) > 1 or (not first and beginnings[0][-1:].isdigit())
         if enough and len(beginnings) == count[second]:
             one, other = by_stem[beginnings[0] + first], by_stem[beginnings[0] + second]
@@ -202,7 +184,7 @@ def refuse_label_maps(files: Sequence[Path], fix: str) -> None:
 
 
 def _endings(stem: str) -> list[str]:
-    """The parts of letters at the end of a stem, without all of it."""
+    """Returns the endings of a stem that consist of letters, without the whole stem."""
     tail = _LETTERS.search(stem)
     if tail is None:
         return []
@@ -218,11 +200,7 @@ def _mixed(one: Path, other: Path, fix: str) -> UserError:
 
 
 def refuse_labels_as_frames(name: str, records: Iterable[dict[str, Any]]) -> None:
-    """Refuses a data set that lists its label maps as frames too.
-
-    Raises:
-        UserError: names such a file.
-    """
+    """Raises UserError if a data set lists label maps as frames, too."""
     keys = ("sem_seg_file_name", "pan_seg_file_name", "panoptic_file_name")
     records = list(records)
     labels = {str(record[key]) for record in records for key in keys if key in record}
@@ -235,16 +213,13 @@ def refuse_labels_as_frames(name: str, records: Iterable[dict[str, Any]]) -> Non
 
 
 def read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray:
-    """Decode the labels of one frame.
+    """Decodes the labels of one frame: (H, W) uint8 train ids, 255 = ignore.
 
     Args:
-        dataset_dict: with ``sem_seg_file_name``, and ``sem_seg_format`` where that is not 8 bit.
-
-    Returns:
-        (H, W) uint8 train ids, 255 = ignore.
+        dataset_dict: has ``sem_seg_file_name``, and ``sem_seg_format`` if the file is not 8 bit.
 
     Raises:
-        UserError: the file is missing, unreadable, or not of the stated format.
+        UserError: the file is missing, unreadable, or has another format.
     """
     file_name = dataset_dict["sem_seg_file_name"]
     label_format = dataset_dict.get(SEM_SEG_FORMAT_KEY, TRAIN_ID_FORMAT)

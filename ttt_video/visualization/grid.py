@@ -1,4 +1,4 @@
-"""Still pictures of a run: a grid of images with titles."""
+"""Draws a grid of pictures with titles."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ def picture_grid(
     """Writes one picture with a column per title and a row per frame.
 
     Args:
-        rows: per row its pictures by column title, (H, W, 3) uint8 RGB of any size; a row without
-            a picture for some column has a blank there. Columns are in the order in which the
-            titles first appear.
-        path: where to write; the suffix (``.png``) gives the file type.
-        column_width: pixels that every picture is scaled to, keeping its shape.
+        rows: the pictures of each row by column title, (H, W, 3) uint8 RGB of any size. A missing
+            picture is left blank. Columns are in the order in which the titles first appear.
+        path: the file; its suffix (``.png``) gives the type.
+        column_width: px; all pictures are scaled to it and keep their aspect ratio.
     """
     titles = list(dict.fromkeys(title for row in rows for title in row))
     if not titles:
         raise ValueError("a picture grid needs at least one picture")
     lines = [[caption(title, column_width) for title in titles]]
     for row in rows:
-        cells = {
-            title: resize(picture, (_scaled_height(picture, column_width), column_width))
-            for title, picture in row.items()
-        }
+        cells = {title: _to_width(picture, column_width) for title, picture in row.items()}
         height = max((len(cell) for cell in cells.values()), default=1)
-        lines.append([_pad(cells.get(title), height, column_width) for title in titles])
+        line = [np.full((height, column_width, 3), BACKGROUND, np.uint8) for _ in titles]
+        for title, cell in cells.items():
+            line[titles.index(title)][: len(cell)] = cell
+        lines.append(line)
     width = len(titles) * (column_width + _GAP) + _GAP
     canvas = np.full((sum(len(line[0]) + _GAP for line in lines) + _GAP, width, 3), BACKGROUND)
     top = _GAP
@@ -50,12 +49,5 @@ def picture_grid(
     Image.fromarray(canvas.astype(np.uint8)).save(path)
 
 
-def _scaled_height(picture: np.ndarray, width: int) -> int:
-    return max(1, round(picture.shape[0] * width / picture.shape[1]))
-
-
-def _pad(picture: np.ndarray | None, height: int, width: int) -> np.ndarray:
-    cell = np.full((height, width, 3), BACKGROUND, np.uint8)
-    if picture is not None:
-        cell[: len(picture)] = picture
-    return cell
+def _to_width(picture: np.ndarray, width: int) -> np.ndarray:
+    return resize(picture, (max(1, round(picture.shape[0] * width / picture.shape[1])), width))

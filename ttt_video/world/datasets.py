@@ -1,7 +1,7 @@
-"""The world's stills as data sets to train on, rendered on first use.
+"""Registers the world's stills as training data sets, which are rendered on first use.
 
-The same pictures twice: with semantic labels (``world_sem_seg_*``), and in COCO's layout with
-panoptic and instance labels (``world_panoptic_*``).
+``world_sem_seg_*`` has semantic labels. ``world_panoptic_*`` has the same pictures in COCO's layout
+with panoptic and instance labels.
 """
 
 from __future__ import annotations
@@ -26,18 +26,15 @@ from .video import WORLD_VERSION, WorldStills
 
 STILL_HEIGHT, STILL_WIDTH = 128, 256
 NUM_STILLS = {"train": 4000, "val": 200}
-"""Of worlds 0-999, four each, and of 1000-1199."""
+"""Four of each world 0-999, and one of each world 1000-1199."""
 
 
 def load_world_stills(split: str) -> list[dict[str, Any]]:
-    """List the stills of a split, and render those that are not on disk yet.
+    """Lists the stills of a split, "train" or "val", and renders those that are missing.
 
-    They lie in ``$DETECTRON2_DATASETS/world_stills/v<WORLD_VERSION>/<H>x<W>/<split>/``, about
-    0.1 s each on one core. Several processes may do this at once: files appear complete or not at
-    all, and all processes would write the same.
-
-    Args:
-        split: "train" (4000 stills of worlds 0-999) or "val" (200 of worlds 1000-1199).
+    They are in ``$DETECTRON2_DATASETS/world_stills/v<WORLD_VERSION>/<H>x<W>/<split>/``. One takes
+    about 0.1 s on one core. Several processes may do this at once: files appear complete or not at
+    all, and all processes write the same.
 
     Returns:
         One dict per still: ``file_name``, ``sem_seg_file_name`` (8 bit PNG, Cityscapes train
@@ -64,16 +61,13 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
 
 
 def load_world_panoptic(split: str) -> list[dict[str, Any]]:
-    """The same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
+    """Lists the same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
 
-    They lie in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`. The metadata learns
-    their paths here, because ``$DETECTRON2_DATASETS`` is looked up when they are loaded.
-
-    Args:
-        split: "train" or "val".
+    They are in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`. This call also sets
+    the paths in the metadata, because ``$DETECTRON2_DATASETS`` is not read before.
 
     Returns:
-        One dict per still, as detectron2's panoptic COCO: ``pan_seg_file_name`` and
+        One dict per still, as of detectron2's panoptic COCO: ``pan_seg_file_name`` and
         ``segments_info`` with contiguous category ids.
 
     Raises:
@@ -95,7 +89,7 @@ def load_world_panoptic(split: str) -> list[dict[str, Any]]:
     }
     metadata = _panoptic_metadata()
     name = f"world_panoptic_{split}"
-    MetadataCatalog.pop(name)  # it refuses other paths than it has
+    MetadataCatalog.pop(name)  # it would refuse other paths than before
     MetadataCatalog.get(name).set(**metadata, **paths)
     return load_coco_panoptic_json(
         paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], metadata
@@ -129,20 +123,17 @@ def _writing(folder: Path) -> Iterator[None]:
 def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
-    missing = [
-        index for index, name in enumerate(names) if not {f"{name}.png", f"{name}_sem.png"} <= there
-    ]
+    missing = [i for i, n in enumerate(names) if not {f"{n}.png", f"{n}_sem.png"} <= there]
     for index in tqdm(missing, desc=f"rendering {folder}", disable=not missing):
         label_file = folder / f"{names[index]}_sem.png"
-        if label_file.exists():  # written last; another process was here meanwhile
-            continue
-        frame = stills[index]
-        write_png(folder / f"{names[index]}.png", frame.image)
-        write_png(label_file, frame.sem_seg)
+        if not label_file.exists():  # another process may have finished the still since
+            frame = stills[index]
+            write_png(folder / f"{names[index]}.png", frame.image)
+            write_png(label_file, frame.sem_seg)
 
 
 def register_world_stills() -> None:
-    """Register ``world_{sem_seg,panoptic}_{train,val}``, once; renders nothing yet."""
+    """Registers ``world_{sem_seg,panoptic}_{train,val}``, once; renders nothing yet."""
     kinds: dict[str, tuple[Callable[[str], list[dict[str, Any]]], dict[str, Any]]] = {
         "sem_seg": (load_world_stills, {**video_metadata(), "evaluator_type": "sem_seg"}),
         "panoptic": (load_world_panoptic, _panoptic_metadata()),

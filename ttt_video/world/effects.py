@@ -1,8 +1,8 @@
-"""What corruptions do to the pixels: noise, light, colour, weather and dirt.
+"""Effects of corruptions on pixels: noise, light, colour, weather and dirt.
 
 Every effect is a function ``effect(pixels, severity, frame)`` of pixels, (H, W, 3) float32 in
-[0, 1], a severity in (0, 5] and a ``FrameContext``. It returns new pixels, which need not be in
-range, and nears the identity as the severity nears 0.
+[0, 1], a severity in (0, 5] and a ``FrameContext``. It returns new pixels, which may be out of
+range, and approaches the identity as the severity approaches 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FOG_ENDS = 400.0  # metres
 
 @dataclass(frozen=True)
 class FrameContext:
-    """What an effect draws on besides pixels and severity.
+    """The inputs of an effect besides pixels and severity.
 
     Attributes:
         noise: a generator that is new in every frame.
@@ -35,7 +35,7 @@ class FrameContext:
     depth: np.ndarray | None
 
     def known_depth(self, effect: str) -> np.ndarray:
-        """The depth, (H, W) float32; UserError where there is none."""
+        """Returns the depth, (H, W) float32; raises UserError if there is none."""
         if self.depth is None:
             raise UserError(f"{effect} needs the depth of every pixel; choose another corruption")
         return self.depth.astype(np.float32)
@@ -45,25 +45,25 @@ Effect = Callable[[np.ndarray, float, FrameContext], np.ndarray]
 
 
 def level(severity: float, levels: Sequence[float]) -> float:
-    """The magnitude at a severity; ``levels`` holds those of severities 0, 1, ..., 5."""
+    """Interpolates ``levels``, the magnitudes at severities 0, 1, ..., 5."""
     return float(np.interp(severity, range(len(levels)), levels))
 
 
 def gaussian_noise(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """The same everywhere, as of an amplifier."""
+    """Adds noise of one strength everywhere, like an amplifier."""
     sigma = level(severity, (0.0, 0.08, 0.12, 0.18, 0.26, 0.38))
     return pixels + sigma * frame.noise.standard_normal(pixels.shape, dtype=np.float32)
 
 
 def shot_noise(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Photons that are counted."""
-    # at the start of a ramp there are as many photons as the generator can count
+    """Counts photons."""
+    # The limit at the start of a ramp is what the generator can count.
     photons = 1.0 / max(level(severity, (0.0, 1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)), 1e-9)
     return frame.noise.poisson(pixels * photons).astype(np.float32) / photons
 
 
 def impulse_noise(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Salt and pepper, in each colour by itself."""
+    """Adds salt and pepper to each channel by itself."""
     amount = level(severity, (0.0, 0.03, 0.06, 0.09, 0.17, 0.27))
     draw = frame.noise.random(pixels.shape, dtype=np.float32)
     pixels = np.where(draw < 0.5 * amount, np.float32(0.0), pixels)
@@ -71,7 +71,7 @@ def impulse_noise(pixels: np.ndarray, severity: float, frame: FrameContext) -> n
 
 
 def darkness(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Less light on a sensor: the signal falls, photon and read noise stay behind."""
+    """Takes light from a sensor: the signal falls, but photon and read noise stay."""
     light = level(severity, (1.0, 0.6, 0.4, 0.26, 0.17, 0.10))
     noise = level(severity, (0.0, 0.004, 0.008, 0.012, 0.018, 0.026))
     dark = light * pixels
@@ -80,56 +80,57 @@ def darkness(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.nda
 
 
 def fog(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Koschmieder's law: what the air lets through of the scene, and its own light."""
+    """Mixes scene and airlight by depth (Koschmieder's law)."""
     extinction = level(severity, (0.0, 0.010, 0.020, 0.035, 0.060, 0.100))  # 1/m
     airlight = frame.constant.uniform(0.68, 0.88) + frame.constant.uniform(-0.03, 0.03, size=3)
-    # fog ends somewhere: an infinitely far sky would be gone at the first trace of it
+    # Without an end of the fog, the infinitely far sky would vanish at the first trace of it.
     depth = np.minimum(frame.known_depth("fog"), _FOG_ENDS)
     clear = np.exp(-extinction * depth)[..., None]
     return pixels * clear + airlight.astype(np.float32) * (1.0 - clear)
 
 
 def colour_shift(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """A wrong white balance: gains per channel in a direction that the video's seed chooses."""
+    """Shifts the white balance in a direction that the video's seed chooses."""
     direction = frame.constant.standard_normal(3)
-    direction -= direction.mean()
-    direction /= np.abs(direction).max()
+    return _cast_colour(pixels, severity, direction - direction.mean())
+
+
+def _cast_colour(pixels: np.ndarray, severity: float, direction: np.ndarray) -> np.ndarray:
+    """Scales the channels by gains along a direction of log gains, (3,)."""
     strength = level(severity, (0.0, 0.12, 0.25, 0.4, 0.55, 0.75))
-    return pixels * np.exp(strength * direction).astype(np.float32)
+    gains = np.exp(strength * (direction / np.abs(direction).max()))
+    return pixels * gains.astype(np.float32)
 
 
 def low_contrast(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Every colour nearer to the picture's mean."""
+    """Moves every colour towards the picture's mean."""
     contrast = level(severity, (1.0, 0.4, 0.3, 0.2, 0.1, 0.05))
     mean = pixels.mean(axis=(0, 1), keepdims=True, dtype=np.float64).astype(np.float32)
     return (pixels - mean) * contrast + mean
 
 
 def exposure_drift(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Automatic exposure that hunts: up and down by up to 2 EV in some 6 to 15 seconds."""
+    """Moves the exposure up and down by up to 2 EV in 6 to 15 seconds."""
     stops = level(severity, (0.0, 0.4, 0.8, 1.2, 1.6, 2.0))
     return pixels * np.float32(2.0 ** (stops * math.sin(_turn(frame))))
 
 
 def white_balance_drift(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """A colour cast as strong as ``colour_shift`` whose hue goes round in 6 to 15 seconds."""
+    """Casts a colour as strong as ``colour_shift``, whose hue goes round in 6 to 15 seconds."""
     angle = _turn(frame)
     first = np.array([1.0, -0.5, -0.5])
     second = np.array([0.0, 1.0, -1.0]) * math.sqrt(0.75)
-    direction = math.cos(angle) * first + math.sin(angle) * second
-    direction /= np.abs(direction).max()
-    strength = level(severity, (0.0, 0.12, 0.25, 0.4, 0.55, 0.75))
-    return pixels * np.exp(strength * direction).astype(np.float32)
+    return _cast_colour(pixels, severity, math.cos(angle) * first + math.sin(angle) * second)
 
 
 def _turn(frame: FrameContext) -> float:
-    """An angle that grows with time from where, and as fast as, the video's seed says."""
+    """Returns an angle that grows with time; the video's seed decides start and speed."""
     period, phase = frame.constant.uniform(60.0, 150.0), frame.constant.random()
     return 2.0 * math.pi * (frame.index / period + phase)
 
 
 def night(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Little bluish light from above, warm headlights that fade with distance, sensor noise."""
+    """Leaves little bluish light, with warm headlights that fade with distance and sensor noise."""
     depth = frame.known_depth("night")
     ambient = level(severity, (1.0, 0.5, 0.32, 0.2, 0.12, 0.07))
     night_tint = level(severity, (0.0, 1.0, 1.0, 1.0, 1.0, 1.0))
@@ -147,12 +148,12 @@ def night(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarra
 
 
 def rain(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Streaks that the wind of the video slants, and a grey veil that thickens with distance."""
+    """Draws streaks that the wind of the video slants, and a grey veil that grows with depth."""
     depth = frame.known_depth("rain")
     height, width = depth.shape
     density = level(severity, (0.0, 12.0, 24.0, 40.0, 60.0, 90.0))  # drops per 100 x 100 pixels
     slant = frame.constant.uniform(-0.35, 0.35)
-    # as many numbers as the heaviest rain needs, so that a heavier one only adds drops
+    # As many numbers as the heaviest rain needs, so that more rain only adds drops.
     near, x, y = frame.noise.random((3, round(90.0e-4 * height * width)), dtype=np.float32)
     drops = int(density * 1e-4 * height * width)
     near, x, y = near[:drops], x[:drops] * width, (1.15 * y[:drops] - 0.15) * height
@@ -170,8 +171,7 @@ def rain(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray
 
 
 def lens_dirt(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
-    """Blots of mud on the lens, out of focus; they stay where they are, and higher severities
-    have more of them."""
+    """Puts blots of mud on the lens, out of focus and fixed; their number grows with severity."""
     height, width = pixels.shape[:2]
     count = level(severity, (0.0, 6.0, 12.0, 20.0, 30.0, 42.0))
     x = (np.arange(width, dtype=np.float32) + 0.5)[None, :]
@@ -188,3 +188,9 @@ def lens_dirt(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.nd
             3 - 2 * soft
         )
     return pixels * left[..., None] + mud * (1.0 - left[..., None])
+
+
+EFFECTS: tuple[Effect, ...] = (
+    gaussian_noise, shot_noise, impulse_noise, darkness, fog, colour_shift, low_contrast, night,
+    rain, lens_dirt, exposure_drift, white_balance_drift,
+)  # fmt: skip

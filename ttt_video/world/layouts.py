@@ -1,14 +1,15 @@
-"""World frames on disk in the layouts of KITTI-STEP, COCO Videos, Cityscapes and COCO.
+"""Writes world frames in the layouts of KITTI-STEP, COCO Videos, Cityscapes and COCO.
 
-Frames are rendered only where one of their files is missing, and every file appears complete or
-not at all: an interrupted call is continued by the same call. ``root`` is always the data set's own
-folder, for example ``$DETECTRON2_DATASETS/coco``.
+Only frames with a missing file are rendered, and files appear complete or not at all, so the same
+call continues an interrupted one. ``root`` is always the data set's own folder, for example
+``$DETECTRON2_DATASETS/coco``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,11 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CA
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..data.coco_videos import LABEL_PERIOD, UNLABELLED
+from ..errors import require
 from ..files import remove_leftovers, write_atomically
 from ..formats.images import write_png
+from ..formats.labels import read_segment_ids
 from . import segments
 from .video import WorldFrame
 
@@ -27,16 +30,13 @@ VIDEO_DATASETS = {
     "kitti_step": "kitti_step_video_sem_seg_val",
     "coco_videos": "coco_videos_panoptic_all",
 }
-"""Layouts of videos, and the data set that videos in them are unless one is named."""
+"""Layouts of videos, and the data set that reads each by default."""
 
-COCO_VIDEOS_PERIOD = 10
-"""Every how many frames one of COCO Videos is labelled."""
-
-JPEG_QUALITY = 95  # COCO's pictures are JPEGs, and detectron2's loader wants them to be
+JPEG_QUALITY = 95  # COCO's pictures are JPEGs, which detectron2's loader expects
 
 
 class Frames(Protocol):
-    """A sequence of labelled frames, rendered when they are looked up."""
+    """A sequence of labelled frames that are rendered on access."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> WorldFrame: ...
@@ -45,11 +45,11 @@ class Frames(Protocol):
 def write_kitti_step(
     root: Path, split: str, sequence: str, frames: Frames, rgb_labels: bool = False
 ) -> None:
-    """Write one video as KITTI-STEP, both kinds of labels.
+    """Writes one video in KITTI-STEP's layout.
 
     Files: ``images/<split>/<sequence>/%06d.png``; below ``panoptic_maps/<split>/<sequence>/``,
     ``%06d_sem.png`` (train ids), ``%06d.json`` (size) and, with ``rgb_labels``, ``%06d.png`` in
-    KITTI-STEP's own format, which also has the instances.
+    KITTI-STEP's own format, which has instances, too.
     """
     images = root / "images" / split / sequence
     labels = root / "panoptic_maps" / split / sequence
@@ -71,19 +71,18 @@ def write_kitti_step(
 
 
 def write_coco_videos(root: Path, video: str, frames: Frames) -> None:
-    """Write one video as COCO Videos: every frame, and labels of every 10th from the first on.
+    """Writes one video in the layout of COCO Videos: every frame, and labels of every 10th.
 
     Files: ``raw_images/<video>/<video>_<n>.png`` with n from 1, not padded;
     ``panoptic_images/<video>/`` with the same names for labelled frames;
-    ``annotations/train/<video>.json`` in COCO panoptic's format with COCO's category ids, each
-    segment with its mask besides (compressed RLE). Poles and signs are one segment of category
-    255, unlabelled.
+    ``annotations/train/<video>.json`` in COCO's panoptic format, with a mask (compressed RLE) for
+    each segment. Poles and signs are one segment of category 255, unlabelled.
     """
     raw, labels = root / "raw_images" / video, root / "panoptic_images" / video
 
     def files(index: int) -> list[Path]:
         name = f"{video}_{index + 1}.png"
-        return [raw / name, labels / name] if index % COCO_VIDEOS_PERIOD == 0 else [raw / name]
+        return [raw / name, labels / name] if index % LABEL_PERIOD == 0 else [raw / name]
 
     def save(frame: WorldFrame, paths: Sequence[Path]) -> None:
         write_png(paths[0], frame.image)
@@ -92,29 +91,21 @@ def write_coco_videos(root: Path, video: str, frames: Frames) -> None:
 
     _write_missing(frames, files, save, video)
     images, annotations = [], []
-    for index in range(0, len(frames), COCO_VIDEOS_PERIOD):
+    for index in range(0, len(frames), LABEL_PERIOD):
         label = labels / f"{video}_{index + 1}.png"
-        ids = _read_ids(label)
+        ids = read_segment_ids(label)
         images.append(_image_entry(index + 1, label.name, ids))
-        annotations.append(
-            {
-                "image_id": index + 1,
-                "file_name": label.name,
-                "segments_info": _describe(ids, segments.coco_category),
-            }
-        )
-    _write_json(
-        root / "annotations" / "train" / f"{video}.json",
-        {"images": images, "annotations": annotations, "categories": _coco_categories()},
-    )
+        annotations.append(_label_entry(index + 1, label, _describe(ids, segments.coco_category)))
+    file = root / "annotations" / "train" / f"{video}.json"
+    _write_annotations(file, images, annotations, COCO_CATEGORIES)
 
 
 def write_coco(root: Path, split: str, frames: Frames) -> None:
-    """Write stills as COCO's instance and panoptic segmentation, split "train" or "val".
+    """Writes stills as COCO's instance and panoptic segmentation, split "train" or "val".
 
     Files: ``<split>2017/%012d.jpg``, ``panoptic_<split>2017/%012d.png``,
     ``annotations/instances_<split>2017.json`` and ``panoptic_<split>2017.json``. Masks of instances
-    are compressed RLE, because no polygon says exactly what is visible; poles and signs are void.
+    are compressed RLE, because polygons would not be exact; poles and signs are void.
     """
     pictures, labels = root / f"{split}2017", root / f"panoptic_{split}2017"
 
@@ -122,9 +113,10 @@ def write_coco(root: Path, split: str, frames: Frames) -> None:
         return [pictures / f"{index + 1:012d}.jpg", labels / f"{index + 1:012d}.png"]
 
     def save(frame: WorldFrame, paths: Sequence[Path]) -> None:
-        write_atomically(paths[0], lambda part: _save_jpeg(frame.image, part))
+        to_jpeg = partial(Image.fromarray(frame.image).save, format="JPEG", subsampling=0)
+        write_atomically(paths[0], partial(to_jpeg, quality=JPEG_QUALITY))
         ids = segments.coco_segment_ids(frame)
-        ids[ids == segments.COCO_UNLABELLED << 16] = 0
+        ids[ids == UNLABELLED << 16] = 0
         write_png(paths[1], segments.ids_to_rgb(ids))
 
     _write_missing(frames, files, save, f"{split}2017")
@@ -134,29 +126,22 @@ def write_coco(root: Path, split: str, frames: Frames) -> None:
     things = {c["id"] for c in COCO_CATEGORIES if c["isthing"]}
     for index in range(len(frames)):
         picture, label = files(index)
-        ids = _read_ids(label)
+        ids = read_segment_ids(label)
         images.append(_image_entry(index + 1, picture.name, ids))
         found = _describe(ids, segments.coco_category)
         for segment in found:
             if segment["category_id"] in things:
                 number = len(instances) + 1
                 instances.append({**segment, "id": number, "image_id": index + 1})
-        found = [_without_mask(segment) for segment in found]
-        panoptic.append({"image_id": index + 1, "file_name": label.name, "segments_info": found})
-    categories = _coco_categories()
-    _write_json(
-        root / "annotations" / f"panoptic_{split}2017.json",
-        {"images": images, "annotations": panoptic, "categories": categories},
-    )
-    categories = [category for category in categories if category["isthing"]]
-    _write_json(
-        root / "annotations" / f"instances_{split}2017.json",
-        {"images": images, "annotations": instances, "categories": categories},
-    )
+        panoptic.append(_label_entry(index + 1, label, map(_without_mask, found)))
+    folder = root / "annotations"
+    _write_annotations(folder / f"panoptic_{split}2017.json", images, panoptic, COCO_CATEGORIES)
+    categories = [category for category in COCO_CATEGORIES if category["isthing"]]
+    _write_annotations(folder / f"instances_{split}2017.json", images, instances, categories)
 
 
 def write_cityscapes(root: Path, split: str, city: str, frames: Frames) -> None:
-    """Write stills as one city of Cityscapes, the files of its preparation scripts included.
+    """Writes stills as one city of Cityscapes, with the files of its preparation scripts.
 
     Files: ``leftImg8bit/<split>/<city>/<still>_leftImg8bit.png`` and below ``gtFine``,
     ``<split>/<city>/<still>_gtFine_{labelIds,labelTrainIds,instanceIds}.png`` and
@@ -191,17 +176,14 @@ def write_cityscapes(root: Path, split: str, city: str, frames: Frames) -> None:
     _write_missing(frames, files, save, f"{split}/{city}")
     images, annotations = [], []
     for label in sorted(panoptic.glob("[!.]*_gtFine_panoptic.png")):
-        ids = _read_ids(label)
+        ids = read_segment_ids(label)
         still = label.name.removesuffix("_gtFine_panoptic.png")
-        picture = f"{still}_gtFine_leftImg8bit.png"  # so named by Cityscapes' own script
-        images.append({**_image_entry(0, picture, ids), "id": still})
-        found = [_without_mask(s) for s in _describe(ids, segments.cityscapes_category)]
-        annotations.append({"image_id": still, "file_name": label.name, "segments_info": found})
-    categories = [{k: c[k] for k in ("id", "name", "isthing")} for c in CITYSCAPES_CATEGORIES]
-    _write_json(
-        panoptic.with_suffix(".json"),
-        {"images": images, "annotations": annotations, "categories": categories},
-    )
+        picture = f"{still}_gtFine_leftImg8bit.png"  # Cityscapes' own script names it so
+        images.append(_image_entry(still, picture, ids))
+        found = _describe(ids, segments.cityscapes_category)
+        annotations.append(_label_entry(still, label, map(_without_mask, found)))
+    file = panoptic.with_suffix(".json")
+    _write_annotations(file, images, annotations, CITYSCAPES_CATEGORIES)
 
 
 def _write_missing(
@@ -210,19 +192,14 @@ def _write_missing(
     save: Callable[[WorldFrame, Sequence[Path]], None],
     description: str,
 ) -> None:
-    """Render and save the frames of which a file is missing."""
-    for folder in {path.parent for index in range(min(len(frames), 1)) for path in files(index)}:
+    """Renders and saves the frames with a missing file."""
+    for folder in {path.parent for path in files(0)} if len(frames) else ():
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)  # Cityscapes' loaders stumble over strange files
+        remove_leftovers(folder)  # Cityscapes' loaders fail on unknown files
     for index in tqdm(range(len(frames)), desc=description, unit="frame"):
         paths = files(index)
         if not all(path.exists() for path in paths):
             save(frames[index], paths)
-
-
-def _read_ids(path: Path) -> np.ndarray:
-    with Image.open(path) as opened:
-        return segments.rgb_to_ids(np.array(opened))
 
 
 def _describe(ids: np.ndarray, category: Callable[[int], int]) -> list[dict[str, Any]]:
@@ -234,12 +211,24 @@ def _without_mask(segment: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in segment.items() if key != "segmentation"}
 
 
-def _image_entry(image_id: int, name: str, ids: np.ndarray) -> dict[str, Any]:
+def _image_entry(image_id: int | str, name: str, ids: np.ndarray) -> dict[str, Any]:
     return {"id": image_id, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]}
 
 
-def _coco_categories() -> list[dict[str, Any]]:
-    return [{key: c[key] for key in ("id", "name", "isthing")} for c in COCO_CATEGORIES]
+def _label_entry(
+    image_id: int | str, label: Path, found: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    return {"image_id": image_id, "file_name": label.name, "segments_info": list(found)}
+
+
+def _write_annotations(
+    path: Path,
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: Sequence[dict[str, Any]],
+) -> None:
+    listed = [{key: c[key] for key in ("id", "name", "isthing")} for c in categories]
+    _write_json(path, {"images": images, "annotations": annotations, "categories": listed})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -247,31 +236,22 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda part: part.write_text(json.dumps(content)))
 
 
-def _save_jpeg(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image).save(path, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-
-
 def _polygons(ids: np.ndarray) -> dict[str, Any]:
-    """The content of Cityscapes' ``*_polygons.json``, from instance ids, (H, W) uint16."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            "Cityscapes' polygons need OpenCV: pip install opencv-python-headless"
-        ) from error
+    """Returns Cityscapes' ``*_polygons.json`` of instance ids, (H, W) uint16."""
+    cv2 = require("cv2", "opencv-python-headless", "making Cityscapes' polygons")
     names = {category["id"]: category["name"] for category in CITYSCAPES_CATEGORIES}
     outlines = []
     for segment in np.unique(ids).tolist():
         name = names[segments.cityscapes_category(segment)]
-        # Of pieces that hang together by corners, each might lie in a hole of the other.
+        # Pieces that touch only at corners are drawn apart: each may be in a hole of the other.
         pieces, numbers = cv2.connectedComponents((ids == segment).astype(np.uint8), connectivity=4)
         for piece in range(1, pieces):
             mask = (numbers == piece).astype(np.uint8)
             (points,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             corners = points.reshape(-1, 2)
-            missing = max(0, 3 - len(corners))  # readers want three, also of a single pixel
+            missing = max(0, 3 - len(corners))  # readers expect three, even for a single pixel
             outlines.append((name, np.pad(corners, ((0, missing), (0, 0)), mode="edge")))
-    # What lies in a hole of something has the smaller box, and is drawn over it.
+    # A piece in the hole of another has the smaller box, and is drawn over it.
     outlines.sort(key=lambda item: -int(np.prod(np.ptp(item[1], axis=0) + 1)))
     objects = [{"label": name, "polygon": points.tolist()} for name, points in outlines]
     return {"imgHeight": ids.shape[0], "imgWidth": ids.shape[1], "objects": objects}

@@ -1,7 +1,6 @@
-"""Things of the street as patches in space: persons, plants, poles, signs, buildings.
+"""Adds the things of the street to a ``Scene``: persons, plants, poles, signs, buildings.
 
-Every function appends to a ``Scene``. Looks come from a ``Draw`` that belongs to the thing, so it
-looks the same in every frame.
+Each thing has its own ``Draw``, so that it looks the same in every frame.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _SKINS: tuple[Color, ...] = (
 def add_person(
     scene: Scene, d: Draw, x: float, z: float, time: float, walking: bool, instance: int
 ) -> None:
-    """A person who stands or walks at (x, z)."""
+    """Adds a person who stands or walks at (x, z)."""
     if not scene.sees(x, z, 0.6, 1.8):
         return
     height = d.uniform(1.50, 1.92) if d.chance(0.88) else d.uniform(1.05, 1.35)
@@ -88,7 +87,7 @@ def add_person(
 def _capsule(
     px: np.ndarray, py: np.ndarray, x0: float, y0: float, x1: float, y1: float, radius: float
 ) -> np.ndarray:
-    """Points within ``radius`` of the segment (x0, y0)-(x1, y1)."""
+    """Returns which points are within ``radius`` of the segment (x0, y0)-(x1, y1)."""
     dx, dy = x1 - x0, y1 - y0
     part = ((px - x0) * dx + (py - y0) * dy) * (1.0 / (dx * dx + dy * dy))
     part = np.minimum(np.maximum(part, 0.0), 1.0)
@@ -97,7 +96,7 @@ def _capsule(
 
 
 def add_tree(scene: Scene, d: Draw, x: float, z: float) -> None:
-    """A tree: a trunk and a crown of a few overlapping parts."""
+    """Adds a tree: a trunk and a crown of a few overlapping parts."""
     if not scene.sees(x, z, 5.0, 6.0):
         return
     style = scene.style
@@ -124,7 +123,7 @@ def add_tree(scene: Scene, d: Draw, x: float, z: float) -> None:
 
 
 def add_bush(scene: Scene, d: Draw, x: float, z: float) -> None:
-    """A bush, about a metre high."""
+    """Adds a bush, about a metre high."""
     if not scene.sees(x, z, 1.2):
         return
     width, height = d.uniform(0.9, 2.2), d.uniform(0.7, 1.5)
@@ -135,7 +134,7 @@ def add_bush(scene: Scene, d: Draw, x: float, z: float) -> None:
 
 
 def add_hedge(scene: Scene, d: Draw, start: Vector, run: Vector, normal: Vector) -> None:
-    """A clipped hedge that starts at ``start`` and runs along ``run``."""
+    """Adds a clipped hedge that starts at ``start`` and runs along ``run``."""
     height = d.uniform(0.8, 1.6)
     color = d.jitter(d.choice(scene.style.leaves), 0.2)
     leaves = make_leaves(color, d.integer(1 << 30))
@@ -147,7 +146,7 @@ def add_hedge(scene: Scene, d: Draw, start: Vector, run: Vector, normal: Vector)
 
 
 def add_pole(scene: Scene, d: Draw, x: float, z: float, side: float) -> None:
-    """A street lamp at the kerb; its arm reaches over the road. ``side``: +1 right, -1 left."""
+    """Adds a street lamp at the kerb with an arm over the road; ``side``: +1 right, -1 left."""
     if not scene.sees(x, z, 2.5, 7.0):
         return
     style = scene.style
@@ -165,7 +164,7 @@ def add_pole(scene: Scene, d: Draw, x: float, z: float, side: float) -> None:
 
 
 def add_sign(scene: Scene, d: Draw, x: float, z: float) -> None:
-    """A traffic sign, or two above each other, on a post."""
+    """Adds a post with a traffic sign, or two above each other."""
     if not scene.sees(x, z, 0.6, 2.5):
         return
     bottom = d.uniform(1.9, 2.6)
@@ -185,7 +184,7 @@ def add_sign(scene: Scene, d: Draw, x: float, z: float) -> None:
 def add_building(
     scene: Scene, d: Draw, corner: Vector, run: Vector, outward: Vector, height: float
 ) -> None:
-    """A box with a facade along ``run``; ``outward`` is the unit normal towards the street."""
+    """Adds a box with a facade along ``run``; ``outward`` is the unit normal to the street."""
     length = math.hypot(run[0], run[2])
     along = (run[0] / length, 0.0, run[2] / length)
     back = d.uniform(8.0, 12.0)

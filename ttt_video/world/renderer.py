@@ -1,4 +1,4 @@
-"""A small software rasteriser: textured parallelograms in space, with a depth buffer."""
+"""A small software rasteriser for textured parallelograms, with a depth buffer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Shader = Callable[[np.ndarray, np.ndarray, np.ndarray], Shaded]
 class Patch:
     """The parallelogram ``origin + a * u + b * v`` with a, b in [0, 1].
 
-    ``shade`` gets float32 vectors of length N: metres along u, metres along v and depth in metres,
-    of the pixels that pass the depth test. It returns a colour, (N, 3) or one for all, range
-    [0, 1], and a boolean (N,) cut-out mask or None.
+    ``shade`` gets three float32 vectors for the N pixels that pass the depth test: metres along u,
+    metres along v, and depth in metres. It returns a colour, (N, 3) or one for all, range [0, 1],
+    and a boolean (N,) mask of the pixels to keep, or None.
     """
 
     origin: Vector
@@ -46,7 +46,7 @@ class Camera:
     focal: float  # pixels
 
     def axes(self) -> tuple[Vector, Vector, Vector]:
-        """Unit vectors right, up and forward in the world."""
+        """Returns the unit vectors right, up and forward in the world."""
         sy, cy = math.sin(self.yaw), math.cos(self.yaw)
         sp, cp = math.sin(self.pitch), math.cos(self.pitch)
         sr, cr = math.sin(self.roll), math.cos(self.roll)
@@ -56,7 +56,7 @@ class Camera:
 
 
 class Canvas:
-    """The frame being drawn: colour, label, instance id and depth of every pixel.
+    """The frame that is drawn: colour, label, instance id and depth of every pixel.
 
     Attributes:
         color: (H, W, 3) float32, nominal range [0, 1].
@@ -84,23 +84,23 @@ class Canvas:
         )
 
     def draw(self, patches: list[Patch]) -> None:
-        """Draw patches with a depth test; the order does not matter but for ties and speed."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # rays along a patch's plane miss it
+        """Draws patches with a depth test; their order matters only for ties and speed."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # rays parallel to a patch miss it
             for item in self._visible(patches):
                 self._draw_one(*item)
 
     def shadows(self, patches: list[Patch]) -> np.ndarray:
-        """Shadows on the ground: (H, W) float32 factors of the light that is left, range [0, 1].
+        """Returns the share of light that shadows leave on the ground, (H, W) float32 in [0, 1].
 
-        Patches lie in the plane y = 0 and shade a pixel that shows the ground there; ``light`` is
-        what a shadow leaves. Shaders get coordinates in [0, 1] here, and only their cut-out
-        counts. Overlapping shadows do not add up: the darkest wins.
+        Patches are in the plane y = 0, and ``light`` is the share that one leaves. Shaders get
+        coordinates in [0, 1] here, and only their mask counts. Overlapping shadows do not add up:
+        the darkest wins.
         """
         left = np.ones((self.height, self.width), dtype=np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):
             for patch, rows, columns, coefficients in self._visible(patches):
                 inside, across, depth = self._intersect(rows, columns, coefficients)
-                # on the ground, not merely above it in the picture
+                # Things in front of the ground are not shaded.
                 on_ground = np.abs(depth - self.depth[rows, columns]) < 2e-3 * depth
                 index = np.nonzero(inside & on_ground)
                 if not index[0].size:
@@ -114,10 +114,11 @@ class Canvas:
         return left
 
     def _visible(self, patches: list[Patch]) -> Iterator[tuple[Patch, slice, slice, np.ndarray]]:
-        """Patches in sight, nearest first: patch, rows, columns, coefficients of its plane.
+        """Yields the patches in sight, nearest first: patch, rows, columns, coefficients.
 
-        Coefficients are (3, 4): for the plane's normal, and for the dual vectors that give a and
-        b, their products with the camera's forward, right and up, and with the origin.
+        The coefficients, (3, 4), are the products of three vectors (the normal of the patch's
+        plane, and the dual vectors for a and b) with the camera's forward, right and up and with
+        the patch's origin.
         """
         if not patches:
             return
@@ -150,9 +151,9 @@ class Canvas:
                 yield patches[i], rows, columns, coefficients[i]
 
     def _boxes(self, view: np.ndarray) -> list[list[int]]:
-        """Pixels that patches can touch, [x0, x1, y0, y1), from their corners in the camera.
+        """Returns the pixels that each patch can touch, [x0, x1, y0, y1); empty if out of sight.
 
-        ``view`` is (P, 4 corners, [depth, right, up]); a box is empty where nothing is in sight.
+        ``view`` has the corners in the camera, (P, 4 corners, [depth, right, up]).
         """
         focal, size = self.camera.focal, np.array([self.width, self.height])
         plane = view[..., 1:] / np.maximum(view[..., :1], NEAR) * np.array([focal, -focal])
@@ -195,15 +196,11 @@ class Canvas:
     def _intersect(
         self, rows: slice, columns: slice, coefficients: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where rays meet a patch's plane.
-
-        Args:
-            rows, columns: a range of h x w pixels.
-            coefficients: (3, 4) float32, from ``_visible``.
+        """Intersects the rays of h x w pixels with a patch's plane.
 
         Returns:
             (h, w) bool, inside the parallelogram; (2, h, w) float32, its coordinates a - 0.5 and
-            b - 0.5; (h, w) float32, depth in metres, negative or huge where a ray misses.
+            b - 0.5; (h, w) float32, depth in metres, negative or huge if a ray misses.
         """
         k = coefficients[:, :, None]
         along = k[:, 0] + k[:, 1] * self.columns[columns]
@@ -226,7 +223,7 @@ def _length(vector: Vector) -> float:
 
 
 def _clip_near(points: list[list[float]]) -> list[list[float]]:
-    """Sutherland-Hodgman against the plane depth = NEAR; points are (depth, right, up)."""
+    """Clips a polygon at depth = NEAR (Sutherland-Hodgman); points are (depth, right, up)."""
     kept = []
     for current, following in zip(points, points[1:] + points[:1], strict=True):
         if current[0] >= NEAR:

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: every draw is a hash of integers, so no draw depends on another.
+"""Counter-based random numbers: every draw is a hash of integers and independent of others.
 
-numpy may change the streams of its distributions between releases; these functions use only
-integer arithmetic and IEEE operations, so a world looks the same under every numpy.
+numpy may change its distributions between releases. These functions use only integer arithmetic and
+IEEE operations, so that a world looks the same with every numpy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ def mix(value: int) -> int:
 
 
 class Draw:
-    """A short stream of random numbers that belongs to one object, named by integer keys.
-
-    Args:
-        *keys: what is drawn, for example ``(seed, kind, index)``; negative integers are fine.
-    """
+    """A stream of random numbers for one object, named by integers such as (seed, kind, index)."""
 
     def __init__(self, *keys: int) -> None:
         state = 0
@@ -40,42 +36,37 @@ class Draw:
         self._state = state
 
     def random(self) -> float:
-        """A float in [0, 1)."""
+        """Returns a float in [0, 1)."""
         self._state = (self._state + _GAMMA) & _MASK
         return (mix(self._state) >> 11) * 2.0**-53
 
     def uniform(self, low: float, high: float) -> float:
-        """A float in [low, high)."""
+        """Returns a float in [low, high)."""
         return low + (high - low) * self.random()
 
     def integer(self, count: int) -> int:
-        """An integer in [0, count)."""
+        """Returns an integer in [0, count)."""
         return int(self.random() * count)
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Returns True with this probability."""
         return self.random() < probability
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of the items, each equally likely."""
+        """Returns one of the items, each equally likely."""
         return items[self.integer(len(items))]
 
     def jitter(self, color: Sequence[float], amount: float) -> tuple[float, float, float]:
-        """A colour near the given one: a common change of brightness and a smaller one of hue."""
+        """Varies a colour: all channels together, and each channel a little."""
         gain = 1.0 + self.uniform(-amount, amount)
         r, g, b = (gain * c + self.uniform(-amount, amount) * 0.25 for c in color)
         return (min(max(r, 0.0), 1.0), min(max(g, 0.0), 1.0), min(max(b, 0.0), 1.0))
 
 
 def cell_hash(i: np.ndarray, j: np.ndarray, salt: int) -> np.ndarray:
-    """Hash integer lattice cells to floats.
+    """Hashes lattice cells (i, j), integers of any dtype that broadcast, to float32 in [0, 1).
 
-    Args:
-        i, j: arrays of cell coordinates, any integer-valued dtype, shapes that broadcast.
-        salt: makes one pattern differ from another.
-
-    Returns:
-        float32 array in [0, 1).
+    Patterns with different ``salt`` differ.
     """
     h = i.astype(np.int32).astype(np.uint32) * np.uint32(0x8DA6B343)
     h = h ^ (j.astype(np.int32).astype(np.uint32) * np.uint32(0xD8163841))
@@ -87,20 +78,20 @@ def cell_hash(i: np.ndarray, j: np.ndarray, salt: int) -> np.ndarray:
 
 
 def wave(cycles: float) -> float:
-    """A sine of period 1 made of parabolas: range [-1, 1], bit-exact everywhere, unlike libm's."""
+    """Returns a sine of period 1 made of parabolas: bit-exact everywhere, unlike libm's."""
     x = 2.0 * (cycles % 1.0) - 1.0
     return -4.0 * x * (1.0 - abs(x))
 
 
 def wave_array(cycles: np.ndarray) -> np.ndarray:
-    """``wave`` of a float32 array."""
+    """Applies ``wave`` to a float32 array."""
     x = 2.0 * (cycles - np.floor(cycles)) - 1.0
     return -4.0 * x * (1.0 - np.abs(x))
 
 
 @functools.lru_cache(maxsize=4)
 def noise_tile(octaves: int = 5, base: int = 8) -> np.ndarray:
-    """A tileable fractal value-noise texture, (NOISE_SIZE, NOISE_SIZE) float32, range [0, 1]."""
+    """Returns a tileable fractal value noise, (NOISE_SIZE, NOISE_SIZE) float32, range [0, 1]."""
     axis = np.arange(NOISE_SIZE)
     total = np.zeros((NOISE_SIZE, NOISE_SIZE), dtype=np.float32)
     weight = 1.0
@@ -124,15 +115,12 @@ def noise_tile(octaves: int = 5, base: int = 8) -> np.ndarray:
 
 
 def noise(x: np.ndarray, y: np.ndarray, scale: float, salt: int = 0) -> np.ndarray:
-    """Sample the noise tile.
+    """Samples the noise tile at float32 coordinates in metres; returns float32 in [0, 1].
 
     Args:
-        x, y: float32 arrays of coordinates in metres.
+        x, y: coordinates.
         scale: tile pixels per metre; the coarsest lumps are 32 tile pixels wide.
         salt: shifts the tile, so that two surfaces do not show the same pattern.
-
-    Returns:
-        float32 array in [0, 1].
     """
     i = np.floor(x * scale).astype(np.int32) + (salt & 0xFF)
     j = np.floor(y * scale).astype(np.int32) + ((salt >> 8) & 0xFF)

@@ -1,4 +1,4 @@
-"""What one frame is drawn from: surfaces and shadows, collected as things are added."""
+"""Collects the surfaces and shadows of one frame."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .renderer import Camera, Patch, Shader
 from .style import Style, Vector, dot
 from .textures import make_blob, plain
 
-# Cityscapes train ids of what the world is made of.
+# Cityscapes train ids of the world's classes.
 ROAD, SIDEWALK, BUILDING, POLE, SIGN = 0, 1, 2, 5, 7
 VEGETATION, SKY, PERSON, CAR = 8, 10, 11, 13
 
 
 @dataclass
 class Scene:
-    """What one frame draws: surfaces, and shadows on the ground."""
+    """The surfaces of one frame, and the shadows on the ground."""
 
     style: Style
     camera: Camera
@@ -40,7 +40,7 @@ class Scene:
         return depth > -margin and abs(right) < depth * self.half_view + 1.6 * margin
 
     def distance(self, x: float, z: float) -> float:
-        """Metres on the ground from the camera."""
+        """Returns the distance from the camera on the ground, in metres."""
         return math.hypot(x - self.camera.position[0], z - self.camera.position[2])
 
     def add(
@@ -53,7 +53,7 @@ class Scene:
         instance: int = 0,
         normal: Vector | None = None,
     ) -> None:
-        """Add a surface, lit by its normal; one whose normal points away is left out."""
+        """Adds a surface, lit by its normal, unless the normal points away from the camera."""
         light = self._light
         if normal is not None:
             (cx, cy, cz), (ox, oy, oz) = self.camera.position, origin
@@ -66,7 +66,7 @@ class Scene:
         self, x: float, y: float, z: float, width: float, height: float, shade: Shader, label: int,
         instance: int = 0,
     ) -> None:  # fmt: skip
-        """Add an upright rectangle that faces the camera, its foot's middle at (x, y, z)."""
+        """Adds an upright rectangle that faces the camera and stands at (x, y, z)."""
         dx, dz = x - self.camera.position[0], z - self.camera.position[2]
         distance = math.hypot(dx, dz) + 1e-6
         u = (dz / distance * width, 0.0, -dx / distance * width)
@@ -74,7 +74,7 @@ class Scene:
         self.add(origin, u, (0.0, height, 0.0), shade, label, instance)
 
     def shadow(self, x: float, z: float, u: Vector, height: float, ragged: bool = False) -> None:
-        """Cast the shadow of an upright thing that stands across ``u`` and is ``height`` high."""
+        """Adds the shadow of an upright thing that stands along ``u`` and is ``height`` high."""
         if self._shadow_length > 0 and self.distance(x, z) < 60.0:
             sx, _, sz = self.style.to_sun
             reach = self._shadow_length * height
@@ -85,7 +85,7 @@ class Scene:
             self.shadows.append(Patch(origin, u, along, shade, ROAD, 0, (left, left, left)))
 
     def contact(self, x: float, z: float, u: Vector, v: Vector, left: float = 0.5) -> None:
-        """Darken the ground below a thing that spans u and v around (x, z)."""
+        """Darkens the ground below a thing that spans u and v around (x, z)."""
         if self.distance(x, z) > 40.0:
             return
         origin = (x - 0.5 * (u[0] + v[0]), 0.0, z - 0.5 * (u[2] + v[2]))

@@ -1,4 +1,4 @@
-"""Tunnels: what they are built of, how dark it is inside, and what a camera makes of that."""
+"""Tunnels: their surfaces, their light, and the camera's exposure in them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ import numpy as np
 from .renderer import Shaded
 from .rng import Draw, noise
 from .scene import BUILDING, Scene
-from .style import Style, Vector
+from .style import Vector
 from .textures import rgb
 
-_HEIGHT = 5.6  # metres, of the ceiling
+_HEIGHT = 5.6  # metres to the ceiling
 _PORTAL = (34.0, 11.0)  # metres, half the width and the height of the wall around an entrance
-_PIECE = 10.0  # metres; a bend is followed in pieces
+_PIECE = 10.0  # metres; a tunnel in a bend is made of straight pieces
 _DARKEST = 0.16  # share of the daylight deep inside
 _DAYLIGHT_REACHES = 7.0  # metres
-EXPOSURE_LAG = 0.8  # seconds until a camera has seen that the light changed
-
-
-def half_tunnel(style: Style) -> float:
-    """Half the width of a tunnel: road and sidewalks, less what keeps facades behind its walls."""
-    return style.half_road + style.sidewalk_width - 0.25
+EXPOSURE_LAG = 0.8  # seconds until the camera reacts to the light
 
 
 def add_tunnel(scene: Scene, start: float, end: float) -> None:
-    """A tunnel between two distances along the street, with a portal at its start."""
-    style, half = scene.style, half_tunnel(scene.style)
+    """Adds a tunnel between two distances along the street, with a portal at its start."""
+    style = scene.style
+    half = style.half_road + style.sidewalk_width - 0.25  # keeps facades behind the walls
     d = Draw(style.seed, 40, round(start))
     grey, salt = d.uniform(0.42, 0.62), d.integer(1 << 30)
     concrete = rgb((grey, grey * 0.98, grey * 0.93))
@@ -67,7 +63,7 @@ def add_tunnel(scene: Scene, start: float, end: float) -> None:
 
 
 def daylight(tunnels: list[tuple[float, float]], z: np.ndarray) -> np.ndarray:
-    """Share of the daylight at places along the street; float32 in (0, 1], like ``z``."""
+    """Returns the share of daylight at places z along the street, float32 in (0, 1]."""
     left = np.ones_like(z)
     for start, end in tunnels:
         inside = np.minimum(z - start, end - z)
@@ -77,5 +73,5 @@ def daylight(tunnels: list[tuple[float, float]], z: np.ndarray) -> np.ndarray:
 
 
 def exposure(tunnels: list[tuple[float, float]], z: float) -> float:
-    """What automatic exposure makes of the light at the camera, which was at z a moment ago."""
+    """Returns the gain of automatic exposure for the light at z, where the camera just was."""
     return float(daylight(tunnels, np.array([z]))[0]) ** -0.75

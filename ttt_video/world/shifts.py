@@ -1,6 +1,6 @@
-"""Shifts of whole videos: which corruption, how strong, when; and which shifts are for what.
+"""Shifts of whole videos: which corruption, how strong, and when.
 
-``SHIFTS`` is split by family: settings are chosen on the validation families only, the test
+``SHIFTS`` is split by family: settings are chosen on the validation families only, and the test
 families are for the final scores.
 """
 
@@ -20,18 +20,18 @@ SCHEDULES = ("constant", "ramp", "switch")
 
 @dataclass(frozen=True)
 class Shift:
-    """What happens to a video.
+    """The corruptions of a video and their schedule.
 
     Attributes:
         corruptions: names; several only with "switch".
-        severity: in [0, 5], the highest that is reached.
-        schedule: "constant"; "ramp", from 0 in the first frame up to ``severity`` in the last; or
+        severity: the highest severity, in [0, 5].
+        schedule: "constant"; "ramp", from 0 in the first frame to ``severity`` in the last; or
             "switch", one corruption after another, each for an equal part of the video ("none" is
             allowed among them).
 
     Raises:
-        UserError: an unknown name or schedule, a severity out of range, or a number of corruptions
-            that does not fit the schedule.
+        UserError: a name or schedule is unknown, the severity is out of range, or the number of
+            corruptions does not fit the schedule.
     """
 
     corruptions: tuple[str, ...] = ("none",)
@@ -55,14 +55,14 @@ class Shift:
 
     @property
     def name(self) -> str:
-        """Short and unique, fit for a file name: "none", "fog-3", "fog-5-ramp", ..."""
+        """Returns a short and unique file name: "none", "fog-3", "fog-5-ramp", ..."""
         if set(self.corruptions) == {"none"}:
             return "none"
         name = f"{'+'.join(self.corruptions)}-{self.severity:g}"
         return name if self.schedule == "constant" else f"{name}-{self.schedule}"
 
     def at(self, frame_index: int, num_frames: int) -> tuple[str, float]:
-        """Corruption and severity of a frame; a ramp over one frame is at its end."""
+        """Returns corruption and severity of a frame; a ramp over one frame is at its end."""
         if self.schedule == "ramp" and num_frames > 1:
             return self.corruptions[0], self.severity * frame_index / (num_frames - 1)
         part = frame_index * len(self.corruptions) // max(num_frames, 1)
@@ -70,7 +70,7 @@ class Shift:
 
 
 class ShiftedVideo:
-    """A world video under a shift; a sequence of the same frames with other images."""
+    """A world video under a shift: a sequence of the same frames with corrupted images."""
 
     def __init__(self, video: WorldVideo, shift: Shift) -> None:
         self.video, self.shift = video, shift
@@ -79,7 +79,7 @@ class ShiftedVideo:
         return len(self.video)
 
     def __getitem__(self, index: int) -> WorldFrame:
-        """Render and corrupt frame ``index``; raises IndexError outside [-len, len)."""
+        """Renders and corrupts frame ``index``; raises IndexError outside [-len, len)."""
         frame = self.video[index]
         index %= len(self)
         name, severity = self.shift.at(index, len(self))
@@ -100,18 +100,18 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "lens_dirt", "exposure_drift", "white_balance_drift",
     ),
 }  # fmt: skip
-"""Corruptions by what they are for. The test families hold 14 of ImageNet-C's 15: gaussian_noise
-was used before there was a split."""
+"""Corruptions by split. The test families are 14 of ImageNet-C's 15 and five of our own;
+gaussian_noise is for validation, because it was used before there was a split."""
 
 
 def deal(corruptions: Sequence[str], each: int, video: int) -> tuple[str, ...]:
-    """The corruptions of one of several videos that share them out like cards.
+    """Deals out corruptions to videos like cards; returns those of one video.
 
-    Neighbours of the list, which tend to be of one kind, go to different videos.
+    Neighbours in the list, which tend to be similar, go to different videos.
 
     Args:
         corruptions: n names, or one of ``FAMILIES``.
-        each: how many a video gets, from 1 to n, all different.
+        each: the number of corruptions that a video gets, from 1 to n, all different.
         video: its number, from 0.
 
     Raises:
@@ -129,13 +129,13 @@ def deal(corruptions: Sequence[str], each: int, video: int) -> tuple[str, ...]:
 def video_shift(
     corruptions: Sequence[str], each: int | None, severity: float, schedule: str, video: int
 ) -> Shift:
-    """The shift of one of the videos that ``tools/make_world.py`` makes with these flags."""
+    """Returns the shift of a video that ``tools/make_world.py`` makes with these flags."""
     names = expand(corruptions) if each is None else deal(corruptions, each, video)
     return Shift(names, severity, schedule)
 
 
 def expand(corruptions: Sequence[str]) -> tuple[str, ...]:
-    """Names of corruptions; "validation" and "test" stand for their families."""
+    """Replaces "validation" and "test" by their families."""
     return tuple(name for given in corruptions for name in FAMILIES.get(given, (given,)))
 
 
@@ -155,4 +155,4 @@ SHIFTS: dict[str, tuple[Shift, ...]] = {
         Shift(("none", "night", "none", "lens_dirt"), 3.0, "switch"),
     ),
 }
-"""The shifts of a comparison, the clean video included."""
+"""The shifts of a comparison by split, with the clean video."""

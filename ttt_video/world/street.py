@@ -1,7 +1,7 @@
-"""Where things stand along the endless street, at a time: layout, traffic and walkers.
+"""Places things along the endless street at a time: layout, traffic and walkers.
 
-A thing is named by its kind and an integer index along the street, and everything about it is
-drawn from ``(seed, kind, index)``. So any frame can be made alone, and ids are stable over time.
+A thing has a kind and an integer index along the street, and is drawn from ``(seed, kind, index)``.
+So any frame can be made alone, and ids are stable over time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .vehicles import add_car
 
 AHEAD = 115.0  # metres of street that are built in front of the camera
 BEHIND = 14.0
-_SMALL_AHEAD = 75.0  # further away a person, a post or a bush is a pixel or two
+_SMALL_AHEAD = 75.0  # beyond it persons, posts and bushes are a pixel or two
 
-# Kinds: the second key of every draw (1 is the style's).
+# Kinds: the second key of every draw (1 is for the style).
 _CROSSING, _BUILDING, _TREE, _HEDGE, _LAMP, _SIGN, _PARKED = 2, 3, 4, 5, 6, 7, 8
 _ONCOMING, _OVERTAKING, _LEAD, _WALKER, _CROSSER, _WAITING = 9, 10, 11, 12, 13, 14
 
@@ -29,23 +29,23 @@ _IDS_PER_KIND = 2048
 
 
 def instance_id(kind: int, variant: int, index: int) -> int:
-    """An id in [1, 65535] for a thing: unique among the things in sight, stable over time."""
+    """Returns an id in [1, 65535] that is unique among the things in sight and stable in time."""
     return 1 + ((kind - _PARKED) * 4 + variant) * _IDS_PER_KIND + index % _IDS_PER_KIND
 
 
 def ego_distance(style: Style, time: float) -> float:
-    """How far the camera has come after ``time`` seconds.
+    """Returns the metres that the camera has driven after ``time`` seconds.
 
-    Its speed goes up and down in straight lines, some cameras almost stop, none drives backwards.
+    Its speed goes up and down linearly; some cameras almost stop, none drives backwards.
     """
     d = Draw(style.seed, 20)
     period, change = d.uniform(9.0, 18.0), d.uniform(0.35, 0.98)
-    # the steepest slope of a wave is 8 per period
+    # The steepest slope of a wave is 8 per period.
     return style.speed * (time + change * period / 8.0 * wave(time / period + d.random()))
 
 
 def crossings(style: Style, low: float, high: float) -> list[tuple[int, float]]:
-    """Index and z of the side streets' middles in a stretch of the street."""
+    """Returns index and z of the middle of each side street between low and high."""
     found = []
     for index in range(math.floor(low / style.block) - 1, math.ceil(high / style.block) + 1):
         d = Draw(style.seed, _CROSSING, index)
@@ -57,7 +57,7 @@ def crossings(style: Style, low: float, high: float) -> list[tuple[int, float]]:
 
 
 def build(style: Style, camera: Camera, half_view: float, time: float) -> Scene:
-    """Everything but the ground and the background, as seen from a camera at a time (s)."""
+    """Builds all but ground and background, as a camera sees it at a time in seconds."""
     scene = Scene(style, camera, half_view)
     z = camera.position[2]
     cross = [middle for _, middle in crossings(style, z - 60.0, z + AHEAD + 60.0)]
@@ -73,7 +73,7 @@ def build(style: Style, camera: Camera, half_view: float, time: float) -> Scene:
 
 
 def _indices(scene: Scene, spacing: float, ahead: float, offset: float = 0.0) -> range:
-    """Indices i for which i * spacing + offset lies in sight."""
+    """Returns the indices i for which i * spacing + offset is in sight."""
     z = scene.camera.position[2] - offset
     return range(math.floor((z - BEHIND) / spacing), math.ceil((z + ahead) / spacing) + 1)
 
@@ -87,7 +87,7 @@ def _in_tunnel(style: Style, z: float, margin: float = 0.0) -> bool:
 
 
 def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
-    """Buildings, or what is seen where there are none."""
+    """Adds buildings, and what is seen between them."""
     style = scene.style
     sign = 1.0 if side else -1.0
     kerb = style.half_road + style.sidewalk_width
@@ -97,7 +97,7 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
         z0, z1 = index * style.plot + 0.5 * gap, (index + 1) * style.plot - 0.5 * gap
         setback = d.uniform(0.0, 0.6) if style.attached else d.uniform(0.5, 4.5)
         height = d.uniform(*style.building_height)
-        for middle in cross:  # plots end at the side street's sidewalk
+        for middle in cross:  # plots end at a side street's sidewalk
             low = middle - style.cross_half_width - 2.5
             high = middle + style.cross_half_width + 2.5
             if low < z1 and high > z0:
@@ -109,7 +109,7 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
             corner, run, outward = _frontage(style, sign, kerb + setback, z0, z1)
             add_building(scene, d, corner, run, outward, height)
             continue
-        # behind an open plot: trees or the next row of houses
+        # Behind an open plot there are trees or the next row of houses.
         corner, run, outward = _frontage(
             style, sign, kerb + 16.0, index * style.plot - 1.0, (index + 1) * style.plot + 1.0
         )
@@ -130,7 +130,7 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
 def _frontage(
     style: Style, sign: float, lateral: float, z0: float, z1: float
 ) -> tuple[Vector, Vector, Vector]:
-    """Corner, run and normal towards the street of a front between z0 and z1."""
+    """Returns corner, run and normal towards the street of a front between z0 and z1."""
     x0, x1 = style.center(z0) + sign * lateral, style.center(z1) + sign * lateral
     length = math.hypot(x1 - x0, z1 - z0)
     outward = (-sign * (z1 - z0) / length, 0.0, sign * (x1 - x0) / length)
@@ -138,7 +138,7 @@ def _frontage(
 
 
 def _add_row(scene: Scene, side: int, cross: list[float]) -> None:
-    """What lines the kerb of one side: trees, hedges, lamps, signs, parked cars."""
+    """Adds what is along one kerb: trees, hedges, lamps, signs, parked cars."""
     style = scene.style
     sign = 1.0 if side else -1.0
     road, kerb = style.half_road, style.half_road + style.sidewalk_width
@@ -221,7 +221,7 @@ def _add_traffic(scene: Scene, cross: list[float], time: float) -> None:
 
 
 def _add_walkers(scene: Scene, time: float) -> None:
-    """Persons on the sidewalks; some stand."""
+    """Adds persons on the sidewalks."""
     style = scene.style
     for flow in range(4):  # left and right, either direction
         sign = 1.0 if flow % 2 else -1.0
@@ -241,7 +241,7 @@ def _add_walkers(scene: Scene, time: float) -> None:
 
 
 def _add_crossers(scene: Scene, time: float) -> None:
-    """Persons who cross the road; each is across before the camera comes."""
+    """Adds persons who cross the road before the camera comes."""
     style = scene.style
     spacing = 24.0
     for index in _indices(scene, spacing, _SMALL_AHEAD):

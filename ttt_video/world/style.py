@@ -1,4 +1,4 @@
-"""What is constant in one video: the street's measures, its looks, and the light."""
+"""The constants of one video: the street's measures, its looks, and the light."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Vector = tuple[float, float, float]
 
 
 def scale(color: Color, gain: float, offset: float = 0.0) -> Color:
-    """``offset + gain * color``."""
+    """Returns ``offset + gain * color``."""
     r, g, b = color
     return (offset + gain * r, offset + gain * g, offset + gain * b)
 
 
 def multiply(color: Color, light: Color) -> Color:
-    """Product per channel."""
+    """Returns the product per channel."""
     return (color[0] * light[0], color[1] * light[1], color[2] * light[2])
 
 
 def dot(a: Vector, b: Vector) -> float:
-    """Scalar product."""
+    """Returns the scalar product."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
@@ -70,10 +70,10 @@ SCENES = ("street", "park", "tunnel")
 
 @dataclass(frozen=True)
 class Route:
-    """The scenes that a street leads through, over and over; each ``stretch`` metres long.
+    """The scenes that a street leads through, over and over; each is ``stretch`` metres long.
 
     Raises:
-        UserError: an unknown scene, none at all, or a tunnel after a tunnel.
+        UserError: a scene is unknown, there is none, or a tunnel follows a tunnel.
     """
 
     scenes: tuple[str, ...] = ("street",)
@@ -89,13 +89,13 @@ class Route:
             raise UserError("scenes go round, and no tunnel may follow a tunnel; put one between")
 
     def at(self, z: float) -> str:
-        """The scene at z."""
+        """Returns the scene at z."""
         if len(self.scenes) == 1:
             return self.scenes[0]
         return self.scenes[math.floor((z - self.start) / self.stretch) % len(self.scenes)]
 
     def tunnels(self, low: float, high: float) -> list[tuple[float, float]]:
-        """Start and end of the tunnels that reach into [low, high]."""
+        """Returns start and end of the tunnels that reach into [low, high]."""
         if "tunnel" not in self.scenes:
             return []
         first = math.floor((low - self.start) / self.stretch)
@@ -174,36 +174,36 @@ class Style:
 
     @property
     def half_road(self) -> float:
-        """Half the width of the carriageway, parking included."""
+        """Returns half the width of the carriageway, with parking."""
         return self.lanes * self.lane_width + self.parking_width
 
     def center(self, z: float) -> float:
-        """X of the centre line at z."""
+        """Returns x of the centre line at z."""
         return self.bend * wave(z / self.bend_length + self.bend_phase)
 
     def heading(self, z: float) -> tuple[float, float]:
-        """Unit direction (x, z) of the centre line at z."""
-        slope = (self.center(z + 0.5) - self.center(z - 0.5)) / 1.0
+        """Returns the unit direction (x, z) of the centre line at z."""
+        slope = self.center(z + 0.5) - self.center(z - 0.5)
         norm = math.sqrt(1.0 + slope * slope)
         return slope / norm, 1.0 / norm
 
     def light(self, normal: Vector) -> Color:
-        """Light on a surface with this unit normal: Lambert's law and an ambient term."""
+        """Returns the light on a surface with this unit normal: Lambert's law and ambient light."""
         facing = max(dot(normal, self.to_sun), 0.0)
-        # the sky lights what looks up more than what looks down
+        # The sky lights surfaces that look up more than those that look down.
         open_sky = 0.85 + 0.15 * normal[1]
         ambient, sun = scale(self.ambient, open_sky), scale(self.sun, facing)
         return (ambient[0] + sun[0], ambient[1] + sun[1], ambient[2] + sun[2])
 
 
 def _meter(sun: Color, ambient: Color, to_sun: Vector) -> float:
-    """A camera's automatic exposure: most of the way to a middle brightness of the street."""
+    """Returns the automatic exposure, which brings the street close to a middle brightness."""
     street = sum(ambient) / 3.0 + (0.3 + 0.7 * to_sun[1]) * sum(sun) / 3.0
     return math.sqrt(1.25 / street)
 
 
 def draw_style(seed: int) -> Style:
-    """The style of video ``seed``."""
+    """Draws the style of video ``seed``."""
     d = Draw(seed, 1)
     time_of_day = d.choice(_TIMES_OF_DAY)
     zenith, horizon, sun, ambient, elevations, clouds, lit = _LIGHTS[time_of_day]

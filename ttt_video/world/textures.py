@@ -1,6 +1,6 @@
-"""Shaders of flat surfaces: metres on a surface in, colour and cut-out out.
+"""Shaders of flat surfaces, from metres on a surface to colour and mask (see ``renderer.Patch``).
 
-Each ``make_*`` draws a surface's looks once and returns a ``Shader`` (see ``renderer.Patch``).
+Each ``make_*`` draws a surface's looks once and returns its ``Shader``.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ _SHOP_COLORS: tuple[Color, ...] = (
 
 
 def rgb(color: Color) -> np.ndarray:
-    """A colour as float32, so that numpy 1 and 2 agree on the type of what it meets."""
+    """Returns a colour as float32, so that numpy 1 and 2 agree on the type of its products."""
     return np.array(color, dtype=np.float32)
 
 
 def plain(color: Color) -> Shader:
-    """One colour."""
+    """Returns a shader of one colour."""
     return lambda x, y, depth: (color, None)
 
 
 def make_wall(
     d: Draw, style: Style, height: float, pitched: float = 0.0, width: float = 0.0
 ) -> Shader:
-    """A facade ``height`` metres high; with ``pitched`` > 0 a gable of that height is cut above.
-
-    ``width`` is needed for a gable only.
-    """
+    """Makes a facade ``height`` metres high, with a gable of height ``pitched`` and this width."""
     base = rgb(d.jitter(d.choice(style.palette), 0.12))
     salt = d.integer(1 << 30)
     floor = d.uniform(2.7, 3.8)
@@ -60,7 +57,7 @@ def make_wall(
             course = np.floor(y * 4.0)
             shift = 0.5 * (course - 2.0 * np.floor(course * 0.5))
             stone = cell_hash(np.floor(x * 2.0 + shift), course, salt)
-            fade = np.minimum(12.0 / depth, 1.0)  # bricks smaller than a pixel only alias
+            fade = np.minimum(12.0 / depth, 1.0)  # bricks smaller than a pixel would alias
             joint = (y * 4.0 - course) < 0.2
             tone = tone * (1.0 + fade * (0.25 * (stone - 0.5) - 0.18 * joint))
         if bands:
@@ -97,7 +94,7 @@ def make_wall(
 
 
 def make_roof(d: Draw) -> Shader:
-    """Rows of tiles."""
+    """Makes rows of tiles."""
     base = rgb(
         d.jitter(d.choice(((0.50, 0.24, 0.17), (0.33, 0.31, 0.31), (0.42, 0.33, 0.27))), 0.2)
     )
@@ -114,7 +111,7 @@ def make_roof(d: Draw) -> Shader:
 
 
 def make_leaves(color: Color, salt: int, scale: float = 24.0) -> Shader:
-    """A leafy surface without an outline, for hedges; its top edge at y = 1 is ragged."""
+    """Makes a hedge's leaves with a ragged top edge at y = 1."""
     base = rgb(color)
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
@@ -126,7 +123,7 @@ def make_leaves(color: Color, salt: int, scale: float = 24.0) -> Shader:
 
 
 def make_treeline(color: Color, salt: int, height: float) -> Shader:
-    """Trees far behind the street, as one ragged wall."""
+    """Makes trees far behind the street, as one ragged wall."""
     base = rgb(color)
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
@@ -138,7 +135,7 @@ def make_treeline(color: Color, salt: int, height: float) -> Shader:
 
 
 def make_crown(color: Color, salt: int, width: float, height: float, conifer: bool) -> Shader:
-    """The crown of a tree or a bush on a billboard of this size: noise cuts its outline."""
+    """Makes the crown of a tree or a bush on a billboard of this size; noise cuts its outline."""
     base = rgb(color)
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
@@ -162,7 +159,7 @@ def make_crown(color: Color, salt: int, width: float, height: float, conifer: bo
 
 
 def make_bark(color: Color, width: float) -> Shader:
-    """A round trunk or post seen from the side: darker at the edges."""
+    """Makes a round trunk or post, which is darker at the edges."""
     base = rgb(color)
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
@@ -174,7 +171,7 @@ def make_bark(color: Color, width: float) -> Shader:
 
 
 def make_sign(d: Draw, size: float) -> tuple[Shader, float]:
-    """A traffic sign of ``size`` metres; returns its shader and the height of its board."""
+    """Makes a traffic sign of ``size`` metres; returns its shader and the height of its board."""
     red, white, blue = rgb((0.78, 0.10, 0.12)), rgb((0.93, 0.93, 0.92)), rgb((0.10, 0.28, 0.68))
     yellow, black, green = rgb((0.95, 0.76, 0.10)), rgb((0.10, 0.10, 0.10)), rgb((0.05, 0.42, 0.25))
     kind = d.choice(("limit", "order", "warning", "priority", "stop", "plate", "plate", "no_entry"))
@@ -227,7 +224,7 @@ def make_sign(d: Draw, size: float) -> tuple[Shader, float]:
 
 
 def make_blob(strength: float = 1.0) -> Shader:
-    """The outline of a shadow in patch coordinates [0, 1]^2: an ellipse with a ragged rim."""
+    """Makes a shadow in patch coordinates [0, 1]^2: an ellipse with a ragged rim."""
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
         across, along = 2.0 * x - 1.0, 2.0 * y - 1.0

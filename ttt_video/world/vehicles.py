@@ -1,4 +1,4 @@
-"""Cars as patches in space: two side views and the strips between them."""
+"""Cars as patches in space: two side views with strips between them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _CAR_SIZES = {  # length, width, height
 def add_car(
     scene: Scene, d: Draw, x: float, z: float, heading: tuple[float, float], instance: int
 ) -> None:
-    """A car whose middle stands at (x, z) and which points along ``heading`` (x, z)."""
+    """Adds a car with its middle at (x, z) that points along ``heading`` (x, z)."""
     if not scene.sees(x, z, 2.6, 1.6):
         return
     kind = d.choice(("sedan", "sedan", "hatchback", "hatchback", "suv", "van"))
@@ -79,7 +79,7 @@ def add_car(
             place(rear + a0, h0, -0.5 * width), across, (fx * da, dh, fz * da),
             _car_strip(part, width, norm, paint, glass), CAR, instance, normal,
         )  # fmt: skip
-    # tyres seen from the front or from behind
+    # Tyres are seen from the front or from behind.
     for end in (0.19, 0.80) if scene.distance(x, z) < 35.0 else ():
         for right in (-0.42, 0.42):
             scene.billboard(

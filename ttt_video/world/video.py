@@ -17,16 +17,15 @@ from .style import Route, Style, draw_style, scale
 from .textures import rgb
 
 WORLD_VERSION = 1
-"""Raised whenever the same seed gives different bytes than before; part of cache folders' names."""
+"""Raised when a seed gives other bytes than before; part of the names of cache folders."""
 
 FRAMES_PER_SECOND = 10
 SCENE_SECONDS = 8.0
 WORLD_CLASS_IDS = (0, 1, 2, 5, 7, 8, 10, 11, 13)
-"""The Cityscapes train ids that occur: road, sidewalk, building, pole, traffic sign, vegetation,
-sky, person, car."""
+"""The Cityscapes train ids that occur; ``scene`` names them."""
 
 SPLIT_SEEDS = {"train": range(1000), "val": range(1000, 2000), "test": range(2000, 3000)}
-"""Worlds by what they are for; no one has looked at those from 9000 on."""
+"""Worlds by split; nobody has looked at those from 9000 on."""
 
 _SKYLINE_DEPTH = 400.0  # metres; the ground ends there
 _STILL_SPAN = 600  # stills are taken from the first minute of a video
@@ -38,9 +37,9 @@ class WorldFrame:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        sem_seg: (H, W) uint8, Cityscapes train ids out of ``WORLD_CLASS_IDS``.
-        instances: (H, W) int32, 0 = none, else the id in [1, 65535] of a car or a person, the
-            same in every frame of a video.
+        sem_seg: (H, W) uint8, Cityscapes train ids, all of them in ``WORLD_CLASS_IDS``.
+        instances: (H, W) int32; 0, or the id in [1, 65535] of a car or a person, which is the same
+            in every frame of a video.
         depth: (H, W) float32, metres along the optical axis, inf in the sky.
     """
 
@@ -51,19 +50,18 @@ class WorldFrame:
 
 
 class WorldVideo:
-    """A drive along a street; a sequence whose frames can be read in any order.
+    """A drive along a street: a sequence whose frames can be read in any order.
 
     Args:
-        seed: names the world. By convention training uses seeds below 1000, validation
-            1000-1999 and testing 2000-2999.
+        seed: chooses the world; see ``SPLIT_SEEDS``.
         num_frames: length at ``FRAMES_PER_SECOND``; frame t does not depend on it.
-        height, width: of the frames in pixels, at least 16.
-        scenes: "street", "park" or "tunnel"; the street leads through them in turn, over and
-            over, about ``SCENE_SECONDS`` each.
+        height, width: pixels, at least 16.
+        scenes: "street", "park" or "tunnel"; the street leads through them over and over, about
+            ``SCENE_SECONDS`` each.
 
     Raises:
-        ValueError: a negative seed or number of frames, or a size below 16.
-        UserError: an unknown scene, or a tunnel that follows a tunnel.
+        ValueError: seed or number of frames is negative, or a size is below 16.
+        UserError: a scene is unknown, or a tunnel follows a tunnel.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class WorldVideo:
         return self.num_frames
 
     def __getitem__(self, index: int) -> WorldFrame:
-        """Render frame ``index``; raises IndexError outside [-len, len)."""
+        """Renders frame ``index``; raises IndexError outside [-len, len)."""
         if not -self.num_frames <= index < self.num_frames:
             raise IndexError(f"frame {index} of a video of {self.num_frames} frames")
         time = (index % self.num_frames) / FRAMES_PER_SECOND
@@ -96,7 +94,7 @@ class WorldVideo:
 
 
 def render_still(seed: int, height: int, width: int, index: int = 0) -> WorldFrame:
-    """The ``index``-th still of video ``seed``, at a time that seed and index choose."""
+    """Renders still ``index`` of video ``seed``, at a time that seed and index choose."""
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
     frame = Draw(seed, 30, index).integer(_STILL_SPAN)
@@ -104,12 +102,12 @@ def render_still(seed: int, height: int, width: int, index: int = 0) -> WorldFra
 
 
 class WorldStills:
-    """Stills of a split; a sequence. All its worlds once, then again at another time.
+    """A sequence of stills: all worlds of a split once, then again at another time.
 
     Args:
-        split: "train" (worlds 0-999), "val" (1000-1999) or "test" (2000-2999).
-        num_stills: how many; a still does not depend on it.
-        height, width: in pixels, at least 16.
+        split: a key of ``SPLIT_SEEDS``.
+        num_stills: length; a still does not depend on it.
+        height, width: pixels, at least 16.
     """
 
     def __init__(self, split: str, num_stills: int, height: int = 128, width: int = 256) -> None:
@@ -120,14 +118,14 @@ class WorldStills:
         return self.num_stills
 
     def __getitem__(self, index: int) -> WorldFrame:
-        """Render still ``index``; raises IndexError outside [0, len)."""
+        """Renders still ``index``; raises IndexError outside [0, len)."""
         if not 0 <= index < self.num_stills:
             raise IndexError(f"still {index} of {self.num_stills}")
         seed, number = self.origin(index)
         return render_still(seed, self.height, self.width, number)
 
     def origin(self, index: int) -> tuple[int, int]:
-        """Seed of the world that still ``index`` shows, and its number among that world's."""
+        """Returns the seed of the world in still ``index``, and the still's number in it."""
         number, world = divmod(index, len(self.seeds))
         return self.seeds[world], number
 
@@ -162,16 +160,14 @@ def _render(style: Style, time: float, height: int, width: int) -> WorldFrame:
         before = ego_distance(style, time - EXPOSURE_LAG)
         style = dataclasses.replace(style, exposure=style.exposure * exposure(tunnels, before))
     _draw_background(canvas, style)
-    image = _develop(canvas, style)
-    frame = WorldFrame(image, canvas.label, canvas.instance, canvas.depth)
+    arrays = [_develop(canvas, style), canvas.label, canvas.instance, canvas.depth]
     if style.mirrored:
-        arrays = (frame.image, frame.sem_seg, frame.instances, frame.depth)
-        frame = WorldFrame(*(np.ascontiguousarray(array[:, ::-1]) for array in arrays))
-    return frame
+        arrays = [np.ascontiguousarray(array[:, ::-1]) for array in arrays]
+    return WorldFrame(*arrays)
 
 
 def _draw_ground(canvas: Canvas, style: Style) -> np.ndarray:
-    """Road and sidewalk wherever nothing stands in front; returns where, (H, W) bool."""
+    """Draws road and sidewalk where nothing is in front; returns these pixels, (H, W) bool."""
     cx, cy, cz = canvas.camera.position
     ray_x, ray_y, ray_z = canvas.rays
     mask = (ray_y * -_SKYLINE_DEPTH > cy) & np.isinf(canvas.depth)
@@ -180,9 +176,8 @@ def _draw_ground(canvas: Canvas, style: Style) -> np.ndarray:
     z = cz + depth * ray_z[mask]
     lateral = x - style.bend * wave_array(z / style.bend_length + style.bend_phase)
     away = np.abs(lateral)
-    fade = np.minimum(14.0 / depth, 1.0)  # detail below a pixel's size only aliases
-    d = Draw(style.seed, 22)
-    salt = d.integer(1 << 30)
+    fade = np.minimum(14.0 / depth, 1.0)  # detail smaller than a pixel would alias
+    salt = Draw(style.seed, 22).integer(1 << 30)
 
     road = away < style.half_road
     lines = np.zeros(road.shape, dtype=bool)
@@ -235,7 +230,7 @@ def _draw_ground(canvas: Canvas, style: Style) -> np.ndarray:
 
 
 def _draw_background(canvas: Canvas, style: Style) -> None:
-    """Sky with clouds, and in front of it the skyline that does not move."""
+    """Draws the sky with clouds, and before it the skyline, which does not move."""
     mask = np.isinf(canvas.depth)
     ray_x, ray_y, ray_z = (ray[mask] for ray in canvas.rays)
     flat = np.maximum(np.abs(ray_z), 0.2)
@@ -244,7 +239,7 @@ def _draw_background(canvas: Canvas, style: Style) -> None:
 
     up = np.minimum(np.maximum(elevation, 0.0) * 1.6, 1.0)[:, None]
     color = rgb(style.horizon) * (1.0 - up) + rgb(style.zenith) * up
-    # clouds hang on a plane: smaller towards the horizon
+    # Clouds are on a plane, and so smaller towards the horizon.
     plane = 1.0 / np.maximum(elevation + 0.12, 0.05)
     cover = noise(azimuth * plane, plane, 9.0, salt) * 0.7
     cover += noise(azimuth * plane, plane, 30.0, salt + 3) * 0.3
@@ -275,7 +270,7 @@ def _draw_background(canvas: Canvas, style: Style) -> None:
 
 
 def _develop(canvas: Canvas, style: Style) -> np.ndarray:
-    """Haze, lens and exposure: the canvas' colours as an (H, W, 3) uint8 image."""
+    """Applies haze, lens and exposure to the canvas; returns an (H, W, 3) uint8 image."""
     finite = np.where(np.isinf(canvas.depth), np.float32(0.0), canvas.depth)
     thickness = finite * style.haze
     clear = 1.0 / (1.0 + thickness + 0.5 * thickness * thickness)  # close to exp, but exact
@@ -285,10 +280,10 @@ def _develop(canvas: Canvas, style: Style) -> np.ndarray:
         (canvas.columns * canvas.columns)[None, :] + (canvas.rows * canvas.rows)[:, None]
     )
     color *= (style.exposure * vignette)[..., None]
-    bright = np.maximum(color - 0.75, 0.0)  # a film's shoulder instead of a hard limit
+    bright = np.maximum(color - 0.75, 0.0)  # a soft shoulder, as of film, not a hard limit
     color = np.minimum(color, 0.75) + bright * 0.25 / (bright + 0.25)
     image = np.minimum(np.maximum(color * 255.0, 0.0), 255.0)
-    # the lens: a (1, 4, 1) / 6 blur each way
+    # The lens blurs by (1, 4, 1) / 6 in both directions.
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = (padded[:-2] + 4.0 * padded[1:-1] + padded[2:]) * (1.0 / 6.0)
     image = (rows[:, :-2] + 4.0 * rows[:, 1:-1] + rows[:, 2:]) * (1.0 / 6.0)
