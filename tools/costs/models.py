@@ -113,7 +113,7 @@ def _step_stages(
     adapter: Any, work: Callable[[], object], device: torch.device
 ) -> dict[str, float]:
     stages = Stages(device)
-    with stages.watch(adapter.model, "recon_head", adapter.optimizer):
+    with stages.watch(adapter.model, adapter.model.parts["g"], adapter.optimizer):
         work()
     return stages.shares()
 

@@ -18,6 +18,7 @@ from .loading import (
     merge_preset,
 )
 from .schema import add_ttt_config, get_cfg, restore_defaults, validate_config
+from .yaml_files import load_yaml, read_yaml
 
 __all__ = [
     "ADAPTATION",
@@ -34,9 +35,11 @@ __all__ = [
     "get_cfg",
     "key_values",
     "load_config",
+    "load_yaml",
     "merge_method",
     "merge_preset",
     "must_be",
+    "read_yaml",
     "restore_defaults",
     "validate_config",
 ]

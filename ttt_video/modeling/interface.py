@@ -36,6 +36,9 @@ Samples = Sequence[Mapping[str, Any]]
 DETECTRON2_PARTS = {"f": "backbone", "h": "sem_seg_head"}
 """The names that detectron2's own architectures have."""
 
+MASKFORMER_PARTS = {**DETECTRON2_PARTS, "g": "recon_head"}
+"""The names in the published joint-trained weights, and so in :class:`MaskFormerTTT`."""
+
 
 class Model(Protocol):
     """A model that predicts frames."""
@@ -96,6 +99,12 @@ class AdaptableModel(Model, Protocol):
 def parts_of(model: Any) -> Mapping[str, str]:
     """Returns a model's parts by role; detectron2's own models name none, and have its names."""
     return getattr(model, "parts", DETECTRON2_PARTS)
+
+
+def prefixes(model: Any, *roles: str) -> tuple[str, ...]:
+    """Returns what names of parameters of these roles begin with; none for parts that it lacks."""
+    parts = parts_of(model)
+    return tuple(f"{parts[role]}." for role in roles if role in parts)
 
 
 def submodule_name(model: Any, name: str) -> str:

@@ -18,7 +18,7 @@ from ..config import validate_config
 from ..errors import UserError
 from .criterion import LossNormalizers, SetCriterion
 from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead
-from .interface import normalized_images, output_size
+from .interface import MASKFORMER_PARTS, normalized_images, output_size
 from .masking import PatchMasks
 from .matcher import HungarianMatcher, Target
 from .pixel_classes import MainTask, image_area, pixel_classes
@@ -103,7 +103,7 @@ class MaskFormerTTT(nn.Module):
                 f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
                 f"{masks.patch_size} must divide the padding to multiples of {size_divisibility}"
             )
-        self.parts = {"f": "backbone", "g": "recon_head", "h": "sem_seg_head"}
+        self.parts = dict(MASKFORMER_PARTS)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.recon_head = recon_head

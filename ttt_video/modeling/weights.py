@@ -31,6 +31,7 @@ from ._weight_files import (
     weights_in,
     write_checkpoint,
 )
+from .interface import MASKFORMER_PARTS
 
 __all__ = [
     "CLASS_LAYER",
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 EVERYTHING = ("",)
 """As prefixes of allowed names: every name."""
+
+_F, _H, _G = (f"{MASKFORMER_PARTS[role]}." for role in "fhg")
 
 _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 
@@ -189,9 +192,7 @@ def _beyond(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
 def _part(name: str) -> str:
     """The row of the table a name belongs to: backbone, sem_seg_head.predictor, ..."""
     modules = name.split(".")[:-1]
-    return (
-        ".".join(modules[: 2 if name.startswith(("sem_seg_head.", "recon_head.")) else 1]) or name
-    )
+    return ".".join(modules[: 2 if name.startswith((_H, _G)) else 1]) or name
 
 
 def _summarise(names: Sequence[str], limit: int = 12) -> list[str]:
@@ -234,7 +235,7 @@ def load_weights(
         source: file name for messages.
         extra_channels: a widened convolution's further channels keep the model's initialisation
             ("init"), or are zero ("zero": the model computes exactly what the file's did).
-        init_recon_from_main: fill the decoder g (``recon_head``) from the main head h where the
+        init_recon_from_main: fill the decoder g from the main head h where the
             file has no g; its queries, of another number, stay new.
         allow_new: prefixes of names the file need not have.
         allow_unused: prefixes of names the model need not have.
@@ -269,13 +270,13 @@ def load_weights(
             report.mismatched.append(ShapeDifference(name, tuple(value.shape), tuple(own.shape)))
 
     seen = values.keys() | {m.name for m in report.mismatched}
-    has_recon = any(name.startswith("recon_head.") for name in seen)
+    has_recon = any(name.startswith(_G) for name in seen)
     for name in target.keys() - seen:
-        main = values.get(name.replace("recon_head.", "sem_seg_head.", 1))
+        main = values.get(name.replace(_G, _H, 1))
         if (
             init_recon_from_main
             and not has_recon
-            and name.startswith("recon_head.")
+            and name.startswith(_G)
             and main is not None
             and main.shape == target[name].shape
         ):
@@ -299,10 +300,10 @@ def load_weights(
 def _model_name(name: str, model_names: Mapping[str, Any]) -> str:
     """The model's name for a weight, or the name itself when the model has nothing like it."""
     candidates = [name, name.replace("predictor.static_query.", "predictor.query_feat.")]
-    for head in ("sem_seg_head.", "recon_head."):
+    for head in (_H, _G):
         if name.startswith(head):
             candidates.append(f"{head}pixel_decoder.{name.removeprefix(head)}")
-    candidates.append(f"backbone.{name}")
+    candidates.append(f"{_F}{name}")
     return next((c for c in candidates if c in model_names), name)
 
 
@@ -312,7 +313,7 @@ def _is_narrower_input(name: str, value: Tensor, own: Tensor) -> bool:
     Only there are 3 channels colours: no other convolution of the backbones has so few.
     """
     return (
-        name.startswith("backbone.")
+        name.startswith(_F)
         and value.dim() == own.dim() == 4
         and value.shape[1] == 3 < own.shape[1]
         and value.shape[0] == own.shape[0]

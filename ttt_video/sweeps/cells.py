@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..config import key_values
+from ..config import key_values, read_yaml
 from ..errors import UserError
 from ..files import file_stem, write_atomically
 from ..tasks.metrics import PROTOCOLS
@@ -162,7 +162,7 @@ def read_sweep(
         UserError: a mistake in the file, with its place.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
