@@ -7,6 +7,7 @@ from statistics import median
 
 import pytest
 import torch
+from gradient_settings import grouped
 from torch import nn
 
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
@@ -21,7 +22,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def adapter_of(model: nn.Module, **settings) -> ReconstructionAdapter:
     settings = {"lr": 0.1, "batch_size": 4, "micro_batch_size": 4, **settings}
-    return ReconstructionAdapter(model, augment=settings.pop("augment", RandomCrop()), **settings)
+    return ReconstructionAdapter(
+        model, augment=settings.pop("augment", RandomCrop()), **grouped(**settings)
+    )
 
 
 def window_of(video, size: int | None = None) -> SlidingWindow:
@@ -171,22 +174,22 @@ def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset)
     assert runner.window.size == 16
     if preset == "paper":
         assert type(adapter.optimizer) is torch.optim.SGD
-        assert adapter.sampling == "with_replacement"
+        assert adapter.step.sampling == "with_replacement"
         assert not adapter.training_step
     else:
         assert type(adapter.optimizer) is torch.optim.AdamW
-        assert adapter.sampling == "shuffled_epochs"
+        assert adapter.step.sampling == "shuffled_epochs"
         assert adapter.training_step
         assert not adapter.optimizer.state  # rebuilt after every frame
         assert {g["lr"] for g in adapter.optimizer.param_groups} == {1e-4, 1e-5}
         assert {g["weight_decay"] for g in adapter.optimizer.param_groups} == {0.0, 0.05}
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "ADAMW", "weight_decay": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"name": "ADAMW", "weight_decay": 0.1}])
 @pytest.mark.parametrize("step_mode", ["train", "eval"])
 def test_zero_learning_rate_moves_nothing(tiny_model, make_video, settings, step_mode):
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
-    adapter = adapter_of(tiny_model, lr=0.0, step_mode=step_mode, **settings)
+    adapter = adapter_of(tiny_model, lr=0.0, mode=step_mode, **settings)
     for _ in range(2):
         assert adapter.adapt(window_of(make_video()), seeded())["grad_norm"] > 0
     after = tiny_model.state_dict()

@@ -123,7 +123,7 @@ def _activations(cfg: CfgNode, model: MaskFormerTTT, window: SlidingWindow) -> i
     adapter: Any = build_adapter(cfg, model)
     generator = torch.Generator().manual_seed(0)
     batch = window.sample(
-        adapter.micro_batch_size, sampling="with_replacement", generator=generator
+        adapter.step.micro_batch_size, sampling="with_replacement", generator=generator
     )
 
     def forward() -> object:
