@@ -13,6 +13,7 @@ from torch import nn
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
 from ttt_video.config import merge_preset
 from ttt_video.modeling.masking import PatchMasks
+from ttt_video.modeling.reconstruction import ReconstructionTask
 from ttt_video.stream.loop import StreamRunner
 
 
@@ -163,7 +164,7 @@ def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset)
     merge_preset(tiny_cfg, preset)
     tiny_cfg.merge_from_list(["TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 4])
     tiny_model.masks = PatchMasks.from_config(tiny_cfg)
-    tiny_model.recon_region = tiny_cfg.TTT.RECON.REGION
+    tiny_model.reconstruction = ReconstructionTask.from_config(tiny_cfg)
     runner = StreamRunner.from_config(tiny_cfg, tiny_model)
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
     (result,) = runner.run(make_video(num_frames=1))
