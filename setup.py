@@ -4,8 +4,9 @@ detectron2 is deliberately not a requirement here: it is not on PyPI under its o
 installed one (a release, a fork, a source checkout) must be left alone.
 ``python tools/setup_env.py`` finds or installs one, and everything below with it.
 
-OpenCV is not a requirement either, because several wheels provide the same ``cv2`` and break each
-other: ``tools/setup_env.py`` adds the headless one only where no ``cv2`` is found.
+Nothing here has an upper bound, except in extras: pip may add to an environment with detectron2 in
+it, and replaces only what is older than a bound below. A test holds these lists to what the code
+imports.
 """
 
 import re
@@ -37,30 +38,45 @@ setup(
         "ttt_video.configs": ["*.yaml", "**/*.yaml"],
     },
     zip_safe=False,
+    # What `import ttt_video`, streams, training, sweeps, tables and figures import. detectron2
+    # itself asks for those that have no bound here.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
+        "av>=17",
+        "fvcore",
+        "iopath",
+        "matplotlib",
         "numba>=0.61",
         "numpy>=1.23",
-        "scipy>=1.9",
         "Pillow>=10.1",
-        "av>=17",
+        "pycocotools>=2.0.2",
+        "PyYAML",
         "safetensors>=0.4",
+        "scipy>=1.9",
+        "tensorboard",
         "tqdm",
     ],
     extras_require={
-        # Webcam input and detectron2's Visualizer; not beside another wheel that provides cv2.
-        "opencv": ["opencv-python-headless>=4.6"],
+        # SSD's colour jitter (the Cityscapes trainings), webcams, Cityscapes' polygons, pictures of
+        # labels. Several wheels provide the same `cv2` and break each other: take this one only
+        # where there is none. Newer ones ask for numpy 2, which PyPI's copy of detectron2 refuses.
+        "opencv": ["opencv-python-headless>=4.6,<4.12"],
         # Compiled deformable attention for GPUs, picked up when it is importable. It is built for
-        # the installed torch: pip install --no-build-isolation 'torch-ms-deform-attn==0.1.1'
+        # the installed torch, so add --no-build-isolation.
         "fast": ["torch-ms-deform-attn==0.1.1"],
-        # What ImageNet-C's corruptions of the world need besides the library itself, which asks for
-        # a second OpenCV: pip install --no-deps 'imagecorruptions-imaug==1.1.5'
+        # ImageNet-C's corruptions of the world, with imagecorruptions-imaug. That one asks for a
+        # second OpenCV, so it is installed by itself, with --no-deps (docs/world.md).
         "corruptions": ["scikit-image>=0.20"],
         # Sweeps on a Slurm cluster (tools/sweep.py --slurm).
         "cluster": ["submitit>=1.5"],
-        # SegFormer, one of the frozen baselines (configs/baselines/).
+        # SegFormer, one of the frozen baselines (configs/baselines/), and the peer that
+        # tools/measure_costs.py measures.
         "segformer": ["transformers>=5.20,<6"],
+        # Not here: panopticapi, for detectron2's panoptic evaluation in training and for the tests.
+        # PyPI's copy of it, panopticapi-lite, pins numpy<2 without need, and an extra would take an
+        # environment's numpy back: pip install --no-deps panopticapi-lite. tools/setup_env.py does.
+        #
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from detectron2.config import CfgNode
@@ -15,9 +17,13 @@ from ttt_video.config import (
     at_least,
     declare_keys,
     get_cfg,
+    load_config,
+    load_yaml,
+    read_yaml,
     validate_config,
 )
 from ttt_video.errors import UserError
+from ttt_video.shipped import config_dir
 
 
 def flatten(cfg: CfgNode, prefix: str = "") -> dict:
@@ -220,3 +226,23 @@ def test_dumped_config_loads_again(tmp_path):
     # As YAML, since tuples within tuples come back as lists.
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert again.TTT == cfg.TTT
+
+
+def test_a_key_that_stands_twice_is_a_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("TTT:\n  BATCH_SIZE: 2\n  SEED: &x 1\n  BATCH_SIZE: 4\n")
+    (tmp_path / "run.yaml").write_text("_BASE_: base.yaml\nVERSION: 2\n")
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path / "run.yaml"))
+    assert re.fullmatch(
+        r".*base\.yaml: BATCH_SIZE stands twice in one section, in lines 2 and 4; leave one out",
+        str(error.value),
+    )
+
+
+def test_yaml_is_what_pyyaml_reads():
+    text = "a: &x {b: [1, {c: 2.5}], d: 2020-01-01}\ne: *x\nf: {<<: *x, b: null}\n1: yes\n'1': no"
+    assert load_yaml(text, "name") == yaml.safe_load(text)
+    assert load_yaml("", "name") is None
+    shipped = sorted(config_dir().rglob("*.yaml"))
+    assert len(shipped) > 20
+    assert all(read_yaml(file) == yaml.safe_load(file.read_bytes()) for file in shipped)

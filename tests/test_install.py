@@ -27,6 +27,7 @@ def _load() -> ModuleType:
 setup_env = _load()
 
 PROJECT_REQUIREMENTS = ["numpy>=1.23", "av>=12", 'pytest<10,>=8.2; extra == "test"']
+WHEEL_METADATA = ["Pillow>=7.1", "numpy<2", 'dataclasses; python_version < "3.7"']
 WHEEL_FILES = {
     "evaluation/sem_seg_evaluation.py": "array = np.array(image, copy=copy, dtype=dtype)\n",
     "layers/mask_ops.py": "mask = np.array(mask, copy=False)\n",
@@ -66,7 +67,10 @@ class FakeMachine(setup_env.Machine):
         return self.versions.get(distribution)
 
     def requirements(self, distribution: str) -> list[str]:
-        return PROJECT_REQUIREMENTS if distribution == "ttt_video" and self.project else []
+        known = {"ttt_video": PROJECT_REQUIREMENTS if self.project else []}
+        if setup_env.WHEEL_NAME in self.versions:
+            known[setup_env.WHEEL_NAME] = WHEEL_METADATA
+        return known.get(distribution, [])
 
     def project_folder(self) -> Path | None:
         return self.project
@@ -142,6 +146,11 @@ def test_fresh_machine_without_github_takes_the_wheel(machine: FakeMachine) -> N
     assert machine.pip_calls[-1] == f"-e {ROOT}[test,corruptions,opencv]"
     assert any("taking sal-detectron2" in line for line in machine.said)
     assert "detectron2 is sal-detectron2 0.7.2" in machine.said[-1]
+
+
+def test_wheel_gets_what_its_metadata_ask_for_and_what_they_forget(machine: FakeMachine) -> None:
+    setup_env.set_up(machine)
+    assert "numpy fvcore iopath Pillow>=7.1" in machine.pip_calls
 
 
 def test_pins_of_the_wheel_hold_in_every_step(machine: FakeMachine) -> None:
@@ -267,7 +276,7 @@ def test_second_run_notices_a_missing_module(machine: FakeMachine, what: str) ->
     assert machine.pip_calls
 
 
-@pytest.mark.parametrize("what", ["av", "pytest", "fvcore"])
+@pytest.mark.parametrize("what", ["av", "pytest", "fvcore", "Pillow"])
 def test_second_run_notices_a_missing_requirement(machine: FakeMachine, what: str) -> None:
     setup_env.set_up(machine)
     machine.pip_calls.clear()

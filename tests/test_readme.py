@@ -12,7 +12,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
+from detectron2.engine import DefaultTrainer
 from PIL import Image
+
+from ttt_video.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,6 +73,24 @@ def test_python_block_runs_anywhere(block: str, tmp_path: Path, monkeypatch) -> 
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["model"].device.type == "cpu"
+
+
+TRAININGS = sorted((ROOT / "configs").glob("**/joint_*.yaml"))
+
+
+@pytest.mark.parametrize("config", TRAININGS, ids=lambda path: path.stem)
+def test_detectron2s_own_trainer_takes_a_shipped_training_with_the_lines_shown(
+    config: Path,
+) -> None:
+    cfg = load_config(str(config))
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="full_model"):
+        DefaultTrainer.build_optimizer(cfg, model)
+    (block,) = python_blocks(README)
+    exec("\n".join(re.findall(r"^cfg\.SOLVER\..*$", block, re.M)), {"cfg": cfg})
+    optimizer = DefaultTrainer.build_optimizer(cfg, model)
+    DefaultTrainer.build_lr_scheduler(cfg, optimizer)
+    assert cfg.MODEL.MASK_ON  # else detectron2's mapper drops the masks
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
+from ttt_video.modeling.interface import MASKFORMER_PARTS
 from ttt_video.modeling.weights import (
     input_convolution,
     read_checkpoint,
@@ -42,11 +43,7 @@ from ttt_video.modeling.weights import (
     write_checkpoint,
 )
 
-PARTS = {
-    "backbone": ("backbone.",),
-    "main head": ("sem_seg_head.",),
-    "decoder g": ("recon_head.",),
-}
+PARTS = {"backbone": "f", "main head": "h", "decoder g": "g"}
 
 
 def describe(weights: dict[str, Tensor]) -> str:
@@ -54,7 +51,8 @@ def describe(weights: dict[str, Tensor]) -> str:
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for name, value in weights.items():
-        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), "other")
+        own = name.partition(".")[0]
+        part = next((p for p, role in PARTS.items() if own == MASKFORMER_PARTS[role]), "other")
         counts[part] += 1
         sizes[part] += value.numel()
     rows = {

@@ -45,24 +45,10 @@ OFFICIAL_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"  # main, June 2026
 WHEEL_NAME = "sal-detectron2"
 WHEEL_VERSION = "0.7.2"
 WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-WHEEL_REQUIREMENTS = (
-    "black",
-    "cloudpickle",
-    "fvcore",
-    "hydra-core>=1.1",
-    "iopath",
-    "matplotlib",
-    "omegaconf>=2.1,<2.4",
-    "packaging",
-    "Pillow",
-    "pycocotools>=2.0.2",
-    "tabulate",
-    "tensorboard",
-    "termcolor",
-    "tqdm",
-    "yacs>=0.1.8",
-)
-# The wheel calls numpy.array(..., copy=False), which numpy 2 refuses; OpenCV 5 needs numpy 2.
+# It imports these, and its metadata do not say so.
+WHEEL_LACKS = ("fvcore", "iopath")
+# The wheel calls numpy.array(..., copy=False), which numpy 2 refuses. An OpenCV that needs numpy 2
+# does not import beside it.
 WHEEL_PINS = {"numpy": 2, "opencv-python": 5, "opencv-python-headless": 5}
 # Python 3.13 has no numpy 1. There the calls are changed as detectron2's main has changed them.
 FIRST_PYTHON_WITHOUT_NUMPY_1 = (3, 13)
@@ -79,6 +65,7 @@ WITHOUT_REQUIREMENTS = {
     "imagecorruptions": "imagecorruptions-imaug==1.1.5",
 }
 EXTRAS = ("test", "corruptions")
+FIRST_PYTHON = (3, 10)
 MODULES = ("torch", "torchvision", "detectron2", *WITHOUT_REQUIREMENTS, "cv2")
 
 
@@ -211,6 +198,12 @@ def pins(machine: Machine, detectron2: str) -> dict[str, int]:
     return WHEEL_PINS
 
 
+def wheel_requirements(machine: Machine) -> list[str]:
+    """What the installed copy of PyPI needs beside numpy, whose version :func:`pins` decides."""
+    own = [line for line in machine.requirements(WHEEL_NAME) if ";" not in line]
+    return [*WHEEL_LACKS, *(line for line in own if distribution_name(line) != "numpy")]
+
+
 def wanted(machine: Machine) -> str | None:
     """First thing that is missing or does not fit; None when all is there."""
     for module in MODULES:
@@ -225,7 +218,7 @@ def wanted(machine: Machine) -> str | None:
     ]
     detectron2 = installed_detectron2(machine) or ""
     if detectron2 == "wheel":
-        required += WHEEL_REQUIREMENTS
+        required += wheel_requirements(machine)
     for name in map(distribution_name, required):
         if machine.version(name) is None:
             return f"{name} is missing"
@@ -315,7 +308,6 @@ class Installer:
     def wheel_detectron2(self) -> str | None:
         """Install PyPI's copy of detectron2; None, or why it failed."""
         self.machine.log(f"detectron2: taking {WHEEL_NAME} {WHEEL_VERSION} from PyPI")
-        self.install("what detectron2 needs", "numpy", *WHEEL_REQUIREMENTS)
         requirement = self._constraints.with_name("detectron2.txt")
         requirement.write_text(f"{WHEEL_NAME}=={WHEEL_VERSION} --hash=sha256:{WHEEL_SHA256}\n")
         site_packages = self.machine.site_packages
@@ -332,7 +324,12 @@ class Installer:
             shutil.rmtree(site_packages / "tools", ignore_errors=True)
         if self.machine.python_version >= FIRST_PYTHON_WITHOUT_NUMPY_1:
             repair_for_numpy_2(site_packages / "detectron2")
+        self.wheel_needs()
         return self._check()
+
+    def wheel_needs(self) -> None:
+        """Install what PyPI's copy of detectron2 needs, as it was installed without."""
+        self.install("what detectron2 needs", "numpy", *wheel_requirements(self.machine))
 
     def _check(self) -> str | None:
         return self.machine.import_error("detectron2.modeling, detectron2.engine")
@@ -378,10 +375,10 @@ def set_up(machine: Machine, choice: str = "auto") -> None:
     """
     if choice not in CHOICES:
         raise SetupError(f"TTT_DETECTRON2={choice} is not one of {', '.join(CHOICES)}")
-    if machine.python_version < (3, 10):
-        version = ".".join(map(str, machine.python_version))
+    if machine.python_version < FIRST_PYTHON:
+        first, version = (".".join(map(str, v)) for v in (FIRST_PYTHON, machine.python_version))
         raise SetupError(
-            f"Python 3.10 or newer is needed, this is {version}: make PYTHON=python3.x"
+            f"Python {first} or newer is needed, this is {version}: make PYTHON=python3.x"
         )
     if machine.origin("pip") is None:
         raise SetupError(f"{sys.executable} has no pip: make the environment anew with pip in it")
@@ -408,7 +405,7 @@ def set_up(machine: Machine, choice: str = "auto") -> None:
         if source != "keep":
             install_detectron2(installer, source, choice)
         elif kind == "wheel":
-            installer.install("what detectron2 needs", *WHEEL_REQUIREMENTS)
+            installer.wheel_needs()
         installer.constrain(installed_detectron2(machine) or "")
         for module, requirement in WITHOUT_REQUIREMENTS.items():
             if machine.origin(module) is None:

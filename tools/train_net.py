@@ -58,6 +58,7 @@ from ttt_video.config import check_device, find_config, load_config
 from ttt_video.errors import UserError, error_of_process
 from ttt_video.files import make_folder
 from ttt_video.modeling.checkpointer import TTTCheckpointer
+from ttt_video.modeling.interface import prefixes
 from ttt_video.plugins import run_files
 from ttt_video.training.directory import LOG_FILE_ONLY, open_logs, training_directory
 from ttt_video.training.joint_training import JointTrainer
@@ -134,7 +135,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
         model = JointTrainer.build_model(cfg)
         # Predictions need no decoder g, and must not see random weights of a widened input.
         checkpointer = TTTCheckpointer(
-            model, cfg.OUTPUT_DIR, allow_new=("recon_head.",), extra_channels="zero"
+            model, cfg.OUTPUT_DIR, allow_new=prefixes(model, "g"), extra_channels="zero"
         )
         last = checkpointer.get_checkpoint_file() if args.resume else ""
         checkpointer.load(last or cfg.MODEL.WEIGHTS, checkpointables=[])

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from gradient_settings import grouped
 from torch import nn
 
 from ttt_video.adaptation import GradientAdapter, SlidingWindow, build_adapter
@@ -45,7 +46,7 @@ class ToyAdapter(GradientAdapter):
 
     def __init__(self, model, **settings) -> None:
         settings = {"lr": 0.1, "batch_size": 8, "micro_batch_size": 8, **settings}
-        super().__init__(model, modules=["backbone", "recon_head"], **settings)
+        super().__init__(model, modules=["backbone", "recon_head"], **grouped(**settings))
         self.batches: list[list] = []
         self.flags: list[bool] = []
         self.spoil = lambda loss, call: loss
@@ -137,7 +138,7 @@ def test_momentum_accumulates_over_frames():
 
 def test_adamw_decays_weights_and_not_norms():
     model = toy()
-    adapter = ToyAdapter(model, optimizer="ADAMW", lr=0.01, weight_decay=0.5)
+    adapter = ToyAdapter(model, name="ADAMW", lr=0.01, weight_decay=0.5)
     before = weights(model)
     adapter.adapt(window(), seeded())
     grad = gradient_at(before, adapter.batches[0])
@@ -200,7 +201,7 @@ def test_a_gradient_below_the_norm_is_not_stretched():
 
 def test_several_steps_are_as_many_batches_and_the_mean_loss():
     model, reference = toy(), toy()
-    adapter = ToyAdapter(model, steps_per_frame=3)
+    adapter = ToyAdapter(model, per_frame=3)
     single = ToyAdapter(reference)
     record = adapter.adapt(window(), seeded())
     random, frames = seeded(), window()
@@ -275,14 +276,14 @@ def test_sizes_of_another_model_are_refused():
 
 def test_restarted_optimizer_remembers_nothing_of_earlier_frames():
     model = toy()
-    adapter = ToyAdapter(model, optimizer="ADAMW", lr=0.01, restart_optimizer=True)
+    adapter = ToyAdapter(model, name="ADAMW", lr=0.01, restart=True)
     random, frames = seeded(), window()
     adapter.adapt(frames, random)
     middle = weights(model)
     adapter.adapt(frames, random)
     grad = gradient_at(middle, adapter.batches[1])
     differs = False
-    remembering = ToyAdapter(toy(), optimizer="ADAMW", lr=0.01)
+    remembering = ToyAdapter(toy(), name="ADAMW", lr=0.01)
     random = seeded()
     for _ in range(2):
         remembering.adapt(frames, random)
@@ -307,7 +308,7 @@ SPOILS = {
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
 def test_a_step_that_is_not_finite_is_skipped_as_if_it_had_not_been(optimizer, kind, clip_norm):
     settings = {
-        "optimizer": optimizer, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.1,
+        "name": optimizer, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.1,
         "clip_norm": clip_norm, "micro_batch_size": 3,
     }  # fmt: skip
     model = toy()
@@ -338,7 +339,7 @@ def test_a_step_that_is_not_finite_is_skipped_as_if_it_had_not_been(optimizer, k
 
 def test_skipped_steps_of_a_frame_are_counted_and_the_others_taken():
     model = toy()
-    adapter = ToyAdapter(model, steps_per_frame=4)
+    adapter = ToyAdapter(model, per_frame=4)
     adapter.spoil = lambda loss, call: loss * (math.nan if call in (1, 3) else 1.0)
     before = weights(model)
     assert adapter.adapt(window(), seeded())["skipped_steps"] == 2
@@ -348,7 +349,7 @@ def test_skipped_steps_of_a_frame_are_counted_and_the_others_taken():
 
 def test_a_skipped_step_in_train_mode_keeps_the_running_statistics():
     model = toy(batch_norm=True)
-    adapter = ToyAdapter(model, step_mode="train")
+    adapter = ToyAdapter(model, mode="train")
     frames = window()
     adapter.adapt(frames, seeded())
     before = weights(model)
@@ -364,9 +365,7 @@ def test_a_skipped_step_in_train_mode_keeps_the_running_statistics():
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
 def test_reset_restores_weights_and_buffers_and_forgets_the_optimizer(optimizer):
     model = toy(batch_norm=True)
-    adapter = ToyAdapter(
-        model, optimizer=optimizer, momentum=0.9, weight_decay=0.1, step_mode="train"
-    )
+    adapter = ToyAdapter(model, name=optimizer, momentum=0.9, weight_decay=0.1, mode="train")
     source = weights(model)
     frames = window()
     first = [adapter.adapt(frames, seeded(i)) for i in range(3)]
@@ -429,15 +428,15 @@ def test_a_model_without_the_parts_is_refused():
 
 def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match="warm"):
-        ToyAdapter(toy(), step_mode="warm")
-    with pytest.raises(KeyError, match="fp8"):
+        ToyAdapter(toy(), mode="warm")
+    with pytest.raises(ValueError, match="fp8"):
         ToyAdapter(toy(), precision="fp8")
 
 
 @pytest.mark.parametrize("step_mode", ["train", "eval"])
 def test_flags_of_every_module_survive_and_the_step_has_its_own(step_mode):
     model = toy(dropout=0.5)
-    adapter = ToyAdapter(model, step_mode=step_mode)
+    adapter = ToyAdapter(model, mode=step_mode)
     model.eval()
     model.recon_head.train()
     model.backbone[2].train()
@@ -455,7 +454,7 @@ def test_flags_of_every_module_survive_and_the_step_has_its_own(step_mode):
 
 def test_flags_survive_an_error_in_the_step_and_in_the_prediction():
     model = toy()
-    adapter = ToyAdapter(model, step_mode="train")
+    adapter = ToyAdapter(model, mode="train")
     model.recon_head.train()
     flags = {name: module.training for name, module in model.named_modules()}
     adapter.spoil = lambda loss, call: 1 / 0
@@ -472,11 +471,11 @@ def test_dropout_follows_the_video_and_not_the_process():
         torch.manual_seed(process_seed)
         before = torch.get_rng_state()
         # One frame only, so that the batch is the same whatever the seed.
-        adapter = ToyAdapter(toy(dropout=0.5), step_mode="train", micro_batch_size=2)
+        adapter = ToyAdapter(toy(dropout=0.5), mode="train", micro_batch_size=2)
         losses[run] = adapter.adapt(window(1), seeded(video_seed))["loss_toy"]
         assert torch.equal(torch.get_rng_state(), before)
     assert losses[0] == losses[1] != losses[2]
-    quiet = ToyAdapter(toy(dropout=0.5), step_mode="eval").adapt(window(1), seeded())
+    quiet = ToyAdapter(toy(dropout=0.5), mode="eval").adapt(window(1), seeded())
     assert quiet["loss_toy"] != losses[0]
 
 
@@ -504,7 +503,7 @@ def test_fp16_overflow_repeats_the_step_with_a_smaller_loss_scale():
     for scale in (None, 2.0**7):
         models.append(toy(dropout=0.5))
         randoms.append(seeded())
-        adapter = ToyAdapter(models[-1], precision="fp16", step_mode="train", micro_batch_size=3)
+        adapter = ToyAdapter(models[-1], precision="fp16", mode="train", micro_batch_size=3)
         adapter.spoil = lambda loss, call: loss * 300
         if scale:
             adapter.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -539,9 +538,9 @@ def test_fp16_step_without_a_finite_gradient_is_skipped():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimizer": "ADAMW", "lr": 0.01},
-        {"optimizer": "SGD", "lr": 0.01, "momentum": 0.9},
-        {"optimizer": "SGD", "lr": 0.01, "precision": "fp16"},
+        {"name": "ADAMW", "lr": 0.01},
+        {"name": "SGD", "lr": 0.01, "momentum": 0.9},
+        {"name": "SGD", "lr": 0.01, "precision": "fp16"},
     ],
 )
 def test_state_holds_what_moved_and_the_optimizer(settings, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
+from gradient_settings import grouped
 from PIL import Image
 
 from ttt_video.adaptation import RandomCrop
@@ -63,8 +64,8 @@ def oracle(model, scores, **settings) -> OfflineOracleAdapter:
     """Four steps, a look after every second; ``scores`` says what each look finds."""
     found = iter(scores)
     return OfflineOracleAdapter(
-        model, augment=RandomCrop(), lr=0.1, batch_size=1, num_steps=4, eval_every=2,
-        score=lambda frames, predict: next(found), **settings,
+        model, augment=RandomCrop(), num_steps=4, eval_every=2,
+        score=lambda frames, predict: next(found), **grouped(lr=0.1, batch_size=1, **settings),
     )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ from statistics import median
 
 import pytest
 import torch
+from gradient_settings import grouped
 from torch import nn
 
 from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindow
 from ttt_video.config import merge_preset
 from ttt_video.modeling.masking import PatchMasks
+from ttt_video.modeling.reconstruction import ReconstructionTask
 from ttt_video.stream.loop import StreamRunner
 
 
@@ -21,7 +23,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def adapter_of(model: nn.Module, **settings) -> ReconstructionAdapter:
     settings = {"lr": 0.1, "batch_size": 4, "micro_batch_size": 4, **settings}
-    return ReconstructionAdapter(model, augment=settings.pop("augment", RandomCrop()), **settings)
+    return ReconstructionAdapter(
+        model, augment=settings.pop("augment", RandomCrop()), **grouped(**settings)
+    )
 
 
 def window_of(video, size: int | None = None) -> SlidingWindow:
@@ -160,7 +164,7 @@ def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset)
     merge_preset(tiny_cfg, preset)
     tiny_cfg.merge_from_list(["TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 4])
     tiny_model.masks = PatchMasks.from_config(tiny_cfg)
-    tiny_model.recon_region = tiny_cfg.TTT.RECON.REGION
+    tiny_model.reconstruction = ReconstructionTask.from_config(tiny_cfg)
     runner = StreamRunner.from_config(tiny_cfg, tiny_model)
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
     (result,) = runner.run(make_video(num_frames=1))
@@ -171,22 +175,22 @@ def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset)
     assert runner.window.size == 16
     if preset == "paper":
         assert type(adapter.optimizer) is torch.optim.SGD
-        assert adapter.sampling == "with_replacement"
+        assert adapter.step.sampling == "with_replacement"
         assert not adapter.training_step
     else:
         assert type(adapter.optimizer) is torch.optim.AdamW
-        assert adapter.sampling == "shuffled_epochs"
+        assert adapter.step.sampling == "shuffled_epochs"
         assert adapter.training_step
         assert not adapter.optimizer.state  # rebuilt after every frame
         assert {g["lr"] for g in adapter.optimizer.param_groups} == {1e-4, 1e-5}
         assert {g["weight_decay"] for g in adapter.optimizer.param_groups} == {0.0, 0.05}
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "ADAMW", "weight_decay": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"name": "ADAMW", "weight_decay": 0.1}])
 @pytest.mark.parametrize("step_mode", ["train", "eval"])
 def test_zero_learning_rate_moves_nothing(tiny_model, make_video, settings, step_mode):
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
-    adapter = adapter_of(tiny_model, lr=0.0, step_mode=step_mode, **settings)
+    adapter = adapter_of(tiny_model, lr=0.0, mode=step_mode, **settings)
     for _ in range(2):
         assert adapter.adapt(window_of(make_video()), seeded())["grad_norm"] > 0
     after = tiny_model.state_dict()

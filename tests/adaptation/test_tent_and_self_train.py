@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gradient_settings import grouped
 from torch import nn
 
 from ttt_video.adaptation import ClassBalance, RandomCrop, SlidingWindow
@@ -32,11 +33,11 @@ def window_of(video) -> SlidingWindow:
 
 def tent_of(model: nn.Module, **settings) -> EntropyAdapter:
     settings = {"parameters": "norm", "sampling": "without_replacement", **settings}
-    return EntropyAdapter(model, **{**SETTINGS, **settings})
+    return EntropyAdapter(model, **grouped(**{**SETTINGS, **settings}))
 
 
 def self_train_of(model: nn.Module, threshold: float = 0.0, **settings) -> SelfTrainAdapter:
-    return SelfTrainAdapter(model, threshold=threshold, **{**SETTINGS, **settings})
+    return SelfTrainAdapter(model, threshold=threshold, **grouped(**{**SETTINGS, **settings}))
 
 
 def predicts(model, *tasks: str) -> None:
@@ -50,7 +51,7 @@ def predicts(model, *tasks: str) -> None:
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_tent_lowers_the_entropy_of_the_frames_it_sees(tiny_model, make_video, task):
     predicts(tiny_model, task)
-    adapter, window = tent_of(tiny_model, optimizer="ADAMW"), window_of(make_video(num_frames=2))
+    adapter, window = tent_of(tiny_model, name="ADAMW"), window_of(make_video(num_frames=2))
     losses = [adapter.adapt(window, seeded(i))["loss_entropy"] for i in range(6)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.04
@@ -156,7 +157,7 @@ def test_self_training_lowers_its_loss(tiny_model, make_video):
 def test_labels_are_made_in_eval_mode_also_when_the_step_is_not(tiny_model, make_video):
     modes = []
     tiny_model.backbone.register_forward_pre_hook(lambda m, x: modes.append(m.training))
-    self_train_of(tiny_model, step_mode="train").adapt(window_of(make_video()), seeded())
+    self_train_of(tiny_model, mode="train").adapt(window_of(make_video()), seeded())
     assert modes == [False, True]
 
 
@@ -200,7 +201,7 @@ class Collapsing(EntropyAdapter):
 def saying(monkeypatch) -> ClassBalance:
     model = Saying()
     monkeypatch.setattr(Collapsing, "parts", ())
-    inner = Collapsing(model, modules=("",), lr=1.0, batch_size=1, augment=RandomCrop())
+    inner = Collapsing(model, modules=("",), augment=RandomCrop(), **grouped(lr=1.0, batch_size=1))
     return ClassBalance(inner, threshold=2)
 
 

@@ -30,7 +30,7 @@ def growth(lr: float, **settings) -> float:
     [
         {},
         {"momentum": 0.9},
-        {"optimizer": "ADAMW"},
+        {"name": "ADAMW"},
         {"source_pull": 0.1},
         {"clip_norm": 0.5},
         {"source_gradients": True},
@@ -59,7 +59,7 @@ def test_the_limit_is_on_the_loss_of_the_same_batch_after_the_step(settings):
     "settings",
     [
         {"momentum": 0.9},
-        {"optimizer": "ADAMW", "weight_decay": 0.1},
+        {"name": "ADAMW", "weight_decay": 0.1},
         {"momentum": 0.9, "precision": "fp16"},
         {"momentum": 0.9, "source_pull": 0.2},
     ],
@@ -69,7 +69,7 @@ def test_after_an_undone_step_everything_is_as_if_it_had_not_been(settings, micr
 
     def adapter_of(model: Toy) -> ToyAdapter:
         return ToyAdapter(
-            model, lr=0.01, step_mode="train", max_loss_growth=3.0,
+            model, lr=0.01, mode="train", max_loss_growth=3.0,
             micro_batch_size=micro_batch_size, **settings,
         )  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_after_an_undone_step_everything_is_as_if_it_had_not_been(settings, micr
     torch.testing.assert_close(left["optimizer"], right["optimizer"], rtol=0, atol=0)
     # The video's draws go on as after a step that was taken.
     free = ToyAdapter(
-        toy(batch_norm=True, dropout=0.2), step_mode="train", micro_batch_size=micro_batch_size,
+        toy(batch_norm=True, dropout=0.2), mode="train", micro_batch_size=micro_batch_size,
     )  # fmt: skip
     random.set_state(before)
     free.adapt(frames, random)
@@ -153,7 +153,7 @@ def test_the_papers_step_on_random_weights_does_not_run_away(tiny_model, make_vi
 @pytest.mark.parametrize("preset", ["paper", "release", "realtime", None])
 def test_every_run_has_the_limit(tiny_model, preset):
     cfg = load_config("joint_cityscapes.yaml", preset, ["MODEL.DEVICE", "cpu"])
-    assert build_adapter(cfg, tiny_model).max_loss_growth == 3.0
+    assert build_adapter(cfg, tiny_model).update.max_loss_growth == 3.0
 
 
 def test_a_stream_with_undone_steps_goes_on_from_a_saved_state():

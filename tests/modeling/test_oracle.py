@@ -127,7 +127,7 @@ def test_reconstruction_decoder(pair):
     image = random_image(64, 96)
     mask = torch.ones(1, 64, 96)
     mask[:, 16:48, 32:64] = 0
-    oracle = build_oracle(pair.cfg, pair.model, head="recon_head")
+    oracle = build_oracle(pair.cfg, pair.model, role="g")
     pixels = oracle_input(pair.cfg, [image])
     pixels[:, :3] *= mask
     pixels[:, 3:] = mask

@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 
 from ttt_video.modeling.pixel_decoder import (
     PIXEL_DECODER_REGISTRY,
+    EncoderSizes,
     MSDeformAttnPixelDecoder,
     pixel_centres,
 )
@@ -21,7 +22,7 @@ SHAPES = {
 }
 
 
-def make(**changes) -> MSDeformAttnPixelDecoder:
+def make(*, dropout: float = 0.0, **changes) -> MSDeformAttnPixelDecoder:
     torch.manual_seed(0)
     options = {
         "in_features": ["res2", "res3", "res4", "res5"],
@@ -30,11 +31,7 @@ def make(**changes) -> MSDeformAttnPixelDecoder:
         "mask_dim": 10,
         "norm": "GN",
         "common_stride": 4,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_points": 2,
-        "feedforward": 24,
-        "dropout": 0.0,
+        "encoder": EncoderSizes(layers=2, heads=4, points=2, feedforward=24, dropout=dropout),
     }
     decoder = MSDeformAttnPixelDecoder(SHAPES, **(options | changes))
     for layer in decoder.transformer.encoder.layers:  # offsets that depend on the query

@@ -33,11 +33,23 @@ HEIGHT, WIDTH, NUM_FRAMES = 48, 64, 30
 GAINS = {21: 9.0, 0: -8.0, 10: 3.0, 20: 8.0}
 
 
-def make_run(folder, method="online_ttt_mae", *, videos=("a",), every=1, dataset="", compare=True):
+SHUFFLED = [int(index) for index in np.random.default_rng(0).permutation(NUM_FRAMES)]
+
+
+def make_run(
+    folder,
+    method="online_ttt_mae",
+    *,
+    videos=("a",),
+    every=1,
+    dataset="",
+    compare=True,
+    order=range(NUM_FRAMES),
+):
     folder.mkdir(parents=True)
     rows = []
-    for video in videos:
-        for index in range(NUM_FRAMES):
+    for index in order:
+        for video in videos:  # several processes write
             row = {"video_id": video, "frame_index": index, "file_name": f"{video}/{index}.png"}
             row |= {"loss_recon": 1.0 / (index + 1), "metrics": {"prediction_entropy": 0.5}}
             if index % every == 0:
@@ -45,7 +57,6 @@ def make_run(folder, method="online_ttt_mae", *, videos=("a",), every=1, dataset
                 if compare:
                     row["frozen"] = {"metrics": {"mIoU": 40.0, "flicker": None}}
             rows.append(row)
-    np.random.default_rng(0).shuffle(rows)  # several processes wrote them
     lines = [json.dumps(row) for row in rows] + ['{"video_id": "a", "frame_in']
     (folder / "frames.jsonl").write_text("\n".join(lines))
     (folder / "summary.json").write_text(json.dumps({"method": method, "dataset": dataset}))
@@ -60,7 +71,7 @@ def write_overlay(file, height=HEIGHT, width=WIDTH, frames=range(NUM_FRAMES)):
 
 
 def test_rows_are_read_in_order_and_labelled(tmp_path):
-    (run,) = read_curves([make_run(tmp_path / "run", videos=("b", "a"))])
+    (run,) = read_curves([make_run(tmp_path / "run", videos=("b", "a"), order=SHUFFLED)])
     assert run.label == "online_ttt_mae"
     assert run.headline == "mIoU"
     assert list(run.videos) == ["a", "b"]
@@ -146,11 +157,12 @@ def test_no_extremes_without_the_frozen_model(tmp_path):
     assert extreme_frames(run) == []
 
 
+@pytest.mark.parametrize("order", [range(NUM_FRAMES), SHUFFLED], ids=["in time", "shuffled"])
 @pytest.mark.parametrize("name", ["overlay.mp4", "overlay-a.mp4"])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 128), (64, 40)])
-def test_pictures_of_extremes_are_the_right_frames(tmp_path, name, height, width):
-    folder = make_run(tmp_path / "run")
-    write_overlay(folder / name, height, width)
+def test_pictures_of_extremes_are_the_right_frames(tmp_path, name, height, width, order):
+    folder = make_run(tmp_path / "run", order=order)
+    write_overlay(folder / name, height, width, order)
     (run,) = read_curves([folder])
     extremes = extreme_frames(run, count=1)
     assert draw_extremes(run, extremes, tmp_path / "out.png")

@@ -331,6 +331,9 @@ def test_files_that_are_no_sweeps(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="is no YAML"):
         read_sweep(tmp_path / "bad.yaml", tmp_path)
+    (tmp_path / "twice.yaml").write_text("rows: {none: null}\nframes: 3\nrows: {tent: null}\n")
+    with pytest.raises(UserError, match=r"twice\.yaml: rows stands twice .*, in lines 1 and 3"):
+        read_sweep(tmp_path / "twice.yaml", tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted((config_dir() / "sweeps").glob("*.yaml")), ids=str)

@@ -34,6 +34,7 @@ from ttt_video.tasks import (
     score,
     tasks,
 )
+from ttt_video.tasks.labels import warn_of_near_misses
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW_TASK, NEW_METRIC = ROOT / "examples" / "new_task.py", ROOT / "examples" / "new_metric.py"
@@ -184,6 +185,36 @@ def test_mistakes_in_a_task_are_told_when_it_is_registered(as_before):
     SemanticTask.add_metric(type("Whole", (Metric,), given))
     with pytest.raises(ValueError, match="there is a metric 'mine' already"):
         SemanticTask.add_metric(type("Whole", (Metric,), given))
+
+
+@pytest.mark.parametrize(
+    ("types", "keys", "said"),
+    [
+        (("sem_segg",), ("sem_seg_file_name",), "'sem_segg', and data set near has 'sem_seg'"),
+        (("sem_seg",), ("free_raod",), "label key 'free_raod', and data set near has 'free_road'"),
+        (("sem_seg",), ("free_road",), None),
+        (("depth",), ("depth_file",), None),  # for other data sets
+    ],
+)
+def test_a_misspelt_name_of_a_task_is_told(as_before, caplog, types, keys, said):
+    attributes = {"name": "mine", "evaluator_types": types, "label_keys": keys, "output_keys": ()}
+    TASK_REGISTRY.register(type("Mine", (Task,), attributes))
+    records = [{"file_name": "x", "sem_seg_file_name": "y"}, {"file_name": "z", "free_road": 1}]
+    MetadataCatalog.get("near").evaluator_type = "sem_seg"
+    try:
+        warn_of_near_misses("near", records)
+    finally:
+        MetadataCatalog.remove("near")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+
+
+@pytest.mark.parametrize("name", ["kitti_step_video_sem_seg_val", "coco_videos_panoptic_bar"])
+def test_names_of_the_built_in_tasks_are_no_near_misses(caplog, name):
+    keys = ["file_name", "video_id", "frame_index", "image_id", "height", "width"]
+    warn_of_near_misses(name, [dict.fromkeys([*keys, "pan_seg_file_name", "segments_info"])])
+    assert caplog.records == []
 
 
 def test_rows_of_a_task_that_is_not_registered_name_it(as_before):

@@ -15,7 +15,7 @@ import train_net
 from detectron2.engine import default_argument_parser
 
 from ttt_video.adaptation import method_names
-from ttt_video.adaptation.gradient import PRECISIONS
+from ttt_video.adaptation.settings import PRECISIONS
 from ttt_video.config import PRESETS
 from ttt_video.report.tables import FORMATS, LAYOUTS
 from ttt_video.tasks.metrics import PROTOCOLS

@@ -25,6 +25,7 @@ from ttt_video.modeling.checkpointer import TTTCheckpointer
 from ttt_video.modeling.weights import read_checkpoint, write_checkpoint
 from ttt_video.shipped import config_dir
 from ttt_video.stream.evaluation import load_source_model
+from ttt_video.tasks import SemanticTask
 from ttt_video.training.hooks import KeepBest, ReconstructionPictures
 from ttt_video.training.joint_training import (
     JointTrainer,
@@ -335,8 +336,8 @@ def test_best_weights_are_kept_over_a_resume(tmp_path):
     class Trainer:
         start_iter = 0
 
-    def run(scores, start):
-        hook = KeepBest(TTTCheckpointer(model, str(tmp_path)), "sem_seg/mIoU")
+    def run(scores, start, direction=1):
+        hook = KeepBest(TTTCheckpointer(model, str(tmp_path)), "sem_seg/mIoU", direction)
         hook.trainer = Trainer()
         hook.trainer.start_iter = start
         with EventStorage(start) as hook.trainer.storage:
@@ -361,6 +362,17 @@ def test_best_weights_are_kept_over_a_resume(tmp_path):
     assert kept() == (35.0, 35.0, 7)
     run([5.0], 0)  # a new run
     assert kept() == (5.0, 5.0, 0)
+    run([float("nan"), 7.0, 3.0, 4.0], 0, direction=-1)
+    assert kept() == (3.0, 3.0, 2)
+    run([3.5, 2.0], 4, direction=-1)
+    assert kept() == (2.0, 2.0, 5)
+
+
+def test_the_best_is_that_in_the_direction_of_the_data_sets_metric(tmp_path, monkeypatch):
+    opts = ("DATASETS.TEST", f"('{DATASET}',)", "TEST.EVAL_PERIOD", 1)
+    monkeypatch.setattr(SemanticTask.metrics["mIoU"], "higher_is_better", False)
+    hooks = JointTrainer(make_cfg(tmp_path, *opts))._hooks
+    assert [hook.direction for hook in hooks if isinstance(hook, KeepBest)] == [-1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"value": "high"}', '{"value": NaN}'])
@@ -455,6 +467,12 @@ def test_mistakes_are_one_clear_line(tmp_path):
     MetadataCatalog.get("joint_training_test_other").evaluator_type = "pascal_voc"
     with pytest.raises(UserError, match="pascal_voc"):
         headline_metric(["joint_training_test_other"])
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_training_without_iterations_is_a_line(tmp_path, count):
+    with pytest.raises(UserError, match=rf"SOLVER\.MAX_ITER is {count}; .*--eval-only"):
+        JointTrainer(make_cfg(tmp_path, "SOLVER.MAX_ITER", count))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from costs.clock import Work, measure, spread
 from costs.environment import matmul_peak
 from costs.flops import count_flops
-from ttt_video.adaptation.gradient import PRECISIONS
+from ttt_video.adaptation.settings import PRECISIONS
 
 OURS = "ttt_video"
 HUGGING_FACE = "huggingface"

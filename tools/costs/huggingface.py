@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from ttt_video.modeling.heads import PIXELS_PER_QUERY_CELL
+from ttt_video.modeling.interface import MASKFORMER_PARTS
 from ttt_video.modeling.meta_arch import MaskFormerTTT
 
 # From our names to Hugging Face's, applied in order to names without the prefix of the head.
@@ -66,24 +67,24 @@ _PREDICTOR = [
 
 
 def build_oracle(
-    cfg: CfgNode, model: nn.Module, head: str = "sem_seg_head"
+    cfg: CfgNode, model: nn.Module, role: str = "h"
 ) -> Mask2FormerForUniversalSegmentation:
     """Builds the oracle of our model's backbone and one of its heads, in eval mode.
 
     Args:
         cfg: the model's.
         model: a MaskFormerTTT with a Swin backbone.
-        head: "sem_seg_head", or "recon_head" (then the oracle's classes mean nothing).
+        role: of the head, "h" or "g" (the oracle then has classes, which mean nothing).
     """
-    weights = model.state_dict()
+    weights, head = model.state_dict(), MASKFORMER_PARTS[role]
     queries = weights[f"{head}.predictor.query_feat.weight"].shape[0]
     oracle = Mask2FormerForUniversalSegmentation(_oracle_config(cfg, queries))
     module = oracle.model.transformer_module  # transformers 5.20 keeps them in a plain list
     module.input_projections = nn.ModuleList(module.input_projections)
     translated = translate(weights, head)
     missing, unexpected = oracle.load_state_dict(translated, strict=False)
-    unused = {n for n in missing if ".swin.layernorm." in n}  # the classifier's norm never runs
-    if head == "recon_head":
+    unused = {n for n in missing if ".swin.layernorm." in n}  # the classifier's norm: never run
+    if role == "g":
         unused |= {n for n in missing if n.startswith(("class_predictor.", "criterion."))}
     assert set(missing) == unused, sorted(set(missing) - unused)
     assert not unexpected, unexpected
@@ -224,13 +225,14 @@ def build_peer(cfg: CfgNode, model: MaskFormerTTT) -> MaskFormerTTT:
     """
     peer = copy.copy(model)
     peer._modules = dict(model._modules)
-    main, reconstruction = build_oracle(cfg, model), build_oracle(cfg, model, "recon_head")
+    main, reconstruction = build_oracle(cfg, model), build_oracle(cfg, model, "g")
     parts: dict[str, Any] = {
-        "backbone": Encoder(main),
-        "sem_seg_head": Head(main),
-        "recon_head": Reconstruction(reconstruction),
+        "f": Encoder(main),
+        "h": Head(main),
+        "g": Reconstruction(reconstruction),
     }
-    for name, part in parts.items():
+    for role, part in parts.items():
+        name = model.parts[role]
         frozen = not any(p.requires_grad for p in model.get_submodule(name).parameters())
         peer._modules[name] = part.to(model.device).requires_grad_(not frozen)
     return peer.eval()

@@ -19,10 +19,10 @@ from costs.comparison import OURS, Options
 from costs.inputs import model_of, write_video
 from ttt_video.adaptation import SlidingWindow
 from ttt_video.adaptation.gradient import GradientAdapter
+from ttt_video.adaptation.settings import OptimizerSettings
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
 from ttt_video.formats.images import FrameTransform, read_rgb
-from ttt_video.modeling.optimizer import make_optimizer, parameter_groups
 from ttt_video.stream.directory import RunDirectory
 from ttt_video.stream.evaluation import StreamEvaluation
 from ttt_video.stream.loop import FrameResult, StreamRunner, video_seed
@@ -145,7 +145,7 @@ def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str
         recent = _Files(records[first : index + 1], transform)
         for frame in DataLoader(recent, batch_size=None, num_workers=workers):
             window.push(frame)
-        adapter.optimizer = _new_optimizer(cfg, model)
+        adapter.optimizer = OptimizerSettings.from_config(cfg).build(model)
         scorers = build_tasks(dataset)
         start = time.perf_counter()
         losses = adapter.adapt(window, generator)
@@ -169,19 +169,6 @@ def _row(
 ) -> dict[str, float]:
     loss = record.get("loss_recon", float("nan"))
     return {"frame": frame, "step": step, "prediction": prediction, "loss_recon": loss}
-
-
-def _new_optimizer(cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
-    optimizer = cfg.TTT.OPTIMIZER
-    groups = parameter_groups(
-        model,
-        lr=optimizer.BASE_LR,
-        weight_decay=optimizer.WEIGHT_DECAY,
-        encoder_multiplier=optimizer.BACKBONE_MULTIPLIER,
-    )
-    return make_optimizer(
-        optimizer.NAME, groups, momentum=optimizer.MOMENTUM, betas=tuple(optimizer.BETAS)
-    )
 
 
 class _Files(Dataset):

@@ -98,7 +98,7 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
         works = {name: _step(adapter, window) for name, adapter in adapters.items()}
         case.update(compare(works, device, options, case["precision"]))
         stages = Stages(device)
-        with stages.watch(model, "recon_head", adapters[OURS].optimizer):
+        with stages.watch(model, model.parts["g"], adapters[OURS].optimizer):
             works[OURS]()
         case["stages"] = stages.shares()
         case["saved_activation_bytes"] = _activations(own, model, window)
@@ -118,7 +118,7 @@ def _activations(cfg: CfgNode, model: MaskFormerTTT, window: SlidingWindow) -> i
     adapter: Any = build_adapter(cfg, model)
     generator = torch.Generator().manual_seed(0)
     batch = window.sample(
-        adapter.micro_batch_size, sampling="with_replacement", generator=generator
+        adapter.step.micro_batch_size, sampling="with_replacement", generator=generator
     )
 
     def forward() -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from ..modeling.interface import adaptable, parts_of
-from ..modeling.optimizer import make_optimizer, parameter_groups
-from ..modeling.weights import read_checkpoint
+from ..modeling.interface import adaptable
 from .base import Adapter, module_mode, seeded_layers
 from .moving_parameters import part_names, unfreeze
+from .settings import PRECISIONS, OptimizerSettings, StepSettings
 from .snapshot import Snapshot
 from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
-
-logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HALVINGS = 16
 """Retries of a step of fp16, each with half the loss scale: from 2**16 down to 1."""
@@ -54,23 +48,8 @@ class GradientAdapter(Adapter):
         *,
         modules: Sequence[str],
         parameters: str = "all",
-        optimizer: str = "SGD",
-        lr: float,
-        momentum: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        encoder_multiplier: float = 1.0,
-        clip_norm: float = 0.0,
-        restart_optimizer: bool = False,
-        source_pull: float = 0.0,
-        source_gradients: Mapping[str, Tensor] | None = None,
-        max_loss_growth: float = 0.0,
-        steps_per_frame: int = 1,
-        batch_size: int = 32,
-        micro_batch_size: int = 8,
-        sampling: str = "with_replacement",
-        step_mode: str = "eval",
-        precision: str = "fp32",
+        optimizer: OptimizerSettings,
+        step: StepSettings,
     ) -> None:
         """Freezes all of ``model`` but the named submodules.
 
@@ -79,60 +58,27 @@ class GradientAdapter(Adapter):
             modules: submodules that move, by their names or with a role ("f", "f.layers.3").
             parameters: which of their parameters: "all"; "norm", those of normalisation layers; or
                 "matrices", those that multiply: of linear layers and convolutions, without biases.
-            optimizer: "SGD" or "ADAMW".
-            lr: learning rate; that of f is multiplied by ``encoder_multiplier``.
-            momentum: of SGD.
-            betas: of AdamW.
-            weight_decay: not applied to norms, embeddings and position tables.
-            encoder_multiplier: see ``lr``.
-            clip_norm: largest L2 norm of the whole gradient; 0 does not clip.
-            restart_optimizer: forget the optimizer's state after every frame.
-            source_pull: share of the way back to the source weights that the weights move after
-                every step.
-            source_gradients: of :func:`measure_gradients`. The gradient of each tensor is divided
-                by its own number before it is clipped, so that tensors move alike.
-            max_loss_growth: a step is undone if the loss on its own batch and masks is more than so
-                many times as large after it; 0 undoes none.
-            steps_per_frame: gradient steps per frame.
-            batch_size: samples per step.
-            micro_batch_size: samples per forward and backward; the gradient is that of the batch.
-            sampling: see :meth:`SlidingWindow.sample`.
-            step_mode: "train" or "eval" mode of the model in the step.
-            precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
+            optimizer: how their gradients move them.
+            step: what a step is made of.
         """
         super().__init__(model)
         if self.parts:
             adaptable(model)
         parts = part_names(model, self.parts)
-        if step_mode not in ("train", "eval"):
-            raise ValueError(f"no step mode {step_mode!r}; train or eval")
         model.requires_grad_(False)
         for name in modules:
             unfreeze(model, name, parameters, parts)
-        groups = parameter_groups(
-            model,
-            lr=lr,
-            weight_decay=weight_decay,
-            encoder=parts_of(model)["f"],
-            encoder_multiplier=encoder_multiplier,
-        )
-        if not groups:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
                 f"nothing to adapt: no parameter under {list(modules)} is of the kind "
                 f"TTT.PARAMETERS {parameters}"
             )
-        self.parameters = [p for group in groups for p in group["params"]]
-        self.optimizer = make_optimizer(optimizer, groups, momentum=momentum, betas=betas)
-        self.clip_norm = clip_norm
-        self.restart_optimizer = restart_optimizer
-        self.source_pull = source_pull
-        self.max_loss_growth = max_loss_growth
-        self.steps_per_frame = steps_per_frame
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.sampling = sampling
-        self.training_step = step_mode == "train"
-        self.dtype = PRECISIONS[precision]
+        self.optimizer = optimizer.build(model)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.update = optimizer
+        self.step = step
+        self.training_step = step.mode == "train"
+        self.dtype = PRECISIONS[step.precision]
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.scaler = self._new_scaler()
         # Buffers too: batch norm's statistics move in train mode.
@@ -140,8 +86,8 @@ class GradientAdapter(Adapter):
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
         self._scales: dict[nn.Parameter, Tensor | float] = {}
-        if source_gradients:
-            scales = gradient_scales(self._moving, source_gradients, parts)
+        if optimizer.source_gradients:
+            scales = gradient_scales(self._moving, optimizer.source_gradients, parts)
             # A GPU takes numbers in one kernel; a CPU would make tensors of them in every step.
             factor = torch.tensor if self.device.type == "cpu" else float
             self._scales = {p: factor(scales[name]) for name, p in self._moving.items()}
@@ -152,34 +98,11 @@ class GradientAdapter(Adapter):
 
         ``modules`` is among them only where ``TTT.MODULES`` overrides the method's own.
         """
-        ttt, file = cfg.TTT, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
-        if ttt.PRESET == "realtime" and not file:
-            logger.warning(
-                "--preset realtime steps by %g in units of the gradients on training images, and "
-                "TTT.OPTIMIZER.SOURCE_GRADIENTS names none: measure them by "
-                "tools/measure_gradients.py, or choose TTT.OPTIMIZER.BASE_LR and CLIP_NORM anew",
-                ttt.OPTIMIZER.BASE_LR,
-            )
         return {
-            **({"modules": tuple(ttt.MODULES)} if ttt.MODULES else {}),
-            "parameters": ttt.PARAMETERS,
-            "optimizer": ttt.OPTIMIZER.NAME,
-            "lr": ttt.OPTIMIZER.BASE_LR,
-            "momentum": ttt.OPTIMIZER.MOMENTUM,
-            "betas": tuple(ttt.OPTIMIZER.BETAS),
-            "weight_decay": ttt.OPTIMIZER.WEIGHT_DECAY,
-            "encoder_multiplier": ttt.OPTIMIZER.BACKBONE_MULTIPLIER,
-            "clip_norm": ttt.OPTIMIZER.CLIP_NORM,
-            "restart_optimizer": ttt.OPTIMIZER.RESTART,
-            "source_pull": ttt.OPTIMIZER.SOURCE_PULL,
-            "source_gradients": read_checkpoint(file) if file else None,
-            "max_loss_growth": ttt.OPTIMIZER.MAX_LOSS_GROWTH,
-            "steps_per_frame": ttt.STEPS_PER_FRAME,
-            "batch_size": ttt.BATCH_SIZE,
-            "micro_batch_size": ttt.MICRO_BATCH_SIZE,
-            "sampling": ttt.SAMPLING,
-            "step_mode": ttt.STEP_MODE,
-            "precision": ttt.PRECISION,
+            **({"modules": tuple(cfg.TTT.MODULES)} if cfg.TTT.MODULES else {}),
+            "parameters": cfg.TTT.PARAMETERS,
+            "optimizer": OptimizerSettings.from_config(cfg),
+            "step": StepSettings.from_config(cfg),
         }
 
     @abstractmethod
@@ -195,7 +118,7 @@ class GradientAdapter(Adapter):
         """
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        """Takes ``steps_per_frame`` gradient steps, each on a fresh batch from the window.
+        """Takes ``step.per_frame`` gradient steps, each on a fresh batch from the window.
 
         Returns:
             The mean of each scalar over the steps, ``grad_norm`` (of the last step, before
@@ -203,8 +126,8 @@ class GradientAdapter(Adapter):
             whose loss or gradient was not finite (in fp16, at any loss scale), or that were undone
             because the loss exploded. They leave weights, buffers and optimizer untouched.
         """
-        record = self.take_steps(self.steps_per_frame, window, generator)
-        if self.restart_optimizer:
+        record = self.take_steps(self.step.per_frame, window, generator)
+        if self.update.restart:
             self.optimizer.state.clear()
         return record
 
@@ -215,7 +138,9 @@ class GradientAdapter(Adapter):
         record: dict[str, float] = {}
         skipped = 0
         for _ in range(count):
-            batch = window.sample(self.batch_size, sampling=self.sampling, generator=generator)
+            batch = window.sample(
+                self.step.batch_size, sampling=self.step.sampling, generator=generator
+            )
             losses, grad_norm, moved = self._step(batch, generator)
             skipped += not moved
             for name, value in losses.items():
@@ -265,9 +190,10 @@ class GradientAdapter(Adapter):
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
-            before = Snapshot(self.parameters, self.optimizer) if self.max_loss_growth else None
-            if 0 < self.clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
-                torch._foreach_mul_(grads, self.clip_norm / (grad_norm + 1e-6))
+            may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
+            before = Snapshot(self.parameters, self.optimizer) if may_undo else None
+            if 0 < clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
+                torch._foreach_mul_(grads, clip_norm / (grad_norm + 1e-6))
             self.scaler.step(self.optimizer)
             self._pull_to_source()
             if before and self._exploded(total_loss(losses), norms, before, batch, random):
@@ -286,8 +212,8 @@ class GradientAdapter(Adapter):
         sums: dict[str, Tensor] = {}
         random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
         with module_mode(self.model, self.training_step), random:
-            for start in range(0, len(batch), self.micro_batch_size):
-                micro_batch = batch[start : start + self.micro_batch_size]
+            for start in range(0, len(batch), self.step.micro_batch_size):
+                micro_batch = batch[start : start + self.step.micro_batch_size]
                 with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
                     losses = self.losses(micro_batch, generator)
                 share = len(micro_batch) / len(batch)
@@ -337,7 +263,7 @@ class GradientAdapter(Adapter):
         sums = self._batch_losses(batch, generator, backward=False)
         buffers.restore()
         after = total_loss({name: float(value) for name, value in sums.items()})
-        return not after <= self.max_loss_growth * loss  # NaN, too
+        return not after <= self.update.max_loss_growth * loss  # NaN, too
 
     def _scale_gradients(self) -> None:
         own = [(p.grad, scale) for p, scale in self._scales.items() if p.grad is not None]
@@ -347,9 +273,9 @@ class GradientAdapter(Adapter):
 
     @torch.no_grad()
     def _pull_to_source(self) -> None:
-        if self.source_pull:
+        if self.update.source_pull:
             source = [self._source[name] for name in self._moving]
-            torch._foreach_lerp_([*self._moving.values()], source, self.source_pull)
+            torch._foreach_lerp_([*self._moving.values()], source, self.update.source_pull)
 
     def _buffers(self) -> Snapshot:
         """Copies the buffers that a forward pass changes, such as batch norm's in train mode."""

@@ -18,3 +18,4 @@ from .loading import (
     merge_preset,
 )
 from .schema import add_ttt_config, get_cfg, restore_defaults, validate_config
+from .yaml_files import load_yaml, read_yaml

@@ -18,6 +18,7 @@ from ..shipped import config_dir
 from .keys import ADAPTATION
 from .methods import named_method
 from .schema import get_cfg, restore_defaults, validate_config
+from .yaml_files import compose_yaml
 
 PRESETS = ("paper", "release", "realtime")
 
@@ -65,11 +66,14 @@ def _merging(what: str) -> Iterator[None]:
 
 
 def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
-    """Refuses a file whose ``_BASE_``, or that of a base, cannot be followed."""
+    """Refuses a file whose ``_BASE_``, or that of a base, cannot be followed.
+
+    :func:`compose_yaml` reads each of these files, and refuses keys that stand twice.
+    """
     chain = (*above, file.resolve())
     if file.resolve() in above:
         raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
-    node = yaml.compose(file.read_bytes())  # makes no values, so that no tag runs code
+    node = compose_yaml(file.read_bytes(), str(file))
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     for base in (value for key, value in pairs if key.value == "_BASE_"):
         for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import yaml
-
 from ..shipped import config_dir
+from .yaml_files import read_yaml
 
 ENSEMBLE = "TTT.ENSEMBLE.METHOD"
 
@@ -48,8 +47,7 @@ class NamedMethod:
 def shipped_methods() -> Mapping[str, NamedMethod]:
     """Returns the methods of ``configs/methods.yaml`` by name, in its order."""
     known: dict[str, NamedMethod] = {}
-    text = (config_dir() / "methods.yaml").read_text(encoding="utf-8")
-    for name, entry in yaml.safe_load(text).items():
+    for name, entry in read_yaml(config_dir() / "methods.yaml").items():
         runs = entry.pop("runs", name)
         base = known.get(runs, NamedMethod(name, runs))
         fixed = {**base.fixed, **entry.pop("fixed", {})}

@@ -26,6 +26,7 @@ from ..formats.images import (
 from ..formats.labels import refuse_label_maps, refuse_labels_as_frames
 from ..structures import FrameSource
 from ..tasks import tasks_of
+from ..tasks.labels import warn_of_near_misses
 from .catalog import check_registered
 from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_records
@@ -178,6 +179,7 @@ def open_dataset(
         raise UserError(
             f"data set {name} cannot be loaded ({error}): is DETECTRON2_DATASETS set to its folder?"
         ) from error
+    warn_of_near_misses(name, dicts)
     for task in tasks_of(MetadataCatalog.get(name).get("evaluator_type"))[:1]:
         task.check_records(dicts)
     refuse_labels_as_frames(name, dicts)

@@ -31,6 +31,9 @@ from .pixel_classes import MainTask
 Samples = Sequence[Mapping[str, Any]]
 """Inputs with ``image``: (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
 
+MASKFORMER_PARTS = {"f": "backbone", "g": "recon_head", "h": "sem_seg_head"}
+"""The names in the published joint-trained weights, and so in :class:`MaskFormerTTT`."""
+
 
 class Model(Protocol):
     """A model that predicts frames."""
@@ -88,6 +91,12 @@ class AdaptableModel(Model, Protocol):
 def parts_of(model: Any) -> Mapping[str, str]:
     """Returns a model's parts by role; detectron2's own models do not name theirs."""
     return getattr(model, "parts", {"f": "backbone", "h": "sem_seg_head"})
+
+
+def prefixes(model: Any, *roles: str) -> tuple[str, ...]:
+    """Returns what names of parameters of these roles begin with; none for parts that it lacks."""
+    parts = parts_of(model)
+    return tuple(f"{parts[role]}." for role in roles if role in parts)
 
 
 def submodule_name(model: Any, name: str) -> str:

@@ -18,12 +18,12 @@ from ..config import validate_config
 from ..errors import UserError
 from .criterion import LossNormalizers, SetCriterion
 from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead, registered
-from .interface import normalized_images, output_size
+from .interface import MASKFORMER_PARTS, normalized_images, output_size
 from .masking import PatchMasks
 from .matcher import HungarianMatcher, Target
 from .pixel_classes import MainTask, image_area, pixel_classes
 from .postprocess import Postprocessing
-from .reconstruction import reconstruction_loss, to_pixel_units
+from .reconstruction import ReconstructionTask, reconstruction_loss, to_pixel_units
 from .targets import count_masks, prepare_target
 
 INPUT_CHANNELS = 4
@@ -69,9 +69,7 @@ class MaskFormerTTT(nn.Module):
         size_divisibility: int,
         joint: str,
         masks: PatchMasks,
-        recon_weight: float,
-        recon_region: str,
-        normalize_target: bool,
+        reconstruction: ReconstructionTask,
         postprocess: Postprocessing,
     ) -> None:
         """
@@ -83,7 +81,7 @@ class MaskFormerTTT(nn.Module):
             size_divisibility: images are zero-padded to a multiple of this, after normalisation.
             joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
             masks: draws the masks of inputs without ``image_mask``.
-            recon_weight, recon_region, normalize_target: of the reconstruction loss.
+            reconstruction: settings of the reconstruction loss.
             postprocess: makes the outputs.
         """
         super().__init__()
@@ -93,12 +91,13 @@ class MaskFormerTTT(nn.Module):
                 f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
                 "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
             )
-        if normalize_target and size_divisibility % masks.patch_size:
+        patch = reconstruction.normalize_patch
+        if patch is not None and size_divisibility % patch:
             raise UserError(
                 f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
-                f"{masks.patch_size} must divide the padding to multiples of {size_divisibility}"
+                f"{patch} must divide the padding to multiples of {size_divisibility}"
             )
-        self.parts = {"f": "backbone", "g": "recon_head", "h": "sem_seg_head"}
+        self.parts = dict(MASKFORMER_PARTS)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.recon_head = recon_head
@@ -107,9 +106,7 @@ class MaskFormerTTT(nn.Module):
         self.size_divisibility = size_divisibility
         self.joint = joint
         self.masks = masks
-        self.recon_weight = recon_weight
-        self.recon_region = recon_region
-        self.normalize_patch = masks.patch_size if normalize_target else None
+        self.reconstruction = reconstruction
         self.postprocess = postprocess
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -170,9 +167,7 @@ class MaskFormerTTT(nn.Module):
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
             "joint": cfg.TTT.JOINT,
             "masks": PatchMasks.from_config(cfg),
-            "recon_weight": cfg.TTT.RECON.WEIGHT,
-            "recon_region": cfg.TTT.RECON.REGION,
-            "normalize_target": cfg.TTT.RECON.NORMALIZE_TARGET,
+            "reconstruction": ReconstructionTask.from_config(cfg),
             "postprocess": Postprocessing.from_config(cfg),
         }
 
@@ -197,7 +192,7 @@ class MaskFormerTTT(nn.Module):
         losses = self.main_losses(batched_inputs, normalizers)
         if self.joint == "joint":
             for name, loss in self.reconstruction_losses(batched_inputs).items():
-                losses[name] = self.recon_weight * loss
+                losses[name] = self.reconstruction.weight * loss
         return losses
 
     def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
@@ -249,9 +244,9 @@ class MaskFormerTTT(nn.Module):
             prediction,
             images.tensor,
             visible,
-            region=self.recon_region,
+            region=self.reconstruction.region,
             inside=image_area(images, *images.tensor.shape[-2:])[:, None],
-            normalize_patch=self.normalize_patch,
+            normalize_patch=self.reconstruction.normalize_patch,
         )
         return {"loss_recon": loss}
 
@@ -268,7 +263,7 @@ class MaskFormerTTT(nn.Module):
         images = self.normalize(batched_inputs)
         visible = self.masks.of_batch(batched_inputs, images, generator)
         prediction = self.recon_head(self.encode(images.tensor, visible)).float()
-        pixels = to_pixel_units(prediction, images.tensor, self.normalize_patch)
+        pixels = to_pixel_units(prediction, images.tensor, self.reconstruction.normalize_patch)
         pictures = {
             "recon": self._denormalize(pixels),
             "masked_input": self._denormalize(images.tensor) * visible,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,20 +25,36 @@ registry has these names, can be imported beside it.
 """
 
 
+@dataclass(frozen=True)
+class EncoderSizes:
+    """What the layers of the deformable encoder are made of.
+
+    Attributes:
+        layers: their number.
+        heads: of the attention; points: that each head samples in each level.
+        feedforward: width of the feed-forward network.
+        dropout: of its hidden layer and of what each part adds.
+    """
+
+    layers: int
+    heads: int
+    points: int
+    feedforward: int
+    dropout: float
+
+
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, each with a residual and a norm."""
 
-    def __init__(
-        self, dim: int, feedforward: int, dropout: float, levels: int, heads: int, points: int
-    ) -> None:
+    def __init__(self, dim: int, levels: int, sizes: EncoderSizes) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(dim, levels, heads, points)
-        self.dropout1 = nn.Dropout(dropout)
+        self.self_attn = MSDeformAttn(dim, levels, sizes.heads, sizes.points)
+        self.dropout1 = nn.Dropout(sizes.dropout)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, feedforward)
-        self.dropout2 = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(feedforward, dim)
-        self.dropout3 = nn.Dropout(dropout)
+        self.linear1 = nn.Linear(dim, sizes.feedforward)
+        self.dropout2 = nn.Dropout(sizes.dropout)
+        self.linear2 = nn.Linear(sizes.feedforward, dim)
+        self.dropout3 = nn.Dropout(sizes.dropout)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(
@@ -101,11 +118,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: int,
         norm: str,
         common_stride: int,
-        num_layers: int,
-        num_heads: int,
-        num_points: int,
-        feedforward: int,
-        dropout: float,
+        encoder: EncoderSizes,
     ) -> None:
         """
         Args:
@@ -115,7 +128,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             dim: channels inside; mask_dim: channels of the mask features.
             norm: of the FPN's convolutions, as in :func:`detectron2.layers.get_norm`.
             common_stride: stride of the mask features, 4 in every published config.
-            num_layers, num_heads, num_points, feedforward, dropout: of the encoder.
+            encoder: sizes of the deformable encoder.
         """
         super().__init__()
 
@@ -131,10 +144,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             nn.init.zeros_(conv.bias)
             self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(32, dim)))
         levels = len(self.transformer_in_features)
-        layers = [
-            EncoderLayer(dim, feedforward, dropout, levels, num_heads, num_points)
-            for _ in range(num_layers)
-        ]
+        layers = [EncoderLayer(dim, levels, encoder) for _ in range(encoder.layers)]
         for layer in layers:
             for linear in (layer.linear1, layer.linear2):
                 nn.init.xavier_uniform_(linear.weight)
@@ -179,12 +189,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
             "common_stride": head.COMMON_STRIDE,
-            "num_layers": head.TRANSFORMER_ENC_LAYERS,
-            # Mask2Former reads no DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS, either.
-            "num_heads": cfg.MODEL.MASK_FORMER.NHEADS,
-            "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
-            "feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
-            "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "encoder": EncoderSizes(
+                layers=head.TRANSFORMER_ENC_LAYERS,
+                # As in Mask2Former, whose DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS nothing reads.
+                heads=cfg.MODEL.MASK_FORMER.NHEADS,
+                points=head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+                feedforward=head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
+                dropout=cfg.MODEL.MASK_FORMER.DROPOUT,
+            ),
         }
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from .masking import patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class ReconstructionTask:
+    """The settings of l_s: ``TTT.RECON.*``.
+
+    Attributes:
+        weight: of the loss in joint training.
+        region: see :func:`reconstruction_loss`.
+        normalize_patch: see :func:`reconstruction_loss`.
+    """
+
+    weight: float
+    region: str
+    normalize_patch: int | None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ReconstructionTask:
+        """Returns those of a config; the patches are the mask's."""
+        recon = cfg.TTT.RECON
+        patch = cfg.TTT.MASK_PATCH_SIZE if recon.NORMALIZE_TARGET else None
+        return cls(recon.WEIGHT, recon.REGION, patch)
 
 
 def patch_statistics(pixels: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:

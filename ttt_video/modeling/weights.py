@@ -26,6 +26,7 @@ from ._weight_files import (
     weights_hash,
     write_checkpoint,
 )
+from .interface import MASKFORMER_PARTS
 
 __all__ = [
     "CLASS_LAYER",
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 EVERYTHING = ("",)
 """Prefixes that allow every name."""
+
+_F, _H, _G = (f"{MASKFORMER_PARTS[role]}." for role in "fhg")
 
 _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 
@@ -171,9 +174,7 @@ def _beyond(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
 def _part(name: str) -> str:
     """Returns the row of the table for a name: backbone, sem_seg_head.predictor, ..."""
     modules = name.split(".")[:-1]
-    return (
-        ".".join(modules[: 2 if name.startswith(("sem_seg_head.", "recon_head.")) else 1]) or name
-    )
+    return ".".join(modules[: 2 if name.startswith((_H, _G)) else 1]) or name
 
 
 def _summarise(names: Sequence[str], limit: int = 12) -> list[str]:
@@ -215,8 +216,8 @@ def load_weights(
         source: file name for messages.
         extra_channels: further channels of a widened convolution keep the model's initialisation
             ("init"), or are zero ("zero"), so that the model computes what the file's did.
-        init_recon_from_main: fills the decoder g (``recon_head``) from the main head h where the
-            file has no g; its queries stay new, because their number is another one.
+        init_recon_from_main: fills the decoder g from the main head h where the file has no g; its
+            queries stay new, because their number is another one.
         allow_new: prefixes of names that the file may lack.
         allow_unused: prefixes of names that the model may lack.
         allow_mismatched: prefixes of names whose shape may differ.
@@ -250,13 +251,13 @@ def load_weights(
             report.mismatched.append(ShapeDifference(name, tuple(value.shape), tuple(own.shape)))
 
     seen = values.keys() | {m.name for m in report.mismatched}
-    has_recon = any(name.startswith("recon_head.") for name in seen)
+    has_recon = any(name.startswith(_G) for name in seen)
     for name in target.keys() - seen:
-        main = values.get(name.replace("recon_head.", "sem_seg_head.", 1))
+        main = values.get(name.replace(_G, _H, 1))
         if (
             init_recon_from_main
             and not has_recon
-            and name.startswith("recon_head.")
+            and name.startswith(_G)
             and main is not None
             and main.shape == target[name].shape
         ):
@@ -278,10 +279,10 @@ def load_weights(
 def _model_name(name: str, model_names: Mapping[str, Any]) -> str:
     """Returns the model's name for a weight, or the name itself if the model has none like it."""
     candidates = [name, name.replace("predictor.static_query.", "predictor.query_feat.")]
-    for head in ("sem_seg_head.", "recon_head."):
+    for head in (_H, _G):
         if name.startswith(head):
             candidates.append(f"{head}pixel_decoder.{name.removeprefix(head)}")
-    candidates.append(f"backbone.{name}")
+    candidates.append(f"{_F}{name}")
     return next((c for c in candidates if c in model_names), name)
 
 
@@ -291,7 +292,7 @@ def _is_narrower_input(name: str, value: Tensor, own: Tensor) -> bool:
     No other convolution of the backbones has as few as 3 channels.
     """
     return (
-        name.startswith("backbone.")
+        name.startswith(_F)
         and value.dim() == own.dim() == 4
         and value.shape[1] == 3 < own.shape[1]
         and value.shape[0] == own.shape[0]

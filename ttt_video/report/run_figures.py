@@ -40,9 +40,13 @@ def axes() -> dict[str, str]:
 
 
 class FrameNumbers(NamedTuple):
-    """Numbers of one frame by name, without those that have no value."""
+    """Numbers of one frame by name, without those that have no value.
+
+    ``position`` is the frame's in the order in which the run met them, from 0 on.
+    """
 
     file_name: str
+    position: int
     adapted: dict[str, float]
     frozen: dict[str, float]
 
@@ -80,12 +84,13 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
                     "folder of a run"
                 )
             frozen = row.get("frozen", {})
-            numbers = FrameNumbers(
+            video = run.videos.setdefault(row["video_id"], {})
+            video[row["frame_index"]] = FrameNumbers(
                 row["file_name"],
+                len(video),
                 _known({**row.get("metrics", {}), "loss_recon": row.get("loss_recon")}),
                 _known(frozen.get("metrics", {})),
             )
-            run.videos.setdefault(row["video_id"], {})[row["frame_index"]] = numbers
         if not run.videos:
             raise UserError(f"{path} has no rows of frames; give the folder of a run")
         run.videos = {
@@ -245,7 +250,7 @@ def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarra
     file = next((run.path / name for name in names if (run.path / name).is_file()), None)
     if file is None:
         return None
-    position = list(run.videos[video_id]).index(frame_index)  # skipped frames are in no video
+    position = run.videos[video_id][frame_index].position  # skipped frames are in no video
     with av.open(ffmpeg_name(file)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number == position:

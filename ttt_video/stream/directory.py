@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..config import read_yaml
 from ..data.fingerprint import Fingerprint, difference
 from ..errors import UserError
 from ..files import (
@@ -263,7 +264,7 @@ class RunDirectory:
         try:
             if file.suffix == ".json":
                 return read_json_object(file)
-            content = yaml.safe_load(file.read_text("utf-8"))
+            content = read_yaml(file)
         except (UserError, OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged(name) from error
         if not isinstance(content, dict):

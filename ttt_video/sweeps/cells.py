@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..config import key_values
+from ..config import key_values, read_yaml
 from ..errors import UserError
 from ..files import file_stem, write_atomically
 from ..tasks.metrics import PROTOCOLS
@@ -195,7 +195,7 @@ def read_sweep(
 def _read_file(path: Path, replace: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
     """Reads the entries of a sweep file; ``quick`` and ``replace`` are those of read_sweep."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

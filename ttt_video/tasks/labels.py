@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from .registry import tasks_of
+from .registry import tasks, tasks_of
+
+logger = logging.getLogger(__name__)
+
+_NEAR = 0.85  # difflib's ratio: a letter or two. Names of the built-in tasks are farther apart.
 
 CLASS_KEYS = ("stuff_classes", "thing_classes")
 """Metadata with the names of the classes, unless a task names other keys."""
@@ -55,3 +63,21 @@ class LabelInfo:
     def name(self, class_id: int) -> str:
         """Returns the name of a class, or its id if it has none."""
         return self.classes[class_id] if class_id < len(self.classes) else str(class_id)
+
+
+def warn_of_near_misses(dataset_name: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Warns where a task would be scored on a data set but for a letter or two in a name.
+
+    Such a task would be left out without a word, because it may just be for other data sets.
+    """
+    said = f"and data set {dataset_name} has %r: is one misspelt?"
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or ""
+    for task in (task for task in tasks() if kind not in task.evaluator_types):
+        for near in get_close_matches(kind, task.evaluator_types, 1, _NEAR):
+            logger.warning(f"task %s is for evaluator_type %r, {said}", task.name, near, kind)
+    keys = {key for record in records for key in record}
+    unread = keys - {key for task in tasks() for key in task.label_keys}
+    for task in tasks():
+        for key in (key for key in task.label_keys if key not in keys):
+            for near in get_close_matches(key, unread, 1, _NEAR):
+                logger.warning(f"task %s reads label key %r, {said}", task.name, key, near)

@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ..config import read_yaml
 from ..errors import UserError
 from ..files import FolderLock, make_folder, write_atomically
 from ..stream.directory import differences
@@ -124,8 +125,8 @@ def open_logs(folder: str) -> None:
 
 def _compare(file: Path, cfg: CfgNode) -> None:
     try:
-        old = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, ValueError):
+        old = read_yaml(file)
+    except (UserError, yaml.YAMLError, ValueError):
         old = None
     if not isinstance(old, dict):
         raise UserError(

@@ -45,15 +45,17 @@ class KeepBest(HookBase):
 
     Args:
         checkpointer: knows which weights to keep, and where both files go.
-        metric: a name in the event storage; higher is better.
+        metric: a name in the event storage.
+        direction: 1 if higher is better, -1 if lower is.
     """
 
-    def __init__(self, checkpointer: TTTCheckpointer, metric: str):
+    def __init__(self, checkpointer: TTTCheckpointer, metric: str, direction: int = 1):
         self.checkpointer = checkpointer
         self.metric = metric
+        self.direction = direction
         self.weights = Path(checkpointer.save_dir) / "model_best.pth"
         self.record = Path(checkpointer.save_dir) / "model_best.json"
-        self.best = float("-inf")
+        self.best = -direction * float("inf")
         self._seen = -1
 
     def before_train(self) -> None:
@@ -83,7 +85,7 @@ class KeepBest(HookBase):
         """Saves if an evaluation since the last call gave a new best value (never NaN)."""
         value, iteration = self.trainer.storage.latest().get(self.metric, (float("nan"), -1))
         new, self._seen = iteration != self._seen, iteration
-        if not (new and value > self.best):
+        if not (new and self.direction * value > self.direction * self.best):
             return
         self.best = float(value)
         record = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}

@@ -39,8 +39,9 @@ from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
 from ..modeling.checkpointer import TTTCheckpointer
+from ..modeling.interface import parts_of, prefixes
 from ..modeling.optimizer import build_lr_scheduler, build_optimizer
-from ..tasks import Task, tasks, tasks_of
+from ..tasks import Task, sign, tasks, tasks_of
 from ..tasks.classes import check_predicted_classes, check_trained_classes
 from .directory import LOG_FILE_ONLY
 from .hooks import FrozenParts, KeepBest, ReconstructionPictures
@@ -65,6 +66,11 @@ class JointTrainer(DefaultTrainer):
         # DefaultTrainer's constructor fixes the step, the loader and the checkpointer, which all
         # differ here; its methods need only what is set below.
         TrainerBase.__init__(self)
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise UserError(
+                f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give at least 1 iteration, or "
+                "--eval-only to train nothing"
+            )
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         data_loader = self.build_train_loader(cfg, seed=self.seed)
@@ -83,7 +89,7 @@ class JointTrainer(DefaultTrainer):
             dtype=amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        untrained = () if cfg.TTT.JOINT == "joint" else ("recon_head.",)
+        untrained = () if cfg.TTT.JOINT == "joint" else prefixes(model, "g")
         self.checkpointer = TTTCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -151,14 +157,15 @@ class JointTrainer(DefaultTrainer):
     def _take_given_parts(self, resumed: bool) -> None:
         """Makes sure that probing has an f in its weights; a g that is there belongs to it."""
         report = self.checkpointer.report
-        parameters = dict(bare_model(self.model).named_parameters())
+        model = bare_model(self.model)
+        parameters = dict(model.named_parameters())
         lacking = "" if self.cfg.MODEL.WEIGHTS else "MODEL.WEIGHTS is empty"
         if report is not None:
             # Vectors start at 0 or 1 and may lack: ImageNet's Swin has no norms of its outputs.
             drawn = [n for n in report.new if n in parameters and parameters[n].dim() > 1]
-            if any(name.startswith("backbone.") for name in drawn):
-                lacking = f"{report.source} lacks weights of f (backbone)"
-            if not any(name.startswith("recon_head.") for name in drawn):
+            if any(name.startswith(prefixes(model, "f")) for name in drawn):
+                lacking = f"{report.source} lacks weights of f ({parts_of(model)['f']})"
+            if not any(name.startswith(prefixes(model, "g")) for name in drawn):
                 self.checkpointer.leave_out = ()
         if lacking and not resumed:
             raise UserError(
@@ -178,7 +185,9 @@ class JointTrainer(DefaultTrainer):
         saver = next(hook for hook in built if isinstance(hook, PeriodicCheckpointer))
         built.remove(saver)
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST:
-            built.append(KeepBest(self.checkpointer, headline_metric(cfg.DATASETS.TEST)))
+            metric = headline_metric(cfg.DATASETS.TEST)
+            direction = sign(main_task_of(cfg.DATASETS.TEST[0]).headline)
+            built.append(KeepBest(self.checkpointer, metric, direction))
         period = cfg.TTT.RECON.PICTURE_PERIOD
         period = cfg.TEST.EVAL_PERIOD if period < 0 else period
         if period > 0 and cfg.TTT.JOINT == "joint":
