@@ -24,6 +24,7 @@ from processes import python_path
 from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.errors import UserError
+from ttt_video.training.joint_training import JointTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -157,7 +158,7 @@ def test_what_became_of_every_weight_is_printed_and_results_are_verified(
     run_here(*args, *opts, "OUTPUT_DIR", out)
     capsys.readouterr()
     monkeypatch.setattr(
-        tool.JointTrainer, "test", lambda cfg, model: {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}}
+        JointTrainer, "test", lambda cfg, model: {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}}
     )
     evaluate = [*args, "--eval-only", *opts, "OUTPUT_DIR", tmp_path / "eval"]
     evaluate += ["MODEL.WEIGHTS", out / "model_final.pth", "TEST.EXPECTED_RESULTS"]
