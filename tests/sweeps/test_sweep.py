@@ -17,6 +17,7 @@ import pytest
 import yaml
 from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
+from processes import stand_in
 
 from ttt_video.config import DEFAULT_STREAM_CONFIG, load_config
 from ttt_video.data.fingerprint import fingerprint_file
@@ -710,14 +711,9 @@ summary = {"complete": "cut" not in value("--video") or len(runs.read_text()) > 
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch) -> str:
-    """Lets cells run ``STREAM`` for ``python -m ttt_video stream``; returns where it is."""
-    package = tmp_path / "stand_in" / "ttt_video"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(STREAM)
-    monkeypatch.syspath_prepend(str(package.parent))  # cells find what this process finds
-    return str(package.parent)
+def stream(tmp_path, monkeypatch) -> Path:
+    """What cells run for ``python -m ttt_video stream``."""
+    return stand_in(STREAM, tmp_path, monkeypatch)
 
 
 def local_sweep(sweep_of, **entries):
@@ -725,7 +721,7 @@ def local_sweep(sweep_of, **entries):
     return sweep_of(seeds=[0], sources=sources, rows={"none": None}, **entries)
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("stream")
 def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of):
     sweep = local_sweep(sweep_of)
     ended = {c.source: r for c, r in run_local(sweep.cells, workers=2, threads=3)}
@@ -742,7 +738,7 @@ def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of):
     assert (sweep.cells[0].folder / "runs.txt").read_text() == "x"
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("stream")
 def test_a_folder_of_other_settings_is_left_alone(sweep_of):
     cell = local_sweep(sweep_of).cells[0]
     assert run_cell(cell, {"OMP_NUM_THREADS": "1"}) is None
@@ -761,7 +757,7 @@ NAMED_FILES = {
 }
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("key", NAMED_FILES)
 def test_another_file_under_the_same_name_is_another_cell(sweep_of, tmp_path, key):
     config, file = tmp_path / "own.yaml", tmp_path / "own.pth"
@@ -817,7 +813,7 @@ def test_a_cell_is_finished_for_the_same_videos_only(sweep_of, tmp_path, kind):
     assert is_finished()  # its report is drawn where the videos are not
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("text", ["", "[", "5"])
 def test_a_damaged_note_is_a_line(sweep_of, text):
     cell = local_sweep(sweep_of).cells[0]
@@ -840,11 +836,12 @@ def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):
     )
 
 
-def test_jobs_through_submitit(sweep_of, stand_in, tmp_path):
+def test_jobs_through_submitit(sweep_of, stream, tmp_path):
     pytest.importorskip("submitit")
     sweep = local_sweep(sweep_of)
     # A job's own process must find the package and not what stands for it.
-    cells = [replace(cell, environment={"PYTHONPATH": stand_in}) for cell in sweep.cells]
+    path = {"PYTHONPATH": str(stream.parents[1])}
+    cells = [replace(cell, environment=path) for cell in sweep.cells]
     jobs = run_on_cluster(
         cells, tmp_path / "jobs", workers=3,
         parameters={"timeout_min": 2, "cpus_per_task": 2, "slurm_partition": "p"}, cluster="local",

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
+from processes import stand_in
 
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
@@ -37,12 +38,7 @@ pathlib.Path(value("--output"), "summary.json").write_text(json.dumps(summary))
 @pytest.fixture
 def stream(tmp_path, monkeypatch) -> Path:
     """What cells run for ``python -m ttt_video stream``."""
-    package = tmp_path / "stand_in" / "ttt_video"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(STREAM)
-    monkeypatch.syspath_prepend(str(package.parent))  # cells find what this process finds
-    return package / "__main__.py"
+    return stand_in(STREAM, tmp_path, monkeypatch)
 
 
 @pytest.fixture
