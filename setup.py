@@ -31,12 +31,17 @@ setup(
     python_requires=">=3.10",
     # The configs live at the top of the repository, where users of detectron2 look for them, and
     # are installed as the package ttt_video.configs, so that a bare config name works anywhere.
-    packages=[*find_packages(include=["ttt_video", "ttt_video.*"]), "ttt_video.configs"],
+    packages=[
+        *find_packages(include=["ttt_video", "ttt_video.*", "ttt_video_cli"]),
+        "ttt_video.configs",
+    ],
     package_dir={"ttt_video.configs": "configs"},
     package_data={
+        "ttt_video_cli": ["py.typed"],
         "ttt_video": ["py.typed", "weights/*.safetensors"],
         "ttt_video.configs": ["*.yaml", "**/*.yaml"],
     },
+    entry_points={"console_scripts": ["ttt-video = ttt_video_cli:main"]},
     zip_safe=False,
     # What `import ttt_video`, streams, training, sweeps, tables and figures import. detectron2
     # itself asks for those that have no bound here.

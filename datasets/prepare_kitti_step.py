@@ -18,7 +18,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
-from _arguments import ToolParser, answer_first
+import _checkout  # noqa: F401 - finds the package of this checkout
+
+from ttt_video_cli.arguments import ToolParser, answer_first
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"training", "sweeps"},
     {"report"},
     {"cli"},
-    {""},  # ttt_video/__init__.py, which registers what the rooms have
+    {"", "__main__"},  # ttt_video/__init__.py, which registers what the rooms have; `python -m`
 ]
 
 

@@ -11,7 +11,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from processes import python_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,10 +208,23 @@ def test_streams_without_any_optional_package_and_without_pointrends_heads(tmp_p
     assert said.splitlines() == ["(19, 32, 64) True", "(19, 32, 64) True", "[]", "[]", "[]"]
 
 
+def test_commands_import_nothing_heavy(tmp_path: Path) -> None:
+    heavy = "numpy,torch,detectron2,ttt_video,yaml"
+    code = (
+        "import sys, pkgutil, importlib, ttt_video_cli as cli\n"
+        "for module in pkgutil.iter_modules(cli.__path__):\n"
+        "    importlib.import_module(f'ttt_video_cli.{module.name}')\n"
+        "print(len([*pkgutil.iter_modules(cli.__path__)]), len(cli.COMMANDS))\n"
+        f"print([name for name in {heavy!r}.split(',') if name in sys.modules])\n"
+    )
+    said = _python("-c", code, folder=tmp_path, PYTHONPATH=str(ROOT))
+    assert said.splitlines() == ["11 10", "[]"]  # a file for each, and the flags they share
+
+
 def _copy_of_the_sources(folder: Path) -> Path:
     """Building in the checkout itself would leave files there that a later build picks up."""
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("ttt_video", "configs", "tools", "tests"):
+    for name in ("ttt_video", "ttt_video_cli", "configs", "tools", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, folder / name)
@@ -229,7 +244,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_wheel_holds_the_package_its_configs_and_its_weights(wheel: Path) -> None:
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "ttt_video", "configs"],
+        ["git", "ls-files", "--cached", "ttt_video", "ttt_video_cli", "configs"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -245,14 +260,29 @@ def test_wheel_holds_the_package_its_configs_and_its_weights(wheel: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     assert expected <= packed
-    assert {name.split("/")[0].split("-")[0] for name in packed} == {"ttt_video"}
+    tops = {name.split("/")[0] for name in packed}
+    assert {top for top in tops if "-" not in top} == {"ttt_video", "ttt_video_cli"}
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed in, beside the libraries that are there."""
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*command, str(site), str(wheel)], check=True)
+    return site
+
+
+def environment(site: Path) -> dict[str, str]:
+    """Variables with which Python finds the installed wheel, and no checkout."""
+    checkout = {str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")}
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [str(site), *(folder for folder in others if folder and folder not in checkout)]
+    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-def test_installed_wheel_finds_its_configs_and_weights(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+def test_installed_wheel_finds_its_configs_and_weights(installed: Path, tmp_path: Path) -> None:
     said = _python(
         "-c",
         "import ttt_video; from ttt_video.config import find_config, load_config\n"
@@ -261,13 +291,55 @@ def test_installed_wheel_finds_its_configs_and_weights(wheel: Path, tmp_path: Pa
         "cfg = load_config('quick/joint_world.yaml', preset='release')\n"
         "print(PathManager.get_local_path('ttt_video://quick_joint_world.safetensors'))\n",
         folder=tmp_path,
-        PYTHONPATH=python_path(site),
+        **environment(installed),
     )
     config, weights = map(Path, said.split())
-    assert config == site / "ttt_video/configs/joint_cityscapes.yaml"
-    assert weights == site / "ttt_video/weights/quick_joint_world.safetensors"
+    assert config == installed / "ttt_video/configs/joint_cityscapes.yaml"
+    assert weights == installed / "ttt_video/weights/quick_joint_world.safetensors"
     assert config.is_file()
     assert weights.is_file()
+
+
+SWEEP = """
+config: quick/stream_world.yaml
+settings: {MODEL.DEVICE: cpu, INPUT.MIN_SIZE_TEST: 64, TTT.BATCH_SIZE: 1}
+sources: {dark: {world: {seed: 2000, frames: 2, height: 64, width: 128, corruption: darkness}}}
+rows: {none:, tent:}
+"""
+
+
+@pytest.mark.slow
+def test_installed_wheel_streams_and_sweeps_in_an_empty_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    def run(*words: str) -> str:
+        command = [str(installed / "bin" / "ttt-video"), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(installed), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        return done.stdout
+
+    assert "weights convert" in run("--help")
+    assert "online_ttt_mae_line_search" in run("stream", "--help")  # of the packed methods.yaml
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "frames").mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (32, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "frames" / f"{index}.png")
+    small = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "32", "TTT.BATCH_SIZE", "1"]
+    said = run("stream", "--video-dir", "frames", "--output", "run", *small)
+    assert "3 frames, " in said
+    assert len((tmp_path / "run" / "frames.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "two.yaml").write_text(SWEEP)
+    said = run("sweep", "two.yaml", "--workers", "1")
+    assert "report.html are in output/sweeps/two" in said
+    cells = tmp_path / "output/sweeps/two/cells"
+    for method in ("none", "tent"):
+        summary = json.loads((cells / method / "dark/seed0/summary.json").read_text())
+        assert (summary["complete"], summary["frames"]) == (True, 2)
+        assert f"| {method} " in said
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

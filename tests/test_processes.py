@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import stand_in
 
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
@@ -248,7 +249,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_cell_of_a_sweep_outlives_it(tmp_path, number, monkeypatch):
-    (tmp_path / "stream_eval.py").write_text(TOOL)
+    stand_in(TOOL, tmp_path, monkeypatch)
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setenv("PIPE", str(tmp_path / "pipe"))
     cells = [
@@ -258,7 +259,7 @@ def test_no_cell_of_a_sweep_outlives_it(tmp_path, number, monkeypatch):
 
     def main() -> None:
         say("works")
-        for _ in run_local(cells, tmp_path, workers=2, threads=1):
+        for _ in run_local(cells, workers=2, threads=1):
             raise AssertionError("no cell ends by itself")
 
     tool = Forked(main)

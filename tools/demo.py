@@ -12,7 +12,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from _arguments import ToolParser, add_register_argument, answer_first
+from _checkout import call
+
+from ttt_video_cli.arguments import ToolParser, add_register_argument, answer_first
 
 CONFIG = "quick/stream_world.yaml"
 GRID_ROWS = 4
@@ -34,7 +36,6 @@ def argument_parser() -> argparse.ArgumentParser:
 
 answer_first(__name__, argument_parser().parse_args)
 
-import make_world
 import numpy as np
 import torch
 
@@ -59,7 +60,7 @@ def make_video(args: argparse.Namespace, folder: Path) -> str:
     """Writes the shifted video where it is missing; returns the name of its data set."""
     flags = [f"--{k}={getattr(args, k)}" for k in ("seed", "frames", "corruption", "severity")]
     flags += ["--schedule=ramp"] if args.ramp else []
-    make_world.main([*flags, "--output", str(folder)])
+    call("world", [*flags, "--output", str(folder)])
     name = "demo_world"
     register_video_sem_seg(name, folder / "images" / "val", folder / "panoptic_maps" / "val")
     return name

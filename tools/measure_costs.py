@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _arguments import PRECISIONS, ToolParser, add_config_arguments, answer_first
+import _checkout  # noqa: F401 - finds the package of this checkout
+
+from ttt_video_cli.arguments import PRECISIONS, ToolParser, add_config_arguments, answer_first
 
 COMMANDS = {
     "predict": "the frozen model's prediction, beside Hugging Face's Mask2Former",
@@ -28,7 +30,7 @@ SIZE = (512, 1024)
 
 def argument_parser() -> argparse.ArgumentParser:
     """One subcommand per thing that is measured."""
-    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)

@@ -1,68 +1,11 @@
 #!/usr/bin/env python
-"""Measures how large a method's gradient is on training images, tensor by tensor.
+"""Runs ``ttt-video weights gradients`` with the code of this checkout."""
 
-python tools/measure_gradients.py --config quick/stream_world.yaml --output gradients.safetensors
+from functools import partial
 
-The file is for TTT.OPTIMIZER.SOURCE_GRADIENTS, with the same weights, method and TTT.BATCH_SIZE.
-"""
+from _checkout import call, start
 
-from __future__ import annotations
-
-import argparse
-
-from _arguments import ToolParser, add_config_arguments, answer_first
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The tool's flags."""
-    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
-    parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
-    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
-    parser.add_argument("--batches", type=int, default=100, metavar="N", help="default: 100")
-    add_config_arguments(parser)
-    return parser
-
-
-answer_first(__name__, argument_parser().parse_args)
-
-import torch
-
-from ttt_video.adaptation import build_adapter
-from ttt_video.adaptation.gradient import GradientAdapter
-from ttt_video.adaptation.source_gradients import measure_gradients
-from ttt_video.cli import config_of, run_tool
-from ttt_video.data.catalog import training_images
-from ttt_video.errors import UserError
-from ttt_video.formats.images import FrameTransform
-from ttt_video.modeling.weights import save_safetensors
-from ttt_video.stream.evaluation import load_source_model
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Parses, measures, writes."""
-    args = argument_parser().parse_args(argv)
-    if args.batches < 1:
-        raise UserError(f"--batches is {args.batches}; give at least 1")
-    cfg = config_of(args, args.method)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
-    cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here,
-    cfg.TTT.PRESET = ""  # and no preset misses it
-    adapter = build_adapter(cfg, load_source_model(cfg))
-    if not isinstance(adapter, GradientAdapter):
-        raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient step of its own")
-    name, size = args.dataset or next(iter(cfg.DATASETS.TRAIN), ""), cfg.TTT.BATCH_SIZE
-    images = training_images(name, FrameTransform.from_config(cfg), args.batches * size)
-    samples = [{"image": image} for image in images]
-    batches = [samples[i : i + size] for i in range(0, len(samples), size)]
-    generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
-    gradients = measure_gradients(adapter, batches, generator)
-    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "method": cfg.TTT.METHOD}
-    save_safetensors(gradients, args.output, {**metadata, "batches": str(len(batches))})
-    print(f"{len(gradients)} tensors, written to {args.output}")
-
+main = partial(call, "weights gradients")
 
 if __name__ == "__main__":
-    run_tool(main)
+    start("weights gradients")

@@ -10,12 +10,14 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
+from processes import stand_in
 
 from ttt_video.config import DEFAULT_STREAM_CONFIG, load_config
 from ttt_video.data.fingerprint import fingerprint_file
@@ -695,9 +697,10 @@ def test_figures_are_drawn_from_the_records(scored, tmp_path):
     assert draw_figures([], scored.figures, scored.baseline, tmp_path, METRICS) == []
 
 
-STREAM_EVAL = """
+STREAM = """
 import json, os, pathlib, sys, time
-args = sys.argv[1:]
+command, *args = sys.argv[1:]
+assert command == "stream"
 value = lambda flag: args[args.index(flag) + 1]
 folder = pathlib.Path(value("--output"))
 print("ran with", os.environ["OMP_NUM_THREADS"], "threads")
@@ -711,12 +714,9 @@ summary = {"complete": "cut" not in value("--video") or len(runs.read_text()) > 
 
 
 @pytest.fixture
-def tools(tmp_path) -> Path:
-    """A folder with a stand-in for stream_eval.py."""
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    (folder / "stream_eval.py").write_text(STREAM_EVAL)
-    return folder
+def stream(tmp_path, monkeypatch) -> Path:
+    """What cells run for ``python -m ttt_video stream``."""
+    return stand_in(STREAM, tmp_path, monkeypatch)
 
 
 def local_sweep(sweep_of, **entries):
@@ -724,9 +724,10 @@ def local_sweep(sweep_of, **entries):
     return sweep_of(seeds=[0], sources=sources, rows={"none": None}, **entries)
 
 
-def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of, tools):
+@pytest.mark.usefixtures("stream")
+def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of):
     sweep = local_sweep(sweep_of)
-    ended = {c.source: r for c, r in run_local(sweep.cells, tools, workers=2, threads=3)}
+    ended = {c.source: r for c, r in run_local(sweep.cells, workers=2, threads=3)}
     assert ended["good"] is None
     assert ended["fail"].startswith("this video is broken (exit code 1, see ")
     assert "no complete summary.json" in ended["cut"]
@@ -734,19 +735,20 @@ def test_cells_run_beside_each_other_and_failures_are_a_line(sweep_of, tools):
     assert "ran with 3 threads" in (sweep.cells[0].folder / "log.txt").read_text()
     # Again: what is missing goes on in the same folder.
     missing = [cell for cell in sweep.cells if not finished(cell)]
-    ended = {c.source: r for c, r in run_local(missing, tools, workers=1, threads=1)}
+    ended = {c.source: r for c, r in run_local(missing, workers=1, threads=1)}
     assert ended.keys() == {"fail", "cut"}
     assert ended["cut"] is None
     assert (sweep.cells[0].folder / "runs.txt").read_text() == "x"
 
 
-def test_a_folder_of_other_settings_is_left_alone(sweep_of, tools):
+@pytest.mark.usefixtures("stream")
+def test_a_folder_of_other_settings_is_left_alone(sweep_of):
     cell = local_sweep(sweep_of).cells[0]
-    assert run_cell(cell, tools, {"OMP_NUM_THREADS": "1"}) is None
+    assert run_cell(cell, {"OMP_NUM_THREADS": "1"}) is None
     other = local_sweep(sweep_of, frames=9).cells[0]
     assert other.folder == cell.folder
     assert not finished(other)
-    assert "holds a run of other settings" in run_cell(other, tools, {})
+    assert "holds a run of other settings" in run_cell(other, {})
     assert finished(cell)
 
 
@@ -758,8 +760,9 @@ NAMED_FILES = {
 }
 
 
+@pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("key", NAMED_FILES)
-def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_path, key):
+def test_another_file_under_the_same_name_is_another_cell(sweep_of, tmp_path, key):
     config, file = tmp_path / "own.yaml", tmp_path / "own.pth"
     config.write_text("TTT: {WINDOW_SIZE: 4}")
     file.write_bytes(b"first")
@@ -770,7 +773,7 @@ def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_p
         sweep_workers._file_digest.cache_clear()  # as in another process
         return local_sweep(sweep_of, config=str(config), **named).cells[0]
 
-    assert run_cell(cell(), tools, {"OMP_NUM_THREADS": "1"}) is None
+    assert run_cell(cell(), {"OMP_NUM_THREADS": "1"}) is None
     assert finished(cell())
     file.write_bytes(b"second")
     assert not finished(cell())
@@ -778,7 +781,7 @@ def test_another_file_under_the_same_name_is_another_cell(sweep_of, tools, tmp_p
     assert finished(cell())
     config.write_text("TTT: {WINDOW_SIZE: 5}")
     assert not finished(cell())
-    assert "holds a run of other settings" in run_cell(cell(), tools, {})
+    assert "holds a run of other settings" in run_cell(cell(), {})
 
 
 @pytest.mark.parametrize("kind", ["video", "video-dir"])
@@ -813,12 +816,13 @@ def test_a_cell_is_finished_for_the_same_videos_only(sweep_of, tmp_path, kind):
     assert is_finished()  # its report is drawn where the videos are not
 
 
+@pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("text", ["", "[", "5"])
-def test_a_damaged_note_is_a_line(sweep_of, tools, text):
+def test_a_damaged_note_is_a_line(sweep_of, text):
     cell = local_sweep(sweep_of).cells[0]
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.json").write_text(text)
-    assert "holds a run of other settings" in run_cell(cell, tools, {})
+    assert "holds a run of other settings" in run_cell(cell, {})
     (cell.folder / "summary.json").write_text(text)
     assert not finished(cell)
 
@@ -835,11 +839,14 @@ def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):
     )
 
 
-def test_jobs_through_submitit(sweep_of, tools, tmp_path):
+def test_jobs_through_submitit(sweep_of, stream, tmp_path):
     pytest.importorskip("submitit")
     sweep = local_sweep(sweep_of)
+    # A job's own process must find the package and not what stands for it.
+    path = {"PYTHONPATH": str(stream.parents[1])}
+    cells = [replace(cell, environment=path) for cell in sweep.cells]
     jobs = run_on_cluster(
-        sweep.cells, tools, tmp_path / "jobs", workers=3,
+        cells, tmp_path / "jobs", workers=3,
         parameters={"timeout_min": 2, "cpus_per_task": 2, "slurm_partition": "p"}, cluster="local",
     )  # fmt: skip
     ended = {cell.source: reason for cell, reason in jobs}
@@ -848,16 +855,16 @@ def test_jobs_through_submitit(sweep_of, tools, tmp_path):
     assert "ran with 2 threads" in (sweep.cells[0].folder / "log.txt").read_text()
 
 
-def test_cluster_mistakes(sweep_of, tools, tmp_path, monkeypatch):
+def test_cluster_mistakes(sweep_of, tmp_path, monkeypatch):
     cells = local_sweep(sweep_of).cells
     arguments = {"workers": 1, "parameters": {}}
     monkeypatch.setattr("shutil.which", lambda name: None)
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match="no sbatch"):
-        next(run_on_cluster(cells, tools, tmp_path / "jobs", **arguments))
+        next(run_on_cluster(cells, tmp_path / "jobs", **arguments))
     bad = {"workers": 1, "parameters": {"nonsense": 1}, "cluster": "local"}
     with pytest.raises(UserError, match="nonsense"):
-        next(run_on_cluster(cells, tools, tmp_path / "jobs", **bad))
+        next(run_on_cluster(cells, tmp_path / "jobs", **bad))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install submitit"):
-        next(run_on_cluster(cells, tools, tmp_path / "jobs", **arguments))
+        next(run_on_cluster(cells, tmp_path / "jobs", **arguments))

@@ -1,44 +1,50 @@
-"""Command lines of all tools: what they answer before anything that takes seconds is imported."""
+"""Command lines of commands and scripts: what is answered before anything heavy is imported."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import _arguments
-import make_world
 import pytest
-import train_net
 from detectron2.engine import default_argument_parser
 
+import ttt_video_cli
 from ttt_video.adaptation import method_names
 from ttt_video.adaptation.settings import PRECISIONS
 from ttt_video.config import PRESETS
 from ttt_video.report.tables import FORMATS, LAYOUTS
 from ttt_video.tasks.metrics import PROTOCOLS
 from ttt_video.world import corruptions, layouts, shifts, style
+from ttt_video_cli import COMMANDS, arguments, train, world
 
-FOLDER = Path(_arguments.__file__).parent
-SCRIPTS = (*FOLDER.glob("[!_]*.py"), *(FOLDER.parent / "datasets").glob("*.py"))
-TOOLS = sorted(str(path.relative_to(FOLDER.parent)) for path in SCRIPTS)
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = (*(ROOT / "tools").glob("[!_]*.py"), *(ROOT / "datasets").glob("*.py"))
+TOOLS = sorted(str(path.relative_to(ROOT)) for path in SCRIPTS)
+EVERY = [*TOOLS, "ttt-video", *(f"ttt-video {name}" for name in COMMANDS)]
 
-# Runs every tool as a script with each of some command lines, in one fresh process: what it says,
+# Runs scripts and commands with each of some command lines, in one fresh process: what each says,
 # its exit code, and what is imported after it that takes long.
 HARNESS = """
 import contextlib, io, json, runpy, sys
 root, tools, lines = json.loads(sys.argv[1])
-sys.path.insert(0, f"{root}/tools")
+sys.path[:0] = [f"{root}/tools", root]
+import ttt_video_cli
 answers = {}
 for tool in tools:
     for line in lines:
-        sys.argv = [tool, *line]
+        script, *words = tool.split()
+        sys.argv = [script, *words, *line]
         out, err, code = io.StringIO(), io.StringIO(), None
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                runpy.run_path(f"{root}/{tool}", run_name="__main__")
+                if script == "ttt-video":
+                    ttt_video_cli.main()
+                else:
+                    runpy.run_path(f"{root}/{tool}", run_name="__main__")
             except SystemExit as stop:
                 code = stop.code or 0
         heavy = [m for m in ("torch", "detectron2", "ttt_video", "numpy") if m in sys.modules]
@@ -48,7 +54,7 @@ print(json.dumps(answers))
 
 
 def answers(tools: list[str], lines: list[list[str]]) -> dict[str, list]:
-    job = json.dumps([str(FOLDER.parent), tools, lines])
+    job = json.dumps([str(ROOT), tools, lines])
     done = subprocess.run(
         [sys.executable, "-c", HARNESS, job], capture_output=True, text=True, check=True
     )
@@ -58,46 +64,89 @@ def answers(tools: list[str], lines: list[list[str]]) -> dict[str, list]:
 def test_help_imports_nothing_that_takes_long():
     assert len(TOOLS) >= 15
     subcommands = answers(["tools/measure_costs.py"], [["all", "--help"]])
-    for line, (code, out, err, heavy) in {**answers(TOOLS, [["--help"]]), **subcommands}.items():
+    for line, (code, out, err, heavy) in {**answers(EVERY, [["--help"]]), **subcommands}.items():
         assert (code, err, heavy) == (0, "", []), line
         assert Path(line.split()[0]).name in out, line
 
 
 def test_wrong_arguments_are_one_line_and_import_nothing_that_takes_long():
-    for line, (code, out, err, heavy) in answers(TOOLS, [["--no-such-flag", "x"]]).items():
+    said = answers([*EVERY, "ttt-video weights", "ttt-video nonsense"], [["--no-such-flag", "x"]])
+    assert len(said) == len(EVERY) + 2
+    for line, (code, out, err, heavy) in said.items():
         assert (code, out, heavy) == (2, "", []), line
         assert err.startswith("error: "), line
         assert err.count("\n") == 1, line
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "error: the following arguments are required: COMMAND ...; ttt-video --help"),
+        (["weights"], "error: the following arguments are required: COMMAND ...; ttt-video weig"),
+        (["steam"], "error: argument COMMAND ...: invalid choice: 'steam' (choose from "),
+        (["weights", "norm"], "error: argument COMMAND ...: invalid choice: 'norm' (choose from "),
+        (["sweep"], "error: the following arguments are required: SWEEP; ttt-video sweep --help"),
+        (["stream", "--preset", "x"], "error: argument --preset: invalid choice: 'x' (choose fr"),
+        (["weights", "convert", "a"], "error: give IN and OUT, or --inspect FILE; ttt-video weig"),
+    ],
+)
+def test_what_is_missing_or_misspelt_is_named(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ttt_video_cli.main(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_help_lists_every_command(capsys):
+    for words in (["--help"], ["weights", "--help"]):
+        with pytest.raises(SystemExit):
+            ttt_video_cli.main(words)
+    every, weights = capsys.readouterr().out.split("usage: ")[1:]
+    for name, text in COMMANDS.items():
+        (line,) = [line for line in every.splitlines() if line.startswith(f"  {name} ")]
+        assert line.endswith(text)
+        assert (text in weights) == name.startswith("weights ")
+
+
+def test_every_tool_is_a_command_or_no_part_of_the_package():
+    """A command's script runs it under its own name, and holds nothing else."""
+    own = {"demo.py", "measure_costs.py", "setup_env.py"}
+    scripts = [path for path in (ROOT / "tools").glob("[!_]*.py") if path.name not in own]
+    started = {runpy.run_path(str(path))["main"].args for path in scripts}
+    assert started == {(name,) for name in COMMANDS}
+    for path in scripts:
+        (name,) = [name for name in COMMANDS if f'start("{name}")' in path.read_text("utf-8")]
+        assert runpy.run_path(str(path))["main"].args == (name,)
+
+
 def test_names_are_those_of_the_package():
-    assert _arguments.method_names() == method_names()
-    assert _arguments.PRESETS == PRESETS
-    assert tuple(PRECISIONS) == _arguments.PRECISIONS
-    assert tuple(PROTOCOLS) == _arguments.PROTOCOLS
-    assert tuple(LAYOUTS) == _arguments.TABLE_LAYOUTS
-    assert tuple(FORMATS) == _arguments.TABLE_FORMATS
-    assert _arguments.SCENES == style.SCENES
-    assert _arguments.SCHEDULES == shifts.SCHEDULES
-    assert tuple(shifts.FAMILIES) == _arguments.SPLITS
-    assert tuple(layouts.VIDEO_DATASETS) == _arguments.VIDEO_LAYOUTS
+    assert arguments.method_names() == method_names()
+    assert arguments.PRESETS == PRESETS
+    assert tuple(PRECISIONS) == arguments.PRECISIONS
+    assert tuple(PROTOCOLS) == arguments.PROTOCOLS
+    assert tuple(LAYOUTS) == arguments.TABLE_LAYOUTS
+    assert tuple(FORMATS) == arguments.TABLE_FORMATS
+    assert arguments.SCENES == style.SCENES
+    assert arguments.SCHEDULES == shifts.SCHEDULES
+    assert tuple(shifts.FAMILIES) == arguments.SPLITS
+    assert tuple(layouts.VIDEO_DATASETS) == arguments.VIDEO_LAYOUTS
 
 
 def test_corruptions_that_help_names_exist():
-    (action,) = [a for a in make_world.argument_parser()._actions if a.dest == "corruption"]
+    (action,) = [a for a in world.argument_parser()._actions if a.dest == "corruption"]
     named = action.help.split(" and others")[0].split(", ")
     assert set(named) <= set(corruptions.CORRUPTIONS)
 
 
 def test_train_net_has_detectron2s_flags():
-    ours, theirs = vars(train_net.argument_parser().parse_args([])), default_argument_parser()
+    ours, theirs = vars(train.argument_parser().parse([])), default_argument_parser()
     wanted = {**vars(theirs.parse_args([])), "config_file": None}
     assert wanted.items() <= ours.items()
 
 
 def test_config_arguments():
-    parser = _arguments.ToolParser()
-    _arguments.add_config_arguments(parser)
+    parser = arguments.ToolParser()
+    arguments.add_config_arguments(parser)
     args = parser.parse_args(["--config", "a.yaml", "--preset", "paper", "SEED", "3"])
     assert (args.config_file, args.preset, args.opts) == ("a.yaml", "paper", ["SEED", "3"])
     assert parser.parse_args(["--config-file", "b.yaml"]).config_file == "b.yaml"
@@ -120,8 +169,8 @@ warnings.warn("of ours", UserWarning)
 RUN = """
 import runpy, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-import _arguments
-_arguments.answer_first(sys.argv[3], lambda: None)
+from ttt_video_cli import arguments
+arguments.answer_first(sys.argv[3], lambda: None)
 runpy.run_path(sys.argv[2])
 subprocess.run([sys.executable, sys.argv[2]], check=True)
 """
@@ -131,7 +180,7 @@ subprocess.run([sys.executable, sys.argv[2]], check=True)
 def test_warnings_of_other_libraries_are_silenced_in_tools_alone(name, tmp_path):
     script = tmp_path / "warn.py"
     script.write_text(WARN)
-    command = [sys.executable, "-c", RUN, str(FOLDER), str(script), name]
+    command = [sys.executable, "-c", RUN, str(ROOT), str(script), name]
     # Other tests run tools in this process, and so leave the variable.
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
 from ttt_video.data.published_counts import PUBLISHED, compare_with_published
 from ttt_video.errors import UserError
 from ttt_video.world import WorldVideo, layouts
+from ttt_video_cli import call
+from ttt_video_cli.check import MAX_LISTED
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
-sys.path.insert(0, str(TOOL.parent))
-
-import check_dataset  # noqa: E402
+check = partial(call, "check")
 
 H, W = 32, 64
 
@@ -92,7 +93,7 @@ def problems(name):
 )
 @pytest.mark.usefixtures("root")
 def test_a_whole_data_set_has_no_problems(tmp_path, capsys, name, first, some):
-    check_dataset.main([name, "--pictures", str(tmp_path / "drawn"), "--count", "2"])
+    check([name, "--pictures", str(tmp_path / "drawn"), "--count", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [name, first]
     assert some in lines
@@ -110,14 +111,14 @@ def test_pictures_are_drawn_unless_something_is_wrong(root, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     name = "coco_videos_panoptic_bar"
     drawn = Path("output/check_dataset") / name
-    check_dataset.main([name, "--no-pictures"])
+    check([name, "--no-pictures"])
     assert not drawn.exists()
-    check_dataset.main([name])
+    check([name])
     assert len(list(drawn.iterdir())) == 2
     shutil.rmtree(drawn)
     (root / "coco_videos" / "panoptic_images" / "bar" / "bar_11.png").unlink()
     with pytest.raises(UserError, match="1 problem"):
-        check_dataset.main([name])
+        check([name])
     assert not drawn.exists()
 
 
@@ -125,7 +126,7 @@ def test_pictures_are_drawn_unless_something_is_wrong(root, tmp_path, monkeypatc
 def test_pictures_without_opencv_name_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="cv2, which is missing: pip install opencv-python-headles"):
-        check_dataset.main(["coco_videos_panoptic_bar", "--pictures", str(tmp_path)])
+        check(["coco_videos_panoptic_bar", "--pictures", str(tmp_path)])
 
 
 def test_detectron2s_own_sets(root):
@@ -389,12 +390,12 @@ def test_class_255_of_300_is_a_class(own, tmp_path):
 def test_what_is_not_there_at_all_is_exit_code_2(capsys):
     for name in ("kitti_step_video_sem_seg_train", "coco_videos_instance_tokyo"):
         with pytest.raises(UserError, match=rf"{name}: 1 problem.*datasets/README\.md"):
-            check_dataset.main([name])
+            check([name])
         assert "PROBLEM " in capsys.readouterr().out
     with pytest.raises(UserError, match="registered are: kitti_step_video_sem_seg_val"):
-        check_dataset.main(["kitti_step_val"])
+        check(["kitti_step_val"])
     with pytest.raises(UserError, match="--count is 0"):
-        check_dataset.main(["kitti_step_video_sem_seg_val", "--count", "0"])
+        check(["kitti_step_video_sem_seg_val", "--count", "0"])
 
 
 def test_many_problems_are_not_all_listed(root, own, tmp_path, capsys):
@@ -404,9 +405,9 @@ def test_many_problems_are_not_all_listed(root, own, tmp_path, capsys):
             Image.fromarray(np.zeros(pixels, np.uint8)).save(tmp_path / folder / f"{t}.png")
     register_custom_video(own, tmp_path / "in", tmp_path / "gt", ["a"])
     with pytest.raises(UserError, match="30 problem"):
-        check_dataset.main([own])
+        check([own])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("PROBLEM") for line in lines) == check_dataset.MAX_LISTED
+    assert sum(line.startswith("PROBLEM") for line in lines) == MAX_LISTED
     assert "... and 10 more" in lines
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from ttt_video.modeling.weights import read_checkpoint, weights_hash, write_checkpoint
+from ttt_video_cli import call
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
-sys.path.insert(0, str(TOOL.parent))
-
-import convert_weights  # noqa: E402
+convert = partial(call, "weights convert")
 
 WEIGHTS = {
     "backbone.patch_embed.proj.weight": torch.randn(8, 4, 4, 4),
@@ -35,19 +35,19 @@ def source(tmp_path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
 def test_converts_to_every_format(source, tmp_path, capsys, suffix):
     out = tmp_path / f"out{suffix}"
-    convert_weights.main([str(source), str(out)])
+    convert([str(source), str(out)])
     assert weights_hash(read_checkpoint(out)) == weights_hash(WEIGHTS)
     assert weights_hash(WEIGHTS) in capsys.readouterr().out
 
 
 def test_converts_channels(source, tmp_path):
     out = tmp_path / "out.safetensors"
-    convert_weights.main([str(source), str(out), "--channels", "3"])
+    convert([str(source), str(out), "--channels", "3"])
     assert read_checkpoint(out)["backbone.patch_embed.proj.weight"].shape == (8, 3, 4, 4)
 
 
 def test_inspect_describes(source, capsys):
-    convert_weights.main(["--inspect", str(source)])
+    convert(["--inspect", str(source)])
     said = dict(
         (part.strip() for part in (line[:13], line[13:]))
         for line in capsys.readouterr().out.splitlines()
@@ -64,7 +64,7 @@ def test_inspect_describes(source, capsys):
 def test_inspect_finds_values_that_are_not_finite(tmp_path, capsys):
     path = tmp_path / "bad.safetensors"
     write_checkpoint({"w": torch.tensor([1.0, float("nan")])}, path)
-    convert_weights.main(["--inspect", str(path)])
+    convert(["--inspect", str(path)])
     assert "1 tensors, such as w" in capsys.readouterr().out
 
 
@@ -83,11 +83,11 @@ def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path):
     assert source.read_bytes() == kept
 
     with pytest.raises(SystemExit, match="2"):
-        convert_weights.main([str(source)])  # no OUT
+        convert([str(source)])  # no OUT
     with pytest.raises(SystemExit, match="2"):
-        convert_weights.main(["--inspect", str(source), "--channels", "3"])
+        convert(["--inspect", str(source), "--channels", "3"])
 
 
 def test_overwrites_when_asked(source):
-    convert_weights.main([str(source), str(source), "--channels", "3", "--overwrite"])
+    convert([str(source), str(source), "--channels", "3", "--overwrite"])
     assert read_checkpoint(source)["backbone.patch_embed.proj.weight"].shape[1] == 3

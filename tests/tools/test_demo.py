@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,7 @@ def demo(tmp_path, monkeypatch, capsys):
         main(["--frames", "2", "--output", str(tmp_path), "MODEL.DEVICE", "cpu", *opts])
         return capsys.readouterr().out
 
-    yield run
-    sys.modules.pop("make_world", None)
+    return run
 
 
 @pytest.mark.slow

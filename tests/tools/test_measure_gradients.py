@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -12,37 +11,29 @@ from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import read_checkpoint
 from ttt_video.stream.evaluation import load_source_model
+from ttt_video_cli import call
 
-ROOT = Path(__file__).resolve().parents[2]
+measure = partial(call, "weights gradients")
 CONFIG = "quick/stream_world.yaml"
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import measure_gradients
-
-    yield measure_gradients
-    sys.modules.pop("measure_gradients")
-
-
-def test_the_preset_in_these_units_says_that_they_are_missing(tool, pictures, tmp_path, caplog):
+def test_the_preset_in_these_units_says_that_they_are_missing(pictures, tmp_path, caplog):
     cfg = load_config(CONFIG, "realtime", ["TTT.OPTIMIZER.SOURCE_GRADIENTS", ""])
     build_adapter(cfg, load_source_model(cfg))
     assert "SOURCE_GRADIENTS names none: measure them by" in caplog.text
     caplog.clear()
     file = tmp_path / "gradients.safetensors"
     argv = ["--config", CONFIG, "--dataset", pictures, "--output", str(file), "--batches", "1"]
-    tool.main([*argv, "--preset", "realtime"])
+    measure([*argv, "--preset", "realtime"])
     cfg = load_config(CONFIG, "realtime", ["TTT.OPTIMIZER.SOURCE_GRADIENTS", str(file)])
     build_adapter(cfg, load_source_model(cfg))
     assert "SOURCE_GRADIENTS" not in caplog.text
 
 
-def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
+def test_writes_what_a_stream_reads(pictures, tmp_path, capsys):
     file = tmp_path / "gradients.safetensors"
     argv = ["--config", CONFIG, "--dataset", pictures, "--output", str(file), "--batches", "2"]
-    tool.main([*argv, "TTT.BATCH_SIZE", "2"])
+    measure([*argv, "TTT.BATCH_SIZE", "2"])
     assert "tensors, written to" in capsys.readouterr().out
     sizes = read_checkpoint(str(file))
     assert all(size.shape == () and size >= 0 for size in sizes.values())
@@ -66,7 +57,7 @@ def test_writes_what_a_stream_reads(tool, pictures, tmp_path, capsys):
         (["--method", "none"], "takes no gradient step"),
     ],
 )
-def test_mistakes_are_told_in_a_line(tool, tmp_path, flags, reason):
+def test_mistakes_are_told_in_a_line(tmp_path, flags, reason):
     argv = ["--config", CONFIG, "--output", str(tmp_path / "x.safetensors")]
     with pytest.raises(UserError, match=reason):
-        tool.main([*argv, *flags])
+        measure([*argv, *flags])

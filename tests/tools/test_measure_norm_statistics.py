@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import read_checkpoint
+from ttt_video_cli import call
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import measure_norm_statistics
-
-    yield measure_norm_statistics
-    sys.modules.pop("measure_norm_statistics")
+measure = partial(call, "weights norms")
 
 
-def test_writes_what_ln_adapt_reads(tool, pictures, tmp_path, capsys):
+def test_writes_what_ln_adapt_reads(pictures, tmp_path, capsys):
     file = tmp_path / "norms.safetensors"
     argv = ["--config", "quick/stream_world.yaml", "--dataset", pictures, "--output", str(file)]
-    tool.main([*argv, "--max-images", "2"])
+    measure([*argv, "--max-images", "2"])
     assert "layers, written to" in capsys.readouterr().out
     two = read_checkpoint(str(file))
     assert {name.rpartition(".")[2] for name in two} == {"mean", "variance"}
-    tool.main(argv)
+    measure(argv)
     all_four = read_checkpoint(str(file))
     assert two.keys() == all_four.keys()
     assert any(not np.array_equal(two[name], all_four[name]) for name in two)
@@ -45,7 +36,7 @@ def test_writes_what_ln_adapt_reads(tool, pictures, tmp_path, capsys):
         (["--register", "gone.py"], "--register gone.py: no such file"),
     ],
 )
-def test_mistakes_are_told_in_a_line(tool, tmp_path, flags, reason):
+def test_mistakes_are_told_in_a_line(tmp_path, flags, reason):
     argv = ["--config", "quick/stream_world.yaml", "--output", str(tmp_path / "x.safetensors")]
     with pytest.raises(UserError, match=reason):
-        tool.main([*argv, *flags])
+        measure([*argv, *flags])

@@ -1,10 +1,9 @@
-"""tools/sweep.py as a user runs it."""
+"""``ttt-video sweep`` as a user runs it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,16 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
+from processes import stand_in
 
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video_cli import call
 
-ROOT = Path(__file__).resolve().parents[2]
+sweep = partial(call, "sweep")
 
-STREAM_EVAL = """
+STREAM = """
 import json, pathlib, sys
 args = sys.argv[1:]
 value = lambda flag: args[args.index(flag) + 1]
@@ -35,11 +36,9 @@ pathlib.Path(value("--output"), "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("sweep_tool", ROOT / "tools/sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def stream(tmp_path, monkeypatch) -> Path:
+    """What cells run for ``python -m ttt_video stream``."""
+    return stand_in(STREAM, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -54,14 +53,11 @@ def sweep_file(tmp_path, monkeypatch) -> str:
     return "mine.yaml"
 
 
-def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsys):
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools/stream_eval.py").write_text(STREAM_EVAL)
-    monkeypatch.setattr(tool, "TOOLS", tmp_path / "tools")
-    tool.main([sweep_file, "--dry-run"])
+def test_runs_reports_and_goes_on(sweep_file, stream, tmp_path, capsys):
+    sweep([sweep_file, "--dry-run"])
     assert capsys.readouterr().out.count("missing: ") == 3
     with pytest.raises(SystemExit) as stop:
-        run_tool(lambda: tool.main([sweep_file, "--workers", "2", "--frames", "2", "SEED", "3"]))
+        run_tool(lambda: sweep([sweep_file, "--workers", "2", "--frames", "2", "SEED", "3"]))
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert "failed: tent / a / seed 0: no such thing" in out + err
@@ -69,7 +65,7 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     assert "Traceback" not in err
     folder = tmp_path / "output/sweeps/mine"
     assert "+10.00" in (folder / "results.md").read_text()
-    tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])  # in another process, later
+    sweep([sweep_file, "--report", "--frames", "2", "SEED", "3"])  # in another process, later
     assert "- Failed: tent / a / seed 0: no such thing" in capsys.readouterr().out
     for file in ("results.md", "results.csv", "report.html"):
         assert "no such thing" in (folder / file).read_text(), file
@@ -81,27 +77,27 @@ def test_runs_reports_and_goes_on(tool, sweep_file, tmp_path, monkeypatch, capsy
     assert note["arguments"][-4:] == ["--max-frames", "2", "SEED", "3"]
     before = (folder / "cells/none/a/seed0/summary.json").stat().st_mtime_ns
     (tmp_path / "mended").touch()
-    tool.main([sweep_file, "--frames", "2", "SEED", "3"])
+    sweep([sweep_file, "--frames", "2", "SEED", "3"])
     assert (folder / "cells/none/a/seed0/summary.json").stat().st_mtime_ns == before
     assert capsys.readouterr().out.count("+10.00") == 2
     assert "no such thing" not in (folder / "results.md").read_text()
-    shutil.rmtree(tmp_path / "tools")
-    tool.main([sweep_file, "--report", "--frames", "2", "SEED", "3"])
+    stream.unlink()
+    sweep([sweep_file, "--report", "--frames", "2", "SEED", "3"])
     assert capsys.readouterr().out.count("+10.00") == 2
-    tool.main([sweep_file, "--report", "--protocol", "video", "--frames", "2", "SEED", "3"])
+    sweep([sweep_file, "--report", "--protocol", "video", "--frames", "2", "SEED", "3"])
     text = capsys.readouterr().out
     assert "51.00" in text
     assert "- mIoU_video_mean: mIoU of each video by itself; mean over videos" in text
     assert "- Preset none, weights aaaaaaaaaaaa: a." in text
 
 
-def test_other_videos_than_the_files(tool, sweep_file, capsys, tmp_path):
+def test_other_videos_than_the_files(sweep_file, capsys, tmp_path):
     (tmp_path / "r.py").write_text(
         "from detectron2.data import DatasetCatalog\nDatasetCatalog.register('d/e', list)\n"
     )
     flags = ["--dataset", "d/e", "--weights", "w", "--register", "r.py", "--preset", "paper"]
     try:
-        tool.main([sweep_file, "--dry-run", *flags])
+        sweep([sweep_file, "--dry-run", *flags])
     finally:
         DatasetCatalog.remove("d/e")
     line = capsys.readouterr().out.splitlines()[0]
@@ -112,8 +108,8 @@ def test_other_videos_than_the_files(tool, sweep_file, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("source", [".", "..", "/"])
-def test_a_folder_without_a_name(tool, sweep_file, capsys, source, tmp_path):
-    tool.main([sweep_file, "--dry-run", "--video-dir", source])
+def test_a_folder_without_a_name(sweep_file, capsys, source, tmp_path):
+    sweep([sweep_file, "--dry-run", "--video-dir", source])
     assert f"missing: none / {source} / seed 0: --video-dir {source} " in capsys.readouterr().out
 
 
@@ -137,9 +133,9 @@ def test_a_folder_without_a_name(tool, sweep_file, capsys, source, tmp_path):
         (["mine.yaml", "--workers", "2", "TTT.FRAME_BUDGET_MS", "50"], "with TTT.FRAME_BUDGET_MS"),
     ],
 )
-def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):
+def test_mistakes_are_a_line(sweep_file, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        run_tool(lambda: tool.main(arguments))
+        run_tool(lambda: sweep(arguments))
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}")
@@ -147,19 +143,18 @@ def test_mistakes_are_a_line(tool, sweep_file, capsys, arguments, message):
     assert not Path("output").exists()
 
 
-def test_cells_without_weights_fail_at_once(tool, sweep_file, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(tool, "TOOLS", tmp_path / "no_tools")
+def test_cells_without_weights_fail_at_once(sweep_file, capsys):
     with pytest.raises(UserError, match="3 of 3 cells failed"):
-        tool.main([sweep_file, "--weights", "gone.pth"])
+        sweep([sweep_file, "--weights", "gone.pth"])
     out = capsys.readouterr().out
     assert out.count("failed: ") == 3
     assert "- Failed: none / a / seed 0: no weights at gone.pth; give --weights" in out
     assert not list(Path("output").rglob("log.txt"))
 
 
-def test_table1_as_a_dry_run(tool, tmp_path, monkeypatch, capsys):
+def test_table1_as_a_dry_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    tool.main(["table1", "--dry-run", "--weights", "val=my.pth", "--preset", "paper"])
+    sweep(["table1", "--dry-run", "--weights", "val=my.pth", "--preset", "paper"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 36
     own = [line for line in lines if "--weights my.pth" in line]
@@ -171,7 +166,7 @@ def test_table1_as_a_dry_run(tool, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_real_cells(tool, sweep_file, tiny_cfg, tiny_model, tmp_path, capsys):
+def test_real_cells(sweep_file, tiny_cfg, tiny_model, tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
     save_safetensors(tiny_model.state_dict(), str(tmp_path / "tiny.safetensors"))
     (tmp_path / "video").mkdir()
@@ -179,7 +174,7 @@ def test_real_cells(tool, sweep_file, tiny_cfg, tiny_model, tmp_path, capsys):
         pixels = np.random.default_rng(index).integers(0, 256, (48, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"video/{index}.png")
     flags = ["--config", "tiny.yaml", "--weights", "tiny.safetensors", "--video-dir", "video"]
-    tool.main([sweep_file, *flags, "--workers", "2", "TTT.BATCH_SIZE", "2"])
+    sweep([sweep_file, *flags, "--workers", "2", "TTT.BATCH_SIZE", "2"])
     assert "| online_ttt_mae " in capsys.readouterr().out
     for method in ("none", "tent", "online_ttt_mae"):
         folder = tmp_path / f"output/sweeps/mine/cells/{method}/video/seed0"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -12,19 +12,13 @@ import pytest
 from summaries import summary, write
 
 from ttt_video.cli import run_tool
+from ttt_video_cli import call
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "tabulate.py"
+main = partial(call, "table")
 
 
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("tabulate_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def test_table_to_a_file_and_to_the_terminal(main, tmp_path, capsys):
+def test_table_to_a_file_and_to_the_terminal(tmp_path, capsys):
     runs = write(tmp_path, summary(frozen=48.0), summary("tent"))
     file = tmp_path / "new" / "table.tex"
     main([*runs, "--output", str(file), "--format", "latex"])
@@ -36,7 +30,7 @@ def test_table_to_a_file_and_to_the_terminal(main, tmp_path, capsys):
     assert "| Method | 0002 | 0006 |" in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line(main, tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys):
     mixed = write(tmp_path, summary(), summary("tent", preset="release"))
     for arguments in (mixed, [str(tmp_path)], [mixed[0], "--output", str(tmp_path)]):
         with pytest.raises(SystemExit) as raised:

@@ -24,6 +24,7 @@ from processes import python_path
 from torch.multiprocessing import ProcessRaisedException
 
 from ttt_video.errors import UserError
+from ttt_video.training.joint_training import JointTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -148,7 +149,7 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
 
 
 def test_what_became_of_every_weight_is_printed_and_results_are_verified(
-    run_here, tool, tmp_path, monkeypatch, capsys
+    run_here, tmp_path, monkeypatch, capsys
 ):
     """TEST.EXPECTED_RESULTS decides the exit code, for CI of trained models."""
     out = tmp_path / "run"
@@ -157,7 +158,7 @@ def test_what_became_of_every_weight_is_printed_and_results_are_verified(
     run_here(*args, *opts, "OUTPUT_DIR", out)
     capsys.readouterr()
     monkeypatch.setattr(
-        tool.JointTrainer, "test", lambda cfg, model: {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}}
+        JointTrainer, "test", lambda cfg, model: {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}}
     )
     evaluate = [*args, "--eval-only", *opts, "OUTPUT_DIR", tmp_path / "eval"]
     evaluate += ["MODEL.WEIGHTS", out / "model_final.pth", "TEST.EXPECTED_RESULTS"]
@@ -224,9 +225,8 @@ def test_evaluation_refuses_what_it_cannot_read_as_it_is_meant(run_here, dataset
 
 def test_several_machines_are_detectron2s_flags(tool, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(
-        tool, "launch", lambda run, gpus, **options: seen.update(options, gpus=gpus)
-    )
+    launch = lambda run, gpus, **options: seen.update(options, gpus=gpus)  # noqa: E731
+    monkeypatch.setattr("detectron2.engine.launch", launch)
     flags = "--num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://10.0.0.1:29500"
     monkeypatch.setattr(
         sys, "argv",
@@ -244,7 +244,8 @@ def test_training_from_random_weights_is_said_by_flag_or_config(
     tool, monkeypatch, tmp_path, config, flag
 ):
     seen = []
-    monkeypatch.setattr(tool, "launch", lambda run, gpus, args, **options: seen.append(args[1]))
+    launch = lambda run, gpus, args, **options: seen.append(args[1])  # noqa: E731
+    monkeypatch.setattr("detectron2.engine.launch", launch)
     argv = ["train_net.py", "--config", config, *(["--from-scratch"] if flag else [])]
     monkeypatch.setattr(sys, "argv", [*argv, "OUTPUT_DIR", str(tmp_path)])
     if not flag and config == "joint_cityscapes.yaml":
@@ -316,7 +317,7 @@ def test_missing_data_set_ends_with_exit_code_2(tmp_path):
     assert "DETECTRON2_DATASETS" in last
 
 
-def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypatch, tmp_path):
+def test_mistakes_of_other_processes_are_one_clear_line(run_here, monkeypatch, tmp_path):
     """What torch makes of an exception of a process that it started."""
     mistake = UserError("the labels are wrong; mend them")
     text = "".join(traceback.format_exception(mistake))
@@ -324,7 +325,7 @@ def test_mistakes_of_other_processes_are_one_clear_line(tool, run_here, monkeypa
     def launch(*args, **options):
         raise ProcessRaisedException(f"\n\n-- Process 1 terminated:\n{text}", 1, 1)
 
-    monkeypatch.setattr(tool, "launch", launch)
+    monkeypatch.setattr("detectron2.engine.launch", launch)
     args = ["--num-gpus", 2, "--config", "quick/joint_world.yaml", "OUTPUT_DIR", tmp_path]
     with pytest.raises(UserError) as error:
         run_here(*args)

@@ -45,13 +45,12 @@ def threads_per_worker(workers: int) -> int:
 
 
 def run_cell(
-    cell: Cell, tools: Path, environment: Mapping[str, str], children: Children | None = None
+    cell: Cell, environment: Mapping[str, str], children: Children | None = None
 ) -> str | None:
     """Runs one cell, or goes on with it; its output goes to ``log.txt`` in its folder.
 
     Args:
         cell: not finished yet.
-        tools: the folder of ``stream_eval.py``.
         environment: variables to set besides the cell's own.
         children: runs the process; None: one of its own.
 
@@ -65,9 +64,8 @@ def run_cell(
     if _read_note(cell) != _note(cell):
         return f"{cell.folder} holds a run of other settings or weights; choose another --output"
     flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
-    command = [sys.executable, str(tools / "stream_eval.py"), *flags]
     log, variables = cell.folder / "log.txt", {**environment, **cell.environment}
-    reason = _run(command, log, variables, children or Children())
+    reason = _run(["stream", *flags], log, variables, children or Children())
     if reason is None and cell.summary() is None:
         return f"no complete summary.json in {cell.folder}"
     return reason
@@ -153,11 +151,15 @@ def _read_note(cell: Cell) -> Any:
 
 
 def _run(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], children: Children
+    words: Sequence[str], log: Path, environment: Mapping[str, str], children: Children
 ) -> str | None:
+    """Runs ``python -m ttt_video WORDS``; returns None, or why it failed, in one line."""
+    # It finds the modules that this process finds, and none in the folder where it is started.
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     with writing(log), log.open("a", encoding="utf-8") as file:
         start = file.tell()
-        code = children.run(command, file, environment)
+        command = [sys.executable, "-m", "ttt_video", *words]
+        code = children.run(command, file, {**path, **environment})
     if code == 0:
         return None
     with log.open(encoding="utf-8", errors="replace") as file:
@@ -168,7 +170,7 @@ def _run(
     return f"{last} (exit code {code}, see {log})"
 
 
-def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> None:
+def render_worlds(worlds: Sequence[WorldVideos], workers: int) -> None:
     """Renders the videos that are missing.
 
     Raises:
@@ -179,10 +181,9 @@ def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> N
 
     def render(world: WorldVideos) -> str | None:
         world.folder.parent.mkdir(parents=True, exist_ok=True)
-        flags = [*world.arguments, "--output", str(world.folder)]
-        command = [sys.executable, str(tools / "make_world.py"), *flags]
+        words = ["world", *world.arguments, "--output", str(world.folder)]
         log = world.folder.parent / "log.txt"
-        return _run(command, log, _thread_environment(1), children)
+        return _run(words, log, _thread_environment(1), children)
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -195,13 +196,12 @@ def render_worlds(worlds: Sequence[WorldVideos], tools: Path, workers: int) -> N
 
 
 def run_local(
-    cells: Sequence[Cell], tools: Path, *, workers: int, threads: int
+    cells: Sequence[Cell], *, workers: int, threads: int
 ) -> Generator[tuple[Cell, str | None], None, None]:
     """Runs cells in processes of their own, ``workers`` at a time.
 
     Args:
         cells: not finished yet.
-        tools: the folder of ``stream_eval.py``.
         workers: processes at a time.
         threads: of each process. The GPUs that there are, are dealt out to the processes.
 
@@ -221,7 +221,7 @@ def run_local(
         if len(gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         try:
-            return run_cell(cell, tools, environment, children)
+            return run_cell(cell, environment, children)
         finally:
             slots.put(slot)
 
@@ -237,7 +237,6 @@ def run_local(
 
 def run_on_cluster(
     cells: Sequence[Cell],
-    tools: Path,
     logs: Path,
     *,
     workers: int,
@@ -247,7 +246,7 @@ def run_on_cluster(
     """Runs cells as one array of jobs through submitit; see :func:`run_local`.
 
     Args:
-        cells, tools: as there.
+        cells: as there.
         logs: folder for the jobs' own output, seen by all machines, as every path must be.
         workers: jobs at a time.
         parameters: of submitit's ``AutoExecutor.update_parameters``, such as ``timeout_min``.
@@ -270,7 +269,7 @@ def run_on_cluster(
         raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
     environment = _thread_environment(threads)
     with executor.batch():
-        jobs = [executor.submit(run_cell, cell, tools, environment) for cell in cells]
+        jobs = [executor.submit(run_cell, cell, environment) for cell in cells]
     cell_of = dict(zip((job.job_id for job in jobs), cells, strict=True))
     for job in submitit.helpers.as_completed(jobs, poll_frequency=1 if cluster == "local" else 10):
         reason: str | None = None

@@ -1,8 +1,6 @@
-"""What the tools' command lines share. Nothing is imported here that takes long to load.
+"""Flags that several commands share, and the closed lists that their choices come from.
 
-The package registers names when it is imported, and needs torch and detectron2 for it: seconds. So
-every tool builds its parser of what stands here, calls :func:`answer_first`, and only then imports
-the package.
+Nothing is imported here that takes long to load.
 """
 
 from __future__ import annotations
@@ -11,13 +9,11 @@ import argparse
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-# Closed lists of the package, which is not imported yet. A test holds them equal to its own.
+# Closed lists of ttt_video, which is not imported yet. A test holds them equal to its own.
 PRESETS = ("paper", "release", "realtime")
 PRECISIONS = ("fp32", "bf16", "fp16")
 PROTOCOLS = ("standard", "video", "release")
@@ -39,23 +35,30 @@ OTHER_LIBRARIES: dict[str, type[Warning]] = {
 class ToolParser(argparse.ArgumentParser):
     """A parser whose complaint is one line, as that of any other mistake is."""
 
+    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
+        """Creates a parser.
+
+        Args:
+            prog: what the command is called in its help; None: the name of the running script.
+            description: keeps its line breaks; ``%(prog)s`` stands for the command.
+        """
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=raw)
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses a command's arguments, ``sys.argv[1:]`` for None, and checks them together.
+
+        A command with rules of its own overrides this.
+        """
+        return self.parse_args(argv)
+
     def error(self, message: str) -> NoReturn:
-        """Ends the tool with exit code 2."""
+        """Ends the command with exit code 2."""
         self.exit(2, f"error: {message}; {self.prog} --help lists what there is\n")
 
 
-def answer_first(name: str, parse: Callable[[], argparse.Namespace]) -> None:
-    """Answers ``--help`` and wrong arguments before the tool imports what takes seconds.
-
-    Also silences ``OTHER_LIBRARIES``, in this process and in those that it starts.
-
-    Args:
-        name: ``__name__`` of the tool; nothing happens unless it is what Python runs.
-        parse: parses ``sys.argv``, as the tool's ``main`` does again.
-    """
-    if name != "__main__":
-        return
-    parse()
+def silence_other_libraries() -> None:
+    """Silences ``OTHER_LIBRARIES``, in this process and in those that it starts."""
     options = os.environ.get("PYTHONWARNINGS", "").split(",")
     for start, kind in OTHER_LIBRARIES.items():
         warnings.filterwarnings("ignore", re.escape(start), kind)
@@ -65,9 +68,26 @@ def answer_first(name: str, parse: Callable[[], argparse.Namespace]) -> None:
     os.environ["PYTHONWARNINGS"] = ",".join(options)
 
 
+def answer_first(name: str, parse: Callable[[], argparse.Namespace]) -> None:
+    """Answers ``--help`` and wrong arguments before a script imports what takes seconds.
+
+    It is for the scripts that are no command; :func:`ttt_video_cli.start` does it for commands.
+
+    Args:
+        name: ``__name__`` of the script; nothing happens unless it is what Python runs.
+        parse: parses ``sys.argv``, as the script's ``main`` does again.
+    """
+    if name == "__main__":
+        parse()
+        silence_other_libraries()
+
+
 def method_names() -> list[str]:
     """Returns the names of the adaptation methods that ship."""
-    text = (CONFIGS / "methods.yaml").read_text(encoding="utf-8")
+    root = Path(__file__).resolve().parents[1]
+    packed = root / "ttt_video" / "configs"  # of an installed package; in a checkout beside it
+    folder = packed if packed.is_dir() else root / "configs"
+    text = (folder / "methods.yaml").read_text(encoding="utf-8")
     return sorted(re.findall(r"^(\w+):", text, re.MULTILINE))
 
 

@@ -1,0 +1,73 @@
+"""Draws runs: every frame's metric, the best and worst frames, reconstructions.
+
+RUN is the folder of a stream's run or of a training. Nothing is run again: the pictures of frames
+are taken from the run's overlay videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import ToolParser, add_register_argument
+
+
+def argument_parser(prog: str | None = None) -> ToolParser:
+    """Returns the parser of the command's flags."""
+    parser = ToolParser(prog, __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--format", choices=("svg", "png", "pdf"), default="svg", help="of curves")
+    parser.add_argument(
+        "--rolling", type=int, metavar="N", help="frames of the rolling mean; default: 1/25 of all"
+    )
+    parser.add_argument(
+        "--extremes", type=int, default=3, metavar="N", help="best and worst frames of each kind"
+    )
+    add_register_argument(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, draws, says what was written and what is missing."""
+    from ttt_video.errors import UserError
+    from ttt_video.files import file_stem, make_folder, names_apart
+    from ttt_video.plugins import run_files
+    from ttt_video.report.run_figures import (
+        draw_curves,
+        draw_extremes,
+        draw_training,
+        extreme_frames,
+        is_training,
+        read_curves,
+    )
+
+    run_files(args.register)
+    if args.rolling is not None and args.rolling < 1:
+        raise UserError(f"--rolling is {args.rolling}; give at least 1, which draws no mean")
+    if args.extremes < 0:
+        raise UserError(f"--extremes is {args.extremes}; give at least 1, or 0 for none")
+    folders = list({path.resolve(): path for path in args.runs}.values())
+    trainings = [path for path in folders if is_training(path)]
+    runs = read_curves([path for path in folders if path not in trainings])
+    make_folder(args.output)
+    for file in draw_curves(runs, args.output, rolling=args.rolling, suffix=args.format):
+        print(f"written: {file}")
+    names = names_apart([run.path for run in runs])
+    for run, name in zip(runs, names, strict=True) if args.extremes else ():
+        extremes = extreme_frames(run, args.extremes)
+        for extreme in extremes:
+            print(f"{run.label}: {extreme}")
+        file = args.output / f"extremes-{file_stem(name)}.png"
+        if not extremes:
+            print(f"{run.label}: no best and worst frames without labels and --compare")
+        elif draw_extremes(run, extremes, file):
+            print(f"written: {file}")
+        else:
+            print(f"{run.label}: no pictures of frames; stream without --no-video")
+    for path, name in zip(trainings, names_apart(trainings), strict=True):
+        file = args.output / f"reconstruction-{file_stem(name)}.png"
+        if draw_training(path, file):
+            print(f"written: {file}")
+        else:
+            print(f"{path}: its TensorBoard files hold no reconstruction (TTT.JOINT, EVAL_PERIOD)")

@@ -1,0 +1,169 @@
+"""Streams videos through a model that learns from them, and records what every frame gave."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import ToolParser, add_config_arguments, method_names
+
+if TYPE_CHECKING:
+    from ttt_video.data.sources import FrameTransform
+    from ttt_video.stream.directory import Row
+    from ttt_video.structures import FrameSource
+
+DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
+
+
+def argument_parser(prog: str | None = None) -> ToolParser:
+    """Returns the parser of the command's flags."""
+    parser = ToolParser(prog, __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--video-dir", metavar="DIR", help="a folder of frames, or of such folders")
+    source.add_argument("--video", metavar="FILE", help="a video file")
+    source.add_argument("--dataset", metavar="NAME", help="a registered video data set")
+    parser.add_argument("--weights", metavar="FILE", help="source weights; overrides MODEL.WEIGHTS")
+    parser.add_argument(
+        "--method", metavar="NAME", help="adaptation method: " + ", ".join(method_names())
+    )
+    parser.add_argument("--compare", action="store_true", help="run the frozen model beside it")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
+    parser.add_argument("--output", metavar="DIR", help="default: output/stream_eval/<date-time>")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        default=50,
+        metavar="N",
+        help="frames from one saved state to the next, from which --resume goes on; 0: none",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="videos to run at once, on all GPUs"
+    )
+    parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
+    parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
+    parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
+    add_config_arguments(parser)
+    return parser
+
+
+def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[FrameSource]:
+    """The videos that the flags name."""
+    from ttt_video.data.sources import open_dataset, open_folder, open_video
+
+    if args.video_dir is not None:
+        return open_folder(args.video_dir, transform, on_bad_frame=args.on_bad_frame)
+    if args.video is not None:
+        return open_video(args.video, transform, on_bad_frame=args.on_bad_frame)
+    return open_dataset(args.dataset, transform, on_bad_frame=args.on_bad_frame)
+
+
+def overlay_fps(asked: float | None, source: FrameSource) -> float:
+    """Frames per second of the overlay: as asked, else the video's where it has a possible one."""
+    from ttt_video.visualization.video import MAX_FPS, MIN_FPS
+
+    if asked is not None:
+        return asked
+    own = getattr(source, "fps", None) or DEFAULT_FPS
+    if MIN_FPS <= own <= MAX_FPS:
+        return own
+    print(
+        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: "
+        f"{DEFAULT_FPS:g} instead (--fps)"
+    )
+    return DEFAULT_FPS
+
+
+def report(summary: Row) -> str:
+    """The summary in a few lines."""
+    from ttt_video.tasks import headlines
+
+    seconds = summary["seconds"]
+    lines = [f"{summary['frames']} frames, {seconds['frame']['mean']:.3f} s per frame"]
+    if summary["loss_recon"] is not None:
+        lines.append(f"reconstruction loss {summary['loss_recon']:.4f}")
+    if summary["skipped_steps"]:
+        lines.append(
+            f"{summary['skipped_steps']} steps skipped: the loss was not finite, or exploded"
+        )
+    if "frame_budget_used" in summary:
+        lines.append(
+            f"frame budget {summary['settings']['FRAME_BUDGET_MS']} ms: "
+            f"{100 * summary['frame_budget_used']:.0f} % used; "
+            f"skipped updates {summary['skipped_updates']}, "
+            f"shorter steps {summary['shrunk_updates']}, late frames {summary['late_frames']}"
+        )
+    if summary["skipped_frames"]:
+        lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
+    for who, metrics in sorted(summary["metrics"].items()):
+        if metrics.get("nonfinite_frames"):
+            lines.append(f"{who}: {metrics['nonfinite_frames']} frames with scores not finite")
+        shown = (*headlines(), "flicker")
+        numbers = {name: metrics[name] for name in shown if name in metrics}
+        scores = [f"{k} {v:.2f}" if v is not None else f"{k} undefined" for k, v in numbers.items()]
+        if scores:
+            lines.append(f"{who}: {', '.join(scores)}")
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks, builds, streams."""
+    from ttt_video.adaptation import find_method
+    from ttt_video.cli import config_of
+    from ttt_video.config import DEFAULT_STREAM_CONFIG
+    from ttt_video.data.sources import FrameTransform
+    from ttt_video.errors import UserError
+    from ttt_video.files import path_text
+    from ttt_video.stream.directory import RunDirectory
+    from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
+    from ttt_video.stream.overlay import OverlayVideos
+    from ttt_video.stream.parallel import Settings, evaluate_in_parallel
+    from ttt_video.tasks.classes import check_predicted_classes
+    from ttt_video.visualization.video import check_fps
+
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UserError(f"--max-frames is {args.max_frames}; give at least 1")
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}; give at least 1")
+    if args.save_every < 0:
+        raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
+    if args.fps is not None:
+        check_fps(args.fps)
+    if args.config_file is None:
+        args.config_file = DEFAULT_STREAM_CONFIG
+        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+    cfg = config_of(args, args.method)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
+    cfg.freeze()
+    sources = open_sources(args, FrameTransform.from_config(cfg))
+    check_predicted_classes(cfg, args.dataset or "")
+    model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
+    output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    run = RunDirectory(output, resume=args.resume)
+    overlay = None
+    if not args.no_video:
+        overlay = OverlayVideos(
+            cfg,
+            run.path,
+            fps=overlay_fps(args.fps, sources[0]),
+            single=len(sources) == 1,
+            dataset_name=args.dataset or "",
+        )
+    settings = {
+        "dataset_name": args.dataset or "",
+        "compare": args.compare,
+        "overlay": overlay,
+        "save_every": args.save_every,
+    }
+    if model is None:
+        own = {"max_frames": args.max_frames, "register": tuple(args.register)}
+        parallel = Settings(cfg, run, **own, **settings)
+        summary = evaluate_in_parallel(parallel, sources, args.workers)
+    else:
+        summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)
+    print(report(summary))
+    print(f"written to {path_text(run.path)}")

@@ -1,0 +1,72 @@
+"""Puts runs into one table, in the layout of the paper's Table 1 or 4 or plainly.
+
+Reads only the summary.json files of the runs. Runs that cannot be compared are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import (
+    PROTOCOLS,
+    TABLE_FORMATS,
+    TABLE_LAYOUTS,
+    ToolParser,
+    add_register_argument,
+)
+
+
+def argument_parser(prog: str | None = None) -> ToolParser:
+    """Returns the parser of the command's flags."""
+    parser = ToolParser(prog, __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of streams")
+    parser.add_argument("--layout", choices=TABLE_LAYOUTS, default="table1")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="standard",
+        help="the field's rules (pooled over all frames), the mean over videos of the same, or the "
+        "rules of the authors' release",
+    )
+    parser.add_argument("--by", choices=("class", "video"), help="a column for each of these")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="markdown")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column for another metric of the summaries, such as flicker; may be repeated",
+    )
+    parser.add_argument("--allow-incomplete", action="store_true", help="also runs cut off")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    add_register_argument(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, compares, writes."""
+    from ttt_video.errors import UserError
+    from ttt_video.plugins import run_files
+    from ttt_video.report.runs import read_runs
+    from ttt_video.report.tables import FORMATS, build_table
+
+    run_files(args.register)
+    parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
+    table = build_table(
+        parts,
+        layout=args.layout,
+        protocol=args.protocol,
+        metrics=tuple(args.metric),
+        by=args.by or "",
+    )
+    text = FORMATS[args.format](table)
+    if args.output is None:
+        print(text, end="")
+        return
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error.strerror}") from error
+    print(f"written to {args.output}")

@@ -1,0 +1,100 @@
+"""Converts weights between .safetensors, .pth and .pkl and between 3 and 4 input channels.
+
+%(prog)s model_final.pkl model_final.safetensors
+%(prog)s swin_small.pkl swin_small_4.pth --channels 4
+%(prog)s --inspect model_final.pkl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import ToolParser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ConvertParser(ToolParser):
+    """A parser that takes either IN and OUT or ``--inspect FILE``."""
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses, and refuses what does not go together."""
+        args = super().parse(argv)
+        if args.inspect is None and args.output is None:
+            self.error("give IN and OUT, or --inspect FILE")
+        if args.inspect is not None and (args.input is not None or args.channels is not None):
+            self.error("--inspect takes one file and nothing else")
+        return args
+
+
+def argument_parser(prog: str | None = None) -> ToolParser:
+    """Returns the parser of the command's flags."""
+    lines = ConvertParser(prog, __doc__)
+    lines.add_argument("input", nargs="?", metavar="IN", help="file or URL")
+    lines.add_argument("output", nargs="?", metavar="OUT", help=".safetensors, .pth or .pkl")
+    lines.add_argument("--channels", type=int, choices=(3, 4), help="input channels of OUT")
+    lines.add_argument("--inspect", metavar="FILE", help="describe a file and write nothing")
+    lines.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return lines
+
+
+PARTS = {"backbone": "f", "main head": "h", "decoder g": "g"}
+
+
+def describe(weights: dict[str, Tensor]) -> str:
+    """What the weights are, one property a line."""
+    import torch
+
+    from ttt_video.modeling.interface import MASKFORMER_PARTS
+    from ttt_video.modeling.weights import input_convolution, weights_hash
+
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for name, value in weights.items():
+        own = name.partition(".")[0]
+        part = next((p for p, role in PARTS.items() if own == MASKFORMER_PARTS[role]), "other")
+        counts[part] += 1
+        sizes[part] += value.numel()
+    rows = {
+        "tensors": f"{len(weights)} ({', '.join(sorted({_dtype(v) for v in weights.values()}))})",
+        "values": f"{sum(sizes.values()) / 1e6:.2f} M",
+    }
+    for part in (*PARTS, "other"):
+        if counts[part]:
+            rows[f"  {part}"] = f"{sizes[part] / 1e6:.2f} M in {counts[part]} tensors"
+    convolution = input_convolution(weights)
+    rows["channels"] = str(weights[convolution].shape[1]) if convolution else "unknown"
+    classifier = weights.get("sem_seg_head.predictor.class_embed.weight")
+    rows["classes"] = "none" if classifier is None else str(classifier.shape[0] - 1)
+    infinite = [n for n, v in weights.items() if not torch.isfinite(v.float()).all()]
+    if infinite:
+        rows["not finite"] = f"{len(infinite)} tensors, such as {infinite[0]}"
+    rows["sha256"] = weights_hash(weights)
+    return "\n".join(f"{key:<13}{value}" for key, value in rows.items())
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts or describes a file."""
+    from ttt_video.errors import UserError
+    from ttt_video.modeling.weights import read_checkpoint, set_input_channels, write_checkpoint
+
+    if args.inspect is not None:
+        print(describe(read_checkpoint(args.inspect)))
+        return
+    output = Path(args.output)
+    if output.exists() and not args.overwrite:
+        raise UserError(f"{output} exists; give another name or --overwrite")
+    weights = read_checkpoint(args.input)
+    if args.channels is not None:
+        weights = set_input_channels(weights, args.channels)
+    write_checkpoint(weights, output, {"converted_from": Path(args.input).name})
+    print(f"wrote {output} (weights only)\n{describe(weights)}")
