@@ -182,12 +182,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY)
 from ttt_video.config import load_config
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import Stream
 from ttt_video.stream.evaluation import load_source_model
 
 opts = ["MODEL.DEVICE", "cpu", "TTT.BATCH_SIZE", "1", "INPUT.MIN_SIZE_TEST", "32"]
 cfg = load_config("quick/stream_world.yaml", opts=opts)
-runner = StreamRunner.from_config(cfg, load_source_model(cfg))
+runner = Stream.from_config(cfg, load_source_model(cfg))
 frames = [{"image": torch.full((3, 32, 64), 40 * t, dtype=torch.uint8), "height": 32, "width": 64,
            "video_id": "v", "frame_index": t, "file_name": str(t)} for t in range(2)]
 for result in runner.run(frames):

@@ -19,9 +19,7 @@ from ttt_video.report.run_figures import (
 )
 from ttt_video.report.runs import read_runs
 from ttt_video.report.tables import build_table, to_markdown
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation
-from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.stream import OverlayVideos, RunDirectory, Settings, StreamEvaluation
 
 
 @pytest.fixture
@@ -46,14 +44,8 @@ def run(tiny_cfg, tiny_model, dataset, tmp_path):
     cfg.TTT.METHOD = "online_ttt_mae"
     directory = RunDirectory(tmp_path / "run")
     overlay = OverlayVideos(cfg, directory.path, fps=10.0, single=False)
-    evaluation = StreamEvaluation(
-        cfg,
-        copy.deepcopy(tiny_model),
-        directory,
-        dataset_name=dataset,
-        compare=True,
-        overlay=overlay,
-    )
+    settings = Settings(cfg, directory, dataset, compare=True, sinks=[overlay])
+    evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))
     summary = evaluation.evaluate(open_dataset(dataset, FrameTransform.from_config(cfg)))
     return directory.path, summary
 

@@ -48,10 +48,16 @@ from ttt_video.formats.labels import read_sem_seg
 from ttt_video.modeling.weights import weights_hash
 from ttt_video.plugins import run_files
 from ttt_video.report.curves import plot_curves
-from ttt_video.stream.directory import Row, RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
-from ttt_video.stream.loop import FrameResult
-from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.stream import (
+    OverlayVideos,
+    Results,
+    RunDirectory,
+    Settings,
+    Sink,
+    StreamEvaluation,
+    load_source_model,
+)
+from ttt_video.stream.directory import Row
 from ttt_video.visualization.grid import picture_grid
 from ttt_video.visualization.overlay import colorize, to_rgb
 
@@ -66,8 +72,8 @@ def make_video(args: argparse.Namespace, folder: Path) -> str:
     return name
 
 
-class GridRows:
-    """An observer that keeps a few frames of the video for the picture grid."""
+class GridRows(Sink):
+    """Keeps a few frames of the video for the picture grid."""
 
     def __init__(self, overlay: OverlayVideos, model: torch.nn.Module, num_frames: int) -> None:
         self.overlay = overlay
@@ -75,12 +81,12 @@ class GridRows:
         self.chosen = set(np.linspace(0, num_frames - 1, GRID_ROWS).round().astype(int).tolist())
         self.rows: list[dict[str, np.ndarray]] = []
 
-    def __call__(self, result: FrameResult, frozen: FrameResult | None) -> None:
+    def write(self, results: Results) -> None:
         """Keeps the frame if it is one of the chosen."""
-        frame = result.frame
+        frame = results.adapted.frame
         if frame["frame_index"] not in self.chosen:
             return
-        panels = self.overlay.panels(result, frozen)
+        panels = self.overlay.panels(results)
         generator = torch.Generator().manual_seed(frame["frame_index"])
         (pictures,) = self.model.reconstruct([frame], generator)  # type: ignore[operator]
         self.rows.append(
@@ -128,10 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     run = RunDirectory(folder / f"run-{settings}", resume=True)
     overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True, dataset_name=dataset)
     grid = GridRows(overlay, model, args.frames)
-    evaluation = StreamEvaluation(
-        cfg, model, run, dataset_name=dataset, compare=True, overlay=overlay, observers=[grid]
-    )
-    summary = evaluation.evaluate(sources)
+    beside = Settings(cfg, run, dataset, compare=True, sinks=[overlay, grid])
+    summary = StreamEvaluation(beside, model).evaluate(sources)
     rows: list[Any] = list(run.rows())
     if grid.rows:
         picture_grid(grid.rows, run.path / "grid.png")

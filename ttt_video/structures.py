@@ -1,8 +1,10 @@
-"""The two shapes that cross every boundary of the package: a frame, and a source of frames."""
+"""What crosses the package's boundaries: a frame, a source of frames, a frame's result, seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
@@ -43,14 +45,72 @@ class Frame(_OptionalKeys):
 class FrameSource(Protocol):
     """One video; every ``iter()`` yields its frames in time order, from the first on.
 
-    ``num_frames`` is the number of frames to expect, as a progress bar needs it. Unreadable frames
-    make it smaller, and it is None if nobody knows, as for a webcam.
+    A source of your own inherits from ``ttt_video.data.BaseSource``, which has a default for all
+    but ``video_id`` and the frames.
     """
 
     @property
-    def video_id(self) -> str: ...
+    def video_id(self) -> str:
+        """The video's name; every frame has it."""
+        ...
 
     @property
-    def num_frames(self) -> int | None: ...
+    def num_frames(self) -> int | None:
+        """Frames to expect, such as a progress bar's total; None where nobody knows (a webcam).
+
+        Frames that turn out to be unreadable lower it.
+        """
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Frame rate in 1/s; None where nobody knows."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Files of the frames that the current or last iteration skipped as unreadable so far."""
+        ...
 
     def __iter__(self) -> Iterator[Frame]: ...
+
+    def frames_after(self, frame_index: int) -> Iterator[Frame]:
+        """Returns the frames that follow the one with this index, in the source's own order."""
+        ...
+
+    def fingerprint(self) -> list[list[Any]] | None:
+        """Returns what the video's files are known by (``ttt_video.data.fingerprint``).
+
+        None for a source without files, such as a camera.
+        """
+        ...
+
+
+@dataclass
+class FrameResult:
+    """What a stream made of one frame.
+
+    Attributes:
+        frame: the frame, labels included, for evaluators.
+        output: detectron2's outputs, by the weights after this frame's update unless
+            ``TTT.PREDICT`` is "before".
+        record: scalars of the update, such as ``loss_recon``; empty for a frame without one. With a
+            frame budget also those of :class:`ttt_video.stream.BudgetedStream`.
+        adapt_seconds: wall time of the update; that of a video's first frame includes what an
+            offline method spent on the video before.
+        predict_seconds: wall time of the prediction.
+        ready_seconds: wall time from taking up the frame to its prediction.
+    """
+
+    frame: Any
+    output: Mapping[str, Any]
+    record: dict[str, float] = field(default_factory=dict)
+    adapt_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    ready_seconds: float = 0.0
+
+
+def video_seed(seed: int, video_id: str) -> int:
+    """Returns a seed for one video, whatever videos come before it."""
+    digest = hashlib.sha256(f"{seed}/{video_id}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

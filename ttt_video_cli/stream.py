@@ -66,7 +66,7 @@ def overlay_fps(asked: float | None, source: FrameSource) -> float:
 
     if asked is not None:
         return asked
-    own = getattr(source, "fps", None) or DEFAULT_FPS
+    own = source.fps or DEFAULT_FPS
     if MIN_FPS <= own <= MAX_FPS:
         return own
     print(
@@ -116,10 +116,14 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.data.sources import FrameTransform
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
-    from ttt_video.stream.directory import RunDirectory
-    from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
-    from ttt_video.stream.overlay import OverlayVideos
-    from ttt_video.stream.parallel import Settings, evaluate_in_parallel
+    from ttt_video.stream import (
+        OverlayVideos,
+        RunDirectory,
+        Settings,
+        StreamEvaluation,
+        evaluate_in_parallel,
+        load_source_model,
+    )
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
 
@@ -144,26 +148,25 @@ def run(args: argparse.Namespace) -> None:
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     run = RunDirectory(output, resume=args.resume)
-    overlay = None
+    overlay = []
     if not args.no_video:
-        overlay = OverlayVideos(
-            cfg,
-            run.path,
-            fps=overlay_fps(args.fps, sources[0]),
-            single=len(sources) == 1,
-            dataset_name=args.dataset or "",
-        )
-    settings = {
-        "dataset_name": args.dataset or "",
-        "compare": args.compare,
-        "overlay": overlay,
-        "save_every": args.save_every,
-    }
+        fps, single = overlay_fps(args.fps, sources[0]), len(sources) == 1
+        overlay = [
+            OverlayVideos(cfg, run.path, fps=fps, single=single, dataset_name=args.dataset or "")
+        ]
+    settings = Settings(
+        cfg,
+        run,
+        dataset_name=args.dataset or "",
+        compare=args.compare,
+        sinks=overlay,
+        save_every=args.save_every,
+        max_frames=args.max_frames,
+        register=tuple(args.register),
+    )
     if model is None:
-        own = {"max_frames": args.max_frames, "register": tuple(args.register)}
-        parallel = Settings(cfg, run, **own, **settings)
-        summary = evaluate_in_parallel(parallel, sources, args.workers)
+        summary = evaluate_in_parallel(settings, sources, args.workers)
     else:
-        summary = StreamEvaluation(cfg, model, run, **settings).evaluate(sources, args.max_frames)
+        summary = StreamEvaluation(settings, model).evaluate(sources)
     print(report(summary))
     print(f"written to {path_text(run.path)}")

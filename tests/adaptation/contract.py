@@ -13,7 +13,7 @@ import torch
 
 from ttt_video.adaptation import Adapter
 from ttt_video.config import merge_method
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import Stream
 
 LABELS = {
     "sem_seg": torch.zeros(64, 96),
@@ -66,14 +66,14 @@ class AdapterContract:
     """What ``tiny_model`` predicts."""
 
     @pytest.fixture
-    def runner(self, tiny_cfg, tiny_model) -> StreamRunner:
+    def runner(self, tiny_cfg, tiny_model) -> Stream:
         return self.build(tiny_cfg, tiny_model)
 
-    def build(self, cfg, model, *more: str, seed: int = 0) -> StreamRunner:
+    def build(self, cfg, model, *more: str, seed: int = 0) -> Stream:
         cfg = cfg.clone()
         merge_method(cfg, self.method)
         cfg.merge_from_list(["SEED", seed, "TTT.BATCH_SIZE", 2, *self.settings, *more])
-        return StreamRunner.from_config(cfg, model)
+        return Stream.from_config(cfg, model)
 
     @staticmethod
     def numbers(results) -> list:

@@ -21,7 +21,7 @@ from ttt_video.adaptation.augmentation import VoteAugmentation, jitter_color, sh
 from ttt_video.adaptation.base import Adapter, build_adapter
 from ttt_video.config import merge_method
 from ttt_video.errors import UserError
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import Stream
 
 
 class Scripted(Adapter):
@@ -175,7 +175,7 @@ def test_weights_that_are_reset_at_every_frame_leave_the_predictions(
     video = make_video()
     outputs = {}
     for tiny_cfg.TTT.RESET in ("video", "frame"):
-        runner = StreamRunner.from_config(tiny_cfg, tiny_model)
+        runner = Stream.from_config(tiny_cfg, tiny_model)
         outputs[tiny_cfg.TTT.RESET] = [r.output["sem_seg"] for r in runner.run(video)]
     # The wrapped method is frozen: when its weights are reset makes no difference.
     for left, right in zip(outputs["video"], outputs["frame"], strict=True):
@@ -210,7 +210,7 @@ def test_wrappers_stand_in_each_other(tiny_cfg, tiny_model, make_video):
         assert type(adapter) is ClassBalance
         for wrapper in wrappers:
             adapter = wrapper.from_config(tiny_cfg, adapter)
-        results = StreamRunner(adapter, SlidingWindow(2)).run(make_video(num_frames=2))
+        results = Stream(adapter, SlidingWindow(2)).run(make_video(num_frames=2))
         outputs.append([(r.record, r.output["sem_seg"].argmax(0)) for r in results])
     for (record, classes), (wrapped, voted) in zip(*outputs, strict=True):
         assert record == wrapped

@@ -15,8 +15,8 @@ from ttt_video.adaptation.online_ttt_mae_line_search import LineSearchAdapter
 from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream import Stream
 from ttt_video.stream.evaluation import load_source_model
-from ttt_video.stream.loop import StreamRunner
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def cfg(tiny_cfg, source, tmp_path):
 def run(cfg, model: nn.Module, video: list, *pairs) -> list:
     cfg = cfg.clone()
     cfg.merge_from_list(list(pairs))
-    return list(StreamRunner.from_config(cfg, copy.deepcopy(model)).run(video))
+    return list(Stream.from_config(cfg, copy.deepcopy(model)).run(video))
 
 
 def distance_by_hand(model: nn.Module, image: Tensor, source: dict[str, Tensor]) -> float:
@@ -65,7 +65,7 @@ def test_predicts_with_the_scale_of_the_smallest_shift(cfg, tiny_model, make_vid
     search = cfg.TTT.LINE_SEARCH
     search.SCALES, search.EVERY, search.DECAY = scales, 1, 0.0
     model = copy.deepcopy(tiny_model)
-    runner = StreamRunner.from_config(cfg, model)
+    runner = Stream.from_config(cfg, model)
     found = set()
     for lr in (0.1, 0.02):
         for group in runner.adapter.optimizer.param_groups:
@@ -110,10 +110,10 @@ def shifts_of(adapter: LineSearchAdapter, monkeypatch, rows: list[list[float]]) 
 @pytest.fixture
 def adapter(cfg, tiny_model, make_video):
     cfg.TTT.LINE_SEARCH.SCALES, cfg.TTT.LINE_SEARCH.EVERY = [0.0, 1.0, 2.0], 3
-    return StreamRunner.from_config(cfg, tiny_model)
+    return Stream.from_config(cfg, tiny_model)
 
 
-def records(runner: StreamRunner, video: list) -> list[tuple[float, float]]:
+def records(runner: Stream, video: list) -> list[tuple[float, float]]:
     return [(r.record["scale"], round(r.record["norm_shift"], 6)) for r in runner.run(video)]
 
 

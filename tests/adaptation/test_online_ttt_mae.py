@@ -14,7 +14,7 @@ from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindo
 from ttt_video.config import merge_preset
 from ttt_video.modeling.masking import PatchMasks
 from ttt_video.modeling.reconstruction import ReconstructionTask
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import Stream
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -165,7 +165,7 @@ def test_published_presets_take_a_step(tiny_cfg, tiny_model, make_video, preset)
     tiny_cfg.merge_from_list(["TTT.PRECISION", "fp32", "TTT.BATCH_SIZE", 4])
     tiny_model.masks = PatchMasks.from_config(tiny_cfg)
     tiny_model.reconstruction = ReconstructionTask.from_config(tiny_cfg)
-    runner = StreamRunner.from_config(tiny_cfg, tiny_model)
+    runner = Stream.from_config(tiny_cfg, tiny_model)
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
     (result,) = runner.run(make_video(num_frames=1))
     assert result.record["skipped_steps"] == 0

@@ -12,7 +12,7 @@ from test_gradient_steps import Toy, ToyAdapter, assert_same, seeded, toy, weigh
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.source_gradients import measure_gradients
 from ttt_video.config import load_config
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import Stream
 
 
 def growth(lr: float, **settings) -> float:
@@ -139,7 +139,7 @@ def test_the_papers_step_on_random_weights_does_not_run_away(tiny_model, make_vi
     ]  # fmt: skip
     cfg = load_config("joint_cityscapes.yaml", "paper", opts)
     cfg.MODEL.DEVICE = "cpu"
-    runner = StreamRunner.from_config(cfg, tiny_model)
+    runner = Stream.from_config(cfg, tiny_model)
     records = [result.record for result in runner.run(make_video(num_frames=4))]
     losses = [record["loss_recon"] for record in records]
     skipped = sum(record["skipped_steps"] for record in records)

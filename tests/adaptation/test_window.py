@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ttt_video.adaptation import SlidingWindow
+from ttt_video.adaptation import LimitedWindow, SlidingWindow
 
 
 def filled(num_frames: int, size: int | None = None) -> SlidingWindow:
@@ -41,6 +41,21 @@ def test_holds_the_last_frames_current_one_included(num_frames, size):
 def test_a_window_without_room_is_refused(size):
     with pytest.raises(ValueError, match=f"not {size}"):
         SlidingWindow(size)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "asked"),
+    [("with_replacement", 9), ("shuffled_epochs", 9), ("without_replacement", 4)],
+)
+@pytest.mark.parametrize("limit", [1, 3, 20])
+def test_a_limited_window_draws_as_for_a_smaller_batch(sampling, asked, limit):
+    window = filled(6, 4)
+    limited = LimitedWindow(window, limit)
+    assert (limited.asked, limited.drawn) == (0, 0)
+    assert draw(limited, 9, sampling) == draw(window, min(limit, 9), sampling)
+    assert (limited.asked, limited.drawn) == (asked, min(limit, asked))
+    assert limited.current is window.current
+    assert (len(limited), limited.size, limited.device) == (4, 4, window.device)
 
 
 def test_clear_forgets_everything():

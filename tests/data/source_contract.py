@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ttt_video.data.decoded_source import frames_after
 from ttt_video.data.sources import FrameTransform
 from ttt_video.structures import FrameSource
 
@@ -35,6 +35,15 @@ class FrameSourceContract:
         assert isinstance(source.video_id, str)
         assert source.video_id
         assert source.num_frames in (NUM_FRAMES, None)
+        assert source.fps is None or source.fps > 0
+
+    def test_says_what_it_skipped_and_what_it_is_known_by(self, source):
+        assert list(source.skipped) == []
+        list(source)
+        assert list(source.skipped) == []  # nothing is unreadable here
+        known = source.fingerprint()
+        assert known is None or json.loads(json.dumps(known)) == known
+        assert source.fingerprint() == known
 
     def test_frames_come_in_time_order_and_show_what_they_should(self, source):
         frames = list(source)
@@ -96,8 +105,8 @@ class FrameSourceContract:
 
     def test_starts_after_any_frame(self, source):
         frames = list(source)
-        for index in (0, 2, NUM_FRAMES - 1):
-            rest = list(frames_after(source, index))
+        for index in (-1, 0, 2, NUM_FRAMES - 1):
+            rest = list(source.frames_after(index))
             assert [f["frame_index"] for f in rest] == [*range(index + 1, NUM_FRAMES)]
             expected = frames[index + 1 :]
             for a, b in zip(rest, expected, strict=True):

@@ -11,7 +11,6 @@ from ttt_video.data.fingerprint import (
     SAMPLED_FILES,
     difference,
     fingerprint_file,
-    fingerprint_of,
     fingerprint_records,
 )
 from ttt_video.data.sources import DatasetSource, FolderSource, FrameTransform, WebcamSource
@@ -129,8 +128,7 @@ def test_a_video_file_is_known_by_size_and_samples(tmp_path):
 
 
 def test_what_has_no_file_is_not_known(tmp_path):
-    assert fingerprint_of(WebcamSource(0, KEEP)) is None
-    assert fingerprint_of(object()) is None
+    assert WebcamSource(0, KEEP).fingerprint() is None
     assert fingerprint_file("rtsp://camera/stream") is None
     os.mkfifo(tmp_path / "fifo")
     assert fingerprint_file(tmp_path / "fifo") is None

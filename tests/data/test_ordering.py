@@ -7,12 +7,13 @@ from collections import Counter
 
 import pytest
 
+from ttt_video.data import BaseSource
 from ttt_video.data.ordering import FirstFrames, ShuffledFrames
 from ttt_video.errors import UserError
 from ttt_video.structures import FrameSource
 
 
-class Source:
+class Source(BaseSource):
     """Counts how often it is read."""
 
     fps = 12.5
@@ -44,6 +45,13 @@ def test_first_frames_in_time_order_as_often_as_asked(count, expected):
 def test_a_number_of_frames_that_nobody_knows():
     assert FirstFrames(Source(None), None).num_frames is None
     assert FirstFrames(Source(None), 3).num_frames == 3
+
+
+def test_first_frames_after_one_of_them():
+    assert indices(FirstFrames(Source(), 4).frames_after(1)) == [2, 3]
+    assert indices(FirstFrames(Source(), 4).frames_after(-1)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="no frame 5"):
+        FirstFrames(Source(), 4).frames_after(5)
 
 
 def test_shuffled_frames_are_the_first_ones_in_another_order():
@@ -84,5 +92,5 @@ def test_frames_after_one_of_them():
     for place, index in enumerate(order):
         assert indices(shuffled.frames_after(index)) == order[place + 1 :]
     assert indices(shuffled.frames_after(-1)) == order
-    with pytest.raises(UserError, match="no frame 6 among those shuffled"):
+    with pytest.raises(UserError, match="video a has no frame 6 any more"):
         shuffled.frames_after(6)

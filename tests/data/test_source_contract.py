@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from source_contract import HEIGHT, NUM_FRAMES, TRANSFORM, WIDTH, FrameSourceContract, picture
 
+from ttt_video.data import BaseSource
+from ttt_video.data.ordering import FirstFrames
 from ttt_video.data.sources import DatasetSource, FolderSource, VideoFileSource
 
 
@@ -25,6 +27,35 @@ class TestFolder(FrameSourceContract):
     def source(self, tmp_path, request):
         write_frames(tmp_path / "video")
         return FolderSource(tmp_path / "video", TRANSFORM, prefetch=request.param)
+
+
+class Own(BaseSource):
+    """The least that a source of one's own has."""
+
+    video_id = "own"
+
+    def __init__(self, frames) -> None:
+        self.frames = frames
+
+    def __iter__(self):
+        return (
+            {**frame, "image": frame["image"].clone(), "video_id": "own"} for frame in self.frames
+        )
+
+
+class TestOwn(FrameSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path):
+        write_frames(tmp_path / "video")
+        return Own(list(FolderSource(tmp_path / "video", TRANSFORM)))
+
+
+class TestFirstFrames(FrameSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path):
+        files = write_frames(tmp_path / "video")
+        Image.open(files[-1]).save(tmp_path / "video" / "9.png")
+        return FirstFrames(FolderSource(tmp_path / "video", TRANSFORM), NUM_FRAMES)
 
 
 class TestDataset(FrameSourceContract):

@@ -26,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttt_video.data.decoded_source import frames_after, run_ahead
+from ttt_video.data import BaseSource
+from ttt_video.data.decoded_source import run_ahead
 from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,
@@ -522,15 +523,15 @@ def test_only_frames_that_were_passed_count_as_skipped(tmp_path, prefetch):
 
 
 def test_sources_that_cannot_start_in_the_middle_are_run_and_dropped(make_video):
-    class Plain(list):
+    class Plain(list, BaseSource):
         video_id = "a"
 
     video = Plain(make_video(num_frames=4))
     video.reverse()  # "after" means the order of the source
-    assert [f["frame_index"] for f in frames_after(video, 2)] == [1, 0]
-    assert list(frames_after(video, 0)) == []
+    assert [f["frame_index"] for f in video.frames_after(2)] == [1, 0]
+    assert list(video.frames_after(0)) == []
     with pytest.raises(UserError, match="video a has no frame 7 any more"):
-        frames_after(video, 7)
+        video.frames_after(7)
 
 
 def test_a_video_of_bad_frames_is_an_error(tmp_path):

@@ -16,8 +16,8 @@ from ttt_video.adaptation.base import build_adapter
 from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream import Stream
 from ttt_video.stream.evaluation import load_source_model
-from ttt_video.stream.loop import StreamRunner
 
 TINY = {
     "deeplab_v3_plus": [
@@ -221,7 +221,7 @@ def test_published_sizes(name, classes, millions):
 def test_weights_of_a_file_give_the_same_model(name, model, weights, make_video):
     cfg = config(name, "MODEL.WEIGHTS", weights)
     loaded = load_source_model(cfg)
-    runner = StreamRunner.from_config(cfg, loaded)
+    runner = Stream.from_config(cfg, loaded)
     for result in runner.run(make_video(num_frames=2)):
         with torch.no_grad():
             expected = model([result.frame])[0]["sem_seg"]
@@ -276,7 +276,7 @@ def test_batch_norm_is_re_estimated(built, modules, make_video):
     model = copy.deepcopy(built["deeplab_v3_plus"])
     cfg = config("deeplab_v3_plus", "TTT.METHOD", "ln_adapt", "TTT.MODULES", modules)
     before = copy.deepcopy(model.state_dict())
-    for result in StreamRunner.from_config(cfg, model).run(make_video(num_frames=2)):
+    for result in Stream.from_config(cfg, model).run(make_video(num_frames=2)):
         assert result.record["norm_shift"] > 0
         assert torch.isfinite(result.output["sem_seg"]).all()
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -286,7 +286,7 @@ def test_batch_norm_is_re_estimated(built, modules, make_video):
 
 @pytest.mark.parametrize("ensemble", ["majority_vote", "temporal_smoothing"])
 def test_ensembles_work_on_any_architecture(name, model, ensemble, make_video):
-    runner = StreamRunner.from_config(
+    runner = Stream.from_config(
         config(name, "TTT.METHOD", ensemble, "TTT.ENSEMBLE.PREDICTIONS", 2), model
     )
     for result in runner.run(make_video(num_frames=2)):

@@ -14,30 +14,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ttt_video.adaptation import Adapter, NoAdaptation, SlidingWindow, Wrapper
+from ttt_video.adaptation import Adapter, LimitedWindow, NoAdaptation, SlidingWindow, Wrapper
 from ttt_video.config import merge_method
+from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
+from ttt_video.stream import (
+    BudgetedStream,
+    RunDirectory,
+    Settings,
+    Sink,
+    Stream,
+    StreamEvaluation,
+    evaluate_in_parallel,
+)
 from ttt_video.stream.budget import FrameBudget
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation
-from ttt_video.stream.loop import StreamRunner
-from ttt_video.stream.parallel import Settings, evaluate_in_parallel
+from ttt_video.stream.clock import Clock
 
 FULL = 32
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 0.0
+class Hand:
+    """What a clock reads; tests turn it."""
 
-    def __call__(self) -> float:
-        return self.seconds
+    seconds = 0.0
+
+    def clock(self) -> Clock:
+        return Clock(read=lambda: self.seconds)
 
 
 class TimedAdapter(Adapter):
     """Turns the clock by the seconds that it is told; draws batches of 32."""
 
-    def __init__(self, clock: Clock, predict=0.010, sample=0.005, fixed=0.0) -> None:
+    def __init__(self, clock: Hand, predict=0.010, sample=0.005, fixed=0.0) -> None:
         super().__init__(nn.Identity())
         self.clock = clock
         self.times = {"predict": predict, "sample": sample, "fixed": fixed}
@@ -65,13 +73,15 @@ class TimedAdapter(Adapter):
 
 @pytest.fixture
 def make_runner():
-    """``make_runner(budget, adapter settings...)``, on a clock of its own."""
+    """``make_runner(budget, adapter settings...)``, on a clock of its own: ``runner.hand``."""
 
-    def make(budget: float, *, adapter=TimedAdapter, runner=(), **times) -> StreamRunner:
-        clock = Clock()
-        return StreamRunner(
-            adapter(clock, **times), SlidingWindow(4), budget=budget, clock=clock, **dict(runner)
-        )
+    def make(budget: float, *, adapter=TimedAdapter, runner=(), **times) -> BudgetedStream:
+        hand = Hand()
+        made = adapter(hand, **times)
+        stream = Stream(made, SlidingWindow(4), clock=hand.clock(), **dict(runner))
+        budgeted = BudgetedStream(stream, budget)
+        budgeted.hand, budgeted.made = hand, made
+        return budgeted
 
     return make
 
@@ -93,8 +103,8 @@ def once(index: int, slow: float, usual: float):
     return lambda frame_index: slow if frame_index == index else usual
 
 
-def test_without_a_budget_nothing_is_limited_and_nothing_is_recorded(make_runner):
-    results = list(make_runner(0).run(video(3)))
+def test_without_a_budget_nothing_is_limited_and_nothing_is_recorded():
+    results = list(Stream(TimedAdapter(Hand()), SlidingWindow(4)).run(video(3)))
     assert [r.record for r in results] == [{"loss_recon": 1.0}] * 3
 
 
@@ -136,7 +146,7 @@ def test_later_frames_pay_for_a_slow_one(make_runner):
     assert behind[27] == 0
     assert samples[21:28] == [0, 0, 0, 0, 0, 15, 18]
     assert samples[28:] == [18] * 32
-    assert runner.adapter.clock.seconds <= 60 * 0.106
+    assert runner.hand.seconds <= 60 * 0.106
 
 
 def test_a_slow_moment_of_the_step_is_forgotten(make_runner):
@@ -155,7 +165,7 @@ def test_a_step_longer_than_the_room_is_taken_once_in_a_while(make_runner):
     assert set(samples) == {0, 1}
     assert 8 <= sum(samples) <= 50
     assert max(records(results, "behind_seconds")) == pytest.approx(0.025)
-    assert runner.adapter.clock.seconds <= 200 * 0.100
+    assert runner.hand.seconds <= 200 * 0.100
 
 
 def test_predictions_slower_than_the_budget_skip_all_updates_and_say_so_once(make_runner, caplog):
@@ -165,7 +175,7 @@ def test_predictions_slower_than_the_budget_skip_all_updates_and_say_so_once(mak
         results += runner.run(video(10, "b"))
     assert len(results) == 50
     assert records(results, "skipped_updates") == [1] * 50
-    assert runner.adapter.updates_taken == []
+    assert runner.made.updates_taken == []
     (warning,) = caplog.messages
     assert "TTT.FRAME_BUDGET_MS is 30" in warning
     assert "takes 45 ms" in warning
@@ -188,7 +198,7 @@ def test_a_video_owes_nothing_to_the_one_before(make_runner):
 
 def test_the_callers_work_counts_and_waiting_for_a_frame_does_not(make_runner):
     runner = make_runner(0.106, predict=0.010, sample=0.005)
-    clock = runner.adapter.clock
+    clock = runner.hand
 
     def camera():
         for frame in video(30):
@@ -199,7 +209,7 @@ def test_the_callers_work_counts_and_waiting_for_a_frame_does_not(make_runner):
     for result in runner.run(camera()):
         results.append(result)
         clock.seconds += 0.050  # drawing
-        with runner.off_the_clock():
+        with runner.clock.paused():
             clock.seconds += 3.0  # scoring
     assert records(results, "step_samples")[-1] == 8  # (100.7 - 10 - 50) / 5
     assert sum(records(results, "late_frames")) == 0
@@ -211,7 +221,7 @@ def test_pictures_that_a_camera_dropped_leave_no_debt(make_runner, slow):
     """A live camera gives its newest picture: at most one period of the debt is left."""
     period = 0.106
     runner = make_runner(period, predict=lambda index: slow if index == 20 else 0.010, sample=0.005)
-    clock = runner.adapter.clock
+    clock = runner.hand
 
     def camera(num_frames: int):
         """Picture n comes at n periods; whoever is late gets the newest, who is early waits."""
@@ -253,7 +263,7 @@ def test_a_prediction_before_a_long_update_is_not_late(make_runner):
 def test_methods_without_steps_have_none_to_skip(make_runner, make_video):
     for adapter in (NoAdaptation(nn.Identity()), Wrapper(NoAdaptation(nn.Identity()))):
         adapter.predict = lambda frame: {}
-        runner = StreamRunner(adapter, SlidingWindow(2), budget=1e-9)
+        runner = BudgetedStream(Stream(adapter, SlidingWindow(2)), 1e-9)
         results = list(runner.run(video(3)))
         assert records(results, "skipped_updates") == [0] * 3
         assert records(results, "late_frames") == [1] * 3
@@ -300,12 +310,13 @@ SECONDS = st.one_of(st.floats(0, 0.3), st.sampled_from([0.0, 1e-12, 5.0]))
 )
 def test_whatever_the_times_every_frame_is_predicted_and_the_debt_is_bounded(times, budget, place):
     """By that of the predictions alone, one frame, and the one update that was misjudged."""
-    clock = Clock()
+    clock = Hand()
     predict, sample, fixed, rest = (list(column) for column in zip(*times, strict=True))
     adapter = TimedAdapter(
         clock, predict=predict.__getitem__, sample=sample.__getitem__, fixed=fixed.__getitem__
     )
-    runner = StreamRunner(adapter, SlidingWindow(4), budget=budget, clock=clock, predict=place)
+    stream = Stream(adapter, SlidingWindow(4), clock=clock.clock(), predict=place)
+    runner = BudgetedStream(stream, budget)
     unavoidable = 0.0
     for index, result in enumerate(runner.run(video(len(times)))):
         assert result.output == {"frame": index}
@@ -324,14 +335,22 @@ def test_whatever_the_times_every_frame_is_predicted_and_the_debt_is_bounded(tim
     fixed=st.floats(0, 0.05),
 )
 def test_on_a_steady_machine_no_frame_owes_more_than_one_small_step(predict, sample, fixed):
-    clock = Clock()
+    clock = Hand()
     adapter = TimedAdapter(clock, predict=predict, sample=sample, fixed=fixed)
-    runner = StreamRunner(adapter, SlidingWindow(4), budget=0.1, clock=clock)
+    runner = BudgetedStream(Stream(adapter, SlidingWindow(4), clock=clock.clock()), 0.1)
     results = list(runner.run(video(40)))
     assert max(records(results, "behind_seconds")) <= sample + fixed + 1e-9
     fits = predict + sample + fixed < 0.095
     assert sum(records(results, "late_frames")) == 0 or not fits
     assert sum(records(results, "step_samples")) > 0
+
+
+class Shorter(Wrapper):
+    """Gives the wrapped adapter a window of at most two samples."""
+
+    def adapt(self, window, generator):
+        self.limited = LimitedWindow(window, 2)
+        return self.inner.adapt(self.limited, generator)
 
 
 @pytest.mark.parametrize("method", ["online_ttt_mae", "tent_class_balance", "temporal_smoothing"])
@@ -341,29 +360,39 @@ def test_a_step_of_fewer_samples_is_that_of_a_smaller_batch(
     tiny_cfg.TTT.ENSEMBLE.METHOD = "self_train"
     merge_method(tiny_cfg, method)
     outputs = []
-    for batch_size, limit in ((4, 2), (2, None)):
+    for batch_size in (4, 2):
         tiny_cfg.TTT.BATCH_SIZE = batch_size
-        runner = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
-        runner.window.max_samples = limit
+        runner = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+        if batch_size == 4:
+            runner.adapter = shorter = Shorter(runner.adapter)
         outputs.append([r.output["sem_seg"] for r in runner.run(make_video())])
-        assert runner.window.drawn == 2
-        assert (runner.window.asked > 2) == (limit is not None)
+    asked = 3 if method == "tent_class_balance" else 4  # without replacement: the whole window
+    assert (shorter.limited.asked, shorter.limited.drawn) == (asked, 2)
     assert all(map(torch.equal, *outputs))
+
+
+def test_a_budgeted_stream_goes_on_from_a_state(make_runner):
+    runner = make_runner(10.0, runner={"update_every": 3})
+    list(runner.run(video(2)))
+    resumed = make_runner(10.0, runner={"update_every": 3})
+    resumed.load_state_dict(runner.state_dict())
+    results = list(resumed.run(video(6)[2:], anew=False))
+    assert ["loss_recon" in r.record for r in results] == [False, True, False, False]
 
 
 @pytest.fixture
 def evaluate(tiny_cfg, tiny_model, tmp_path, make_video):
     """``evaluate(KEY VALUE..., resume=)`` runs a video of 5 frames; gives rows and summary."""
 
-    class Source(list):
+    class Source(list, BaseSource):
         video_id, num_frames = "a", 5
 
-    def run(*opts, resume=False):
+    def run(*opts, resume=False, sinks=(), prepare=lambda evaluation: None):
         tiny_cfg.merge_from_list([*opts])
         directory = RunDirectory(tmp_path / "run", resume=resume)
-        evaluation = StreamEvaluation(
-            tiny_cfg, copy.deepcopy(tiny_model), directory, compare=True, save_every=1
-        )
+        settings = Settings(tiny_cfg, directory, compare=True, save_every=1, sinks=sinks)
+        evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))
+        prepare(evaluation)
         summary = evaluation.evaluate([Source(make_video("a", 5, 64, 64))])
         assert not (tmp_path / "run" / "unfinished").exists()
         return list(directory.rows()), summary
@@ -381,6 +410,37 @@ def test_rows_and_summary_say_what_the_budget_did(evaluate):
     assert summary["frame_budget_used"] > 0
     mean = summary["seconds"]["frame"]["mean"]
     assert summary["frame_budget_used"] == pytest.approx(mean / 3600, rel=1e-9)
+
+
+class Slow(Sink):
+    """Turns the hand by a second with every frame."""
+
+    def __init__(self, hand: Hand, *, measures: bool) -> None:
+        self.hand, self.measures = hand, measures
+
+    def write(self, results):
+        self.hand.seconds += 1.0
+
+
+@pytest.mark.parametrize("measures", [False, True])
+def test_a_run_pays_for_what_it_does_with_results_and_not_for_measuring(evaluate, measures):
+    hand = Hand()
+
+    def prepare(evaluation):
+        evaluation.stream.clock._read = lambda: hand.seconds
+        original = evaluation.frozen.step
+
+        def step(frame):
+            hand.seconds += 50.0  # the frozen model is there for the comparison alone
+            return original(frame)
+
+        evaluation.frozen.step = step
+
+    sinks = [Slow(hand, measures=measures)]
+    rows, _ = evaluate("TTT.FRAME_BUDGET_MS", 400, sinks=sinks, prepare=prepare)
+    behind = [row["behind_seconds"] for row in rows]
+    paid = [0, 0, 0, 0, 0] if measures else [0, 0.6, 1.2, 1.8, 2.4]
+    assert behind == pytest.approx(paid)
 
 
 def test_without_a_budget_rows_and_summary_say_nothing_of_one(evaluate):

@@ -7,8 +7,8 @@ import sys
 from detectron2.data import MetadataCatalog
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
+from ttt_video.stream import RunDirectory, Settings
 from ttt_video.stream import parallel as parallel_evaluation
-from ttt_video.stream.directory import RunDirectory
 
 
 def test_a_worker_runs_the_registered_files_first(tiny_cfg, tmp_path, monkeypatch):
@@ -29,12 +29,11 @@ def test_a_worker_runs_the_registered_files_first(tiny_cfg, tmp_path, monkeypatc
     )
     run = RunDirectory(tmp_path / "run")
     MetadataCatalog.get("own_set").set(classes=["a"], colors=["b"])
-    settings = parallel_evaluation.Settings(
-        tiny_cfg, run, dataset_name="own_set", register=[str(file)]
-    )
+    settings = Settings(tiny_cfg, run, dataset_name="own_set", register=[str(file)])
+    orders = parallel_evaluation.Orders.of(settings)
     MetadataCatalog.remove("own_set")  # as in a new process
     try:
-        settings.build("cpu", 1)
+        orders.build("cpu", 1)
         assert [method.runs for method in built] == ["own_one"]
         known = MetadataCatalog.get("own_set").as_dict()
         assert (known["classes"], known["colors"]) == (["a"], ["b"])

@@ -19,10 +19,14 @@ from PIL import Image
 from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.errors import UserError
 from ttt_video.files import save_torch
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation
-from ttt_video.stream.loop import StreamRunner
-from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.stream import (
+    OverlayVideos,
+    RunDirectory,
+    Settings,
+    Sink,
+    Stream,
+    StreamEvaluation,
+)
 from ttt_video.stream.saved_state import STATE_KEYS, UnusableState, read_state
 
 SAVE_EVERY = 3
@@ -54,20 +58,17 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
         directory = RunDirectory(tmp_path / name, resume=resume)
         steps: list[tuple[str, int]] = []
 
-        def observer(result, frozen):
-            steps.append((result.frame["video_id"], result.frame["frame_index"]))
-            if len(steps) in (snapshots or {}):
-                shutil.copytree(directory.path, tmp_path / snapshots[len(steps)])
+        class Kill(Sink):
+            def write(self, results):
+                frame = results.adapted.frame
+                steps.append((frame["video_id"], frame["frame_index"]))
+                if len(steps) in (snapshots or {}):
+                    shutil.copytree(directory.path, tmp_path / snapshots[len(steps)])
 
-        overlay = OverlayVideos(cfg, directory.path, fps=10, single=False) if video else None
-        evaluation = StreamEvaluation(
-            cfg,
-            copy.deepcopy(tiny_model),
-            directory,
-            observers=[observer],
-            **{"overlay": overlay, "save_every": SAVE_EVERY, "compare": True, **options},
-        )
-        summary = evaluation.evaluate(sources)
+        overlay = [OverlayVideos(cfg, directory.path, fps=10, single=False)] if video else []
+        options = {"save_every": SAVE_EVERY, "compare": True, **options}
+        settings = Settings(cfg, directory, sinks=[*overlay, Kill()], **options)
+        summary = StreamEvaluation(settings, copy.deepcopy(tiny_model)).evaluate(sources)
         return summary, steps
 
     return run
@@ -174,7 +175,7 @@ def test_settings_of_the_loop_are_kept(evaluate, tmp_path, order):
 def test_an_interrupt_leaves_the_video_so_far_and_can_be_resumed(evaluate, tmp_path, monkeypatch):
     video = [write_video(tmp_path / "v", 8)]
     evaluate("whole", video)
-    original = StreamRunner.step
+    original = Stream.step
 
     def step(self, frame):
         if frame["frame_index"] == 5:
@@ -182,7 +183,7 @@ def test_an_interrupt_leaves_the_video_so_far_and_can_be_resumed(evaluate, tmp_p
         return original(self, frame)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StreamRunner, "step", step)
+        patch.setattr(Stream, "step", step)
         with pytest.raises(KeyboardInterrupt):
             evaluate("cut", video)
     cut = content(tmp_path / "cut")
@@ -238,11 +239,10 @@ def test_a_shorter_run_leaves_the_state_of_a_longer_one(evaluate, tmp_path, tiny
     state = next((tmp_path / "cut").rglob("state.pth")).read_bytes()
     tiny_cfg.merge_from_list(["TTT.BATCH_SIZE", 2, "TTT.OPTIMIZER.NAME", "ADAMW"])
     run = RunDirectory(tmp_path / "cut", resume=True)
-    overlay = OverlayVideos(tiny_cfg, run.path, fps=10, single=False)
-    shorter = StreamEvaluation(
-        tiny_cfg, copy.deepcopy(tiny_model), run, compare=True, overlay=overlay, save_every=3
-    )
-    shorter.evaluate([FolderSource(video[0], KEEP)], max_frames=2)
+    sinks = [OverlayVideos(tiny_cfg, run.path, fps=10, single=False), Sink()]
+    shorter = Settings(tiny_cfg, run, compare=True, sinks=sinks, save_every=3, max_frames=2)
+    evaluation = StreamEvaluation(shorter, copy.deepcopy(tiny_model))
+    evaluation.evaluate([FolderSource(video[0], KEEP)])
     assert next((tmp_path / "cut").rglob("state.pth")).read_bytes() == state
 
 
@@ -256,7 +256,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def lack(*keys: str):
+def lack(*keys: str | int):
     def spoil(file: Path) -> None:
         state = torch.load(file, weights_only=True)
         part = state
@@ -276,10 +276,12 @@ SPOILERS = {
     "code": lambda file: torch.save({"frames": Path("x")}, file),
     "another": lambda file: torch.save({"model": {}}, file),
     "a list": lambda file: torch.save([1], file),
-    "no rows": lack("rows"),
-    "no generator": lack("runner", "generator"),
-    "no window": lack("runner", "window"),
-    "no evaluator": lack("evaluators", "frozen"),
+    "no stream": lack("stream"),
+    "no rows": lack("sinks", 1, "rows"),
+    "no generator": lack("stream", "generator"),
+    "no window": lack("stream", "window"),
+    "no scores": lack("sinks", 0, "frozen"),
+    "no sink": lack("sinks", 2),
 }
 
 
@@ -333,7 +335,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
     assert noticed > 60
 
 
-@pytest.mark.parametrize("spoil", [flip, lack("runner", "window")])
+@pytest.mark.parametrize("spoil", [flip, lack("stream", "window")])
 def test_videos_that_build_on_one_another_start_anew_together(evaluate, tmp_path, caplog, spoil):
     """Without its state the second video cannot go on from the first."""
     opts = ("TTT.RESET", "never")
@@ -425,7 +427,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_summed_up(
     evaluate, tmp_path, fill, monkeypatch, name, num_rows
 ):
     video = [write_video(tmp_path / "v", 6)]
-    original = StreamRunner.step
+    original = Stream.step
 
     def step(self, frame):
         # The overlay is opened in a thread, at some time after its first frame.
@@ -433,7 +435,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_summed_up(
             fill(name)
         return original(self, frame)
 
-    monkeypatch.setattr(StreamRunner, "step", step)
+    monkeypatch.setattr(Stream, "step", step)
     with pytest.raises(UserError, match=r"^cannot write .*: No space left on device$") as error:
         evaluate("run", video, "TTT.METHOD", "none")
     assert name in str(error.value)
@@ -462,12 +464,12 @@ def test_the_first_error_is_the_one_that_is_told(evaluate, tmp_path, fill, monke
 
     raised = ZeroDivisionError()  # a defect stays one
     with monkeypatch.context() as patch:
-        patch.setattr(StreamRunner, "step", step)
+        patch.setattr(Stream, "step", step)
         with pytest.raises(ZeroDivisionError):
             evaluate("1/run", video, "TTT.METHOD", "none")
     monkeypatch.undo()
     raised = UserError("the first")
-    monkeypatch.setattr(StreamRunner, "step", step)
+    monkeypatch.setattr(Stream, "step", step)
     with pytest.raises(UserError) as error:
         evaluate("2/run", video, "TTT.METHOD", "none")
     first, *later = str(error.value).split("; then: ")
@@ -493,14 +495,14 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(evaluate, tmp_path, fill
 
 
 def test_a_folder_that_is_removed_under_a_run_is_one_line(evaluate, tmp_path, monkeypatch):
-    original = StreamRunner.step
+    original = Stream.step
 
     def step(self, frame):
-        if frame["frame_index"] == 4:
-            shutil.rmtree(tmp_path / "run")
+        if frame["frame_index"] == 4:  # both streams get there
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return original(self, frame)
 
-    monkeypatch.setattr(StreamRunner, "step", step)
+    monkeypatch.setattr(Stream, "step", step)
     with pytest.raises(UserError, match=r"run was removed or replaced") as error:
         evaluate("run", [write_video(tmp_path / "v", 6)], "TTT.METHOD", "none")
     assert "\n" not in str(error.value)

@@ -10,7 +10,9 @@ from torch import nn
 
 from ttt_video.adaptation import Adapter, NoAdaptation, ReconstructionAdapter, SlidingWindow
 from ttt_video.errors import UserError
-from ttt_video.stream.loop import StreamRunner, video_seed
+from ttt_video.stream import Stream
+from ttt_video.stream.clock import Clock
+from ttt_video.structures import video_seed
 
 
 class Counter(nn.Module):
@@ -50,8 +52,8 @@ class CountingAdapter(Adapter):
         self.model.steps.data.zero_()
 
 
-def runner(reset: str = "video", size: int | None = 2, seed: int = 0) -> StreamRunner:
-    return StreamRunner(CountingAdapter(), SlidingWindow(size), reset=reset, seed=seed)
+def runner(reset: str = "video", size: int | None = 2, seed: int = 0) -> Stream:
+    return Stream(CountingAdapter(), SlidingWindow(size), reset=reset, seed=seed)
 
 
 def steps(results) -> list[float]:
@@ -149,12 +151,12 @@ def test_unknown_reset_is_refused():
         runner("clip")
 
 
-def calls_of(stream: StreamRunner) -> list[tuple]:
+def calls_of(stream: Stream) -> list[tuple]:
     return [call[:2] for call in stream.adapter.calls if call[0] != "reset"]
 
 
 def test_update_every_n_frames_and_predict_every_one(make_video):
-    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    stream = Stream(CountingAdapter(), SlidingWindow(2), update_every=3)
     for name in ("a", "b"):
         results = list(stream.run(make_video(name, num_frames=5)))
         assert steps(results) == [1, 1, 1, 2, 2]
@@ -164,17 +166,17 @@ def test_update_every_n_frames_and_predict_every_one(make_video):
 
 
 def test_update_interval_goes_on_from_a_saved_state(make_video):
-    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    stream = Stream(CountingAdapter(), SlidingWindow(2), update_every=3)
     video = make_video(num_frames=6)
     list(stream.run(video[:2]))
-    resumed = StreamRunner(CountingAdapter(), SlidingWindow(2), update_every=3)
+    resumed = Stream(CountingAdapter(), SlidingWindow(2), update_every=3)
     resumed.load_state_dict(stream.state_dict())
     records = [resumed.step(frame).record for frame in video[2:]]
     assert [bool(record) for record in records] == [False, True, False, False]
 
 
 def test_predict_before_the_update(make_video):
-    stream = StreamRunner(CountingAdapter(), SlidingWindow(2), predict="before")
+    stream = Stream(CountingAdapter(), SlidingWindow(2), predict="before")
     results = list(stream.run(make_video(num_frames=3)))
     assert calls_of(stream) == [
         ("predict", 0), ("adapt", 0), ("predict", 1), ("adapt", 1), ("predict", 2), ("adapt", 2),
@@ -182,16 +184,33 @@ def test_predict_before_the_update(make_video):
     assert steps(results) == [0, 1, 2]
     assert all("draw" in r.record for r in results)
     with pytest.raises(ValueError, match="'during'"):
-        StreamRunner(CountingAdapter(), SlidingWindow(2), predict="during")
+        Stream(CountingAdapter(), SlidingWindow(2), predict="during")
 
 
-def test_times_of_update_and_prediction_are_kept_apart(make_video, monkeypatch):
-    for predict, ticks in (("after", [0, 1, 1, 4, 9]), ("before", [0, 1, 6, 9, 9])):
-        stream = StreamRunner(CountingAdapter(), SlidingWindow(2), predict=predict)
-        clock = iter(ticks)
-        monkeypatch.setattr(stream, "now", lambda clock=clock: next(clock))
+def test_times_of_update_and_prediction_are_kept_apart(make_video):
+    # push, update, prediction; push, prediction, update
+    for predict, ticks, ready in (
+        ("after", [0, 1, 1, 4, 4, 9], 9),
+        ("before", [0, 1, 1, 6, 6, 9], 6),
+    ):
+        stream = Stream(
+            CountingAdapter(),
+            SlidingWindow(2),
+            predict=predict,
+            clock=Clock(read=iter(ticks).__next__),
+        )
         (result,) = stream.run(make_video(num_frames=1))
         assert (result.adapt_seconds, result.predict_seconds) == (4, 5)
+        assert result.ready_seconds == ready
+
+
+def test_a_paused_clock_stands():
+    ticks = iter([0, 10, 60, 75])
+    clock = Clock(read=lambda: next(ticks))
+    assert clock() == 0
+    with clock.paused():
+        pass
+    assert clock() == 25
 
 
 class WatchingAdapter(CountingAdapter):
@@ -202,23 +221,22 @@ class WatchingAdapter(CountingAdapter):
 
 
 def test_offline_methods_see_the_whole_video_once_before_anything_else(make_video):
-    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
+    stream = Stream(WatchingAdapter(), SlidingWindow(2))
     for name in ("a", "b"):
         list(stream.run(make_video(name, num_frames=2)))
     expected = [("watch", [0, 1]), ("adapt", 0), ("predict", 0), ("adapt", 1), ("predict", 1)]
     assert calls_of(stream) == expected * 2
 
 
-def test_watching_counts_as_the_first_frames_update(make_video, monkeypatch):
-    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
-    clock = iter([0, 100, *range(100, 200)])
-    monkeypatch.setattr(stream, "now", lambda: next(clock))
+def test_watching_counts_as_the_first_frames_update(make_video):
+    read = iter([0, 100, *range(100, 200)]).__next__
+    stream = Stream(WatchingAdapter(), SlidingWindow(2), clock=Clock(read=read))
     first, second = stream.run(make_video(num_frames=2))
     assert (first.adapt_seconds, second.adapt_seconds) == (102, 2)
 
 
 def test_offline_methods_refuse_what_they_cannot_see_twice(make_video):
-    stream = StreamRunner(WatchingAdapter(), SlidingWindow(2))
+    stream = Stream(WatchingAdapter(), SlidingWindow(2))
     with pytest.raises(UserError, match="needs the whole video"):
         list(stream.run(iter(make_video())))
     with pytest.raises(UserError, match="needs the whole video"):
@@ -254,22 +272,22 @@ def test_video_seeds_differ_and_stay():
 
 
 def test_from_config_reads_method_window_reset_and_seed(tiny_cfg, tiny_model):
-    stream = StreamRunner.from_config(tiny_cfg, tiny_model)
+    stream = Stream.from_config(tiny_cfg, tiny_model)
     assert type(stream.adapter) is ReconstructionAdapter
     assert (stream.window.size, stream.reset, stream.seed) == (3, "video", 0)
     assert stream.window.device == tiny_model.device
     tiny_cfg.merge_from_list(
         ["TTT.METHOD", "none", "TTT.WINDOW_SIZE", 0, "TTT.RESET", "frame", "SEED", 7]
     )
-    stream = StreamRunner.from_config(tiny_cfg, tiny_model)
+    stream = Stream.from_config(tiny_cfg, tiny_model)
     assert type(stream.adapter) is NoAdaptation
     assert (stream.window.size, stream.reset, stream.seed) == (None, "frame", 7)
     assert (stream.update_every, stream.predict_first) == (1, False)
     tiny_cfg.merge_from_list(["TTT.UPDATE_EVERY", 4, "TTT.PREDICT", "before"])
-    stream = StreamRunner.from_config(tiny_cfg, tiny_model)
+    stream = Stream.from_config(tiny_cfg, tiny_model)
     assert (stream.update_every, stream.predict_first) == (4, True)
     tiny_cfg.SEED = -1
-    assert StreamRunner.from_config(tiny_cfg, tiny_model).seed == 0
+    assert Stream.from_config(tiny_cfg, tiny_model).seed == 0
 
 
 @pytest.mark.parametrize("step_mode", ["train", "eval"])
@@ -285,8 +303,8 @@ def test_zero_learning_rate_is_no_adaptation_bit_for_bit(
     tiny_cfg.merge_from_list(["TTT.STEP_MODE", step_mode, "TTT.RESET", reset])
     frozen_cfg = tiny_cfg.clone()
     frozen_cfg.TTT.METHOD = "none"
-    adapted = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
-    frozen = StreamRunner.from_config(frozen_cfg, tiny_model)
+    adapted = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+    frozen = Stream.from_config(frozen_cfg, tiny_model)
     pairs = zip(adapted.run(make_video()), frozen.run(make_video()), strict=True)
     for ours, theirs in pairs:
         assert ours.record["grad_norm"] > 0
@@ -297,7 +315,7 @@ def test_a_learning_rate_changes_the_prediction_of_the_first_frame_already(
     tiny_cfg, tiny_model, make_video
 ):
     video = make_video(num_frames=1)
-    (adapted,) = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model)).run(video)
+    (adapted,) = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model)).run(video)
     with torch.no_grad():
         frozen = tiny_model(video)[0]["sem_seg"]
     assert not torch.equal(adapted.output["sem_seg"], frozen)
@@ -312,7 +330,7 @@ def test_reset_frame_with_a_window_of_one_is_a_function_of_the_frame_and_its_dra
     other = {**first, "image": 255 - first["image"]}
     results = []
     for start in (first, other):
-        stream = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+        stream = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model))
         results.append(list(stream.run([start, second])))
     (a0, a1), (b0, b1) = results
     assert a0.record != b0.record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,33 +11,33 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from ttt_video.config import get_cfg
+from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors, weights_hash
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation, load_source_model
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import (
+    OverlayVideos,
+    RunDirectory,
+    Settings,
+    Sink,
+    Stream,
+    StreamEvaluation,
+    load_source_model,
+)
 from ttt_video.stream.records import summarize
 from ttt_video.structures import FrameSource
+from ttt_video.tasks import once, outputs, semantic, steadiness
 
 TIMES = ("adapt_seconds", "predict_seconds")
 
 
-@dataclass
-class ListSource:
+class ListSource(BaseSource):
     """A video in memory; it may break at a frame."""
 
-    frames: list
-    breaks_at: int | None = None
-    known_length: bool = True
-    passes: int = 0
-
-    @property
-    def video_id(self) -> str:
-        return self.frames[0]["video_id"]
-
-    @property
-    def num_frames(self) -> int | None:
-        return len(self.frames) if self.known_length else None
+    def __init__(self, frames: list, breaks_at: int | None = None, known_length: bool = True):
+        self.frames, self.breaks_at, self.passes = frames, breaks_at, 0
+        self.video_id = frames[0]["video_id"]
+        self.num_frames = len(frames) if known_length else None
 
     def __iter__(self):
         self.passes += 1
@@ -76,8 +75,9 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
         cfg = tiny_cfg.clone()
         cfg.merge_from_list([*opts])
         directory = RunDirectory(tmp_path / name, resume=resume)
-        evaluation = StreamEvaluation(cfg, copy.deepcopy(tiny_model), directory, **options)
-        return directory, evaluation.evaluate(sources, max_frames)
+        settings = Settings(cfg, directory, max_frames=max_frames, **options)
+        evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))
+        return directory, evaluation.evaluate(sources)
 
     return run
 
@@ -92,7 +92,7 @@ def test_a_row_for_every_frame_with_the_numbers_of_the_runner(
     videos = [make_video("a", 3), make_video("b", 2)]
     run, summary = evaluate([ListSource(v) for v in videos])
     rows = list(run.rows())
-    runner = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+    runner = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model))
     expected = [result for video in videos for result in runner.run(video)]
     assert len(rows) == 5
     for row, result in zip(rows, expected, strict=True):
@@ -132,9 +132,9 @@ def test_scores_of_labelled_frames_are_those_of_the_predictions(
 ):
     video = labelled(make_video("a", 2, 48, 64), tmp_path / "labels")
     run, summary = evaluate([ListSource(video)], compare=True)
-    adapted = StreamRunner.from_config(tiny_cfg, copy.deepcopy(tiny_model))
+    adapted = Stream.from_config(tiny_cfg, copy.deepcopy(tiny_model))
     tiny_cfg.TTT.METHOD = "none"
-    frozen = StreamRunner.from_config(tiny_cfg, tiny_model)
+    frozen = Stream.from_config(tiny_cfg, tiny_model)
     totals = {}
     for row, ours, theirs in zip(run.rows(), adapted.run(video), frozen.run(video), strict=True):
         labels = np.asarray(Image.open(ours.frame["sem_seg_file_name"]))
@@ -177,30 +177,107 @@ def test_compare_leaves_the_adapted_numbers_as_they_are(evaluate, make_video):
     assert rows == [without_times(row) for row in alone.rows()]
 
 
-def test_observers_see_every_frame_and_the_frozen_weights_stay(evaluate, tiny_model, make_video):
+class Collects(Sink):
+    """Writes down every call; what it saves comes back as it was."""
+
+    def __init__(self, look=lambda: None) -> None:
+        self.calls: list = []
+        self.seen: list = []
+        self.look = look
+
+    def load(self, state):
+        self.calls.append(("load", state["number"].tolist()))
+
+    def start(self, video):
+        self.calls.append(("start", video.video_id, video.done))
+
+    def write(self, results):
+        self.calls.append(("write", results.row["frame_index"], self.look()))
+        self.seen.append((results.adapted, results.frozen))
+
+    def save(self):
+        self.calls.append(("save",))
+        return {"number": torch.tensor([len(self.seen)])}
+
+    def end(self, video):
+        self.calls.append(("end", video.video_id, video.done, video.complete))
+
+
+def test_sinks_see_every_frame_and_the_frozen_weights_stay(evaluate, tiny_model, make_video):
     video = make_video("a", 3)
-    seen = []
-    evaluate([ListSource(video)], compare=True, observers=[lambda *results: seen.append(results)])
-    assert [r.frame["frame_index"] for r, _ in seen] == [0, 1, 2]
+    sink = Collects()
+    evaluate([ListSource(video)], compare=True, sinks=[sink])
+    assert [r.frame["frame_index"] for r, _ in sink.seen] == [0, 1, 2]
     with torch.no_grad():
-        for frame, (adapted, frozen) in zip(video, seen, strict=True):
+        for frame, (adapted, frozen) in zip(video, sink.seen, strict=True):
             expected = tiny_model([frame])[0]["sem_seg"]
             assert torch.equal(frozen.output["sem_seg"], expected)
             assert not torch.equal(adapted.output["sem_seg"], expected)
             assert frozen.predict_seconds > 0
-    without = []
-    evaluate([ListSource(video)], "2", observers=[lambda *results: without.append(results)])
-    assert [frozen for _, frozen in without] == [None] * 3
+    without = Collects()
+    evaluate([ListSource(video)], "2", sinks=[without])
+    assert [frozen for _, frozen in without.seen] == [None] * 3
 
 
-def test_observers_see_a_frame_after_its_row_is_on_disk(evaluate, make_video, tmp_path):
-    counts = []
+def test_a_sink_is_called_as_its_protocol_says(evaluate, make_video, tmp_path):
+    """Also by a run that goes on; a frame's row is on disk before others see it."""
     file = tmp_path / "run" / "frames.jsonl"
-    evaluate(
-        [ListSource(make_video("a", 2))],
-        observers=[lambda *_: counts.append(len(file.read_text().splitlines()))],
-    )
-    assert counts == [1, 2]
+    sink = Collects(lambda: len(file.read_text().splitlines()))
+    broken = ListSource(make_video("b", 3), breaks_at=2)
+    with pytest.raises(UserError):
+        evaluate([ListSource(make_video("a", 1)), broken], sinks=[sink], save_every=1)
+    assert sink.calls == [
+        ("start", "a", 0), ("write", 0, 1), ("save",), ("end", "a", 1, True),
+        ("start", "b", 0), ("write", 0, 2), ("save",), ("write", 1, 3), ("save",),
+        ("end", "b", 2, False),
+    ]  # fmt: skip
+    again = Collects()
+    sources = [ListSource(make_video(name, n)) for name, n in (("a", 1), ("b", 3))]
+    evaluate(sources, sinks=[again], save_every=1, resume=True)
+    assert again.calls == [
+        ("load", [3]), ("start", "b", 2), ("write", 2, None), ("save",), ("end", "b", 3, True),
+    ]  # fmt: skip
+
+
+def test_a_source_that_lacks_members_is_told_in_a_line(evaluate, make_video):
+    class Bare(list):
+        video_id, num_frames = "a", 1
+
+    with pytest.raises(UserError, match=r"^Bare lacks .*inherit from ttt_video\.data\.BaseSource"):
+        evaluate([Bare(make_video("a", 1))])
+
+
+def test_labels_are_read_and_class_maps_computed_once_per_frame(
+    evaluate, make_video, tmp_path, monkeypatch
+):
+    """Whoever asks: the tasks of both models, the overlay, and a sink from outside."""
+    reads, maps = [], []
+    read, compute = semantic.read_sem_seg, semantic.class_map
+
+    def read_sem_seg(frame):
+        reads.append(frame["frame_index"])
+        return read(frame)
+
+    def class_map(output):
+        maps.append(1)
+        return compute(output)
+
+    for module in (semantic, steadiness, outputs):
+        for name, replaced in (("read_sem_seg", read_sem_seg), ("class_map", class_map)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, replaced)
+
+    class Asks(Sink):
+        def write(self, results):
+            once(read_sem_seg, results.adapted.frame)
+            once(class_map, results.frozen.output)
+
+    video = labelled(make_video("a", 3), tmp_path / "labels")
+    settings = {"dataset_name": "", "compare": True}
+    overlay = OverlayVideos(get_cfg(), tmp_path, fps=10, single=True)
+    evaluate([ListSource(video)], sinks=[overlay, Asks()], **settings)
+    assert reads == [0, 1, 2]
+    assert len(maps) == 2 * 3  # of the adapted and of the frozen model
 
 
 def test_max_frames_is_of_each_video(evaluate, make_video):
@@ -350,7 +427,7 @@ def test_a_plain_mask2former_is_enough_without_adaptation(
     model = load_source_model(tiny_cfg)
     assert model.recon_head is None
     with pytest.raises(UserError, match=r"recon|decoder"):
-        StreamRunner.from_config(tiny_cfg, model)
+        Stream.from_config(tiny_cfg, model)
     # What the visibility channel would add is zero.
     with torch.no_grad():
         tiny_model.backbone.patch_embed.proj.weight[:, 3] = 0

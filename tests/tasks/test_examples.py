@@ -15,12 +15,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from task_contract import TaskContract
 
-from ttt_video.data import register_custom_video
+from ttt_video.data import BaseSource, register_custom_video
+from ttt_video.data.ordering import FirstFrames
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
 from ttt_video.plugins import run_files
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.parallel import Settings
+from ttt_video.stream import RunDirectory, Settings, VideoRun
+from ttt_video.stream.parallel import Orders
 from ttt_video.tasks import (
     TASK_REGISTRY,
     LabelInfo,
@@ -149,14 +150,25 @@ def test_both_show_up_everywhere(as_before, tmp_path, tiny_cfg, tiny_model, caps
         assert file.read(1)
 
 
+class Nothing(BaseSource):
+    """A video without frames."""
+
+    video_id = "a"
+
+    def __iter__(self):
+        return iter(())
+
+
 def test_a_worker_process_registers_it_too(as_before, tmp_path, tiny_cfg, tiny_model):
     tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "tiny.safetensors")
     save_safetensors(tiny_model.state_dict(), tiny_cfg.MODEL.WEIGHTS)
     with closing(RunDirectory(tmp_path / "run")) as run:
         settings = Settings(tiny_cfg, run, register=[str(NEW_TASK)])
         assert "free_road" not in [task.name for task in tasks()]
-        evaluation = settings.build("cpu", torch.get_num_threads())
-    assert "free_road" in [task.name for task in evaluation.evaluators["adapted"]]
+        evaluation = Orders.of(settings).build("cpu", torch.get_num_threads())
+    scores = evaluation.sinks[0]
+    scores.start(VideoRun(FirstFrames(Nothing(), None), tmp_path))
+    assert "free_road" in [task.name for task in scores.tasks["adapted"]]
 
 
 def test_a_task_that_names_no_data_sets_is_scored_where_its_labels_are(as_before):

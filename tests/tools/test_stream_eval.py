@@ -30,8 +30,8 @@ from ttt_video.config import load_config
 from ttt_video.data import register_custom_video
 from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.modeling.weights import save_safetensors, weights_hash
+from ttt_video.stream import Stream
 from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.loop import StreamRunner
 from ttt_video_cli.stream import overlay_fps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,14 +469,14 @@ def test_videos_that_build_on_one_another_take_one_worker(refused, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_keeps_everything_so_far(stream, tmp_path, monkeypatch, capsys, number):
     folder = write_frames(tmp_path / "v", 4)
-    original = StreamRunner.step
+    original = Stream.step
 
     def step(self, frame):
         if frame["frame_index"] == 2:
             signal.raise_signal(number)
         return original(self, frame)
 
-    monkeypatch.setattr(StreamRunner, "step", step)
+    monkeypatch.setattr(Stream, "step", step)
     with pytest.raises(SystemExit) as stop:
         stream("--video-dir", folder)
     assert stop.value.code == 128 + number
@@ -517,15 +517,17 @@ def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):
 
 
 def test_predictions_that_are_not_finite_are_told(stream, tmp_path, monkeypatch, capsys):
-    original = StreamRunner.step
+    original = Stream.step
+    streams = []
 
     def step(self, frame):
+        streams.append(self)
         result = original(self, frame)
-        if frame["frame_index"] > 0:
+        if frame["frame_index"] > 0 and self is streams[0]:  # the other is the frozen one
             result.output["sem_seg"][3, 5, 6] = np.nan
         return result
 
-    monkeypatch.setattr(StreamRunner, "step", step)
+    monkeypatch.setattr(Stream, "step", step)
     flags = ("--video-dir", write_frames(tmp_path / "v", 3), "--compare", "--method", "none")
     metrics = summary_of(stream(*flags, "--no-video"))["metrics"]
     assert [metrics[who]["nonfinite_frames"] for who in ("adapted", "frozen")] == [2, 0]

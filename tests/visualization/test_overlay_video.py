@@ -10,27 +10,36 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
+from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
+from ttt_video.stream import OverlayVideos, Results, VideoRun
 from ttt_video.stream import overlay as overlay_video
-from ttt_video.stream.loop import FrameResult
-from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.structures import FrameResult
 from ttt_video.visualization.overlay import side_by_side
 from ttt_video.visualization.video import VideoWriter
 
 
 @pytest.fixture
-def results(make_video) -> list[FrameResult]:
+def results(make_video) -> list[Results]:
     generator = torch.Generator().manual_seed(0)
-    return [
+    made = [
         FrameResult(frame, {"sem_seg": torch.rand(19, 64, 96, generator=generator)})
         for frame in make_video("a", 6)
     ]
+    return [Results(result, result, {}) for result in made]
+
+
+class Source(BaseSource):
+    video_id = "a"
+
+    def __iter__(self):
+        return iter(())
 
 
 @pytest.fixture
 def overlay(tiny_cfg, tmp_path) -> OverlayVideos:
     videos = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
-    videos.start("a", tmp_path / "parts")
+    videos.start(VideoRun(Source(), tmp_path / "parts"))
     return videos
 
 
@@ -46,13 +55,13 @@ def test_frames_are_drawn_in_the_encoders_thread_and_in_order(
     monkeypatch.setattr(overlay_video, "side_by_side", seen)
     with VideoWriter(tmp_path / "expected.mp4", 10) as expected:
         for result in results:
-            panels = overlay.panels(result, result)
+            panels = overlay.panels(result)
             assert list(panels) == ["original", "frozen", "online_ttt_mae"]
             expected.write(side_by_side(list(panels.values()), list(panels)))
     for result in results:
-        overlay.write(result, result)
-        result.output["sem_seg"].zero_()  # the loop may do with a prediction what it likes
-    overlay.finish()
+        overlay.write(result)
+        result.adapted.output["sem_seg"].zero_()  # the loop may do with a prediction what it likes
+    overlay.end(VideoRun(Source(), tmp_path / "parts", done=6, complete=True))
     assert len(threads) == len(results)
     assert threading.main_thread() not in threads
     assert (tmp_path / "overlay.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
@@ -62,10 +71,10 @@ def test_colours_are_those_of_the_data_set(tiny_cfg, results, tmp_path):
     MetadataCatalog.get("overlay_set").set(stuff_colors=[[200, 0, 0]] * 19)
     MetadataCatalog.get("overlay_test").set(stuff_colors=[[0, 0, 200]] * 19)
     tiny_cfg.DATASETS.TEST = ("overlay_test",)
-    results[0].frame["image"].zero_()
+    results[0].adapted.frame["image"].zero_()
     for name, color in (("overlay_set", (100, 0, 0)), ("", (0, 0, 100))):
         videos = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True, dataset_name=name)
-        assert (videos.panels(results[0], None)["online_ttt_mae"] == color).all()
+        assert (videos.panels(results[0])["online_ttt_mae"] == color).all()
     for name in ("overlay_set", "overlay_test"):
         MetadataCatalog.remove(name)
 
@@ -74,18 +83,20 @@ def test_colours_are_those_of_the_data_set(tiny_cfg, results, tmp_path):
 def test_a_missing_part_is_told_before_the_video_goes_on(tiny_cfg, results, tmp_path, spoil):
     parts = tmp_path / "parts"
     first = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
-    first.start("a", parts)
+    first.start(VideoRun(Source(), parts))
     for result in results[:2]:
-        first.write(result, None)
-        names = first.cut()
+        first.write(result)
+        state = first.save()
+    names = state["parts"]
     assert len(names) == 2
     spoil(parts / names[1])
     again = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
     words = f"{names[1]}, a part of .*: put it back, or remove {parts} to start"
+    again.load(state)
     with pytest.raises(UserError, match=words):
-        again.start("a", parts, frames=2, parts=names)
+        again.start(VideoRun(Source(), parts, done=2))
     with pytest.raises(UserError, match=rf"{names[1]}, a part of an overlay video"):
-        first.finish()
+        first.end(VideoRun(Source(), parts, done=2))
     assert not (tmp_path / "overlay.mp4").exists()
 
 
@@ -100,17 +111,17 @@ def test_what_goes_wrong_in_drawing_is_raised_in_the_loop(overlay, results, monk
         raise UserError("no room for a picture")
 
     monkeypatch.setattr(overlay_video, "side_by_side", fails)
-    more_than_may_wait = (overlay.write(result, None) for result in results * 3)
+    more_than_may_wait = (overlay.write(result) for result in results * 3)
     with pytest.raises(UserError, match="no room"):
         list(more_than_may_wait)
-    overlay.write(results[0], None)
+    overlay.write(results[0])
     with pytest.raises(UserError, match="no room"):
-        overlay.cut()
+        overlay.save()
 
 
 def test_what_cannot_be_drawn_is_told_at_once(overlay, results):
     with pytest.raises(ValueError, match="to draw in an output with keys"):
-        overlay.write(FrameResult(results[0].frame, {}), None)
+        overlay.write(Results(FrameResult(results[0].adapted.frame, {}), None, {}))
 
 
 def test_a_drawn_frame_is_checked_like_any_other(tmp_path):

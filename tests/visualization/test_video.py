@@ -85,7 +85,7 @@ def test_no_bit_rate_is_noted_that_depends_on_the_moment(tmp_path):
 
 
 def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
-    """x264 takes as many threads as this process has cores, and its bytes depend on them."""
+    """By itself x264 takes as many threads as there are cores, and its bytes depend on them."""
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     allowed = os.sched_getaffinity(0)
     files = [tmp_path / "one.mp4", tmp_path / "all.mp4"]
@@ -98,6 +98,16 @@ def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
     finally:
         os.sched_setaffinity(0, allowed)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_one_thread_encodes_a_picture_as_a_whole(tmp_path):
+    """So no race can decide its bytes; x264 writes its settings into the first picture."""
+    path = tmp_path / "video.mp4"
+    with VideoWriter(path, 10) as video:
+        video.write(flat(0, 480, 640))  # of small pictures x264 makes no slices anyway
+    settings = path.read_bytes().split(b"x264 - core", 1)[1].split(b"\0", 1)[0].split()
+    assert b"threads=1" in settings
+    assert b"sliced_threads=0" in settings
 
 
 def test_finished_file_has_its_index_in_front_and_names_its_colours(tmp_path):

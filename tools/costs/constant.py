@@ -12,7 +12,7 @@ from costs.clock import measure, resident_memory, spread
 from costs.comparison import Options
 from costs.inputs import frames, model_of
 from ttt_video.errors import UserError
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream import BudgetedStream, Stream
 
 REPORTS = 10
 """Number of times that memory is read on the way to a position."""
@@ -44,14 +44,14 @@ def constancy(
         )
     device = torch.device(cfg.MODEL.DEVICE)
     video = frames(16, *options.sizes[0])
-    runners: dict[str, StreamRunner] = {}
+    runners: dict[str, Stream | BudgetedStream] = {}
     streams: dict[str, dict[str, Any]] = {}
     for window in windows:
         for position in positions:
             own = cfg.clone()
             own.defrost()
             own.TTT.WINDOW_SIZE = window
-            runner = StreamRunner.from_config(own, model_of(own))
+            runner = Stream.from_config(own, model_of(own))
             name = f"window {window}, frame {position}"
             runners[name] = runner
             streams[name] = {"window": window, "position": position}
@@ -70,7 +70,7 @@ def constancy(
 
 
 def _advance(
-    runner: StreamRunner, video: Callable[[int], dict[str, Any]], position: int
+    runner: Stream | BudgetedStream, video: Callable[[int], Any], position: int
 ) -> list[dict[str, int]]:
     """Runs a stream up to a frame; returns the process's memory at some places on the way."""
     memory = []
@@ -82,7 +82,7 @@ def _advance(
 
 
 def _frames(
-    runner: StreamRunner, video: Callable[[int], dict[str, Any]], position: int
+    runner: Stream | BudgetedStream, video: Callable[[int], Any], position: int
 ) -> Callable[[], object]:
     indices = iter(range(position, 2**62))
     return lambda: runner.step(video(next(indices)))

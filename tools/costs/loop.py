@@ -23,10 +23,16 @@ from ttt_video.adaptation.settings import OptimizerSettings
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
 from ttt_video.formats.images import FrameTransform, read_rgb
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation
-from ttt_video.stream.loop import FrameResult, StreamRunner, video_seed
-from ttt_video.stream.overlay import OverlayVideos
+from ttt_video.stream import (
+    OverlayVideos,
+    Results,
+    RunDirectory,
+    Settings,
+    Sink,
+    Stream,
+    StreamEvaluation,
+)
+from ttt_video.structures import video_seed
 from ttt_video.tasks import build_tasks, score_frame
 
 PLAIN = "plain"
@@ -101,23 +107,27 @@ def tool_loop(
     cfg: CfgNode, dataset: str, folder: Path, *, overlay: bool = False
 ) -> list[dict[str, float]]:
     """Runs one video as ``tools/stream_eval.py``; returns the seconds of frames and their parts."""
-    rows: list[dict[str, float]] = []
-    ends: list[float] = []
-
-    def observe(result: FrameResult, frozen: FrameResult | None) -> None:
-        ends.append(time.perf_counter())
-        seconds = result.adapt_seconds, result.predict_seconds
-        rows.append(_row(ends[-1] - ends[-2], *seconds, result.record))
-
     with closing(RunDirectory(folder)) as run:
         (source,) = open_dataset(dataset, FrameTransform.from_config(cfg))
-        videos = OverlayVideos(cfg, folder, fps=10.0, single=True) if overlay else None
-        evaluation = StreamEvaluation(
-            cfg, model_of(cfg), run, dataset_name=dataset, overlay=videos, observers=[observe]
-        )
-        ends.append(time.perf_counter())
-        evaluation.stream(source, None, lambda done, row: None)
-    return rows
+        videos = [OverlayVideos(cfg, folder, fps=10.0, single=True)] if overlay else []
+        settings = Settings(cfg, run, dataset, sinks=videos)
+        evaluation, times = StreamEvaluation(settings, model_of(cfg)), _Times()
+        evaluation.run_video(source, times)
+    return times.rows
+
+
+class _Times(Sink):
+    """Notes the seconds of each frame."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.last = time.perf_counter()
+
+    def write(self, results: Results) -> None:
+        now, result = time.perf_counter(), results.adapted
+        seconds = result.adapt_seconds, result.predict_seconds
+        self.rows.append(_row(now - self.last, *seconds, result.record))
+        self.last = now
 
 
 def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str, float]]:
@@ -130,8 +140,7 @@ def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str
     """
     model = model_of(cfg)
     device = torch.device(cfg.MODEL.DEVICE)
-    runner = StreamRunner.from_config(cfg, model)
-    adapter = runner.adapter
+    adapter = Stream.from_config(cfg, model).adapter
     if not isinstance(adapter, GradientAdapter):
         raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient steps: add --no-peers")
     records = DatasetCatalog.get(dataset)

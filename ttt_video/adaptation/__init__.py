@@ -8,7 +8,7 @@ from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method, method_
 from .gradient import GradientAdapter
 from .no_adaptation import NoAdaptation
 from .online_ttt_mae import ReconstructionAdapter
-from .window import Sample, SlidingWindow
+from .window import LimitedWindow, Sample, SlidingWindow
 from .wrappers import ClassBalance, MajorityVote, TemporalSmoothing, Wrapper
 
 for _module in pkgutil.iter_modules(__path__):  # a method registers itself: its file is enough
@@ -19,6 +19,7 @@ __all__ = [
     "Adapter",
     "ClassBalance",
     "GradientAdapter",
+    "LimitedWindow",
     "MajorityVote",
     "NoAdaptation",
     "RandomCrop",

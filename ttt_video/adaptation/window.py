@@ -20,11 +20,6 @@ class SlidingWindow:
     Args:
         size: k, in frames; None keeps every frame since :meth:`clear`, and its memory grows.
         device: where the images are kept; a frame is moved there once.
-
-    Attributes:
-        max_samples: largest batch that is drawn, whatever is asked for; None: no limit. So a frame
-            budget has shorter steps from every method that draws its batches here.
-        asked, drawn: samples of the last batch, without the limit and with it.
     """
 
     def __init__(self, size: int | None, device: torch.device | str = "cpu") -> None:
@@ -33,8 +28,6 @@ class SlidingWindow:
         self.size = size
         self.device = torch.device(device)
         self._frames: deque[Sample] = deque(maxlen=size)
-        self.max_samples: int | None = None
-        self.asked = self.drawn = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -79,10 +72,6 @@ class SlidingWindow:
         count = len(self._frames)
         if sampling == "without_replacement":
             batch_size = min(batch_size, count)
-        self.asked = batch_size
-        if self.max_samples is not None:
-            batch_size = min(batch_size, self.max_samples)
-        self.drawn = batch_size
         if sampling == "with_replacement":
             picks = torch.randint(count, (batch_size,), generator=generator)
         elif sampling == "shuffled_epochs":
@@ -96,3 +85,28 @@ class SlidingWindow:
                 f"no sampling {sampling!r}; with_replacement, without_replacement, shuffled_epochs"
             )
         return [self._frames[i] for i in picks.tolist()]
+
+
+class LimitedWindow(SlidingWindow):
+    """A view of a window that draws batches of at most ``max_samples``, whatever is asked for.
+
+    So every method that draws its batches from the window it is given takes shorter steps.
+
+    Attributes:
+        asked: samples of the last batch without the limit; 0 where none was drawn.
+        drawn: samples of the last batch.
+    """
+
+    def __init__(self, window: SlidingWindow, max_samples: int) -> None:
+        super().__init__(window.size, window.device)
+        self._frames = window._frames
+        self.max_samples = max_samples
+        self.asked = self.drawn = 0
+
+    def sample(self, batch_size: int, *, sampling: str, generator: torch.Generator) -> list[Sample]:
+        """Returns what :meth:`SlidingWindow.sample` does for a batch of no more than the limit."""
+        limit = min(batch_size, self.max_samples)
+        batch = super().sample(limit, sampling=sampling, generator=generator)
+        self.asked = min(batch_size, len(self)) if sampling == "without_replacement" else batch_size
+        self.drawn = len(batch)
+        return batch

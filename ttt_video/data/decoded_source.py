@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,8 @@ import numpy as np
 from ..errors import UserError
 from ..files import path_text
 from ..formats.images import BadFrame, FrameTransform
-from ..structures import Frame, FrameSource
+from ..structures import Frame
+from .base import BaseSource
 from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
@@ -57,27 +58,7 @@ def run_ahead(
         items.close()
 
 
-def frames_after(source: FrameSource, frame_index: int) -> Iterator[Frame]:
-    """The frames of a source that follow the one with this index, in the source's own order.
-
-    A source that can start in the middle has a method of this name; others are run and dropped.
-
-    Raises:
-        UserError: there is no such frame.
-    """
-    start_in_the_middle = getattr(source, "frames_after", None)
-    if start_in_the_middle is not None:
-        return start_in_the_middle(frame_index)
-    frames = iter(source)
-    if not any(frame["frame_index"] == frame_index for frame in frames):
-        raise UserError(
-            f"video {source.video_id} has no frame {frame_index} any more, after which the run "
-            "would go on: restore it, or choose another --output"
-        )
-    return frames
-
-
-class DecodedSource(ABC):
+class DecodedSource(BaseSource):
     """Base of all sources; a subclass decodes.
 
     Attributes:
@@ -119,7 +100,7 @@ class DecodedSource(ABC):
         self.skipped = []
         return self._hand_over(self.skipped, frame_index)
 
-    def _stop_waiting(self) -> None:  # noqa: B027 - most sources never wait
+    def _stop_waiting(self) -> None:
         """Ends a read that waits for data, before the background thread is joined."""
 
     def _hand_over(self, skipped: list[str], after: int) -> Generator[Frame, None, None]:

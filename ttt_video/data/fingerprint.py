@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..structures import FrameSource
-
 Fingerprint = list[list[Any]]
 """One row per file, as JSON: ``frame_index`` (None for a video file), name without folders, size in
 bytes (None if it is missing), hash of samples of its contents (None if not sampled) and hash of its
@@ -25,12 +23,6 @@ SAMPLED_FILES = 16
 
 _BLOCK = 2**14
 _LABEL_KEYS = ("annotations", "segments_info")
-
-
-def fingerprint_of(source: FrameSource) -> Fingerprint | None:
-    """Returns a source's fingerprint; None for a source that has none."""
-    take = getattr(source, "fingerprint", None)
-    return None if take is None else take()
 
 
 def fingerprint_records(records: Sequence[Mapping[str, Any]]) -> Fingerprint:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
-from ..errors import UserError
 from ..structures import Frame, FrameSource
+from .base import drop_until
 
 
 class FirstFrames:
@@ -20,7 +20,8 @@ class FirstFrames:
         self.source = source
         self.max_frames = max_frames
         self.video_id = source.video_id
-        self.fps = getattr(source, "fps", None)
+        self.fps = source.fps
+        self.fingerprint = source.fingerprint
 
     @property
     def num_frames(self) -> int | None:
@@ -29,12 +30,16 @@ class FirstFrames:
         return min(known, default=None)
 
     @property
-    def skipped(self) -> list[str]:
+    def skipped(self) -> Sequence[str]:
         """Returns the files that the source skipped."""
-        return getattr(self.source, "skipped", [])
+        return self.source.skipped
 
     def __iter__(self) -> Iterator[Frame]:
         return islice(iter(self.source), self.max_frames)
+
+    def frames_after(self, frame_index: int) -> Iterator[Frame]:
+        """Returns those of the first frames that follow the one with this index."""
+        return drop_until(self, frame_index)
 
 
 class ShuffledFrames(FirstFrames):
@@ -57,16 +62,3 @@ class ShuffledFrames(FirstFrames):
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
             self._frames = [frames[i] for i in rng.permutation(len(frames))]
         return iter(self._frames)
-
-    def frames_after(self, frame_index: int) -> Iterator[Frame]:
-        """Returns the frames that follow the one with this index in the shuffled order.
-
-        Raises:
-            UserError: there is no such frame.
-        """
-        frames = iter(self)
-        if frame_index >= 0 and not any(f["frame_index"] == frame_index for f in frames):
-            raise UserError(
-                f"video {self.video_id} has no frame {frame_index} among those shuffled"
-            )
-        return frames

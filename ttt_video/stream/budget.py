@@ -3,14 +3,27 @@
 The camera gives a frame every T seconds. The frames of a recording wait until the loop takes them
 up; a live camera drops those for which the loop comes too late, and their time with them. Each
 frame that is taken up is predicted; what gives way is the step, and :meth:`FrameBudget.max_samples`
-is the one place where that is decided.
+is the one place where that is decided. :class:`BudgetedStream` is a stream that obeys it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from statistics import median_low
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..adaptation import Adapter, LimitedWindow, SlidingWindow, Wrapper
+from ..errors import UserError
+from ..structures import Frame, FrameResult
+from .clock import Clock
+
+if TYPE_CHECKING:
+    from .loop import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +46,7 @@ class FrameBudget:
         seconds: T, from one frame of the camera to the next.
         behind: seconds from the arrival of the current frame to the loop's taking it up; the debt
             of the frames before it. A loop that is early waits, so nothing is ever saved up.
+        spent: seconds from the current frame's arrival to the end of what is done.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -40,7 +54,7 @@ class FrameBudget:
             raise ValueError(f"a frame budget is a positive number of seconds, not {seconds}")
         self.seconds = seconds
         self.behind = 0.0
-        self._done = 0.0  # seconds from the current frame's arrival to the end of what is done
+        self.spent = 0.0
         self._predict: deque[float] = deque(maxlen=MEMORY)
         self._other: deque[float] = deque(maxlen=MEMORY)
         self._sample: deque[float] = deque(maxlen=MEMORY)
@@ -50,7 +64,7 @@ class FrameBudget:
 
     def start_video(self) -> None:
         """The camera starts anew: no debt. What is known of the machine stays known."""
-        self.behind = self._done = self._other_now = 0.0
+        self.behind = self.spent = self._other_now = 0.0
 
     def take_frame(self, dropped: int = 0) -> None:
         """The next frame has arrived, T seconds after the one before, and is taken up.
@@ -62,8 +76,8 @@ class FrameBudget:
         if self._predict:
             self._other.append(self._other_now)
         self._other_now = 0.0
-        self.behind = max(0.0, self._done - (1 + dropped) * self.seconds)
-        self._done = self.behind
+        self.behind = max(0.0, self.spent - (1 + dropped) * self.seconds)
+        self.spent = self.behind
 
     def max_samples(self) -> int:
         """The largest number of samples that this frame's step may have; 0 for no step.
@@ -96,7 +110,7 @@ class FrameBudget:
     def predicted(self, seconds: float) -> None:
         """The current frame's prediction took so long."""
         self._predict.append(seconds)
-        self._done += seconds
+        self.spent += seconds
 
     def updated(self, seconds: float, samples: int) -> None:
         """The current frame's update took so long, with so many samples in each of its steps.
@@ -105,12 +119,12 @@ class FrameBudget:
         """
         self._sample.append(seconds / max(samples, 1))
         self._trust = 1.0
-        self._done += seconds
+        self.spent += seconds
 
     def did_else(self, seconds: float) -> None:
         """What else the loop did for the current frame took so long."""
         self._other_now += seconds
-        self._done += seconds
+        self.spent += seconds
 
     def is_late(self, seconds: float) -> bool:
         """Whether the next frame was there before the current one's prediction.
@@ -134,3 +148,109 @@ class FrameBudget:
             1000 * predict,
             total,
         )
+
+
+class _LimitedAdapter(Wrapper):
+    """Takes the steps that a budget allows: shorter ones, or none."""
+
+    def __init__(self, inner: Adapter, budget: FrameBudget, clock: Clock) -> None:
+        super().__init__(inner)
+        self.budget = budget
+        self.clock = clock
+
+    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
+        """Returns the update's record, and what the budget did to it."""
+        if not self.updates:
+            return self.inner.adapt(window, generator)
+        limit = self.budget.max_samples()
+        limited = LimitedWindow(window, limit)
+        record: dict[str, float] = {}
+        if limit:
+            record, seconds = self.clock.time(self.inner.adapt, limited, generator)
+            self.budget.updated(seconds, limited.drawn)
+        return {
+            **record,
+            "step_samples": limited.drawn,
+            "skipped_updates": int(limit == 0),
+            "shrunk_updates": int(limited.drawn < limited.asked),
+        }
+
+
+class BudgetedStream:
+    """A stream within a frame budget: it runs, steps and saves its state as a ``Stream`` does.
+
+    Every record has more: ``step_samples`` (samples of each step; 0: none), ``skipped_updates`` and
+    ``shrunk_updates`` (1 or 0: the budget did so), ``late_frames`` (1 or 0: the prediction came
+    after the next frame) and ``behind_seconds`` (:attr:`FrameBudget.behind`).
+
+    The budget pays for :meth:`step` and for what the caller of :meth:`run` does with a result. It
+    does not pay for waiting for the next frame, nor for what is done while :attr:`clock` is paused.
+
+    Attributes:
+        adapter: the stream's, without the limits.
+        clock: the stream's.
+    """
+
+    def __init__(self, stream: Stream, seconds: float) -> None:
+        """
+        Args:
+            stream: from now on its adapter is limited.
+            seconds: from one frame of the camera to the next.
+
+        Raises:
+            UserError: the method is offline.
+        """
+        if stream.adapter.offline:
+            raise UserError(
+                "TTT.FRAME_BUDGET_MS is set, but an offline method learns before a video's first "
+                "frame and takes no steps that could be made shorter: set it to 0, or choose "
+                "another --method"
+            )
+        self.stream, self.adapter = stream, stream.adapter
+        self.clock = stream.clock
+        self.budget = FrameBudget(seconds)
+        stream.adapter = _LimitedAdapter(stream.adapter, self.budget, self.clock)
+
+    def start_video(self, video_id: str, video: Iterable[Frame] | None = None) -> None:
+        """See :meth:`Stream.start_video`; nothing is owed for the video before."""
+        self.budget.start_video()
+        self.stream.start_video(video_id, video)
+
+    def step(self, frame: Frame) -> FrameResult:
+        """See :meth:`Stream.step`."""
+        if frame["video_id"] != self.stream.video_id:
+            self.start_video(frame["video_id"])
+        budget = self.budget
+        budget.take_frame(frame.get("dropped", 0))
+        start, spent = self.clock(), budget.spent
+        result = self.stream.step(frame)
+        budget.predicted(result.predict_seconds)
+        record = {
+            **dict.fromkeys(("step_samples", "skipped_updates", "shrunk_updates"), 0),
+            **result.record,
+            "late_frames": int(budget.is_late(result.ready_seconds)),
+            "behind_seconds": budget.behind,
+        }
+        budget.did_else(self.clock() - start - (budget.spent - spent))
+        return replace(result, record=record)
+
+    def run(self, source: Iterable[Frame], *, anew: bool = True) -> Iterator[FrameResult]:
+        """See :meth:`Stream.run`."""
+        self.stream.video_id = None if anew else self.stream.video_id
+        for frame in source:
+            result = self.step(frame)
+            start = self.clock()
+            yield result
+            self.budget.did_else(self.clock() - start)
+
+    def forget(self) -> None:
+        """See :meth:`Stream.forget`."""
+        self.stream.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Stream.state_dict`; what is known of the machine's speed is not saved."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Stream.load_state_dict`."""
+        self.stream.load_state_dict(state)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,40 +11,17 @@ from torch import nn
 
 from ..adaptation import Adapter, SlidingWindow, build_adapter
 from ..errors import UserError
-from .budget import FrameBudget
+from ..structures import Frame, FrameResult, video_seed
+from .budget import BudgetedStream
+from .clock import Clock
 
 
-@dataclass
-class FrameResult:
-    """What one frame gave.
+class Stream:
+    """Runs one adapter over videos; all state of a stream is here and in the adapter::
 
-    Attributes:
-        frame: the frame, labels included, for evaluators.
-        output: detectron2's outputs, by the weights after this frame's update unless
-            ``TTT.PREDICT`` is "before".
-        record: scalars of the update, such as ``loss_recon``; empty for a frame without one. With a
-            frame budget also ``step_samples`` (of each step; 0: none), ``skipped_updates`` and
-            ``shrunk_updates`` (1 or 0: the budget did so), ``late_frames`` (1 or 0: the prediction
-            came after the next frame) and ``behind_seconds`` (see :class:`FrameBudget`).
-        adapt_seconds: wall time of the update; that of a video's first frame has with it what an
-            offline method spent on the video before. predict_seconds: of the prediction.
+    for result in Stream.from_config(cfg, model).run(source):
+        print(result.record["loss_recon"], result.output["sem_seg"].shape)
     """
-
-    frame: Any
-    output: dict[str, Any]
-    record: dict[str, float] = field(default_factory=dict)
-    adapt_seconds: float = 0.0
-    predict_seconds: float = 0.0
-
-
-def video_seed(seed: int, video_id: str) -> int:
-    """A seed for one video, whatever videos come before it."""
-    digest = hashlib.sha256(f"{seed}/{video_id}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
-class StreamRunner:
-    """Runs one adapter over videos. All state of a stream is here and in the adapter."""
 
     def __init__(
         self,
@@ -59,8 +32,7 @@ class StreamRunner:
         update_every: int = 1,
         predict: str = "after",
         seed: int = 0,
-        budget: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Clock | None = None,
     ) -> None:
         """
         Args:
@@ -71,198 +43,107 @@ class StreamRunner:
             update_every: n adapts at a video's first frame and every n-th after it; all frames
                 enter the window and are predicted.
             predict: a frame "after" the update it takes part in, or "before" it.
-            seed: with the video's id (and the frame's index, where every frame is reset) it
-                decides every random draw.
-            budget: seconds per frame that the loop keeps up with (:class:`FrameBudget`); 0: none.
-            clock: gives seconds.
-
-        Raises:
-            UserError: the method is offline, and there is a budget.
+            seed: decides every random draw, with the video's id (``reset`` "frame": the frame's).
+            clock: times updates and predictions; by default a clock of the window's device.
         """
         if reset not in ("frame", "video", "never"):
             raise ValueError(f"no reset {reset!r}; frame, video or never")
         if predict not in ("after", "before"):
             raise ValueError(f"no place {predict!r} for the prediction; after or before")
-        if budget and adapter.offline:
-            raise UserError(
-                "TTT.FRAME_BUDGET_MS is set, but an offline method learns before a video's first "
-                "frame and takes no steps that could be made shorter: set it to 0, or choose "
-                "another --method"
-            )
-        self.adapter = adapter
-        self.window = window
-        self.reset = reset
-        self.update_every = update_every
+        self.adapter, self.window = adapter, window
+        self.reset, self.update_every, self.seed = reset, update_every, seed
         self.predict_first = predict == "before"
-        self.seed = seed
-        self.generator = torch.Generator()
-        self._video_id: str | None = None
-        self._position = 0
-        self._watch_seconds = 0.0
-        self.budget = FrameBudget(budget) if budget else None
-        self._clock = clock
-        self._stepped = 0.0  # when the last step ended, on a clock that stops off_the_clock()
+        self.clock, self.generator = clock or Clock(window.device), torch.Generator()
+        self.video_id: str | None = None  # of the video that runs
+        self._position, self._watch_seconds = 0, 0.0
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module) -> StreamRunner:
-        """Reads ``TTT.*`` and ``SEED`` (negative counts as 0)."""
-        device: torch.device = model.device  # type: ignore[assignment]
-        return cls(
-            build_adapter(cfg, model),
-            SlidingWindow(cfg.TTT.WINDOW_SIZE or None, device),
-            reset=cfg.TTT.RESET,
-            update_every=cfg.TTT.UPDATE_EVERY,
-            predict=cfg.TTT.PREDICT,
-            seed=max(cfg.SEED, 0),
-            budget=cfg.TTT.FRAME_BUDGET_MS / 1000,
-        )
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> Stream | BudgetedStream:
+        """Builds the stream of ``TTT.*`` and ``SEED``, within a frame budget where one is set.
 
-    def start_video(self, video_id: str, video: Iterable[Any] | None = None) -> None:
+        Raises:
+            UserError: the config or the model does not fit the method.
+        """
+        ttt = cfg.TTT
+        window = SlidingWindow(ttt.WINDOW_SIZE or None, model.device)  # type: ignore[arg-type]
+        settings = {"reset": ttt.RESET, "update_every": ttt.UPDATE_EVERY, "predict": ttt.PREDICT}
+        stream = cls(build_adapter(cfg, model), window, seed=max(cfg.SEED, 0), **settings)
+        return BudgetedStream(stream, ttt.FRAME_BUDGET_MS / 1000) if ttt.FRAME_BUDGET_MS else stream
+
+    def start_video(self, video_id: str, video: Iterable[Frame] | None = None) -> None:
         """Begins a video as an independent unit; :meth:`step` calls it when the id changes.
 
-        Args:
-            video_id: of the video.
-            video: all of its frames, to be iterated as often as needed, for offline methods.
+        An offline method needs ``video``: all frames, to be iterated as often as it likes.
 
         Raises:
             UserError: the method is offline and there is no such ``video``.
         """
-        self._video_id = video_id
-        self._position = 0
+        self.video_id, self._position = video_id, 0
         self.generator.manual_seed(video_seed(self.seed, video_id))
-        if self.budget is not None:
-            self.budget.start_video()
         if self.reset != "never":
-            self.window.clear()
-            self.adapter.reset()
-        if not self.adapter.offline:
-            return
-        if video is None or isinstance(video, Iterator):
-            raise UserError(
-                "an offline method needs the whole video before its first prediction: give a "
-                "folder, a video file or a data set, not a live stream"
-            )
-        start = self.now()
-        self.adapter.watch(video, self.generator)
-        self._watch_seconds = self.now() - start
+            self.forget()
+        if self.adapter.offline:
+            if video is None or isinstance(video, Iterator):
+                raise UserError(
+                    "an offline method needs the whole video before its first prediction: give a "
+                    "folder, a video file or a data set, not a live stream"
+                )
+            _, self._watch_seconds = self.clock.time(self.adapter.watch, video, self.generator)
 
-    def step(self, frame: Any) -> FrameResult:
+    def step(self, frame: Frame) -> FrameResult:
         """Adapts on the window that ends with this frame, then predicts this frame."""
-        if frame["video_id"] != self._video_id:
+        if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
-        start = self.now()
-        if self.budget is not None:
-            self.budget.take_frame(frame.get("dropped", 0))
+        sample, pushing = self.clock.time(self._push, frame)
+        if self.predict_first:
+            output, predicting = self.clock.time(self.adapter.predict, sample)
+        record, adapting = self.clock.time(self._adapt)
+        if not self.predict_first:
+            output, predicting = self.clock.time(self.adapter.predict, sample)
+        ready = pushing + predicting + (0.0 if self.predict_first else adapting)
+        adapting += pushing + self._watch_seconds
+        self._position, self._watch_seconds = self._position + 1, 0.0
+        return FrameResult(frame, output, record, adapting, predicting, ready)
+
+    def _push(self, frame: Frame) -> dict[str, Any]:
         sample = self.window.push(frame)
         if self.reset == "frame":
             self.adapter.reset_weights()
             # A frame that remembers no other has draws of its own, wherever it comes in the stream.
             name = f"{frame['video_id']}/{frame['frame_index']}"
             self.generator.manual_seed(video_seed(self.seed, name))
-        pushed = self.now()
-        output = self.adapter.predict(sample) if self.predict_first else {}
-        predicted = self.now()
-        record: dict[str, float] = {}
-        if self._position % self.update_every == 0:
-            record = self._update()
-        adapted = self.now()
-        if not self.predict_first:
-            output = self.adapter.predict(sample)
-        end = self.now()
-        predict_seconds = end - adapted + predicted - pushed
-        adapt_seconds = adapted - predicted + pushed - start + self._watch_seconds
-        self._watch_seconds = 0.0
-        self._position += 1
-        if self.budget is not None:
-            ready = (predicted if self.predict_first else end) - start
-            record = {
-                **dict.fromkeys(("step_samples", "skipped_updates", "shrunk_updates"), 0),
-                **record,
-                "late_frames": int(self.budget.is_late(ready)),
-                "behind_seconds": self.budget.behind,
-            }
-            self.budget.predicted(predict_seconds)
-            self.budget.did_else(pushed - start)
-            self._stepped = end
-        return FrameResult(frame, output, record, adapt_seconds, predict_seconds)
+        return sample
 
-    def _update(self) -> dict[str, float]:
-        """The frame's update, or as much of it as the budget has room for."""
-        budget, window = self.budget, self.window
-        if budget is None or not self.adapter.updates:
-            return self.adapter.adapt(window, self.generator)
-        record: dict[str, float] = {}
-        window.asked = window.drawn = 0
-        limit = window.max_samples = budget.max_samples()
-        if limit:
-            start = self.now()
-            record = self.adapter.adapt(window, self.generator)
-            budget.updated(self.now() - start, window.drawn)
-        window.max_samples = None
-        return {
-            **record,
-            "step_samples": window.drawn,
-            "skipped_updates": int(limit == 0),
-            "shrunk_updates": int(window.drawn < window.asked),
-        }
+    def _adapt(self) -> dict[str, float]:
+        due = self._position % self.update_every == 0
+        return self.adapter.adapt(self.window, self.generator) if due else {}
 
-    def paced(self, frames: Iterable[Any]) -> Iterator[Any]:
-        """The frames as they are; what the caller does between two of them is on the budget.
+    def run(self, source: Iterable[Frame], *, anew: bool = True) -> Iterator[FrameResult]:
+        """Yields the result of every frame, in order, as they happen.
 
-        Waiting for the next one is not, nor is what is done :meth:`off_the_clock`.
+        A video starts ``anew`` even when it is the one that ran last; otherwise the frames follow
+        those that were run, as after :meth:`load_state_dict`.
         """
-        for frame in frames:
-            yield frame
-            if self.budget is not None:
-                self.budget.did_else(self.now() - self._stepped)
-
-    @contextmanager
-    def off_the_clock(self) -> Iterator[None]:
-        """For what measures a stream and would not be there without the measurement."""
-        if self.budget is None:
-            yield
-            return
-        start = self.now()
-        yield
-        self._stepped += self.now() - start
-
-    def run(self, source: Iterable[Any]) -> Iterator[FrameResult]:
-        """Results of a video's frames, one for each, in order, as they happen.
-
-        Running a video always starts it anew, even when it is the one that ran last. What the
-        caller does with a result is on the frame budget (:meth:`paced`).
-        """
-        self._video_id = None
-        for frame in self.paced(source):
-            if frame["video_id"] != self._video_id:
+        self.video_id = None if anew else self.video_id
+        for frame in source:
+            if frame["video_id"] != self.video_id:
                 self.start_video(frame["video_id"], source)
             yield self.step(frame)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, between two frames: all that later results depend on.
+    def forget(self) -> None:
+        """Returns to the source weights and an empty window."""
+        self.window.clear()
+        self.adapter.reset()
 
-        Returns:
-            ``video_id`` of the current video, ``position`` (number of its frames that were run),
-            ``generator``, ``window``, ``adapter``; see :meth:`Adapter.state_dict`.
-        """
-        return {
-            "video_id": self._video_id,
-            "position": self._position,
-            "generator": self.generator.get_state(),
-            "window": self.window.state_dict(),
-            "adapter": self.adapter.state_dict(),
-        }
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that later results depend on, between two frames; plain values, tensors."""
+        objects = {"window": self.window.state_dict(), "adapter": self.adapter.state_dict()}
+        place = {"video_id": self.video_id, "position": self._position}
+        return {**place, "generator": self.generator.get_state(), **objects}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken: the next :meth:`step` gives the same, bit for bit."""
-        self._video_id = state["video_id"]
-        self._position = state["position"]
+        self.video_id, self._position = state["video_id"], state["position"]
         self.generator.set_state(state["generator"].cpu())
         self.window.load_state_dict(state["window"])
         self.adapter.load_state_dict(state["adapter"])
-
-    def now(self) -> float:
-        """Seconds on a clock that waits for the device's work."""
-        if self.window.device.type == "cuda":
-            torch.cuda.synchronize(self.window.device)
-        return self._clock()

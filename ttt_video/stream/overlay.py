@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,18 +16,16 @@ from ..files import file_stem
 from ..tasks import overlay_painter
 from ..visualization.overlay import side_by_side, to_rgb
 from ..visualization.video import VideoWriter, check_fps, check_part, join_videos
-
-if TYPE_CHECKING:
-    from .loop import FrameResult
+from .sinks import Results, Sink, VideoRun
 
 Panels = dict[str, np.ndarray]
 """(height, width, 3) uint8 RGB pictures by their titles."""
 
 
-class OverlayVideos:
+class OverlayVideos(Sink):
     """Writes a video file for each video: the frame, the frozen model if there, the adapted one.
 
-    Parts are finished one after the other by :meth:`cut` and joined at last without encoding
+    Parts are finished one after the other by :meth:`save` and joined at last without encoding
     again, so a video that was interrupted and went on at a cut is the same file as any other.
     """
 
@@ -51,60 +49,57 @@ class OverlayVideos:
         self.folder = folder
         self.fps = fps
         self.single = single
+        self.parts: list[str] = []
         self._writer: VideoWriter | None = None
 
-    def start(
-        self, video_id: str, parts_folder: Path, *, frames: int = 0, parts: Sequence[str] = ()
-    ) -> None:
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on after the parts that are finished."""
+        self.parts = list(state["parts"])
+
+    def start(self, video: VideoRun) -> None:
         """Begins a video, or goes on with it.
 
-        Args:
-            video_id: of the video.
-            parts_folder: where its parts are kept until the caller removes them.
-            frames: number of frames in the parts that are finished.
-            parts: names of those, from :meth:`cut`.
-
         Raises:
-            UserError: one of them is missing or damaged.
+            UserError: one of its parts is missing or damaged.
         """
-        for part in parts:
-            _check_part(parts_folder, part)
-        name = "overlay.mp4" if self.single else f"overlay-{file_stem(video_id)}.mp4"
+        self.parts = self.parts if video.done else []
+        for part in self.parts:
+            _check_part(video.folder, part)
+        name = "overlay.mp4" if self.single else f"overlay-{file_stem(video.video_id)}.mp4"
         self.path = self.folder / name
-        self.parts_folder = parts_folder
-        self.frames = frames
-        self.parts = list(parts)
+        self.parts_folder = video.folder
+        self.frames = video.done
 
-    def write(self, result: FrameResult, frozen: FrameResult | None) -> None:
+    def write(self, results: Results) -> None:
         """Adds one frame, which is drawn in the encoder's thread."""
         if self._writer is None:
             self.parts_folder.mkdir(parents=True, exist_ok=True)
             name = f"overlay-{self.frames:08d}.mp4"
             self._writer = VideoWriter(self.parts_folder / name, self.fps, part=True)
-        self._writer.write(partial(_draw, self._painter(result, frozen)))
+        self._writer.write(partial(_draw, self._painter(results)))
         self.frames += 1
 
-    def cut(self) -> list[str]:
-        """Finishes the current part; gives the names of all."""
+    def save(self) -> dict[str, Any]:
+        """Finishes the current part; returns the names of all."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
             self.parts.append(writer.path.name)
-        return list(self.parts)
+        return {"parts": list(self.parts)}
 
-    def finish(self) -> None:
+    def end(self, video: VideoRun) -> None:
         """Writes the video file of what there is."""
-        if self.cut():
+        if self.save()["parts"]:
             join_videos([self.parts_folder / name for name in self.parts], self.path, self.fps)
 
-    def panels(self, result: FrameResult, frozen: FrameResult | None) -> Panels:
-        """Titled (height, width, 3) uint8 pictures of one frame."""
-        return self._painter(result, frozen)()
+    def panels(self, results: Results) -> Panels:
+        """Returns titled (height, width, 3) uint8 pictures of one frame."""
+        return self._painter(results)()
 
-    def _painter(self, result: FrameResult, frozen: FrameResult | None) -> Callable[[], Panels]:
+    def _painter(self, results: Results) -> Callable[[], Panels]:
         """:meth:`panels` but for the drawing: a function that does it, also in another thread."""
-        frame = result.frame
-        painters = {"frozen": frozen, self.method: result}
+        frame = results.adapted.frame
+        painters = {"frozen": results.frozen, self.method: results.adapted}
         return partial(
             _paint,
             partial(to_rgb, frame["image"], self.format, (frame["height"], frame["width"])),

@@ -7,8 +7,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -19,14 +19,16 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..adaptation import build_adapter
-from ..errors import UserError, ending_with
+from ..data.ordering import FirstFrames
+from ..errors import UserError
 from ..plugins import run_files
 from ..processes import end_with
 from ..structures import FrameSource
-from .directory import Row, RunDirectory
-from .evaluation import StreamEvaluation, claim, expected_frames, load_source_model
-from .overlay import OverlayVideos
-from .summary import process_facts, source_facts, write_summary
+from .directory import Row
+from .evaluation import StreamEvaluation, incomplete, load_source_model
+from .run import Settings, recorded
+from .sinks import Results, Sink, VideoRun
+from .summary import process_facts, source_facts
 
 _PATIENCE = 300.0  # seconds for a worker to finish its frame after it is told to stop
 
@@ -36,44 +38,37 @@ class _Stopped(Exception):
 
 
 @dataclass
-class Settings:
-    """What :class:`StreamEvaluation` is built of in every worker."""
+class Orders:
+    """Tells a worker, in a process of its own, what to build."""
 
-    cfg: CfgNode
-    run: RunDirectory
-    dataset_name: str = ""
-    compare: bool = False
-    overlay: OverlayVideos | None = None
-    save_every: int = 0
-    max_frames: int | None = None
-    register: Sequence[str] = ()  # files that a worker runs first
-    metadata: dict[str, Row] = field(init=False)
+    settings: Settings
+    metadata: dict[str, Row]
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def of(cls, settings: Settings) -> Orders:
+        """Returns the orders of a run."""
         # A spawned process knows only the data sets that importing ttt_video registers, and those
         # of the files of --register. Others were registered by a program that calls this.
-        names = [self.dataset_name, *self.cfg.DATASETS.TEST]
-        self.metadata = {name: MetadataCatalog.get(name).as_dict() for name in names if name}
+        names = [settings.dataset_name, *settings.cfg.DATASETS.TEST]
+        return cls(settings, {name: MetadataCatalog.get(name).as_dict() for name in names if name})
 
     def build(self, device: str, threads: int) -> StreamEvaluation:
-        """The evaluation, in a worker."""
+        """Builds the evaluation, in a worker."""
         torch.set_num_threads(threads)
-        run_files(self.register)
+        run_files(self.settings.register)
         for name, values in self.metadata.items():
             known = MetadataCatalog.get(name).as_dict()
             MetadataCatalog.get(name).set(**{k: v for k, v in values.items() if k not in known})
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = device
-        return StreamEvaluation(
-            cfg,
-            load_source_model(cfg),
-            self.run,
-            dataset_name=self.dataset_name,
-            compare=self.compare,
-            overlay=self.overlay,
-            save_every=self.save_every,
-        )
+        settings = replace(self.settings, cfg=_on(self.settings.cfg, device))
+        return StreamEvaluation(settings, load_source_model(settings.cfg))
+
+
+def _on(cfg: CfgNode, device: str) -> CfgNode:
+    """Returns the config with another device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    return cfg
 
 
 def evaluate_in_parallel(
@@ -85,7 +80,7 @@ def evaluate_in_parallel(
     those of one process with as many threads.
 
     Args:
-        settings: of the evaluation.
+        settings: of the run; picklable.
         sources: the videos; picklable.
         num_workers: processes, at most; there are no more than videos.
 
@@ -96,7 +91,7 @@ def evaluate_in_parallel(
         UserError: videos build on one another, or have a frame budget; a worker failed, in a line
             that names its video.
     """
-    cfg, run = settings.cfg, settings.run
+    cfg = settings.cfg
     if cfg.TTT.FRAME_BUDGET_MS:
         raise UserError(
             "with TTT.FRAME_BUDGET_MS videos that run at once would take each other's time: use "
@@ -104,46 +99,13 @@ def evaluate_in_parallel(
         )
     if cfg.TTT.RESET == "never":
         raise UserError("with TTT.RESET never every video builds on the one before: use one worker")
-    with closing(run):
-        source_cfg = cfg.clone()
-        source_cfg.defrost()
-        source_cfg.MODEL.DEVICE = "cpu"
-        model = load_source_model(source_cfg)
-        facts = source_facts(model)
-        offline = build_adapter(source_cfg, model).offline
-        del model  # each worker has its own
-        claim(
-            run,
-            cfg,
-            facts,
-            sources,
-            dataset_name=settings.dataset_name,
-            compare=settings.compare,
-            video=settings.overlay is not None,
-            max_frames=settings.max_frames,
-            offline=offline,
-        )
-        team = _Team(settings, sources, num_workers)
-        summary: Row = {}
-        complete = False
-
-        def summarize() -> None:
-            summary.update(
-                write_summary(
-                    run,
-                    cfg,
-                    [source.video_id for source in sources],
-                    dataset_name=settings.dataset_name,
-                    complete=complete,
-                    **facts,
-                    **team.facts(),
-                )
-            )
-
-        with ending_with(summarize):
-            team.work()
-            run.remove_unfinished(*(source.video_id for source in sources))
-            complete = True
+    cpu = _on(cfg, "cpu")
+    model = load_source_model(cpu)
+    facts, offline = source_facts(model), build_adapter(cpu, model).offline
+    del model  # each worker has its own
+    team = _Team(settings, num_workers)
+    with recorded(settings, sources, facts, team.facts, offline=offline) as summary:
+        team.work(sources)
     return summary
 
 
@@ -158,37 +120,30 @@ class _Worker:
 class _Team:
     """The processes, the videos that wait for one, and one bar over all frames."""
 
-    def __init__(
-        self, settings: Settings, sources: Sequence[FrameSource], num_workers: int
-    ) -> None:
-        self.settings = settings
-        run, limit = settings.run, settings.max_frames
-        waiting = [
-            (source, total)
-            for source in sources
-            for total in [expected_frames(source, limit)]
-            if not run.is_complete(source.video_id, total)
-        ]
-        # The longest first, so that no process is left with a long one at the end.
-        waiting.sort(key=lambda item: -(item[1] or 0))
-        self.waiting = [source for source, _ in waiting]
-        totals = [total for _, total in waiting]
-        self.total = None if None in totals else sum(total or 0 for total in totals)
-        self.num_videos = len(self.waiting)
-        self.num_workers = min(num_workers, self.num_videos)
+    def __init__(self, settings: Settings, num_workers: int) -> None:
+        self.orders = Orders.of(settings)
+        self.num_workers = num_workers
         self.workers: dict[Connection, _Worker] = {}
         self.process_facts: list[Row] = []
 
-    def work(self) -> None:
+    def work(self, sources: Sequence[FrameSource]) -> None:
         """Starts the processes, hands out the videos, and ends the processes, come what may."""
+        settings = self.orders.settings
+        remaining = incomplete(settings, sources)
+        totals = {s.video_id: FirstFrames(s, settings.max_frames).num_frames for s in remaining}
+        known = [total for total in totals.values() if total is not None]
+        # The longest first, so that no process is left with a long one at the end.
+        self.waiting = sorted(remaining, key=lambda source: -(totals[source.video_id] or 0))
+        self.num_videos = len(self.waiting)
+        self.num_workers = min(self.num_workers, self.num_videos)
         context = multiprocessing.get_context("spawn")
         stop = context.Event()
-        self.bar = tqdm(total=self.total, unit="frame")
+        self.bar = tqdm(total=sum(known) if len(known) == len(totals) else None, unit="frame")
         try:
-            for device, threads in _places(self.settings.cfg.MODEL.DEVICE, self.num_workers):
+            for device, threads in _places(settings.cfg.MODEL.DEVICE, self.num_workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_work, args=(self.settings, device, threads, theirs, stop), daemon=True
+                    target=_work, args=(self.orders, device, threads, theirs, stop), daemon=True
                 )
                 process.start()
                 theirs.close()
@@ -267,9 +222,27 @@ def _places(device: str, num_workers: int) -> list[tuple[str, int]]:
     return [(device, threads)] * num_workers
 
 
-def _work(
-    settings: Settings, device: str, threads: int, connection: Connection, stop: Event
-) -> None:
+class _Report(Sink):
+    """Tells the parent how far a video is; stops it where the parent says so."""
+
+    def __init__(self, connection: Connection, stop: Event) -> None:
+        self.connection = connection
+        self.stop = stop
+
+    def start(self, video: VideoRun) -> None:
+        self._tell(video.done)
+
+    def write(self, results: Results) -> None:
+        self._tell(self.done + 1)
+
+    def _tell(self, done: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        self.done = done
+        self.connection.send(("frames", done))
+
+
+def _work(orders: Orders, device: str, threads: int, connection: Connection, stop: Event) -> None:
     """A worker: runs the videos it is sent until it is sent None."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent tells it to stop
@@ -277,16 +250,11 @@ def _work(
     if parent is not None and parent.pid is not None:
         end_with(parent.pid)
 
-    def report(done: int, row: Row) -> None:
-        if stop.is_set():
-            raise _Stopped
-        connection.send(("frames", done))
-
     with suppress(_Stopped, BrokenPipeError, EOFError):  # told to stop, or the parent is gone
         try:
-            evaluation = settings.build(device, threads)
+            evaluation = orders.build(device, threads)
             while (source := connection.recv()) is not None:
-                evaluation.stream(source, settings.max_frames, report)
+                evaluation.run_video(source, _Report(connection, stop))
                 connection.send(("video",))
             connection.send(("ended", process_facts(torch.device(device))))
         except (_Stopped, BrokenPipeError, EOFError):

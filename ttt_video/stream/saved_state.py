@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UserError
 from ..modeling.weights import read_file
 
-STATE_KEYS = {"frames", "frame_index", "skipped", "rows", "overlay", "runner", "evaluators"}
+STATE_KEYS = {"frames", "frame_index", "skipped", "stream", "sinks"}
 
 
 class UnusableState(Exception):

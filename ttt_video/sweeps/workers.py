@@ -18,7 +18,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..config import DEFAULT_STREAM_CONFIG, load_config
-from ..data.fingerprint import Fingerprint, fingerprint_file, fingerprint_of
+from ..data.fingerprint import Fingerprint, fingerprint_file
 from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
 from ..files import read_json_object, write_atomically, writing
@@ -134,7 +134,8 @@ def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
     if flag == "--video":
         return [fingerprint_file(name)] if Path(name).is_file() else None
     try:
-        return list(map(fingerprint_of, open_folder(name, FrameTransform(min_size=0))))
+        videos = open_folder(name, FrameTransform(min_size=0))
+        return [video.fingerprint() for video in videos]
     except UserError:
         return None
 

@@ -277,6 +277,11 @@ class Task(DatasetEvaluator):
 class Shared(dict[str, Any]):
     """A frame or an output that keeps what several tasks compute from it."""
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Shared:
+        """Returns ``content`` itself where it is one already."""
+        return content if isinstance(content, cls) else cls(content)
+
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__(content)
         self.known: dict[Callable[..., Any], Any] = {}
@@ -312,7 +317,7 @@ def score_frame(
     scorers: Sequence[Task], frame: Mapping[str, Any], output: Mapping[str, Any]
 ) -> Row:
     """Returns ``records`` and ``metrics`` of one frame's row; {} if nothing can be scored."""
-    frame, output = Shared(frame), Shared(output)
+    frame, output = Shared.of(frame), Shared.of(output)
     records: Row = {}
     metrics: Row = {}
     for task in scorers:

@@ -21,7 +21,11 @@ MIN_FPS, MAX_FPS = 1e-4, 1e5
 """Frames per second that an MP4 can have: a slower one's times overflow in FFmpeg."""
 
 _QUEUE = 4  # frames that may wait for the encoder
-_THREADS = 4  # of x264, whose bytes depend on their number: the same on every machine
+# One thread of x264, and so no slices: no race and no number of cores decides the bytes. On two
+# idle cores four threads are no faster (ms per frame, one and four threads, best of four: 5.6 and
+# 6.1 at 1242x375, 26 and 27 at 2048x1024); where other processes keep both busy, they get a larger
+# share of them (17 and 12, 70 and 56). Their files are 1 to 3 % larger.
+_THREADS = 1
 # No bit rates in the file: FFmpeg estimates them when it opens the parts, and on a busy machine two
 # runs with the same packets have had different ones.
 _MP4 = {"write_btrt": "0"}

@@ -1,0 +1,54 @@
+"""What a frame source has if it says nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import UserError
+from ..structures import Frame, FrameSource
+
+
+class BaseSource(ABC):
+    """A video of your own: define ``video_id`` and ``__iter__``, and what else you know of it.
+
+    See :class:`ttt_video.structures.FrameSource` for the members; ``tests/data/source_contract.py``
+    checks what they promise.
+    """
+
+    video_id: str
+    num_frames: int | None = None
+    fps: float | None = None
+    skipped: Sequence[str] = ()
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """Starts at the first frame, every time."""
+
+    def frames_after(self, frame_index: int) -> Iterator[Frame]:
+        """Returns the frames after this one; reads and drops those before.
+
+        Raises:
+            UserError: there is no such frame.
+        """
+        return drop_until(self, frame_index)
+
+    def fingerprint(self) -> list[list[Any]] | None:
+        """Returns None: nothing is known of any files."""
+        return None
+
+
+def drop_until(source: FrameSource, frame_index: int) -> Iterator[Frame]:
+    """Returns the frames of a source that follow the one with this index; drops the others.
+
+    Raises:
+        UserError: there is no such frame.
+    """
+    frames = iter(source)
+    if frame_index >= 0 and not any(frame["frame_index"] == frame_index for frame in frames):
+        raise UserError(
+            f"video {source.video_id} has no frame {frame_index} any more, after which the run "
+            "would go on: restore it, or choose another --output"
+        )
+    return frames
