@@ -66,7 +66,7 @@ WITHOUT_REQUIREMENTS = {
 }
 EXTRAS = ("test", "corruptions")
 FIRST_PYTHON = (3, 10)
-MODULES = ("torch", "torchvision", "detectron2", *WITHOUT_REQUIREMENTS, "cv2", "ttt_video_cli")
+MODULES = ("torch", "torchvision", "detectron2", *WITHOUT_REQUIREMENTS, "cv2")
 
 
 class SetupError(Exception):
