@@ -11,6 +11,7 @@ from torch import Tensor
 class _Labels(TypedDict, total=False):
     """Label keys of the data set that a frame came from. Only evaluators read them."""
 
+    original: Tensor
     image_id: Any
     annotations: list[dict[str, Any]]
     sem_seg_file_name: str
@@ -24,7 +25,13 @@ class _Live(TypedDict, total=False):
     dropped: int
 
 
-class Frame(_Labels, _Live):
+class _Grey(TypedDict, total=False):
+    """Keys of frames whose colours were taken off."""
+
+    grey: Tensor
+
+
+class Frame(_Labels, _Live, _Grey):
     """One frame of a video: a detectron2 dataset dict, so models and evaluators take it as it is.
 
     image: (3, h, w) uint8 at network resolution, channels in ``cfg.INPUT.FORMAT`` order.
@@ -34,6 +41,8 @@ class Frame(_Labels, _Live):
     ``"<file>#<index>"``.
     dropped: pictures that a live camera gave since the frame before and nobody saw; without the
     key, none.
+    grey: (1, height, width) uint8, what a model of colours may see of the frame at its own size;
+    original: (3, height, width) uint8 RGB, the label of such a frame.
     Further keys are the data set's labels, passed on unread.
     """
 

@@ -9,6 +9,7 @@ from .meta_arch import MaskFormerTTT
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .segformer import SegFormer
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .zhang import ZhangColorizer
 
 __all__ = [
     "MASK_KINDS",
@@ -23,4 +24,5 @@ __all__ = [
     "ReconstructionHead",
     "SegFormer",
     "SwinTransformerTTT",
+    "ZhangColorizer",
 ]
