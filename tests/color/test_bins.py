@@ -65,6 +65,14 @@ def test_targets_are_those_of_all_distances(bins):
         torch.testing.assert_close(encoded.weights, expected.weights, atol=1e-12, rtol=0)
 
 
+def test_parts_of_a_batch_are_put_together_again(bins, monkeypatch):
+    ab = 60 * torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(0)).double()
+    whole = bins.encode(ab)
+    monkeypatch.setattr("ttt_video.color.bins._CHUNK", 7)
+    for tensor, expected in zip(bins.encode(ab), whole, strict=True):
+        assert torch.equal(tensor, expected)
+
+
 def test_ties_go_to_the_first_bins_on_every_grid_point(bins):
     halves = torch.arange(-110.0, 111, 5, dtype=torch.float64)  # bins, and points between them
     ab = torch.cartesian_prod(halves, halves).T[None, :, :, None]
