@@ -44,6 +44,8 @@ class ModelContract:
         maps = []
         if "sem_seg" in output:
             maps.append(output["sem_seg"])
+        if "color" in output:
+            maps.append(output["color"])
         if "panoptic_seg" in output:
             maps.append(output["panoptic_seg"][0])
         if "instances" in output:

@@ -143,7 +143,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
     assert imported["added"] == {
-        "META_ARCH": ["DeepLabV3Plus", "MaskFormerTTT", "SegFormer"],
+        "META_ARCH": ["DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ZhangColorizer"],
         "BACKBONE": ["SwinTransformerTTT"],
         "SEM_SEG_HEADS": ["MaskFormerTTTHead", "ReconstructionHead"],
         "datasets": DATASETS,

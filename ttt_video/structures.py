@@ -11,8 +11,10 @@ from torch import Tensor
 
 
 class _OptionalKeys(TypedDict, total=False):
-    """Labels, which only evaluators read, and what only a live camera's frames have."""
+    """Labels, which only evaluators read, and keys that only cameras' or grey frames have."""
 
+    grey: Tensor
+    original: Tensor
     image_id: Any
     annotations: list[dict[str, Any]]
     sem_seg_file_name: str
@@ -30,6 +32,8 @@ class Frame(_OptionalKeys):
     file_name: where the frame was read from, as text (see ``files.path_text``); for a video file
     ``"<file>#<index>"``.
     dropped: pictures that a live camera dropped since the frame before; none without the key.
+    grey: (1, height, width) uint8, what a model of colours may see of the frame at its own size;
+    original: (3, height, width) uint8 RGB, the label of such a frame.
     Other keys are the data set's labels, passed on unread.
     """
 

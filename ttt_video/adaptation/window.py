@@ -9,9 +9,9 @@ import torch
 
 Sample = dict[str, Any]
 """What a method may see of a frame: ``image`` (3, H, W) uint8 on the device, ``video_id``,
-``frame_index``. Labels cannot get in."""
+``frame_index``, ``grey`` where a frame has no other colours. Labels cannot get in."""
 
-INPUT_KEYS = ("video_id", "frame_index", "height", "width")
+INPUT_KEYS = ("video_id", "frame_index", "height", "width", "grey")
 
 
 class SlidingWindow:

@@ -9,3 +9,4 @@ from .meta_arch import MaskFormerTTT
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .segformer import SegFormer
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .zhang import ZhangColorizer

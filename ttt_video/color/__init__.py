@@ -1,0 +1,1 @@
+"""Colour science and the targets of colorization: CIE Lab, quantised colours, losses."""
