@@ -61,6 +61,8 @@ setup(
         "cluster": ["submitit>=1.5"],
         # SegFormer, one of the frozen baselines (configs/baselines/).
         "segformer": ["transformers>=5.20,<6"],
+        # SSIM, LPIPS, FID and IS of colorization; the weights of their networks are files of one's own.
+        "color": ["torchmetrics[image]>=1.9,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ

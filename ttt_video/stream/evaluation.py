@@ -121,7 +121,7 @@ class StreamEvaluation:
 
     def _reset_evaluators(self) -> None:
         self.evaluators = {
-            who: build_tasks(self.dataset_name)
+            who: build_tasks(self.dataset_name, self.cfg)
             for who in (("adapted", "frozen") if self.frozen is not None else ("adapted",))
         }
 

@@ -4,6 +4,7 @@ The order of the files below is that of tasks in rows, tables and figures.
 """
 
 from . import semantic, panoptic, instances, steadiness, prediction  # noqa: F401, I001
+from . import colorization, color_statistics  # noqa: F401
 from .base import (
     Augmented,
     Painter,
@@ -15,6 +16,8 @@ from .base import (
     overlay_painter,
     score_frame,
 )
+from .color_statistics import ColorStatistics
+from .colorization import ColorizationTask
 from .instances import InstanceTask
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
@@ -29,6 +32,8 @@ __all__ = [
     "FRAMES",
     "TASK_REGISTRY",
     "Augmented",
+    "ColorStatistics",
+    "ColorizationTask",
     "FrameMean",
     "InstanceTask",
     "LabelInfo",

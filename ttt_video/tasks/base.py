@@ -118,14 +118,22 @@ class Task(DatasetEvaluator):
         cls.metrics[metric.name] = metric()
         return metric
 
-    def __init__(self, info: LabelInfo | None = None, *, required: bool = False) -> None:
+    def __init__(
+        self,
+        info: LabelInfo | None = None,
+        *,
+        required: bool = False,
+        cfg: CfgNode | None = None,
+    ) -> None:
         """
         Args:
             info: classes and void label of the data set.
             required: a labelled frame whose output cannot be scored is an error, not skipped.
+            cfg: resolved; None stands for a task without settings of its own.
         """
         self.info = info or LabelInfo()
         self.required = required
+        self.cfg = cfg
         self.reset()
 
     def reset(self) -> None:
@@ -315,7 +323,7 @@ def once(function: Callable[[Any], Any], content: Mapping[str, Any]) -> Any:
     return content.once(function) if isinstance(content, Shared) else function(content)
 
 
-def build_tasks(dataset_name: str | None) -> list[Task]:
+def build_tasks(dataset_name: str | None, cfg: CfgNode | None = None) -> list[Task]:
     """Returns the tasks of one model on one data set; a second model needs a list of its own.
 
     Args:
@@ -323,12 +331,13 @@ def build_tasks(dataset_name: str | None) -> list[Task]:
             for it that cannot be is an error. Without a data set, or without that, every frame is
             scored on whatever labels it has. Tasks that need no labels, and those that name no
             ``evaluator_types``, are always there.
+        cfg: resolved; without it no task asks a network that a key names.
     """
     info = LabelInfo.of(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") if dataset_name else None
     meant = tasks_of(kind)
     return [
-        task(info, required=task in meant)
+        task(info, required=task in meant, cfg=cfg)
         for task in tasks()
         if not task.label_keys or not task.evaluator_types or task in meant or not meant
     ]

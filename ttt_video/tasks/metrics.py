@@ -58,6 +58,7 @@ class Metric:
         name: key in ``summary.json``.
         rule: what is averaged over what, in words.
         unit: of the value.
+        digits: after the point, in tables.
         higher_is_better: None where neither direction is better.
         needs: key that a total and a record must have, else there is no such number.
         value: of the total of the task's :class:`Tally`; it gives None where nothing defines it.
@@ -74,6 +75,7 @@ class Metric:
     name: ClassVar[str]
     rule: ClassVar[str]
     unit: ClassVar[str] = "%"
+    digits: ClassVar[int] = 2
     higher_is_better: ClassVar[bool | None] = True
     needs: ClassVar[str] = ""
     value: Callable[..., float | None]
