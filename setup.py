@@ -61,7 +61,7 @@ setup(
         "cluster": ["submitit>=1.5"],
         # SegFormer, one of the frozen baselines (configs/baselines/).
         "segformer": ["transformers>=5.20,<6"],
-        # SSIM, LPIPS, FID and IS of colorization; the weights of their networks are files of one's own.
+        # SSIM, LPIPS, FID and IS of colorization; weights of their networks do not come with it.
         "color": ["torchmetrics[image]>=1.9,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [

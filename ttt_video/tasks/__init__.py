@@ -23,7 +23,17 @@ from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .panoptic import PanopticTask
 from .prediction import PredictionStatistics
-from .registry import TASK_REGISTRY, headlines, metrics, rules, sign, tasks, tasks_of
+from .registry import (
+    TASK_REGISTRY,
+    arrow,
+    digits,
+    headlines,
+    metrics,
+    rules,
+    sign,
+    tasks,
+    tasks_of,
+)
 from .scores import Row, ScoredFrame, Scores, score
 from .semantic import SemanticTask
 from .steadiness import Steadiness
@@ -51,7 +61,9 @@ __all__ = [
     "Tally",
     "Target",
     "Task",
+    "arrow",
     "build_tasks",
+    "digits",
     "headlines",
     "metrics",
     "once",
