@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 
@@ -16,6 +17,8 @@ class _Labels(TypedDict, total=False):
     sem_seg_file_name: str
     pan_seg_file_name: str
     segments_info: list[dict[str, Any]]
+    color: np.ndarray
+    color_file_name: str
 
 
 class _Live(TypedDict, total=False):
