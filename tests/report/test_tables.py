@@ -134,6 +134,17 @@ def test_colorization(table_of):
     assert r"LPIPS $\downarrow$" in to_latex(table)
 
 
+def test_the_network_of_zhang_et_al_has_their_row(table_of):
+    facts = {"architecture": "ZhangColorizer", "depths": None, "weights_sha256": "b" * 64}
+    ours = colored(summary(dataset=""), PSNR=24.0)
+    theirs = colored(summary("none", dataset="", **facts), PSNR=20.0)
+    table = table_of(ours, theirs, layout="table3")
+    row = table.rows["Zhang et al."]
+    assert row["unnamed videos PSNR"].value == 20.0
+    assert row["COCO Videos PSNR"].published == 22.27
+    assert "MAE Joint Training" not in table.rows
+
+
 def test_colorization_by_video(table_of):
     run = colored(summary(dataset=""), PSNR=24.0, SSIM=0.8)
     table = table_of(run, layout="table3", by="video")

@@ -149,10 +149,11 @@ TABLE_3: Mapping[str, Method] = {
     "online_ttt_mae": _color_row("Online TTT-MAE", 56.47, 5.31, 0.237, 22.97, 0.901),
 }
 
-# Section 5.1, "Alternative architectures": frozen, by MODEL.META_ARCHITECTURE and depths.
+# Section 5.1, "Alternative architectures", and 5.4: frozen, by MODEL.META_ARCHITECTURE and depths.
 ARCHITECTURES: Mapping[tuple[str, tuple[int, ...]], Method] = {
     ("SegFormer", (3, 8, 27, 3)): Method("SegFormer-B4", {VAL: 42.0}),
     ("DeepLabV3Plus", (101,)): Method("DeepLabV3+/RN101", {VAL: 53.1}),
+    ("ZhangColorizer", ()): TABLE_3["zhang"],
 }
 
 # Section 5.1 gives points of mean IoU that an ensemble adds: vote 1.2, smoothing 0.4 and 0.3. (The
