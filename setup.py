@@ -82,6 +82,8 @@ setup(
         # PyPI's copy of it, panopticapi-lite, pins numpy<2 without need, and an extra would take an
         # environment's numpy back: pip install --no-deps panopticapi-lite. tools/setup_env.py does.
         #
+        # SSIM, LPIPS, FID and IS of colorization; weights of their networks do not come with it.
+        "color": ["torchmetrics[image]>=1.9,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ

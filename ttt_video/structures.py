@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 
@@ -14,12 +15,13 @@ class _OptionalKeys(TypedDict, total=False):
     """Labels, which only evaluators read, and keys that only cameras' or grey frames have."""
 
     grey: Tensor
-    original: Tensor
+    original: np.ndarray
     image_id: Any
     annotations: list[dict[str, Any]]
     sem_seg_file_name: str
     pan_seg_file_name: str
     segments_info: list[dict[str, Any]]
+    original_file_name: str
     dropped: int
 
 
@@ -33,7 +35,7 @@ class Frame(_OptionalKeys):
     ``"<file>#<index>"``.
     dropped: pictures that a live camera dropped since the frame before; none without the key.
     grey: (1, height, width) uint8, what a model of colours may see of the frame at its own size;
-    original: (3, height, width) uint8 RGB, the label of such a frame.
+    original: (height, width, 3) uint8 RGB, the label of such a frame.
     Other keys are the data set's labels, passed on unread.
     """
 

@@ -1,4 +1,4 @@
-"""Puts runs into one table, in the layout of the paper's Table 1 or 4 or plainly.
+"""Puts runs into one table, in the layout of the paper's Table 1, 3 or 4 or plainly.
 
 Reads only the summary.json files of the runs. Runs that cannot be compared are refused.
 """

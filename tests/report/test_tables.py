@@ -96,6 +96,75 @@ def test_mean_over_videos_as_protocol(table_of):
     assert table.rules == {VAL: RULES["mIoU_video_mean"]}
 
 
+def colored(run, **numbers):
+    """The summary with metrics of colorization, the same in every video."""
+    for who, share in (("adapted", 1.0), ("frozen", 0.5)):
+        found = {name: share * value for name, value in numbers.items()}
+        scores = run["metrics"].get(who)
+        if scores:
+            scores.clear()
+            scores.update(found, videos=dict.fromkeys(run["videos"], found))
+    run["protocols"] = dict.fromkeys(numbers, "some rule")
+    return run
+
+
+def test_colorization(table_of):
+    run = summary(frozen=1.0, dataset="")
+    run = colored(run, PSNR=24.0, SSIM=0.8, FID_lite0=30.0, colorfulness=20.0, CDC=0.001)
+    table = table_of(run, layout="table3")
+    ours = [f"unnamed videos {m}" for m in ("FID_lite0", "PSNR", "SSIM", "colorfulness", "CDC")]
+    papers = [f"COCO Videos {m}" for m in ("FID", "IS", "LPIPS", "PSNR", "SSIM")]
+    assert [column.title for column in table.columns] == [*papers, *ours]
+    assert list(table.rows) == [
+        "Zhang et al.", "Main Task Only", "MAE Joint Training", "Online TTT-MAE",
+    ]  # fmt: skip
+    assert table.rows["Main Task Only"]["COCO Videos LPIPS"] == Cell(published=0.216)
+    first, over_videos = to_markdown(table).split("\nOver videos")
+    lines = first.splitlines()
+    assert [cell[-1] for cell in lines[0].split(" | ")[1:-1]] == [*"↓↑↓↑↑", *"↓↑↑", "s", "↓"]
+    zhang = "| Zhang et al. | – (62.39) | – (5.00) | – (0.180) | – (22.27) | – (0.924) | – | – |"
+    assert lines[2].startswith(zhang)
+    assert "| 30.00 | 24.00 | 0.800 | 20.00 | 0.00100 |" in lines[5]
+    assert (
+        "| Online TTT-MAE | unnamed videos CDC ↓ | 2 | 0.00100 | [0.00100, 0.00100] | +0.00050 |"
+    ) in over_videos
+    assert "COCO Videos LPIPS: as printed" in over_videos
+    assert "; lower is better." in over_videos
+    assert "of LPIPS, where lower is better, Online TTT-MAE's is the worst" in over_videos
+    assert r"LPIPS $\downarrow$" in to_latex(table)
+
+
+def test_the_network_of_zhang_et_al_has_their_row(table_of):
+    facts = {"architecture": "ZhangColorizer", "depths": None, "weights_sha256": "b" * 64}
+    ours = colored(summary(dataset=""), PSNR=24.0)
+    theirs = colored(summary("none", dataset="", **facts), PSNR=20.0)
+    table = table_of(ours, theirs, layout="table3")
+    row = table.rows["Zhang et al."]
+    assert row["unnamed videos PSNR"].value == 20.0
+    assert row["COCO Videos PSNR"].published == 22.27
+    assert "MAE Joint Training" not in table.rows
+
+
+def test_colorization_by_video(table_of):
+    run = colored(summary(dataset=""), PSNR=24.0, SSIM=0.8)
+    table = table_of(run, layout="table3", by="video")
+    metrics = ("PSNR", "SSIM")
+    expected = [f"unnamed videos {metric} {video}" for metric in metrics for video in "ab"]
+    assert [column.title for column in table.columns] == expected
+
+
+def test_arrows_stand_where_directions_differ(table_of):
+    run = summary()
+    run["metrics"]["adapted"]["flicker"] = 2.0
+    run["protocols"]["flicker"] = "some rule"
+    head = to_markdown(table_of(run, metrics=["flicker"])).splitlines()[0]
+    assert head == f"| Method | {VAL} ↑ | {run['dataset']} flicker ↓ | seconds per frame |"
+
+
+def test_no_arrows_stand_where_all_directions_are_one(table_of):
+    assert "↑" not in to_markdown(table_of(summary()))
+
+
 def with_classes(run, ious):
     """The summary with IoUs of classes, and of the frozen model 1 less each."""
     run["classes"] = ["road", "sky", "car"]

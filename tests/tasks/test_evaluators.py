@@ -16,6 +16,8 @@ from ttt_video.data.coco_videos import coco_videos_metadata, load_coco_video
 from ttt_video.errors import UserError
 from ttt_video.formats.labels import read_segment_ids
 from ttt_video.tasks import (
+    ColorizationTask,
+    ColorStatistics,
     InstanceTask,
     LabelInfo,
     PanopticTask,
@@ -26,6 +28,7 @@ from ttt_video.tasks import (
     build_tasks,
     score,
     score_frame,
+    tasks,
 )
 from ttt_video.world.layouts import write_coco_videos
 from ttt_video.world.video import WorldVideo
@@ -172,13 +175,16 @@ def test_a_category_that_is_no_class_is_told_with_its_file(tmp_path, things):
         ("sem_seg", SemanticTask),
         ("video_panoptic", PanopticTask),
         ("video_instance", InstanceTask),
+        ("video_color", ColorizationTask),
     ],
 )
 def test_a_data_sets_type_says_what_is_scored(tiny_cfg, register, kind, evaluator):
     name = register(evaluator_type=kind, thing_classes=["cat"], ignore_label=7)
     built = build_tasks(name)
-    assert [type(e) for e in built] == [evaluator, Steadiness, PredictionStatistics]
-    assert built[0].required
+    label_free = [Steadiness, PredictionStatistics, ColorStatistics]
+    assert {type(e) for e in built} == {evaluator, *label_free}
+    assert len(built) == 4
+    assert [type(e) for e in built if e.required] == [evaluator]
     assert all(e.info.ignore_label == 7 for e in built)
 
 
@@ -187,7 +193,7 @@ def test_without_a_type_frames_are_scored_on_the_labels_they_have(
 ):
     for name in ("", None, register(stuff_classes=[str(k) for k in range(11)])):
         built = build_tasks(name)
-        assert len({e.name for e in built}) == len(built) == 5
+        assert len({e.name for e in built}) == len(built) == len(tasks())
         frame, output = sem_seg_frames[0]
         row = score_frame(built, frame, output)
         assert row["records"].keys() == {"sem_seg", "prediction"}

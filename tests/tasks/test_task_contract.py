@@ -11,6 +11,8 @@ from PIL import Image
 from task_contract import TaskContract
 
 from ttt_video.tasks import (
+    ColorizationTask,
+    ColorStatistics,
     InstanceTask,
     Metric,
     PanopticTask,
@@ -47,6 +49,7 @@ def noise_video(tmp_path):
             "pan_seg_file_name": str(tmp_path / f"{index}_ids.png"),
             "segments_info": segments,
             "annotations": [{"category_id": 0, "segmentation": thing}],
+            "original": rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
         }
         scores = rng.random((CLASSES, HEIGHT, WIDTH), np.float32)
         predicted = scores.argmax(0)
@@ -60,6 +63,7 @@ def noise_video(tmp_path):
             "sem_seg": torch.from_numpy(scores),
             "panoptic_seg": (torch.from_numpy(predicted + 1), found),
             "instances": instances,
+            "color": torch.from_numpy(rng.integers(0, 256, (3, HEIGHT, WIDTH), np.uint8)),
         }
         video.append((frame, output))
     return video
@@ -91,10 +95,21 @@ class TestPredictionStatistics(_OnNoise):
     task = PredictionStatistics
 
 
+class TestColorization(_OnNoise):
+    task = ColorizationTask
+
+
+class TestColorStatistics(_OnNoise):
+    task = ColorStatistics
+
+
 def test_all_built_in_tasks_are_under_contract():
-    classes = [SemanticTask, PanopticTask, InstanceTask, Steadiness, PredictionStatistics]
+    classes = [
+        SemanticTask, PanopticTask, InstanceTask, Steadiness, PredictionStatistics,
+        ColorizationTask, ColorStatistics,
+    ]  # fmt: skip
     assert tasks() == classes
-    assert headlines() == ["mIoU", "PQ", "AP"]
+    assert headlines() == ["mIoU", "PQ", "AP", "PSNR"]
     assert len(metrics()) == sum(len(task.metrics) for task in classes)
 
 

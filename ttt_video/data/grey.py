@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch import Tensor
 from ..color.bins import is_grey
 from ..color.lab import rgb_to_lab, to_grey
 from ..structures import Frame, FrameSource
-from .decoded_source import frames_after
-from .fingerprint import Fingerprint, fingerprint_of
+from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class GreyFrames:
         self.transform = transform
         self.keep_original = keep_original
         self.video_id = source.video_id
-        self.fps: float | None = getattr(source, "fps", None)
+        self.fps: float | None = source.fps
 
     @property
     def num_frames(self) -> int | None:
@@ -65,20 +64,20 @@ class GreyFrames:
         return self.source.num_frames
 
     @property
-    def skipped(self) -> list[str]:
+    def skipped(self) -> Sequence[str]:
         """Returns the source's."""
-        return getattr(self.source, "skipped", [])
+        return self.source.skipped
 
     def fingerprint(self) -> Fingerprint | None:
         """Returns what the source's files are known by; None if it does not say."""
-        return fingerprint_of(self.source)
+        return self.source.fingerprint()
 
     def __iter__(self) -> Iterator[Frame]:
         return self._turned(self.source)
 
     def frames_after(self, frame_index: int) -> Iterator[Frame]:
         """Returns the frames that follow the one with this index, in the source's order."""
-        return self._turned(frames_after(self.source, frame_index))
+        return self._turned(self.source.frames_after(frame_index))
 
     def _turned(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         coloured = False
@@ -109,5 +108,5 @@ class GreyFrames:
         image = self.transform(np.stack([pixels] * 3, -1))
         turned = {**frame, "image": image, "grey": grey}
         if self.keep_original:
-            turned["original"] = original
+            turned["original"] = original.permute(1, 2, 0).numpy()
         return cast(Frame, turned)

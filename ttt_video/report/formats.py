@@ -49,18 +49,20 @@ def to_csv(records: Sequence[Mapping[str, Any]], *, last: str = "") -> str:
     return file.getvalue()
 
 
-def spread(mean: float, deviation: float | None) -> str:
+def spread(mean: float, deviation: float | None, digits: int = 2) -> str:
     """Returns a mean over seeds, with the standard deviation if there are several seeds."""
-    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
-def between(interval: Interval, sign: str = "") -> str:
+def between(interval: Interval, sign: str = "", digits: int = 2) -> str:
     """Returns an interval in brackets; ``sign`` "+" marks its ends as differences."""
-    return f"[{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+    return f"[{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
 
 
 def _escaped(text: str) -> str:
     for character in "\\&%$#_{}":
         replacement = r"\textbackslash " if character == "\\" else rf"\{character}"
         text = text.replace(character, replacement)
-    return text.replace("±", r"$\pm$").replace("–", "--").replace("^", r"\^{}")
+    for sign, name in (("±", "pm"), ("↑", "uparrow"), ("↓", "downarrow")):
+        text = text.replace(sign, rf"$\{name}$")
+    return text.replace("–", "--").replace("^", r"\^{}")

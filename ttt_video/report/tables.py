@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UserError
-from ..tasks import rules, sign
+from ..tasks import arrow, digits, rules, sign
+from ..tasks import metrics as known_metrics
 from ..tasks.metrics import PROTOCOLS
 from . import formats, published
 from .formats import Table, between, spread
@@ -19,6 +20,7 @@ from .statistics import Comparison, Estimate, compare, estimate, over_seeds
 
 LAYOUTS: Mapping[str, Mapping[str, Method]] = {
     "table1": published.TABLE_1,
+    "table3": published.TABLE_3,
     "table4": published.TABLE_4,
     "plain": {},
 }
@@ -88,6 +90,8 @@ def build_table(
     check_comparable(parts)
     names = row_names(parts, variants=layout == "plain")
     whole = _columns(parts, layout, PROTOCOLS[protocol], metrics)
+    if by:
+        whole = [c for c in whole if any(part.dataset == c.dataset for part in parts)]
     columns = [part for column in whole for part in _split(column, parts, by)] if by else whole
     if by and len(whole) > 1:  # else nobody knows which column a class or a video belongs to
         columns = [c._replace(title=f"{c.whole} {c.title}") for c in columns]
@@ -115,14 +119,18 @@ def build_table(
 def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]) -> list[Column]:
     """Returns the paper's columns if runs are on its videos, then other data sets by name."""
     papers = [column.metric for column in published.COLUMNS]
-    ruled = [metric for metric in headlines() if rules([metric + suffix])]
+    wanted = published.COLOR_METRICS if layout == "table3" else headlines()
+    ruled = [metric for metric in wanted if rules([metric + suffix])]
     known = sorted(ruled, key=lambda m: papers.index(m) if m in papers else len(papers))
     videos = {part.dataset: part.summary["videos"] for part in parts}
     columns = [
         column._replace(metric=column.metric + suffix)
         for column in published.COLUMNS
-        if layout != "plain" and published.is_video_set(column.title, videos.get(column.dataset))
+        if layout not in ("table3", "plain")
+        and published.is_video_set(column.title, videos.get(column.dataset))
     ]
+    if layout == "table3":
+        columns = list(published.COLOR_COLUMNS)
     of_paper = {column.dataset for column in columns}
     for dataset in sorted(videos):
         own = [part for part in parts if part.dataset == dataset]
@@ -164,7 +172,8 @@ def _published_rows(book: Mapping[str, Method]) -> dict[str, Method]:
 
 def _place(name: str) -> tuple[int, str]:
     """Returns a sort key: the paper's order, variants after their method, others at the end."""
-    known = [row.name for row in (*published.TABLE_1.values(), *published.TABLE_4.values())]
+    books = ({"": published.TABLE_3["zhang"]}, published.TABLE_1, published.TABLE_4)
+    known = [row.name for book in books for row in book.values()]
     base = name.partition(" + ")[0].partition(" (")[0]
     return (known.index(base) if base in known else len(known), name)
 
@@ -217,6 +226,8 @@ def _gain(
 def _rule(column: Column, parts: list[Part]) -> str:
     rules = [p.summary["protocols"].get(column.metric) for p in parts]
     rule = next((rule for rule in rules if rule), "no rule is recorded")
+    if column in published.COLOR_COLUMNS:
+        rule = published.COLOR_RULE
     return rule if sign(column.metric) > 0 else f"{rule}; lower is better"
 
 
@@ -247,6 +258,9 @@ def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) 
     if titles & {column.title for column in published.COLUMNS}:
         notes.append(f"In brackets, the published number and ours less it: {published.SOURCE}")
         notes += dict.fromkeys(published.CAVEATS[t] for t in published.CAVEATS if t in titles)
+    if titles & {column.title for column in published.COLOR_COLUMNS}:
+        notes.append(f"In brackets, the published number, of other videos: {published.SOURCE}")
+        notes += published.COLOR_CAVEATS
     return notes
 
 
@@ -280,18 +294,20 @@ FORMATS = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
 
 def text_tables(results: Results) -> list[Table]:
     """Returns the table of metrics and, if there are means over videos, the table of those."""
-    head = ["Method", *(column.title for column in results.columns), "seconds per frame"]
+    head = ["Method", *_titles(results.columns), "seconds per frame"]
     lines = []
     for name, cells in results.rows.items():
         ours, paper = results.seconds[name]
         time = _NOTHING if ours is None else f"{ours:.3f}"
         time += "" if paper is None else f" ({paper:.1f})"
-        metrics = [_shown(cells.get(column.title, Cell())) for column in results.columns]
+        metrics = [
+            _shown(cells.get(column.title, Cell()), column.metric) for column in results.columns
+        ]
         lines.append([name, *metrics, time])
     over_videos = [
-        [name, column.title, *_about_videos(found, cells[column.title].gain)]
+        [name, title, *_about_videos(found, cells[column.title].gain, digits(column.metric))]
         for name, cells in results.rows.items()
-        for column in results.columns
+        for title, column in zip(_titles(results.columns), results.columns, strict=True)
         if column.title in cells and (found := cells[column.title].over_videos) is not None
     ]
     notes = [*(f"{title}: {rule}." for title, rule in results.rules.items()), *results.notes]
@@ -302,12 +318,21 @@ def text_tables(results: Results) -> list[Table]:
     return [Table(head, lines), Table(more, over_videos, [*notes, _STATISTICS], _OVER_VIDEOS)]
 
 
-def _about_videos(found: Estimate, gain: Comparison | None) -> list[str]:
-    line = [str(found.videos), f"{found.mean:.2f}", _interval(found)]
+def _titles(columns: Sequence[Column]) -> list[str]:
+    """Returns the heads of columns, with arrows where not all get better in one direction."""
+    arrows = [arrow(column.metric) for column in columns]
+    if len(set(arrows)) == 1:
+        arrows = [""] * len(columns)
+    return [f"{c.title} {way}".rstrip() for c, way in zip(columns, arrows, strict=True)]
+
+
+def _about_videos(found: Estimate, gain: Comparison | None, places: int) -> list[str]:
+    line = [str(found.videos), f"{found.mean:.{places}f}", _interval(found, places)]
     if gain is None:
         return [*line, *[_NOTHING] * 4]
     tests = [f"{p:.3g}" for p in (gain.p_permutation, gain.p_wilcoxon)]
-    return [*line, f"{gain.difference.mean:+.2f}", _interval(gain.difference), *tests]
+    difference = f"{gain.difference.mean:+.{places}f}"
+    return [*line, difference, _interval(gain.difference, places), *tests]
 
 
 def _record(results: Results, name: str, column: Column | None, cell: Cell) -> dict[str, Any]:
@@ -340,13 +365,16 @@ def _bounds(name: str, found: Estimate | None) -> dict[str, float | None]:
     return {name: found.mean if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
-def _shown(cell: Cell) -> str:
-    text = _NOTHING if cell.value is None else spread(cell.value, cell.deviation)
+def _shown(cell: Cell, metric: str) -> str:
+    places = digits(metric)
+    text = _NOTHING if cell.value is None else spread(cell.value, cell.deviation, places)
     if cell.published is None:
         return text
-    less = "" if cell.difference is None else f", {cell.difference:+.2f}"
-    return f"{text} ({cell.published:.1f}{less})"
+    less = "" if cell.difference is None else f", {cell.difference:+.{places}f}"
+    known = known_metrics().get(metric.removesuffix("_video_mean"))
+    printed = places if known is not None and known.unit != "%" else 1  # as the paper does
+    return f"{text} ({cell.published:.{printed}f}{less})"
 
 
-def _interval(found: Estimate) -> str:
-    return _NOTHING if found.interval is None else between(found.interval)
+def _interval(found: Estimate, places: int) -> str:
+    return _NOTHING if found.interval is None else between(found.interval, digits=places)

@@ -89,7 +89,7 @@ class StreamEvaluation:
         named.defrost()
         named.DATASETS.TEST = (settings.dataset_name,) if settings.dataset_name else ()
         self.stream = Stream.from_config(named, model)
-        scores = Scores(settings.dataset_name, compare=settings.compare)
+        scores = Scores(self.cfg, settings.dataset_name, compare=settings.compare)
         self.sinks: tuple[Sink, ...] = (scores, Rows(self.run), *settings.sinks)
         self._before: str | None = None  # the video that was run before
 

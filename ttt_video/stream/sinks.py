@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..structures import FrameResult, FrameSource
@@ -109,15 +110,16 @@ class Scores(Sink):
 
     measures = True
 
-    def __init__(self, dataset_name: str, *, compare: bool) -> None:
-        """``compare``: there are results of the frozen model, too."""
+    def __init__(self, cfg: CfgNode, dataset_name: str, *, compare: bool) -> None:
+        """``cfg`` is resolved; ``compare``: there are results of the frozen model, too."""
+        self.cfg = cfg
         self.dataset_name = dataset_name
         self.names = ("adapted", "frozen") if compare else ("adapted",)
 
     def start(self, video: VideoRun) -> None:
         """Forgets the video before."""
         if not video.done:
-            self.tasks = {name: build_tasks(self.dataset_name) for name in self.names}
+            self.tasks = {name: build_tasks(self.dataset_name, self.cfg) for name in self.names}
 
     def write(self, results: Results) -> None:
         """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that."""
@@ -136,7 +138,7 @@ class Scores(Sink):
 
     def load(self, state: dict[str, Any]) -> None:
         """See :class:`Sink`."""
-        self.tasks = {name: build_tasks(self.dataset_name) for name in self.names}
+        self.tasks = {name: build_tasks(self.dataset_name, self.cfg) for name in self.names}
         for name, tasks in self.tasks.items():
             for task in tasks:
                 task.load_state_dict(state[name][task.name])

@@ -4,6 +4,7 @@ The order of the imports is that of tasks in rows, tables and figures.
 """
 
 from . import semantic, panoptic, instances, steadiness, prediction  # noqa: I001
+from . import colorization, color_statistics
 from .base import (
     Augmented,
     Painter,
@@ -15,12 +16,24 @@ from .base import (
     overlay_painter,
     score_frame,
 )
+from .color_statistics import ColorStatistics
+from .colorization import ColorizationTask
 from .instances import InstanceTask
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .panoptic import PanopticTask
 from .prediction import PredictionStatistics
-from .registry import TASK_REGISTRY, headlines, metrics, rules, sign, tasks, tasks_of
+from .registry import (
+    TASK_REGISTRY,
+    arrow,
+    digits,
+    headlines,
+    metrics,
+    rules,
+    sign,
+    tasks,
+    tasks_of,
+)
 from .scores import Row, ScoredFrame, Scores, score
 from .semantic import SemanticTask
 from .steadiness import Steadiness

@@ -118,10 +118,18 @@ class Task(DatasetEvaluator):
         cls.metrics[metric.name] = metric()
         return metric
 
-    def __init__(self, info: LabelInfo | None = None, *, required: bool = False) -> None:
-        """``required`` makes a labelled frame an error if its output cannot be scored."""
+    def __init__(
+        self, info: LabelInfo | None = None, *, required: bool = False, cfg: CfgNode | None = None
+    ) -> None:
+        """
+        Args:
+            info: classes and void label of the data set.
+            required: makes a labelled frame an error if its output cannot be scored.
+            cfg: resolved; a task without settings of its own needs none.
+        """
         self.info = info or LabelInfo()
         self.required = required
+        self.cfg = cfg
         self.reset()
 
     def reset(self) -> None:
@@ -296,18 +304,19 @@ def once(function: Callable[[Any], Any], content: Mapping[str, Any]) -> Any:
     return content.known[function]
 
 
-def build_tasks(dataset_name: str | None) -> list[Task]:
+def build_tasks(dataset_name: str | None, cfg: CfgNode | None = None) -> list[Task]:
     """Returns the tasks of one model on one data set; a second model needs a list of its own.
 
     They are the tasks that the data set's ``evaluator_type`` means, which require that all labelled
     frames can be scored, and those that need no labels or have no ``evaluator_types``. Without a
-    data set, or without its type, they are all tasks.
+    data set, or without its type, they are all tasks. ``cfg`` is resolved; without it no task asks
+    a network that a key names.
     """
     info = LabelInfo.of(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") if dataset_name else None
     meant = tasks_of(kind)
     return [
-        task(info, required=task in meant)
+        task(info, required=task in meant, cfg=cfg)
         for task in tasks()
         if not task.label_keys or not task.evaluator_types or task in meant or not meant
     ]

@@ -68,6 +68,7 @@ class Metric:
         name: key in ``summary.json``.
         rule: says in words what is averaged over what.
         unit: unit of the value.
+        digits: number of digits after the point in tables.
         higher_is_better: None where neither direction is better.
         needs: key of totals and records that have the number; "" if all have it.
         value: computes it from the total of the task's :class:`Tally`; None if it is not defined.
@@ -84,6 +85,7 @@ class Metric:
     name: ClassVar[str]
     rule: ClassVar[str]
     unit: ClassVar[str] = "%"
+    digits: ClassVar[int] = 2
     higher_is_better: ClassVar[bool | None] = True
     needs: ClassVar[str] = ""
     value: Callable[..., float | None]

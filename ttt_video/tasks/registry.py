@@ -46,6 +46,20 @@ def sign(name: str) -> int:
     return -1 if metric is not None and metric.higher_is_better is False else 1
 
 
+def arrow(name: str) -> str:
+    """Returns the direction in which a metric gets better, "↑" or "↓"; "" where neither is."""
+    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    if metric is None or metric.higher_is_better is None:
+        return ""
+    return "↑" if metric.higher_is_better else "↓"
+
+
+def digits(name: str) -> int:
+    """Returns how many digits after the point a metric has in tables."""
+    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    return 2 if metric is None else metric.digits
+
+
 def rules(names: Iterable[str]) -> dict[str, str]:
     """Returns the rules of metrics in words, sorted by name; other names are left out."""
     known = {name: metric.rule for name, metric in metrics().items()}
