@@ -18,6 +18,7 @@ from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 MASK2FORMER_DEFAULT = "BasePixelDecoder"
 """Mask2Former's FPN decoder: the default of its code, which none of its configs uses."""
 
+NUM_BINS = 313
 PIXELS_PER_QUERY_CELL = 4
 """Side in px of the square that one cell of the stride-4 maps stands for in the reconstruction."""
 
@@ -105,31 +106,69 @@ class MaskFormerTTTHead(_Head):
         return self.predictor(levels, mask_features, every_layer=every_layer)
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
-class ReconstructionHead(_Head):
-    """Decoder g: h's architecture except the last layer, which maps to pixels (Section 4.3).
+class PixelHead(_Head):
+    """h's architecture without its last layer and its class branch: queries are channels of pixels.
 
-    It has 48 queries and no class branch. The 48 stride-4 mask channels are the 3 x 4 x 4 pixels
-    of each cell: channel ``16 c + 4 p + q`` is colour c of pixel (4 i + p, 4 j + q).
+    ``channels`` x 16 queries give the 4 x 4 pixels of each stride-4 cell: mask channel
+    ``16 c + 4 p + q`` is channel c of pixel (4 i + p, 4 j + q).
     """
 
     @configurable
     def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
-        """Both decoders as in h."""
+        """Takes both decoders as h does."""
         super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads the keys of h; the number of queries is fixed."""
+    def of_queries(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], num_queries: int
+    ) -> dict[str, Any]:
+        """Reads the keys of h; the caller fixes the number of queries."""
         if cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE != PIXELS_PER_QUERY_CELL:
             raise UserError(
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE}; "
-                f"the reconstruction needs {PIXELS_PER_QUERY_CELL}"
+                f"{cls.__name__} needs {PIXELS_PER_QUERY_CELL}"
             )
-        return cls.build_parts(cfg, input_shape, 3 * PIXELS_PER_QUERY_CELL**2, None)
+        return cls.build_parts(cfg, input_shape, num_queries, None)
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, 3, H, W) pixels, in the units of the training target (normalised RGB)."""
+    def maps(self, features: dict[str, Tensor]) -> Tensor:
+        """Returns the map of each query at stride 4: (B, Q, H/4, W/4)."""
         mask_features, levels = self.pixel_decoder(features)
         (prediction,) = self.predictor(levels, mask_features)
-        return F.pixel_shuffle(prediction["pred_masks"], PIXELS_PER_QUERY_CELL)
+        return prediction["pred_masks"]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ReconstructionHead(PixelHead):
+    """Decoder g: h's architecture except the last layer, which maps to pixels (Section 4.3)."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads the keys of h; there are 48 queries, 16 for each colour."""
+        return cls.of_queries(cfg, input_shape, 3 * PIXELS_PER_QUERY_CELL**2)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Returns (B, 3, H, W) pixels in the units of the training target (normalised RGB)."""
+        return F.pixel_shuffle(self.maps(features), PIXELS_PER_QUERY_CELL)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ColorHead(PixelHead):
+    """Head h of colorization, with g's architecture (paper, Section 5.4).
+
+    For regression it has 32 queries, 16 for each of a and b, and gives every pixel's colour. For
+    classification it has one query for each colour bin and gives logits at stride 4, as the network
+    of Zhang et al. (2016) does.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads the keys of h and ``TTT.COLOR.TARGET``."""
+        bins = cfg.TTT.COLOR.TARGET == "classification"
+        return cls.of_queries(
+            cfg, input_shape, NUM_BINS if bins else 2 * PIXELS_PER_QUERY_CELL**2
+        )
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Returns (B, 2, H, W) ab / 110, or (B, 313, H/4, W/4) logits."""
+        maps = self.maps(features)
+        return maps if maps.shape[1] == NUM_BINS else F.pixel_shuffle(maps, PIXELS_PER_QUERY_CELL)
