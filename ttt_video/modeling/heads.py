@@ -11,6 +11,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..color.bins import ColorBins
 from ..errors import UserError
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
@@ -18,7 +19,6 @@ from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 MASK2FORMER_DEFAULT = "BasePixelDecoder"
 """Mask2Former's FPN decoder: the default of its code, which none of its configs uses."""
 
-NUM_BINS = 313
 PIXELS_PER_QUERY_CELL = 4
 """Side in px of the square that one cell of the stride-4 maps stands for in the reconstruction."""
 
@@ -156,19 +156,26 @@ class ColorHead(PixelHead):
     """Head h of colorization, with g's architecture (paper, Section 5.4).
 
     For regression it has 32 queries, 16 for each of a and b, and gives every pixel's colour. For
-    classification it has one query for each colour bin and gives logits at stride 4, as the network
-    of Zhang et al. (2016) does.
+    classification it has a query for each of the 313 colour bins and gives logits at stride 4, as
+    the network of Zhang et al. (2016) does.
     """
+
+    @configurable
+    def __init__(
+        self, *, pixel_decoder: nn.Module, predictor: nn.Module, bins: ColorBins | None
+    ) -> None:
+        """``bins``: the classes of colours; None for regression."""
+        super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
+        self.bins = bins
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Reads the keys of h and ``TTT.COLOR.TARGET``."""
-        bins = cfg.TTT.COLOR.TARGET == "classification"
-        return cls.of_queries(
-            cfg, input_shape, NUM_BINS if bins else 2 * PIXELS_PER_QUERY_CELL**2
-        )
+        bins = ColorBins() if cfg.TTT.COLOR.TARGET == "classification" else None
+        num_queries = 2 * PIXELS_PER_QUERY_CELL**2 if bins is None else len(bins)
+        return {**cls.of_queries(cfg, input_shape, num_queries), "bins": bins}
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Returns (B, 2, H, W) ab / 110, or (B, 313, H/4, W/4) logits."""
         maps = self.maps(features)
-        return maps if maps.shape[1] == NUM_BINS else F.pixel_shuffle(maps, PIXELS_PER_QUERY_CELL)
+        return maps if self.bins is not None else F.pixel_shuffle(maps, PIXELS_PER_QUERY_CELL)
