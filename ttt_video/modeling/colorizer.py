@@ -31,8 +31,8 @@ class ColorizerTTT(ReconstructingModel):
     """Colours grey frames (paper, Section 5.4), with the losses of Zhang et al. (2016, 2017).
 
     Inputs are turned grey before f sees them, so no colour that a source let through can help. The
-    auxiliary task reconstructs the masked grey frame. A training input has ``color``, the original
-    picture: (3, H, W) uint8 in ``INPUT.FORMAT`` order, of the size of ``image``.
+    auxiliary task reconstructs the masked grey frame. In training ``image`` is the coloured picture
+    and thus the label, too.
     """
 
     outputs: ClassVar = frozenset({"color"})
@@ -94,7 +94,7 @@ class ColorizerTTT(ReconstructingModel):
         """Returns l_m(h(f(x)), y): ``loss_color``, the mean over the pixels of coloured images."""
         images = self.normalize(batched_inputs)
         predicted = self.sem_seg_head(self.encode(images.tensor))
-        colors = [rgb_to_lab(self._rgb(x["color"]))[1:] for x in batched_inputs]
+        colors = [rgb_to_lab(self._rgb(x["image"]))[1:] for x in batched_inputs]
         ab = ImageList.from_tensors(colors, self.size_divisibility).tensor
         grey = torch.stack([is_grey(color[None])[0] for color in colors])
         counted = image_area(images, *predicted.shape[-2:]) * ~grey[:, None, None]
