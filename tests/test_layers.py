@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # layer know nothing of each other.
 LAYERS: list[set[str]] = [
     {"errors", "version", "structures", "shipped"},
-    {"files", "processes", "plugins", "config", "color"},
+    {"color", "config", "files", "plugins", "processes"},
     {"formats", "modeling", "visualization"},
     {"tasks"},
     {"adaptation", "data"},

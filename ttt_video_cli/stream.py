@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import ToolParser, add_config_arguments, method_names
 
 if TYPE_CHECKING:
-    from ttt_video.data.sources import FrameTransform
+    from ttt_video.formats.images import FrameTransform
     from ttt_video.stream.directory import Row
     from ttt_video.structures import FrameSource
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
     from ttt_video.config import DEFAULT_STREAM_CONFIG
-    from ttt_video.data.sources import FrameTransform
+    from ttt_video.data.grey import open_videos
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
     from ttt_video.stream import (
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         cfg.MODEL.WEIGHTS = args.weights
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
-    sources = open_sources(args, FrameTransform.from_config(cfg))
+    sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -53,7 +53,7 @@ def test_decoder_g_of_a_model(tiny_model):
 
 def test_another_stride_is_refused(tiny_cfg, tiny_model):
     tiny_cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 8
-    with pytest.raises(UserError, match="COMMON_STRIDE is 8; the reconstruction needs 4"):
+    with pytest.raises(UserError, match="COMMON_STRIDE is 8; ReconstructionHead needs 4"):
         ReconstructionHead(tiny_cfg, tiny_model.backbone.output_shape())
 
 

@@ -47,8 +47,8 @@ def classification_loss(
         logits: (B, Q, H, W).
         targets: of the same size; see :meth:`ColorBins.encode`.
         bin_weights: (Q,), of :func:`rebalancing_weights`; None: all 1.
-        counted: (B, H, W), 1 at pixels that count, 0 at padding and in grey images; None: all. If
-            none does, the loss is 0.
+        counted: (B, H, W), 1 at pixels that count, 0 at padding and in grey images; None: all. The
+            loss is the mean of the images' means, and an image without such pixels has 0.
     """
     logits = at_least_single(logits)
     if bin_weights is not None:
@@ -80,4 +80,5 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
     if counted is None:
         return values.mean()
     counted = counted.to(values)
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    summed = (values * counted).sum((1, 2))
+    return (summed / counted.sum((1, 2)).clamp(min=1)).mean()

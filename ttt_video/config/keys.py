@@ -69,6 +69,16 @@ MODEL: Mapping[str, Key] = {
     # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
     # is new. False: such weights are a mistake.
     "TTT.NEW_CLASSES": Key(False),
+    # What a colorization model predicts of a pixel: ab of CIE Lab, or a distribution over 313 bins.
+    "TTT.COLOR.TARGET": Key("classification", choices=("classification", "regression")),
+    "TTT.COLOR.TEMPERATURE": Key(0.38, must_be("above 0", lambda v: v > 0)),  # 1: the plain mean
+    # File with the pixels of each colour bin in the training images; '': no rebalancing.
+    "TTT.COLOR.PRIOR": Key(""),
+    # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
+    "TTT.COLOR.REBALANCING": Key(0.5, must_be("in (0, 1]", lambda v: 0 < v <= 1)),
+    # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
+    # "film" is for black-and-white films, which have none.
+    "INPUT.GREY": Key("off", choices=("off", "made", "film")),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),

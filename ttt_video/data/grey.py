@@ -7,14 +7,33 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..color.bins import is_grey
 from ..color.lab import rgb_to_lab, to_grey
+from ..formats.images import FrameTransform
 from ..structures import Frame, FrameSource
 from .fingerprint import Fingerprint
 
 logger = logging.getLogger(__name__)
+
+
+def open_videos(
+    cfg: CfgNode, open_sources: Callable[[FrameTransform], list[FrameSource]]
+) -> list[FrameSource]:
+    """Opens videos with the frames that a config's model takes, grey where ``INPUT.GREY`` says so.
+
+    Args:
+        cfg: resolved.
+        open_sources: opens them, with a transform that makes the network's input.
+    """
+    transform = FrameTransform.from_config(cfg)
+    if cfg.INPUT.GREY == "off":
+        return open_sources(transform)
+    keep = cfg.INPUT.GREY == "made"
+    sources = open_sources(FrameTransform())
+    return [GreyFrames(source, transform, keep_original=keep) for source in sources]
 
 
 def has_colour(rgb: Tensor) -> bool:

@@ -107,8 +107,8 @@ class JointDatasetMapper:
                 the sizes of image, labels and record differ.
         """
         record = copy.deepcopy(record)
-        missing = [key for key in self.task.label_keys if key not in record]
-        if missing:
+        if not self.task.labels(record):
+            missing = [key for key in self.task.label_keys if key not in record]
             raise UserError(
                 f"{record['file_name']}: the {self.task.kind} task needs {missing[0]!r} in the "
                 "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set"
@@ -132,7 +132,7 @@ class JointDatasetMapper:
         moved = Augmented(augmented.image.shape[:2], transforms, self.ignore_label)
         classes, masks = self.task.training_target(labels, record, moved)
         for key in self.task.label_keys:
-            del record[key]
+            record.pop(key, None)
 
         visible = masks.any(axis=(1, 2))
         pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))

@@ -1,8 +1,9 @@
 """The model: encoder f, main-task head h, reconstruction decoder g."""
 
 from .backbone import SwinTransformerTTT
+from .colorizer import ColorizerTTT
 from .deeplab import DeepLabV3Plus
-from .heads import MaskFormerTTTHead, ReconstructionHead
+from .heads import ColorHead, MaskFormerTTTHead, ReconstructionHead
 from .interface import AdaptableModel, Model
 from .masking import MASK_KINDS, PatchMasks
 from .meta_arch import MaskFormerTTT

@@ -11,6 +11,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..color.bins import ColorBins
 from ..errors import UserError
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
@@ -104,26 +105,71 @@ class MaskFormerTTTHead(_Head):
         return self.predictor(levels, mask_features, every_layer=every_layer)
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
-class ReconstructionHead(_Head):
-    """Decoder g, which has h's architecture except for the last layer, to pixels (Section 4.3).
+class PixelHead(_Head):
+    """h's architecture without its last layer and its class branch: queries are channels of pixels.
 
-    It has 48 queries and no class branch. The 48 stride-4 mask channels are the 3 x 4 x 4 pixels
-    of each cell: channel ``16 c + 4 p + q`` is colour c of pixel (4 i + p, 4 j + q).
+    ``channels`` x 16 queries give the 4 x 4 pixels of each stride-4 cell: mask channel
+    ``16 c + 4 p + q`` is channel c of pixel (4 i + p, 4 j + q).
     """
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads the keys of h; the number of queries is fixed."""
+    def of_queries(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], num_queries: int
+    ) -> dict[str, Any]:
+        """Reads the keys of h; the caller fixes the number of queries."""
         if cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE != PIXELS_PER_QUERY_CELL:
             raise UserError(
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE}; "
-                f"the reconstruction needs {PIXELS_PER_QUERY_CELL}"
+                f"{cls.__name__} needs {PIXELS_PER_QUERY_CELL}"
             )
-        return cls.build_parts(cfg, input_shape, 3 * PIXELS_PER_QUERY_CELL**2, None)
+        return cls.build_parts(cfg, input_shape, num_queries, None)
+
+    def maps(self, features: dict[str, Tensor]) -> Tensor:
+        """Returns the map of each query at stride 4: (B, Q, H/4, W/4)."""
+        mask_features, levels = self.pixel_decoder(features)
+        (prediction,) = self.predictor(levels, mask_features)
+        return prediction["pred_masks"]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ReconstructionHead(PixelHead):
+    """Decoder g: h's architecture except the last layer, which maps to pixels (Section 4.3)."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads the keys of h; there are 48 queries, 16 for each colour."""
+        return cls.of_queries(cfg, input_shape, 3 * PIXELS_PER_QUERY_CELL**2)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Returns (B, 3, H, W) pixels in the units of the training target (normalised RGB)."""
-        mask_features, levels = self.pixel_decoder(features)
-        (prediction,) = self.predictor(levels, mask_features)
-        return F.pixel_shuffle(prediction["pred_masks"], PIXELS_PER_QUERY_CELL)
+        return F.pixel_shuffle(self.maps(features), PIXELS_PER_QUERY_CELL)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ColorHead(PixelHead):
+    """Head h of colorization, with g's architecture (paper, Section 5.4).
+
+    For regression it has 32 queries, 16 for each of a and b, and gives every pixel's colour. For
+    classification it has a query for each of the 313 colour bins and gives logits at stride 4, as
+    the network of Zhang et al. (2016) does.
+    """
+
+    @configurable
+    def __init__(
+        self, *, pixel_decoder: nn.Module, predictor: nn.Module, bins: ColorBins | None
+    ) -> None:
+        """``bins``: the classes of colours; None for regression."""
+        super().__init__(pixel_decoder=pixel_decoder, predictor=predictor)
+        self.bins = bins
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Reads the keys of h and ``TTT.COLOR.TARGET``."""
+        bins = ColorBins() if cfg.TTT.COLOR.TARGET == "classification" else None
+        num_queries = 2 * PIXELS_PER_QUERY_CELL**2 if bins is None else len(bins)
+        return {**cls.of_queries(cfg, input_shape, num_queries), "bins": bins}
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Returns (B, 2, H, W) ab / 110, or (B, 313, H/4, W/4) logits."""
+        maps = self.maps(features)
+        return maps if self.bins is not None else F.pixel_shuffle(maps, PIXELS_PER_QUERY_CELL)

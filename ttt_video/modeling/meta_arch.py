@@ -7,135 +7,55 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
-from torch import Tensor, nn
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
 
-from ..config import validate_config
-from ..errors import UserError
 from .criterion import LossNormalizers, SetCriterion
-from .heads import PIXELS_PER_QUERY_CELL, MaskFormerTTTHead, ReconstructionHead, registered
-from .interface import MASKFORMER_PARTS, normalized_images, output_size
-from .masking import PatchMasks
+from .heads import MaskFormerTTTHead
+from .interface import output_size
 from .matcher import HungarianMatcher, Target
 from .pixel_classes import MainTask, image_area, pixel_classes
 from .postprocess import Postprocessing
-from .reconstruction import ReconstructionTask, reconstruction_loss, to_pixel_units
+from .reconstructing import ReconstructingModel
 from .targets import count_masks, prepare_target
-
-INPUT_CHANNELS = 4
-"""Channels of f's input: RGB and visibility."""
-
-MASK2FORMER_NAMES = {
-    "D2SwinTransformer": "SwinTransformerTTT",
-    "MaskFormerHead": "MaskFormerTTTHead",
-}
-"""Names in Mask2Former's configs, with the parts that stand for them here."""
-
-
-def _build(registry: Any, key: str, name: str, cfg: CfgNode, input_shape: Any) -> nn.Module:
-    return registered(registry, key, MASK2FORMER_NAMES.get(name, name))(cfg, input_shape)
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormerTTT(nn.Module):
+class MaskFormerTTT(ReconstructingModel):
     """Mask2Former that can also reconstruct masked images (paper, Section 4.3).
-
-    ``model(batched_inputs)`` speaks detectron2's dicts. Each input has ``image``, a (3, H, W) uint8
-    tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` of the output,
-    ``image_mask`` and labels. It returns losses in training mode and predictions in eval mode.
 
     Parameters have the names of Mask2Former and of the published joint checkpoints:
     ``backbone.*``, ``sem_seg_head.*``, ``recon_head.*``, ``criterion.empty_weight``.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    sem_seg_head: MaskFormerTTTHead
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        sem_seg_head: MaskFormerTTTHead,
-        recon_head: ReconstructionHead,
         criterion: SetCriterion,
         deep_supervision: bool,
-        pixel_mean: list[float],
-        pixel_std: list[float],
-        size_divisibility: int,
-        joint: str,
-        masks: PatchMasks,
-        reconstruction: ReconstructionTask,
         postprocess: Postprocessing,
+        **common: Any,
     ) -> None:
         """
         Args:
-            backbone: f; sem_seg_head: h; recon_head: g.
             criterion: weighted main-task losses.
             deep_supervision: supervise every layer of h.
-            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
-            size_divisibility: images are zero-padded to a multiple of this, after normalisation.
-            joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
-            masks: draws the masks of inputs without ``image_mask``.
-            reconstruction: settings of the reconstruction loss.
             postprocess: makes the outputs.
+            common: arguments of :class:`ReconstructingModel`.
         """
-        super().__init__()
-        if size_divisibility < 1 or size_divisibility % PIXELS_PER_QUERY_CELL:
-            raise UserError(
-                f"images are padded to multiples of {size_divisibility} px; the reconstruction "
-                f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
-                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
-            )
-        patch = reconstruction.normalize_patch
-        if patch is not None and size_divisibility % patch:
-            raise UserError(
-                f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
-                f"{patch} must divide the padding to multiples of {size_divisibility}"
-            )
-        self.parts = dict(MASKFORMER_PARTS)
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.recon_head = recon_head
+        super().__init__(**common)
         self.criterion = criterion
         self.deep_supervision = deep_supervision
-        self.size_divisibility = size_divisibility
-        self.joint = joint
-        self.masks = masks
-        self.reconstruction = reconstruction
         self.postprocess = postprocess
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        if joint == "probing":
-            for part in (backbone, recon_head):
-                part.requires_grad_(False)
-        elif joint == "main_only":
-            recon_head.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Reads ``MODEL.*``, ``TTT.*``, ``TEST.DETECTIONS_PER_IMAGE`` and the training metadata."""
-        validate_config(cfg)
+        common = cls.common_arguments(cfg)
         former = cfg.MODEL.MASK_FORMER
-        backbone = _build(
-            BACKBONE_REGISTRY,
-            "MODEL.BACKBONE.NAME",
-            cfg.MODEL.BACKBONE.NAME,
-            cfg,
-            ShapeSpec(channels=INPUT_CHANNELS),
-        )
-        features = backbone.output_shape()  # type: ignore[operator]
-        head = _build(
-            SEM_SEG_HEADS_REGISTRY,
-            "MODEL.SEM_SEG_HEAD.NAME",
-            cfg.MODEL.SEM_SEG_HEAD.NAME,
-            cfg,
-            features,
-        )
         matcher = HungarianMatcher(
             cost_class=former.CLASS_WEIGHT,
             cost_mask=former.MASK_WEIGHT,
@@ -155,45 +75,16 @@ class MaskFormerTTT(nn.Module):
             oversample_ratio=former.OVERSAMPLE_RATIO,
             importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
         )
-        divisibility = former.SIZE_DIVISIBILITY
         return {
-            "backbone": backbone,
-            "sem_seg_head": head,
-            "recon_head": ReconstructionHead(cfg, features),
+            **common,
             "criterion": criterion,
             "deep_supervision": former.DEEP_SUPERVISION,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
-            "joint": cfg.TTT.JOINT,
-            "masks": PatchMasks.from_config(cfg),
-            "reconstruction": ReconstructionTask.from_config(cfg),
             "postprocess": Postprocessing.from_config(cfg),
         }
 
     @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    @property
     def outputs(self) -> frozenset[str]:
         return self.postprocess.outputs
-
-    def forward(
-        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
-    ) -> Any:
-        """Returns losses in training mode and predictions in eval mode.
-
-        ``normalizers`` are :meth:`loss_normalizers` of the batch that the inputs are a part of; by
-        default the inputs are the batch.
-        """
-        if not self.training:
-            return self.predict(batched_inputs)
-        losses = self.main_losses(batched_inputs, normalizers)
-        if self.joint == "joint":
-            for name, loss in self.reconstruction_losses(batched_inputs).items():
-                losses[name] = self.reconstruction.weight * loss
-        return losses
 
     def loss_normalizers(self, batched_inputs: list[dict[str, Any]], parts: int) -> LossNormalizers:
         """Counts the divisors of a batch's losses, which is computed in ``parts`` forward passes.
@@ -228,56 +119,6 @@ class MaskFormerTTT(nn.Module):
             self.encode(images.tensor), every_layer=self.deep_supervision
         )
         return self.criterion(predictions, targets, normalizers)
-
-    def reconstruction_losses(
-        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Returns ``{"loss_recon": l_s(g(f(masked x)), x)}``, a scalar without its weight.
-
-        Inputs without ``image_mask`` (1, H, W; 1 = visible, 0 = masked) get one that ``generator``
-        (on the CPU) or torch's global one draws over the padded image.
-        """
-        images = self.normalize(batched_inputs)
-        visible = self.masks.of_batch(batched_inputs, images, generator)
-        prediction = self.recon_head(self.encode(images.tensor, visible))
-        loss = reconstruction_loss(
-            prediction,
-            images.tensor,
-            visible,
-            region=self.reconstruction.region,
-            inside=image_area(images, *images.tensor.shape[-2:])[:, None],
-            normalize_patch=self.reconstruction.normalize_patch,
-        )
-        return {"loss_recon": loss}
-
-    @torch.no_grad()
-    def reconstruct(
-        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
-    ) -> list[dict[str, Tensor]]:
-        """Makes pictures of the reconstruction.
-
-        Returns:
-            For each input ``recon`` and ``masked_input``, whose masked patches are black: float
-            (3, height, width) in 0..255 and ``INPUT.FORMAT`` order, at the size of predictions.
-        """
-        images = self.normalize(batched_inputs)
-        visible = self.masks.of_batch(batched_inputs, images, generator)
-        prediction = self.recon_head(self.encode(images.tensor, visible)).float()
-        pixels = to_pixel_units(prediction, images.tensor, self.reconstruction.normalize_patch)
-        pictures = {
-            "recon": self._denormalize(pixels),
-            "masked_input": self._denormalize(images.tensor) * visible,
-        }
-        results = []
-        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            height, width = output_size(x, size)
-            results.append(
-                {
-                    name: sem_seg_postprocess(picture[i], size, height, width).clamp(0, 255)
-                    for name, picture in pictures.items()
-                }
-            )
-        return results
 
     def main_task(
         self, batched_inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
@@ -314,25 +155,3 @@ class MaskFormerTTT(nn.Module):
             height, width = output_size(x, size)
             results.append(self.postprocess(class_logits[i], mask_logits, size, height, width))
         return results
-
-    def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Returns the images, normalised and zero-padded to a common size: (B, 3, H, W) float32."""
-        return normalized_images(
-            batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
-        )
-
-    def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
-
-        Args:
-            pixels: normalised.
-            visible: (B, 1, H, W), the fourth channel; None means all visible, padding included.
-        """
-        if visible is None:
-            visible = torch.ones_like(pixels[:, :1])
-        else:
-            pixels = pixels * visible
-        return self.backbone(torch.cat([pixels, visible], dim=1))
-
-    def _denormalize(self, pixels: Tensor) -> Tensor:
-        return pixels * self.pixel_std + self.pixel_mean

@@ -22,7 +22,7 @@ Summary = dict[str, Any]
 
 _FROZEN = ("none", "main_task_only", "joint_training")
 _OFFLINE = ("offline_ttt_mae", "offline_ttt_mae_oracle")
-_OURS = "MaskFormerTTT"  # the architecture of the paper's tables
+_OURS = ("MaskFormerTTT", "ColorizerTTT")  # the architectures of the paper's tables
 _ENSEMBLES = {"majority_vote": "Majority Vote", "temporal_smoothing": "Temporal Smoothing"}
 _NAMES = {
     **{key: row.name for key, row in {**published.TABLE_1, **published.TABLE_4}.items()},
@@ -74,7 +74,7 @@ class Part:
 
     def _name(self, method: str) -> str:
         architecture = self.summary["architecture"]
-        if architecture != _OURS:
+        if architecture not in _OURS:
             depths = tuple(self.summary.get("depths") or ())
             known = published.ARCHITECTURES.get((architecture, depths))
             size = f" (depth {', '.join(map(str, depths))})" if depths else ""

@@ -17,7 +17,7 @@ import torch
 from ..config.keys import declare_keys
 from ..errors import UserError
 from ..formats.images import read_rgb
-from .base import Painter, Task, once
+from .base import Augmented, Painter, Target, Task, once
 from .color_numbers import (
     colorfulness,
     frechet_distance,
@@ -63,6 +63,7 @@ class ColorizationTask(Task):
     headline = "PSNR"
     tally = ColumnTally
     picture_rank = 0
+    mappers = {"colorization": "crop", "colorization_lsj": "lsj"}  # noqa: RUF012
 
     @classmethod
     def labels(cls, frame: Mapping[str, Any]) -> bool:
@@ -95,6 +96,16 @@ class ColorizationTask(Task):
             record[f"{name}_features"] = pack(once(describer.output, output).features)
             record[f"{name}_original"] = pack(describer.picture(target).features)
         return record
+
+    @classmethod
+    def training_labels(cls, record: Mapping[str, Any]) -> list[Any]:
+        """Reads nothing: the augmented picture is the label."""
+        return []
+
+    @classmethod
+    def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
+        """Returns no masks."""
+        return np.zeros(0, np.int64), np.zeros((0, *image.shape), bool)
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:

@@ -60,6 +60,17 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
     ]
 
 
+def load_world_color(split: str) -> list[dict[str, Any]]:
+    """Lists the same stills for colorization, each its own label: ``original_file_name``."""
+    return [
+        {
+            **{key: value for key, value in record.items() if key != "sem_seg_file_name"},
+            "original_file_name": record["file_name"],
+        }
+        for record in load_world_stills(split)
+    ]
+
+
 def load_world_panoptic(split: str) -> list[dict[str, Any]]:
     """Lists the same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
 
@@ -133,10 +144,11 @@ def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None
 
 
 def register_world_stills() -> None:
-    """Registers ``world_{sem_seg,panoptic}_{train,val}``, once; renders nothing yet."""
+    """Registers ``world_{sem_seg,panoptic,color}_{train,val}``, once; renders nothing yet."""
     kinds: dict[str, tuple[Callable[[str], list[dict[str, Any]]], dict[str, Any]]] = {
         "sem_seg": (load_world_stills, {**video_metadata(), "evaluator_type": "sem_seg"}),
         "panoptic": (load_world_panoptic, _panoptic_metadata()),
+        "color": (load_world_color, {"evaluator_type": "video_color"}),
     }
     for kind, (load, metadata) in kinds.items():
         for split in NUM_STILLS:

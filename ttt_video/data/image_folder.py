@@ -1,0 +1,76 @@
+"""Folders of pictures, ImageNet's among them: every image below a folder, for colorization."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError
+from ..formats.images import IMAGE_SUFFIXES, natural_key
+from .catalog import datasets_root
+
+IMAGENET_SPLITS = ("train", "val")
+
+
+def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Lists the pictures below a folder, at any depth, in the natural order of their paths.
+
+    Hidden files and folders are left out. Nothing is decoded: a file that cannot be read is told
+    when it is used.
+
+    Returns:
+        One dict per picture: ``file_name``, the same as ``original_file_name``, since a picture is
+        the label of its grey version, and ``image_id``, the path below ``root``.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of pictures; see datasets/README.md")
+    found = []
+    for folder, names, files in os.walk(root, followlinks=True):
+        names[:] = [name for name in names if not name.startswith(".")]
+        found += [
+            Path(folder, name).relative_to(root)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    if not found:
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{root} holds no pictures: expected files ending in {endings}")
+    found.sort(key=lambda path: [natural_key(part) for part in path.parts])
+    return [
+        {
+            "file_name": str(root / path),
+            "original_file_name": str(root / path),
+            "image_id": path.as_posix(),
+        }
+        for path in found
+    ]
+
+
+def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
+    """Registers the pictures below a folder for colorization; it is read when it is used."""
+    DatasetCatalog.register(name, partial(load_image_folder, root))
+    MetadataCatalog.get(name).set(evaluator_type="video_color")
+
+
+def register_imagenet() -> None:
+    """Registers ``imagenet_color_{train,val}``, once.
+
+    Their pictures lie in ``$DETECTRON2_DATASETS/imagenet/{train,val}/``, by class or not.
+    """
+
+    def load(split: str) -> list[dict[str, Any]]:
+        return load_image_folder(datasets_root() / "imagenet" / split)
+
+    for split in IMAGENET_SPLITS:
+        name = f"imagenet_color_{split}"
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, partial(load, split))
+            MetadataCatalog.get(name).set(evaluator_type="video_color")

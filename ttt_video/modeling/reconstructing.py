@@ -1,0 +1,233 @@
+"""The base of this project's models: encoder f, decoder g and masked reconstruction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..config import validate_config
+from ..errors import UserError
+from .heads import PIXELS_PER_QUERY_CELL, ReconstructionHead, registered
+from .interface import MASKFORMER_PARTS, normalized_images, output_size
+from .masking import PatchMasks
+from .pixel_classes import image_area
+from .reconstruction import ReconstructionTask, reconstruction_loss, to_pixel_units
+
+INPUT_CHANNELS = 4
+"""Channels of f's input: RGB and visibility."""
+
+MASK2FORMER_NAMES = {
+    "D2SwinTransformer": "SwinTransformerTTT",
+    "MaskFormerHead": "MaskFormerTTTHead",
+}
+"""Names in Mask2Former's configs, with the parts that stand for them here."""
+
+
+def _build(registry: Any, key: str, name: str, cfg: CfgNode, input_shape: Any) -> nn.Module:
+    return registered(registry, key, MASK2FORMER_NAMES.get(name, name))(cfg, input_shape)
+
+
+class ReconstructingModel(nn.Module):
+    """An encoder f with a head h of the main task and a decoder g that reconstructs masked images.
+
+    ``model(batched_inputs)`` speaks detectron2's dicts. Each input has ``image``, a (3, H, W) uint8
+    tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` of the output,
+    ``image_mask`` and labels. It returns losses in training mode and predictions in eval mode.
+
+    A subclass has the main task: :meth:`main_losses`, ``main_task`` and :meth:`predict`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        recon_head: ReconstructionHead,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        size_divisibility: int,
+        joint: str,
+        masks: PatchMasks,
+        reconstruction: ReconstructionTask,
+    ) -> None:
+        """
+        Args:
+            backbone: f; sem_seg_head: h; recon_head: g.
+            pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
+            size_divisibility: images are zero-padded to a multiple of this, after normalisation.
+            joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
+            masks: draws the masks of inputs without ``image_mask``.
+            reconstruction: settings of the reconstruction loss.
+        """
+        super().__init__()
+        if size_divisibility < 1 or size_divisibility % PIXELS_PER_QUERY_CELL:
+            raise UserError(
+                f"images are padded to multiples of {size_divisibility} px; the reconstruction "
+                f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
+                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
+            )
+        patch = reconstruction.normalize_patch
+        if patch is not None and size_divisibility % patch:
+            raise UserError(
+                f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
+                f"{patch} must divide the padding to multiples of {size_divisibility}"
+            )
+        self.parts = dict(MASKFORMER_PARTS)
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.recon_head = recon_head
+        self.size_divisibility = size_divisibility
+        self.joint = joint
+        self.masks = masks
+        self.reconstruction = reconstruction
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        if joint == "probing":
+            for part in (backbone, recon_head):
+                part.requires_grad_(False)
+        elif joint == "main_only":
+            recon_head.requires_grad_(False)
+
+    @classmethod
+    def common_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads the arguments of this class: keys of ``MODEL.*`` and ``TTT.*``."""
+        validate_config(cfg)
+        backbone = _build(
+            BACKBONE_REGISTRY,
+            "MODEL.BACKBONE.NAME",
+            cfg.MODEL.BACKBONE.NAME,
+            cfg,
+            ShapeSpec(channels=INPUT_CHANNELS),
+        )
+        features = backbone.output_shape()  # type: ignore[operator]
+        head = _build(
+            SEM_SEG_HEADS_REGISTRY,
+            "MODEL.SEM_SEG_HEAD.NAME",
+            cfg.MODEL.SEM_SEG_HEAD.NAME,
+            cfg,
+            features,
+        )
+        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        return {
+            "backbone": backbone,
+            "sem_seg_head": head,
+            "recon_head": ReconstructionHead(cfg, features),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
+            "joint": cfg.TTT.JOINT,
+            "masks": PatchMasks.from_config(cfg),
+            "reconstruction": ReconstructionTask.from_config(cfg),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]], normalizers: Any = None) -> Any:
+        """Returns losses in training mode and predictions in eval mode.
+
+        ``normalizers`` are ``loss_normalizers`` of the batch that the inputs are a part of, if the
+        main task has such; by default the inputs are the batch.
+        """
+        if not self.training:
+            return self.predict(batched_inputs)
+        losses = self.main_losses(batched_inputs, normalizers)
+        if self.joint == "joint":
+            for name, loss in self.reconstruction_losses(batched_inputs).items():
+                losses[name] = self.reconstruction.weight * loss
+        return losses
+
+    @abstractmethod
+    def main_losses(
+        self, batched_inputs: list[dict[str, Any]], normalizers: Any = None
+    ) -> dict[str, Tensor]:
+        """Returns l_m(h(f(x)), y), the weighted losses of labelled inputs."""
+
+    @abstractmethod
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns h(f(x)), a dict of outputs for each input."""
+
+    def reconstruction_losses(
+        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Returns ``{"loss_recon": l_s(g(f(masked x)), x)}``, a scalar without its weight.
+
+        Inputs without ``image_mask`` (1, H, W; 1 = visible, 0 = masked) get one that ``generator``
+        (on the CPU) or torch's global one draws over the padded image.
+        """
+        images = self.normalize(batched_inputs)
+        visible = self.masks.of_batch(batched_inputs, images, generator)
+        prediction = self.recon_head(self.encode(images.tensor, visible))
+        loss = reconstruction_loss(
+            prediction,
+            images.tensor,
+            visible,
+            region=self.reconstruction.region,
+            inside=image_area(images, *images.tensor.shape[-2:])[:, None],
+            normalize_patch=self.reconstruction.normalize_patch,
+        )
+        return {"loss_recon": loss}
+
+    @torch.no_grad()
+    def reconstruct(
+        self, batched_inputs: list[dict[str, Any]], generator: torch.Generator | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Makes pictures of the reconstruction.
+
+        Returns:
+            For each input ``recon`` and ``masked_input``, whose masked patches are black: float
+            (3, height, width) in 0..255 and ``INPUT.FORMAT`` order, at the size of predictions.
+        """
+        images = self.normalize(batched_inputs)
+        visible = self.masks.of_batch(batched_inputs, images, generator)
+        prediction = self.recon_head(self.encode(images.tensor, visible)).float()
+        pixels = to_pixel_units(prediction, images.tensor, self.reconstruction.normalize_patch)
+        pictures = {
+            "recon": self._denormalize(pixels),
+            "masked_input": self._denormalize(images.tensor) * visible,
+        }
+        results = []
+        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            height, width = output_size(x, size)
+            results.append(
+                {
+                    name: sem_seg_postprocess(picture[i], size, height, width).clamp(0, 255)
+                    for name, picture in pictures.items()
+                }
+            )
+        return results
+
+    def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Returns the images, normalised and zero-padded to a common size: (B, 3, H, W) float32."""
+        return normalized_images(
+            batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
+        )
+
+    def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
+
+        Args:
+            pixels: normalised.
+            visible: (B, 1, H, W), the fourth channel; None means all visible, padding included.
+        """
+        if visible is None:
+            visible = torch.ones_like(pixels[:, :1])
+        else:
+            pixels = pixels * visible
+        return self.backbone(torch.cat([pixels, visible], dim=1))
+
+    def _denormalize(self, pixels: Tensor) -> Tensor:
+        return pixels * self.pixel_std + self.pixel_mean
