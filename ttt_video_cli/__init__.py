@@ -26,6 +26,7 @@ COMMANDS = {
     "weights convert": "convert weights to another format, or describe them",
     "weights norms": "measure the statistics that ln_adapt needs",
     "weights gradients": "measure how large a method's gradients are on training images",
+    "weights colors": "count the colours of training images, for colorization",
 }
 """Each command with what it does. ``weights norms`` is in ``weights_norms.py``."""
 

@@ -161,6 +161,6 @@ def read_prior(file: str) -> Tensor:
     if counts is None or tuple(counts.shape) != (len(ColorBins()),):
         raise UserError(
             f"{file} of TTT.COLOR.PRIOR has no {PRIOR!r} with a number for each colour bin: make "
-            "it with `ttt-video weights color-prior`"
+            "it with `ttt-video weights colors`"
         )
     return counts.double()
