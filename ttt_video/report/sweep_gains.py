@@ -113,8 +113,8 @@ def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
     file = cell.folder / "frames.jsonl"
     if not file.exists():
         raise UserError(
-            f"{file} of a finished cell is missing: restore it, or delete the cell's folder and the "
-            "same command runs it again"
+            f"{file} of a finished cell is missing: restore it, or delete the folder of the cell "
+            "and the same command runs it again"
         )
     for row in read_rows(file):
         if "sem_seg" in row.get("records", {}):
