@@ -299,6 +299,20 @@ def test_an_output_is_gone_before_the_next_frame(evaluate, make_video, monkeypat
     assert alive == [[], [False], [False, False]]
 
 
+def test_a_frame_counts_though_a_later_sink_stops_the_run(evaluate, make_video, tmp_path):
+    """As the sink does by which a worker is told to stop: the frame's row is on disk by then."""
+
+    class Stops(Sink):
+        def write(self, results):
+            if results.row["frame_index"] == 1:
+                raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        evaluate([ListSource(make_video("a", 3))], sinks=[Stops()])
+    run = RunDirectory(tmp_path / "run", resume=True)
+    assert len(list(run.rows())) == run.videos()["a"]["frames"] == 2
+
+
 def test_max_frames_is_of_each_video(evaluate, make_video):
     sources = [ListSource(make_video("a", 3)), ListSource(make_video("b", 1))]
     run, summary = evaluate(sources, max_frames=2)

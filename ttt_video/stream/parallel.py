@@ -231,16 +231,16 @@ class _Report(Sink):
         self.stop = stop
 
     def start(self, video: VideoRun) -> None:
-        self._tell(video.done)
+        self.video = video
+        self._tell()
 
     def write(self, results: Results) -> None:
-        self._tell(self.done + 1)
+        self._tell()
 
-    def _tell(self, done: int) -> None:
+    def _tell(self) -> None:
         if self.stop.is_set():
             raise _Stopped
-        self.done = done
-        self.connection.send(("frames", done))
+        self.connection.send(("frames", self.video.done))
 
 
 def _work(orders: Orders, device: str, threads: int, connection: Connection, stop: Event) -> None:
