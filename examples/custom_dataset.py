@@ -17,6 +17,7 @@ register_coco_instances("mine", {}, annotations, image_dir)
 
 cfg = load_config("quick/joint_coco_instance.yaml", opts=overrides)
 cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ()
+cfg.MODEL.MASK_ON = True  # detectron2's own mapper drops masks otherwise
 cfg.INPUT.MASK_FORMAT = "bitmask"  # of polygons and of run lengths (RLE) alike
 # detectron2's own trainer knows neither Mask2Former's clipping nor its schedule.
 cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"

@@ -129,8 +129,8 @@ def test_the_published_training_as_the_page_says(data_set, tmp_path):
     assert f"```python\n{swap}\n```" in DOCS.read_text()
     line = "from ttt_video.config import load_config\n"
     text = text.replace(line, f"{line}{swap}\n")
-    text, dropped = re.subn(r"^cfg\.SOLVER\b.*\n", "", text, flags=re.M)
-    assert dropped == 2
+    text, dropped = re.subn(r"^cfg\.(MODEL\.MASK_ON|SOLVER)\b.*\n", "", text, flags=re.M)
+    assert dropped == 3
     script = copy_outside(text, tmp_path)
     printed = run(script, data_set, script.parent, "OUTPUT_DIR", "run", "INPUT.IMAGE_SIZE", "64")
     assert len(predictions(printed)) == 5

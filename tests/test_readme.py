@@ -87,7 +87,8 @@ def test_detectron2s_own_trainer_takes_a_shipped_training_with_the_lines_shown(
     with pytest.raises(ValueError, match="full_model"):
         DefaultTrainer.build_optimizer(cfg, model)
     (block,) = python_blocks(README)
-    exec("\n".join(re.findall(r"^cfg\.SOLVER\..*$", block, re.M)), {"cfg": cfg})
+    lines = block.partition("`DefaultTrainer`")[2].partition("\n")[2]
+    exec(lines, {"cfg": cfg})
     optimizer = DefaultTrainer.build_optimizer(cfg, model)
     DefaultTrainer.build_lr_scheduler(cfg, optimizer)
     assert cfg.MODEL.MASK_ON  # else detectron2's mapper drops the masks

@@ -122,7 +122,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_register_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--register``, whose files ``ttt_video.cli.run_files`` runs."""
+    """Adds ``--register``, whose files ``ttt_video.plugins.run_files`` runs."""
     parser.add_argument(
         "--register",
         action="append",

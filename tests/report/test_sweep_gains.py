@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from ttt_video.errors import UserError
 from ttt_video.report.formats import to_markdown
 from ttt_video.report.sweep_gains import gains_table, shift_table
 from ttt_video.report.sweep_tables import cell_record
@@ -99,6 +100,13 @@ def test_a_row_that_ran_on_other_videos_has_no_gain(sweep):
     assert shift_table(sweep.cells, records_of(sweep), "none").head[2:] == [
         "none", "online_ttt_mae",
     ]  # fmt: skip
+
+
+def test_a_finished_cell_without_its_rows_is_named(sweep):
+    file = sweep.cells[1].folder / "frames.jsonl"
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file} of a finished cell is missing: restore it"):
+        shift_table(sweep.cells, records_of(sweep), "none")
 
 
 def test_nothing_to_show(sweep):

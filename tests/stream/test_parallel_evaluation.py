@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from detectron2.data import MetadataCatalog
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
-from ttt_video.stream import RunDirectory, Settings
+from ttt_video.errors import UserError
+from ttt_video.stream import RunDirectory, Settings, evaluate_in_parallel
 from ttt_video.stream import parallel as parallel_evaluation
 
 
@@ -41,3 +43,11 @@ def test_a_worker_runs_the_registered_files_first(tiny_cfg, tmp_path, monkeypatc
         MetadataCatalog.remove("own_set")
         ADAPTER_REGISTRY._obj_map.pop("own_one", None)
         run.close()
+
+
+def test_a_run_that_cannot_start_leaves_its_folder_to_others(tiny_cfg, tmp_path):
+    settings = Settings(tiny_cfg, RunDirectory(tmp_path))
+    with pytest.raises(UserError, match="no weights") as error:
+        evaluate_in_parallel(settings, [], 2)
+    RunDirectory(tmp_path).close()
+    assert error.tb is not None  # it still refers to the run, which was closed, not collected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
@@ -205,12 +206,15 @@ def test_times_of_update_and_prediction_are_kept_apart(make_video):
 
 
 def test_a_paused_clock_stands():
-    ticks = iter([0, 10, 60, 75])
+    ticks = iter([0, 10, 60, 75, 80, 90, 95])
     clock = Clock(read=lambda: next(ticks))
     assert clock() == 0
     with clock.paused():
         pass
     assert clock() == 25
+    with suppress(ValueError), clock.paused():
+        raise ValueError
+    assert clock() == 35
 
 
 class WatchingAdapter(CountingAdapter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from ttt_video.adaptation import Adapter
 from ttt_video.config import get_cfg
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
@@ -278,6 +280,37 @@ def test_labels_are_read_and_class_maps_computed_once_per_frame(
     evaluate([ListSource(video)], sinks=[overlay, Asks()], **settings)
     assert reads == [0, 1, 2]
     assert len(maps) == 2 * 3  # of the adapted and of the frozen model
+
+
+@pytest.mark.parametrize("budget", [0, 10_000])
+def test_an_output_is_gone_before_the_next_frame(evaluate, make_video, monkeypatch, budget):
+    """On a GPU it would take memory beside the step: a few hundred MiB for a large frame."""
+    outputs_so_far, alive = [], []
+    predict = Adapter.predict
+
+    def watched(adapter, frame):
+        alive.append([output() is not None for output in outputs_so_far])
+        output = predict(adapter, frame)
+        outputs_so_far.append(weakref.ref(output["sem_seg"]))
+        return output
+
+    monkeypatch.setattr(Adapter, "predict", watched)
+    evaluate([ListSource(make_video("a", 3))], "run", "TTT.FRAME_BUDGET_MS", budget)
+    assert alive == [[], [False], [False, False]]
+
+
+def test_a_frame_counts_though_a_later_sink_stops_the_run(evaluate, make_video, tmp_path):
+    """As the sink does by which a worker is told to stop: the frame's row is on disk by then."""
+
+    class Stops(Sink):
+        def write(self, results):
+            if results.row["frame_index"] == 1:
+                raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        evaluate([ListSource(make_video("a", 3))], sinks=[Stops()])
+    run = RunDirectory(tmp_path / "run", resume=True)
+    assert len(list(run.rows())) == run.videos()["a"]["frames"] == 2
 
 
 def test_max_frames_is_of_each_video(evaluate, make_video):

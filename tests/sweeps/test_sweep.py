@@ -752,6 +752,14 @@ def test_a_folder_of_other_settings_is_left_alone(sweep_of):
     assert finished(cell)
 
 
+def test_a_notebook_runs_cells_with_the_package_of_its_folder(sweep_of, tmp_path, monkeypatch):
+    """Python finds it by "", not by the folder's name."""
+    code = "print('error: from here')\nraise SystemExit(2)\n"
+    monkeypatch.chdir(stand_in(code, tmp_path, monkeypatch).parents[1])
+    monkeypatch.setattr(sys, "path", ["", *sys.path[1:]])
+    assert run_cell(local_sweep(sweep_of).cells[0], {}).startswith("from here (exit code 2")
+
+
 NAMED_FILES = {
     "--weights": "weights",
     "MODEL.WEIGHTS": "settings",

@@ -202,8 +202,8 @@ def test_mistakes_in_a_task_are_told_when_it_is_registered(as_before):
 @pytest.mark.parametrize(
     ("types", "keys", "said"),
     [
-        (("sem_segg",), ("sem_seg_file_name",), "'sem_segg', and data set near has 'sem_seg'"),
-        (("sem_seg",), ("free_raod",), "label key 'free_raod', and data set near has 'free_road'"),
+        (("sem_segg",), ("sem_seg_file_name",), "'sem_segg', and data set 5%d has 'sem_seg'"),
+        (("sem_seg",), ("free_raod",), "label key 'free_raod', and data set 5%d has 'free_road'"),
         (("sem_seg",), ("free_road",), None),
         (("depth",), ("depth_file",), None),  # for other data sets
     ],
@@ -212,11 +212,11 @@ def test_a_misspelt_name_of_a_task_is_told(as_before, caplog, types, keys, said)
     attributes = {"name": "mine", "evaluator_types": types, "label_keys": keys, "output_keys": ()}
     TASK_REGISTRY.register(type("Mine", (Task,), attributes))
     records = [{"file_name": "x", "sem_seg_file_name": "y"}, {"file_name": "z", "free_road": 1}]
-    MetadataCatalog.get("near").evaluator_type = "sem_seg"
+    MetadataCatalog.get("5%d").evaluator_type = "sem_seg"
     try:
-        warn_of_near_misses("near", records)
+        warn_of_near_misses("5%d", records)
     finally:
-        MetadataCatalog.remove("near")
+        MetadataCatalog.remove("5%d")
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (said is not None)
     assert said is None or said in told[0]

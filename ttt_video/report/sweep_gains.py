@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..errors import UserError
 from ..stream.directory import read_rows
 from ..sweeps.cells import Cell
 from ..tasks.semantic import Counts, add_counts, mean_iou
@@ -100,12 +101,22 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
 
 
 def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
-    """Returns the mean IoU of each piece over its pooled frames."""
+    """Returns the mean IoU of each piece over its pooled frames.
+
+    Raises:
+        UserError: the cell has lost its rows.
+    """
     settings = _world_settings(cell)
     if settings is None:
         return {}
     frames: dict[str, list[tuple[int, Counts]]] = defaultdict(list)
-    for row in read_rows(cell.folder / "frames.jsonl"):
+    file = cell.folder / "frames.jsonl"
+    if not file.exists():
+        raise UserError(
+            f"{file} of a finished cell is missing: restore it, or delete the folder of the cell "
+            "and the same command runs it again"
+        )
+    for row in read_rows(file):
         if "sem_seg" in row.get("records", {}):
             frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
     pooled: dict[Piece, list[Counts]] = defaultdict(list)

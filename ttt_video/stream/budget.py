@@ -241,6 +241,7 @@ class BudgetedStream:
             result = self.step(frame)
             start = self.clock()
             yield result
+            del result  # the caller decides how long it lives
             self.budget.did_else(self.clock() - start)
 
     def forget(self) -> None:

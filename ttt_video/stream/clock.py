@@ -36,5 +36,7 @@ class Clock:
     def paused(self) -> Iterator[None]:
         """Stops the clock for the block: for what measures a stream and is no part of it."""
         start = self()
-        yield
-        self._paused += self() - start
+        try:
+            yield
+        finally:
+            self._paused += self() - start

@@ -154,10 +154,11 @@ class StreamEvaluation:
             frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
             for result in self.stream.run(islice(frames, limit), anew=False):
+                video.done, frame_index = video.done + 1, result.frame["frame_index"]
                 self._write(result, sinks)
-                video.done += 1
+                del result  # or its output would take the device's memory during the next frame
                 if self.save_every and video.done % self.save_every == 0:
-                    self._save(video, result.frame["frame_index"])
+                    self._save(video, frame_index)
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -99,13 +99,14 @@ def evaluate_in_parallel(
         )
     if cfg.TTT.RESET == "never":
         raise UserError("with TTT.RESET never every video builds on the one before: use one worker")
-    cpu = _on(cfg, "cpu")
-    model = load_source_model(cpu)
-    facts, offline = source_facts(model), build_adapter(cpu, model).offline
-    del model  # each worker has its own
-    team = _Team(settings, num_workers)
-    with recorded(settings, sources, facts, team.facts, offline=offline) as summary:
-        team.work(sources)
+    with closing(settings.run):
+        cpu = _on(cfg, "cpu")
+        model = load_source_model(cpu)
+        facts, offline = source_facts(model), build_adapter(cpu, model).offline
+        del model  # each worker has its own
+        team = _Team(settings, num_workers)
+        with recorded(settings, sources, facts, team.facts, offline=offline) as summary:
+            team.work(sources)
     return summary
 
 
@@ -230,16 +231,16 @@ class _Report(Sink):
         self.stop = stop
 
     def start(self, video: VideoRun) -> None:
-        self._tell(video.done)
+        self.video = video
+        self._tell()
 
     def write(self, results: Results) -> None:
-        self._tell(self.done + 1)
+        self._tell()
 
-    def _tell(self, done: int) -> None:
+    def _tell(self) -> None:
         if self.stop.is_set():
             raise _Stopped
-        self.done = done
-        self.connection.send(("frames", done))
+        self.connection.send(("frames", self.video.done))
 
 
 def _work(orders: Orders, device: str, threads: int, connection: Connection, stop: Event) -> None:

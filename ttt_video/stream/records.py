@@ -13,7 +13,7 @@ from ..tasks import LabelInfo, Row, ScoredFrame, Scores, rules
 from ..tasks.metrics import mean
 
 BUDGET_COUNTS = ("skipped_updates", "shrunk_updates", "late_frames")
-"""Counts in the rows of a run with a frame budget (:class:`.loop.FrameResult`)."""
+"""Counts in the rows of a run with a frame budget (:class:`.budget.BudgetedStream`)."""
 
 
 def finite(record: dict[str, float]) -> Row:

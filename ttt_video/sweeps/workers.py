@@ -155,8 +155,10 @@ def _run(
     words: Sequence[str], log: Path, environment: Mapping[str, str], children: Children
 ) -> str | None:
     """Runs ``python -m ttt_video WORDS``; returns None, or why it failed, in one line."""
-    # It finds the modules that this process finds, and none in the folder where it is started.
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    # It finds the modules that this process finds, and no others in the folder where it is started.
+    # "" is the current folder, in a notebook and for python -c; in PYTHONPATH it would be nothing.
+    folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    path = {"PYTHONPATH": folders, "PYTHONSAFEPATH": "1"}
     with writing(log), log.open("a", encoding="utf-8") as file:
         start = file.tell()
         command = [sys.executable, "-m", "ttt_video", *words]

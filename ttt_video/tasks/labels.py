@@ -70,14 +70,16 @@ def warn_of_near_misses(dataset_name: str, records: Iterable[Mapping[str, Any]])
 
     Such a task would be left out without a word, because it may just be for other data sets.
     """
-    said = f"and data set {dataset_name} has %r: is one misspelt?"
+    has = "and data set %s has %r: is one misspelt?"
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or ""
     for task in (task for task in tasks() if kind not in task.evaluator_types):
         for near in get_close_matches(kind, task.evaluator_types, 1, _NEAR):
-            logger.warning(f"task %s is for evaluator_type %r, {said}", task.name, near, kind)
+            names = (task.name, near, dataset_name, kind)
+            logger.warning(f"task %s is for evaluator_type %r, {has}", *names)
     keys = {key for record in records for key in record}
     unread = keys - {key for task in tasks() for key in task.label_keys}
     for task in tasks():
         for key in (key for key in task.label_keys if key not in keys):
             for near in get_close_matches(key, unread, 1, _NEAR):
-                logger.warning(f"task %s reads label key %r, {said}", task.name, key, near)
+                names = (task.name, key, dataset_name, near)
+                logger.warning(f"task %s reads label key %r, {has}", *names)
