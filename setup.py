@@ -94,6 +94,7 @@ setup(
             "ruff==0.17.5",
             "setuptools>=70.1",  # builds wheels by itself
             "submitit>=1.5",
+            "torchmetrics[image]>=1.9,<2",
             "transformers>=5.20,<6",  # 5.20 is the last for Python 3.10
         ],
     },
