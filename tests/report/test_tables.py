@@ -292,3 +292,8 @@ def test_latex_is_escaped_and_balanced(table_of):
     assert not re.search(r"(?<!\\)[%#_]", text)
     rows = re.findall(r"\\midrule\n(.*?)\\bottomrule", text, re.S)
     assert all(line.endswith(r" \\") for row in rows for line in row.splitlines())
+
+
+def test_a_metric_asked_for_that_is_shown_anyway_stands_once(table_of):
+    plain, asked = (table_of(summary(), layout="plain", metrics=m) for m in ((), ("mIoU", "mIoU")))
+    assert [c.title for c in asked.columns] == [c.title for c in plain.columns]
