@@ -87,7 +87,7 @@ def _first_word(prog: str, choices: Mapping[str, str], words: Sequence[str]) -> 
     known = list(dict.fromkeys(name.split()[0] for name in choices))
     parser.add_argument("word", metavar="COMMAND ...", help="its --help lists its flags")
     if not prog.rpartition("ttt-video")[2].strip():
-        parser.add_argument("--version", action="version", version=_version())
+        parser.add_argument("--version", action="version", version=_version(), help="print it")
     if not words:
         parser.print_help(sys.stderr)
         parser.exit(2)
@@ -95,7 +95,7 @@ def _first_word(prog: str, choices: Mapping[str, str], words: Sequence[str]) -> 
     if word not in known:
         close = difflib.get_close_matches(word, known, n=1)
         hint = f"did you mean {close[0]}" if close else f"choose from {', '.join(known)}"
-        parser.error(f"no command {word!r}; {hint}")
+        parser.error(f"no command {word!r}: {hint}")
     return word
 
 

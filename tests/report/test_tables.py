@@ -295,5 +295,14 @@ def test_latex_is_escaped_and_balanced(table_of):
 
 
 def test_a_metric_asked_for_that_is_shown_anyway_stands_once(table_of):
-    plain, asked = (table_of(summary(), layout="plain", metrics=m) for m in ((), ("mIoU", "mIoU")))
-    assert [c.title for c in asked.columns] == [c.title for c in plain.columns]
+    table = table_of(summary(), layout="plain", metrics=("mIoU", "mIoU"))
+    assert [column.metric for column in table.columns] == ["mIoU"]
+
+
+def test_a_folder_of_runs_is_answered_with_how_to_name_them(tmp_path):
+    write(tmp_path, summary())
+    with pytest.raises(
+        UserError, match=r"summary\.json cannot be read: .*; the folder holds runs"
+    ) as e:
+        read_runs([tmp_path])
+    assert str(e.value).endswith(f"give {tmp_path}/*")

@@ -84,9 +84,9 @@ def test_wrong_arguments_are_one_line_and_import_nothing_that_takes_long():
     [
         ([], "usage: ttt-video [-h] [--version] COMMAND ...\n\ncommands:\n  stream "),
         (["weights"], "usage: ttt-video weights [-h] COMMAND ...\n\ncommands:\n  convert "),
-        (["steam"], "error: no command 'steam'; did you mean stream; ttt-video --help"),
-        (["demo"], "error: no command 'demo'; choose from stream, train, sweep, table, plot, "),
-        (["weights", "norm"], "error: no command 'norm'; did you mean norms; ttt-video weights "),
+        (["steam"], "error: no command 'steam': did you mean stream; ttt-video --help"),
+        (["demo"], "error: no command 'demo': choose from stream, train, sweep, table, plot, "),
+        (["weights", "norm"], "error: no command 'norm': did you mean norms; ttt-video wei"),
         (["stream"], "error: no video: give --video FILE, --video-dir DIR or --dataset NAME; ttt-"),
         (["stream", "a.mp4"], "error: no video: give --video FILE, --video-dir DIR or --dataset "),
         (["stream", "--vidoe", "a.mp4"], "error: unrecognized arguments: --vidoe; ttt-video str"),
