@@ -2,7 +2,7 @@
 
 python examples/new_model.py small.pth
 python tools/stream_eval.py --video VIDEO --register examples/new_model.py --weights small.pth \
-    --config joint_cityscapes.yaml --method online_ttt_mae MODEL.META_ARCHITECTURE SmallNetwork
+    --config quick/joint_world.yaml --method online_ttt_mae MODEL.META_ARCHITECTURE SmallNetwork
 
 The first command writes random weights: train the network before you believe what it predicts.
 """
@@ -96,7 +96,7 @@ class SmallNetwork(nn.Module):
 
 if __name__ == "__main__":
     cfg = load_config(
-        "joint_cityscapes.yaml",
+        "quick/joint_world.yaml",
         opts=["MODEL.META_ARCHITECTURE", "SmallNetwork", "MODEL.DEVICE", "cpu"],
     )
     torch.save(build_model(cfg).state_dict(), sys.argv[1])

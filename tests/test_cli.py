@@ -21,7 +21,7 @@ from ttt_video.config import (
     load_config,
     merge_preset,
 )
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, suggestion
 from ttt_video.plugins import run_files
 from ttt_video.shipped import config_dir
 from ttt_video.stream.evaluation import load_source_model
@@ -309,14 +309,43 @@ def test_configs_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     assert find_config("joint_cityscapes.yaml").resolve().parent == tmp_path  # one's own first
 
 
-def test_an_unknown_config_lists_the_shipped_ones_closest_first():
-    with pytest.raises(UserError) as error:
+def test_an_unknown_config_names_the_closest_shipped_one():
+    with pytest.raises(UserError, match=r"did you mean joint_cityscapes\.yaml"):
         find_config("joint_cityscape.yml")
-    message = str(error.value)
-    assert message.startswith("no config 'joint_cityscape.yml'")
-    listed = message.split("one of: ")[1].split(", ")
-    assert listed[0] == "joint_cityscapes.yaml"
-    assert sorted(listed) == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["SOLVER.MAX_ITR", "3"], "there is no key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
+        (["ZZZZZZ", "3"], "there is no key ZZZZZZ"),
+    ],
+)
+def test_a_misspelt_key_names_the_one_that_was_meant(opts, said):
+    with pytest.raises(UserError) as error:
+        load_config(None, opts=opts)
+    assert str(error.value).endswith(said)
+
+
+def test_a_config_like_no_other_lists_those_that_can_be_run():
+    with pytest.raises(UserError) as error:
+        find_config("mine")
+    listed = str(error.value).split("give a path or one of: ")[1].split(", ")
+    assert listed == [name for name in RUNNABLE if "Base-" not in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tnet", "did you mean tent?"),
+        ("seed11", "did you mean seed1?"),
+        ("TTT", "did you mean online_ttt_mae?"),  # part of a name is enough
+        ("xyz", "choose one of: none, tent, online_ttt_mae, seed1, seed2"),
+        ("", "choose one of: none, tent, online_ttt_mae, seed1, seed2"),
+    ],
+)
+def test_what_is_suggested_for_an_unknown_name(name, said):
+    assert suggestion(name, ["none", "tent", "online_ttt_mae", "seed1", "seed2"]) == said
 
 
 BROKEN = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,29 @@ class UserError(Exception):
     Tools print it as ``error: <message>`` and exit with code 2, without a traceback
     (:func:`ttt_video.cli.run_tool`). Any other exception that escapes is our bug.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Returns the names that a misspelt or shortened one may mean, the likeliest first."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.9)  # a letter or two
+    close = close or difflib.get_close_matches(name, known, n=3)
+    if not close and name:
+        close = [full for full in known if name.lower() in full.lower()][:5]
+    return close
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str = "choose one of: ") -> str:
+    """Returns the end of an error line about an unknown name: "did you mean tent?".
+
+    Args:
+        name: what the user wrote.
+        known: what there is.
+        otherwise: stands before the whole list, which is returned if no name is like this one.
+    """
+    known = list(known)
+    close = nearest(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise + ", ".join(known)
 
 
 def error_of_process(text: str) -> UserError | None:

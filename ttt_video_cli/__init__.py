@@ -7,10 +7,13 @@ its ``run(args)`` imports ``ttt_video`` once the arguments are known to be right
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from .arguments import ToolParser, silence_other_libraries
@@ -76,10 +79,28 @@ def _module(name: str) -> ModuleType:
 
 
 def _first_word(prog: str, choices: Mapping[str, str], words: Sequence[str]) -> str:
-    """Returns the first of the words, which begins one of the choices; answers all others."""
+    """Returns the first of the words, which begins one of the choices; answers all others.
+
+    Without a word it prints the help, and ends with exit code 2 as for any other mistake.
+    """
     lines = [f"  {name:19}{text}" for name, text in choices.items()]
     parser = ToolParser(prog.strip(), "\n".join(["commands:", *lines]))
     known = list(dict.fromkeys(name.split()[0] for name in choices))
-    shown = "COMMAND ..."
-    parser.add_argument("word", metavar=shown, choices=known, help="its --help lists its flags")
-    return str(parser.parse_args(words[:1]).word)
+    parser.add_argument("word", metavar="COMMAND ...", help="its --help lists its flags")
+    if not prog.rpartition("ttt-video")[2].strip():
+        parser.add_argument("--version", action="version", version=_version(), help="print it")
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    word = str(parser.parse_args(words[:1]).word)
+    if word not in known:
+        close = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean {close[0]}" if close else f"choose from {', '.join(known)}"
+        parser.error(f"no command {word!r}: {hint}")
+    return word
+
+
+def _version() -> str:
+    """Returns the version without importing ``ttt_video``, which takes seconds."""
+    text = (Path(__file__).parents[1] / "ttt_video" / "version.py").read_text(encoding="utf-8")
+    return "ttt-video " + re.findall(r'__version__ = "(.+)"', text)[0]

@@ -20,7 +20,9 @@ MAX_LISTED = 20
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("name", help="registered name, for example coco_videos_instance_bar")
+    parser.add_argument(
+        "name", metavar="NAME", help="registered name, for example coco_videos_instance_bar"
+    )
     parser.add_argument("--all", action="store_true", help="decode all label maps, not 32")
     pictures = parser.add_mutually_exclusive_group()
     pictures.add_argument(

@@ -1,8 +1,13 @@
-"""Streams videos through a model that learns from them, and records what every frame gave."""
+"""Streams videos through a model that learns from them, and records what every frame gave.
+
+%(prog)s --video street.mp4 --compare --output output/street
+%(prog)s --video-dir frames/ --method none
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,10 +23,23 @@ if TYPE_CHECKING:
 DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
 
 
+class StreamParser(ToolParser):
+    """Asks for a video, and says so where one stands without its flag."""
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses the arguments; exactly one flag must name videos."""
+        args = super().parse(argv)
+        if (args.video_dir, args.video, args.dataset) == (None, None, None):
+            lone = args.opts[0] if args.opts else ""
+            said = f"; {lone!r} stands where KEY VALUE overrides do" if lone else ""
+            self.error(f"no video: give --video FILE, --video-dir DIR or --dataset NAME{said}")
+        return args
+
+
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
-    parser = ToolParser(prog, __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
+    parser = StreamParser(prog, __doc__)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--video-dir", metavar="DIR", help="a folder of frames, or of such folders")
     source.add_argument("--video", metavar="FILE", help="a video file")
     source.add_argument("--dataset", metavar="NAME", help="a registered video data set")

@@ -75,7 +75,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
 
 def open_sweep(args: argparse.Namespace) -> Sweep:
     """The sweep that the flags name; ``args.output`` is filled in."""
-    from ttt_video.errors import UserError
+    from ttt_video.errors import UserError, suggestion
     from ttt_video.shipped import config_dir
     from ttt_video.sweeps.cells import read_sweep
 
@@ -83,8 +83,9 @@ def open_sweep(args: argparse.Namespace) -> Sweep:
     if not path.is_file():
         shipped = config_dir() / "sweeps" / f"{args.sweep.removesuffix('.yaml')}.yaml"
         if not shipped.is_file():
-            known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-            raise UserError(f"no sweep {args.sweep!r}; give a file or one of: {known}")
+            known = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
+            hint = suggestion(shipped.stem, known, "give a file or one of: ")
+            raise UserError(f"no sweep {args.sweep!r}; {hint}")
         path = shipped
     name = f"{path.stem}_quick" if args.quick else path.stem
     args.output = args.output or Path("output/sweeps") / name

@@ -173,6 +173,7 @@ def write_stills(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks the arguments, claims the folder, writes."""
     from ttt_video.errors import UserError
+    from ttt_video.files import path_text
     from ttt_video.world import WORLD_VERSION
 
     check_arguments(args)
@@ -182,3 +183,4 @@ def run(args: argparse.Namespace) -> None:
         (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)
     except OSError as error:
         raise UserError(f"cannot write to {args.output}: {error.strerror}") from error
+    print(f"written to {path_text(args.output)}")

@@ -361,3 +361,17 @@ def test_latex_is_escaped_and_balanced(table_of):
     assert not re.search(r"(?<!\\)[%#_]", text)
     rows = re.findall(r"\\midrule\n(.*?)\\bottomrule", text, re.S)
     assert all(line.endswith(r" \\") for row in rows for line in row.splitlines())
+
+
+def test_a_metric_asked_for_that_is_shown_anyway_stands_once(table_of):
+    table = table_of(summary(), layout="plain", metrics=("mIoU", "mIoU"))
+    assert [column.metric for column in table.columns] == ["mIoU"]
+
+
+def test_a_folder_of_runs_is_answered_with_how_to_name_them(tmp_path):
+    write(tmp_path, summary())
+    with pytest.raises(
+        UserError, match=r"summary\.json cannot be read: .*; the folder holds runs"
+    ) as e:
+        read_runs([tmp_path])
+    assert str(e.value).endswith(f"give {tmp_path}/*")

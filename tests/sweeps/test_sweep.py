@@ -622,7 +622,10 @@ def test_the_table_says_why_a_cell_failed(sweep_of):
     ("entries", "message"),
     [
         ({"preset": "papr"}, "none / a / seed 0: no preset 'papr'; choose from paper"),
-        ({"rows": {"none": None, "tentt": None}}, "tentt / a / seed 0: no method 'tentt'; choose"),
+        (
+            {"rows": {"none": None, "tentt": None}},
+            "tentt / a / seed 0: no method 'tentt'; did",
+        ),
         ({"settings": {"TTT.WINDOWSIZE": [1, 2]}}, "WINDOWSIZE"),
         ({"settings": {"TTT.WINDOW_SIZE": ["x"]}}, "TTT.WINDOW_SIZE"),
         ({"settings": {"TTT.WINDOW_SIZE": [4, -1]}}, "=-1 / a / seed 0: TTT.WINDOW_SIZE is -1"),
@@ -631,7 +634,7 @@ def test_the_table_says_why_a_cell_failed(sweep_of):
         ({"settings": {"TTT.ENSEMBLE.METHOD": "tentt"}}, "no method 'tentt'"),
         (
             {"sources": {"a": {"dataset": "kitti_step_video_sem_seg_vall"}}},
-            "unknown data set 'kitti_step_video_sem_seg_vall'; registered are: kitti",
+            "unknown data set 'kitti_step_video_sem_seg_vall'; did you mean kitti",
         ),
     ],
 )

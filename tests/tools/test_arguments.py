@@ -18,6 +18,7 @@ from ttt_video.adaptation.settings import PRECISIONS
 from ttt_video.config import PRESETS
 from ttt_video.report.tables import FORMATS, LAYOUTS
 from ttt_video.tasks.metrics import PROTOCOLS
+from ttt_video.version import __version__
 from ttt_video.world import corruptions, layouts, shifts, style
 from ttt_video_cli import COMMANDS, arguments, train, world
 
@@ -81,10 +82,14 @@ def test_wrong_arguments_are_one_line_and_import_nothing_that_takes_long():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "error: the following arguments are required: COMMAND ...; ttt-video --help"),
-        (["weights"], "error: the following arguments are required: COMMAND ...; ttt-video weig"),
-        (["steam"], "error: argument COMMAND ...: invalid choice: 'steam' (choose from "),
-        (["weights", "norm"], "error: argument COMMAND ...: invalid choice: 'norm' (choose from "),
+        ([], "usage: ttt-video [-h] [--version] COMMAND ...\n\ncommands:\n  stream "),
+        (["weights"], "usage: ttt-video weights [-h] COMMAND ...\n\ncommands:\n  convert "),
+        (["steam"], "error: no command 'steam': did you mean stream; ttt-video --help"),
+        (["demo"], "error: no command 'demo': choose from stream, train, sweep, table, plot, "),
+        (["weights", "norm"], "error: no command 'norm': did you mean norms; ttt-video wei"),
+        (["stream"], "error: no video: give --video FILE, --video-dir DIR or --dataset NAME; ttt-"),
+        (["stream", "a.mp4"], "error: no video: give --video FILE, --video-dir DIR or --dataset "),
+        (["stream", "--vidoe", "a.mp4"], "error: unrecognized arguments: --vidoe; ttt-video str"),
         (["sweep"], "error: the following arguments are required: SWEEP; ttt-video sweep --help"),
         (["stream", "--preset", "x"], "error: argument --preset: invalid choice: 'x' (choose fr"),
         (["weights", "convert", "a"], "error: give IN and OUT, or --inspect FILE; ttt-video weig"),
@@ -95,6 +100,19 @@ def test_what_is_missing_or_misspelt_is_named(words, said, capsys):
         ttt_video_cli.main(words)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_video_without_its_flag_is_named(capsys):
+    with pytest.raises(SystemExit):
+        ttt_video_cli.main(["stream", "a.mp4"])
+    assert "; 'a.mp4' stands where KEY VALUE overrides do; " in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        ttt_video_cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"ttt-video {__version__}\n"
 
 
 def test_help_lists_every_command(capsys):

@@ -392,7 +392,7 @@ def test_what_is_not_there_at_all_is_exit_code_2(capsys):
         with pytest.raises(UserError, match=rf"{name}: 1 problem.*datasets/README\.md"):
             check([name])
         assert "PROBLEM " in capsys.readouterr().out
-    with pytest.raises(UserError, match="registered are: kitti_step_video_sem_seg_val"):
+    with pytest.raises(UserError, match="did you mean kitti_step_video_sem_seg_val"):
         check(["kitti_step_val"])
     with pytest.raises(UserError, match="--count is 0"):
         check(["kitti_step_video_sem_seg_val", "--count", "0"])

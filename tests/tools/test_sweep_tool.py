@@ -117,6 +117,7 @@ def test_a_folder_without_a_name(sweep_file, capsys, source, tmp_path):
     ("arguments", "message"),
     [
         (["nothing"], "no sweep 'nothing'; give a file or one of: all_methods, "),
+        (["benchmrk"], "no sweep 'benchmrk'; did you mean benchmark?"),
         (["mine.yaml", "--frames", "0"], "frames is 0; give a whole number"),
         (["mine.yaml", "--slurm", "a=["], "--slurm a=[: while parsing"),
         (["mine.yaml", "--output", "mine.yaml"], "--output mine.yaml cannot be made: File exists"),

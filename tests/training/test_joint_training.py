@@ -456,7 +456,7 @@ def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match=r"coco_2017_trian.*DATASETS\.TRAIN.* coco_2017_train,"):
+    with pytest.raises(UserError, match=r"coco_2017_trian.*DATASETS\.TRAIN.* coco_2017_train\?"):
         load_records(["coco_2017_trian"], True)
     with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
         load_records([], True)
@@ -481,7 +481,7 @@ def test_a_training_without_iterations_is_a_line(tmp_path, count):
         ("coco_2017_val", "DETECTRON2_DATASETS"),
         ("coco_2017_val_panoptic", "DETECTRON2_DATASETS"),
         ("cityscapes_fine_sem_seg_val", "DETECTRON2_DATASETS"),
-        ("cityscapes_fine_sem_seg_vall", "registered are: cityscapes_fine_sem_seg_val"),
+        ("cityscapes_fine_sem_seg_vall", "did you mean cityscapes_fine_sem_seg_val"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_training(tmp_path, monkeypatch, name, said):

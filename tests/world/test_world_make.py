@@ -37,7 +37,8 @@ def make_world(monkeypatch, capsys):
 
 def test_in_a_process_of_its_own(tmp_path):
     command = [TOOL, "--frames", 1, *SIZE, "--output", tmp_path / "world"]
-    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    assert done.stdout.decode() == f"written to {tmp_path / 'world'}\n"
     assert (tmp_path / "world" / "images" / "val" / "0000" / "000000.png").is_file()
 
 

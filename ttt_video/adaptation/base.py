@@ -17,7 +17,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from ..modeling.interface import parts_of
 from .window import SlidingWindow
 
@@ -44,7 +44,7 @@ def find_method(name: str) -> NamedMethod:
     """
     method = named_method(name)
     if method.runs not in ADAPTER_REGISTRY and not method.is_ensemble:
-        raise UserError(f"no method {name!r}; choose one of: {', '.join(method_names())}")
+        raise UserError(f"no method {name!r}; {suggestion(name, method_names())}")
     return method
 
 

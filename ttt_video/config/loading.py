@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from ..errors import UserError
+from ..errors import UserError, nearest, suggestion
 from ..shipped import config_dir
 from .keys import ADAPTATION
 from .methods import named_method
@@ -30,15 +29,25 @@ def find_config(name: str) -> Path:
     """Returns the config file of a path, or of a name under the shipped ``configs/``.
 
     Raises:
-        UserError: there is none; the message lists the shipped ones, closest first.
+        UserError: there is none; the message names the closest of the shipped ones, or all that
+            can be run.
     """
     for candidate in (Path(name), config_dir() / name, config_dir() / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    listed = close + [k for k in known if k not in close]
-    raise UserError(f"no config {name!r}; give a path or one of: {', '.join(listed)}")
+    files = [p for p in config_dir().rglob("*.yaml") if not p.name.startswith("Base-")]
+    shipped = sorted(p.relative_to(config_dir()).as_posix() for p in files)
+    known = [k for k in shipped if not k.startswith(("presets/", "sweeps/", "methods."))]
+    raise UserError(f"no config {name!r}; {suggestion(name, known, 'give a path or one of: ')}")
+
+
+def _keys(cfg: CfgNode, section: str = "") -> Iterator[str]:
+    """Yields the full names of all keys that have values."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}"
 
 
 @contextmanager
@@ -62,6 +71,10 @@ def _merging(what: str) -> Iterator[None]:
         ) from error
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
+        if missing := re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason):
+            close = nearest(missing[1], _keys(get_cfg()))
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            reason = f"there is no key {missing[1]}{hint}"
         raise UserError(f"{what} does not merge: {reason}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from ..formats.images import FrameTransform, read_rgb
 
 
@@ -27,9 +26,9 @@ def check_registered(name: str, key: str = "") -> None:
     """
     known = DatasetCatalog.list()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
         where = f" in {key}" if key else ""
-        raise UserError(f"unknown data set {name!r}{where}; registered are: {', '.join(close)}")
+        hint = suggestion(name, sorted(known), "registered are: ")
+        raise UserError(f"unknown data set {name!r}{where}; {hint}")
 
 
 def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:

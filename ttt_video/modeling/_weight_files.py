@@ -161,7 +161,7 @@ def write_checkpoint(
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pkl"):
-        raise UserError(f"cannot write {path}: the extension is .safetensors, .pth or .pkl")
+        raise UserError(f"cannot write {path}: the extension must be .safetensors, .pth or .pkl")
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in weights.items()}
     if path.suffix == ".pth":
         save_torch(path, {"model": tensors})

@@ -155,6 +155,8 @@ def read_run(path: Path) -> Part:
         UserError: the folder has no readable summary.
     """
     hint = "; give the folders of finished runs"
+    if not (path / "summary.json").exists() and any(path.glob("*/summary.json")):
+        hint = f"; the folder holds runs: give {path / '*'}"
     return Part(path, read_json_object(path / "summary.json", hint=hint))
 
 

@@ -135,7 +135,7 @@ def _columns(parts: list[Part], layout: str, suffix: str, metrics: Sequence[str]
     for dataset in sorted(videos):
         own = [part for part in parts if part.dataset == dataset]
         shown = [m for m in known if any(p.value(m) is not None for p in own)]
-        for metric in [*(m for m in shown if dataset not in of_paper), *metrics]:
+        for metric in dict.fromkeys([*(shown if dataset not in of_paper else []), *metrics]):
             found = metric + suffix if metric in known else metric
             if any(p.value(found) is not None for p in own):
                 columns.append(Column(f"{dataset or 'unnamed videos'} {metric}", dataset, found))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 
 SWEEP_KEYS = (
     "config", "preset", "weights", "frames", "compare", "settings", "seeds", "sources", "rows",
@@ -73,9 +72,7 @@ def section(value: Any, where: str, keys: Iterable[str], file: str = "") -> dict
         raise UserError(f"{where or file} is {value!r}; it must be a mapping of {', '.join(keys)}")
     for key, entry in value.items():
         if key not in keys:
-            close = difflib.get_close_matches(str(key), list(keys), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}"
-            raise UserError(f"{where or file}: no entry {key!r}; {hint}")
+            raise UserError(f"{where or file}: no entry {key!r}; {suggestion(str(key), keys)}")
         if entry is not None and key in _KINDS and not _KINDS[key][0](entry):
             place = f"{where}.{key}" if where else key
             raise UserError(f"{place} is {entry!r}; {_KINDS[key][1]}")

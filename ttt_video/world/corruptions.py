@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from . import effects
 from .imagenet_c import IMAGENET_C
 
@@ -28,7 +28,7 @@ CORRUPTIONS: tuple[str, ...] = ("none", *_CORRUPTIONS)
 def check_corruption(name: str, severity: float) -> None:
     """Raises UserError unless ``corrupt`` takes this name and severity."""
     if name not in CORRUPTIONS:
-        raise UserError(f"unknown corruption {name!r}; choose one of: {', '.join(CORRUPTIONS)}")
+        raise UserError(f"unknown corruption {name!r}; {suggestion(name, CORRUPTIONS)}")
     if not 0 <= severity <= MAX_SEVERITY:
         raise UserError(f"severity is {severity}; it must lie between 0 and {MAX_SEVERITY:g}")
 
