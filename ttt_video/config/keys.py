@@ -77,7 +77,7 @@ MODEL: Mapping[str, Key] = {
     # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
     "TTT.COLOR.REBALANCING": Key(0.5, must_be("in (0, 1]", lambda v: 0 < v <= 1)),
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
-    # "film" is for black-and-white films, which have none.
+    # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.

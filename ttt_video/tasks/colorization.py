@@ -82,7 +82,7 @@ class ColorizationTask(Task):
         record = {
             "squared_error": int((error * error).sum()),
             "values": error.numel(),
-            "ciede2000": mean_ciede2000(ours.permute(1, 2, 0), target.permute(1, 2, 0)),
+            "ciede2000": mean_ciede2000(ours, target),
             "colorfulness": colorfulness(original),
         }
         similarity = ssim(ours, target)
