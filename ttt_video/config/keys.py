@@ -67,7 +67,8 @@ MODEL: Mapping[str, Key] = {
     # "probing" (f and g do not move, only the head h learns, Section 3).
     "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
     # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
-    # is new. False: such weights are a mistake.
+    # is new; or from those of another task, and the queries of colours are new. False: such weights
+    # are a mistake.
     "TTT.NEW_CLASSES": Key(False),
     # What a colorization model predicts of a pixel: ab of CIE Lab, or a distribution over 313 bins.
     "TTT.COLOR.TARGET": Key("classification", choices=("classification", "regression")),
