@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from tiny import TINY
 
+from ttt_video.color.lab import to_grey
 from ttt_video.config import load_config
 from ttt_video.data.image_folder import register_image_folder
 from ttt_video.errors import UserError
@@ -151,7 +152,7 @@ def test_zhangs_network_streams_beside_itself(tmp_path):
     assert plain.probe(tmp_path / "out/overlay.mp4")[3] == 2
 
 
-# ---- training
+# ---- training and measuring
 
 
 @pytest.fixture
@@ -209,6 +210,34 @@ def test_the_colours_of_the_pictures_weigh_the_loss(pictures, tmp_path, capsys):
     with pytest.raises(UserError, match="all 2 images of test_color_runs_grey are grey"):
         call("weights colors", [*words[:-2], "--dataset", "test_color_runs_grey"])
     DatasetCatalog.remove("test_color_runs_grey")
+
+
+def test_what_methods_need_is_measured_on_grey_pictures(flags, pictures, tmp_path):
+    """Coloured pictures and their grey versions give the same numbers."""
+    for index, record in enumerate(DatasetCatalog.get(pictures)):
+        rgb = torch.from_numpy(np.array(Image.open(record["file_name"]).convert("RGB")))
+        (tmp_path / "grey").mkdir(exist_ok=True)
+        grey = Image.fromarray(to_grey(rgb.permute(2, 0, 1))[0].numpy())
+        grey.save(tmp_path / f"grey/{index}.png")
+    register_image_folder("test_color_runs_grey", tmp_path / "grey")
+    for command in ("weights norms", "weights gradients"):
+        found = []
+        for name in (pictures, "test_color_runs_grey"):
+            file = tmp_path / f"{command} {name}.safetensors"
+            call(command, [*flags, "--dataset", name, "--output", str(file)])
+            found.append(read_checkpoint(str(file)))
+        assert found[0].keys() == found[1].keys()
+        assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    DatasetCatalog.remove("test_color_runs_grey")
+    norms = tmp_path / f"weights norms {pictures}.safetensors"
+    args = (*flags, "--method", "ln_adapt", "--video-dir", video(tmp_path / "v", 2), "--no-video")
+    stream(*args, "TTT.LN_ADAPT.SOURCE_STATISTICS", norms, to=tmp_path / "out")
+    assert all(row["norm_shift"] > 0 for row in plain.rows_of(tmp_path / "out"))
+
+
+def test_a_folder_of_pictures_is_checked(pictures, capsys, tmp_path):
+    call("check", [pictures, "--pictures", str(tmp_path / "drawn")])
+    assert "5 " in capsys.readouterr().out
 
 
 def test_a_segmentation_model_is_a_starting_point_when_asked(pictures, tmp_path):
