@@ -85,6 +85,38 @@ def test_a_film_has_no_labels_but_is_measured(flags, tmp_path):
         assert "colorfulness_original" not in numbers
 
 
+def test_a_data_set_with_other_labels_is_scored_by_its_colours(flags, tmp_path):
+    """COCO Videos are coloured so, whose labels are segments."""
+    folder, name = video(tmp_path / "video", 2), "test_color_runs_other_labels"
+    records = [
+        {"file_name": str(folder / f"{i}.png"), "sem_seg_file_name": str(folder / f"{i}_sem.png"),
+         "video_id": "v", "frame_index": i, "height": HEIGHT, "width": WIDTH} for i in range(2)
+    ]  # fmt: skip
+    for record in records:
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(record["sem_seg_file_name"])
+    DatasetCatalog.register(name, lambda: records)
+    metadata = {"evaluator_type": "video_sem_seg", "ignore_label": 255}
+    MetadataCatalog.get(name).set(stuff_classes=["a", "b", "c"], **metadata)
+    numbers = []
+    try:
+        for method in ("none", "offline_ttt_mae_oracle"):
+            keys = ("TTT.OFFLINE.STEPS", 1)
+            args = ("--dataset", name, "--method", method, "--no-video", *keys)
+            summary = stream(*flags, *args, to=tmp_path / method)
+            assert summary["dataset"] == name
+            assert "mIoU" not in summary["metrics"]["adapted"]
+            numbers.append(summary["metrics"]["adapted"])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    by_folder = (*flags, "--video-dir", folder.parent / "plain", "--method", "none", "--no-video")
+    video(folder.parent / "plain", 2)
+    expected = stream(*by_folder, to=tmp_path / "folder")["metrics"]["adapted"]
+    assert numbers[0]["PSNR"] == expected["PSNR"]
+    (score,) = {row["offline_score"] for row in plain.rows_of(tmp_path / "offline_ttt_mae_oracle")}
+    assert score == pytest.approx(numbers[1]["PSNR"])
+
+
 def test_models_take_the_frames_they_are_for(flags, tmp_path):
     folder, out = video(tmp_path / "video", 2), tmp_path / "out"
     with pytest.raises(UserError, match=r"ColorizerTTT .* INPUT\.GREY is off: set it to made"):
@@ -237,7 +269,14 @@ def test_what_methods_need_is_measured_on_grey_pictures(flags, pictures, tmp_pat
 
 def test_a_folder_of_pictures_is_checked(pictures, capsys, tmp_path):
     call("check", [pictures, "--pictures", str(tmp_path / "drawn")])
-    assert "5 " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 images, 5 with colorization labels" in said
+    assert "classes" not in said
+    assert len(list((tmp_path / "drawn").iterdir())) > 0
+    Path(DatasetCatalog.get(pictures)[1]["file_name"]).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="1 problem"):
+        call("check", [pictures, "--no-pictures"])
+    assert "cannot be read" in capsys.readouterr().out
 
 
 def test_a_segmentation_model_is_a_starting_point_when_asked(pictures, tmp_path):
