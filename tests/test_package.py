@@ -94,8 +94,10 @@ COCO_VIDEOS = [
 ]
 DATASETS = [
     *(f"coco_videos_{task}_{video}" for task in ("instance", "panoptic") for video in COCO_VIDEOS),
+    *("imagenet_color_train", "imagenet_color_val"),
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
+    *("world_color_train", "world_color_val"),
     "world_panoptic_train",
     "world_panoptic_val",
     "world_sem_seg_train",
@@ -143,9 +145,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
     assert imported["added"] == {
-        "META_ARCH": ["DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ZhangColorizer"],
+        "META_ARCH": [
+            *("ColorizerTTT", "DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ZhangColorizer"),
+        ],
         "BACKBONE": ["SwinTransformerTTT"],
-        "SEM_SEG_HEADS": ["MaskFormerTTTHead", "ReconstructionHead"],
+        "SEM_SEG_HEADS": ["ColorHead", "MaskFormerTTTHead", "ReconstructionHead"],
         "datasets": DATASETS,
         "metadata": DATASETS,
     }
@@ -218,7 +222,7 @@ def test_commands_import_nothing_heavy(tmp_path: Path) -> None:
         f"print([name for name in {heavy!r}.split(',') if name in sys.modules])\n"
     )
     said = _python("-c", code, folder=tmp_path, PYTHONPATH=str(ROOT))
-    assert said.splitlines() == ["11 10", "[]"]  # a file for each, and the flags they share
+    assert said.splitlines() == ["12 11", "[]"]  # a file for each, and the flags they share
 
 
 def _copy_of_the_sources(folder: Path) -> Path:

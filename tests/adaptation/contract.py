@@ -20,6 +20,8 @@ LABELS = {
     "sem_seg_file_name": "/nowhere",
     "pan_seg_file_name": "/nowhere",
     "segments_info": [{"id": 1, "category_id": 3, "isthing": False}],
+    "original": np.zeros((1, 1, 3), np.uint8),
+    "original_file_name": "/nowhere",
     "annotations": [{"category_id": 11, "bbox": [0, 0, 8, 8], "segmentation": []}],
 }
 """Of every task, none of which can be read."""
@@ -30,6 +32,8 @@ def tensors(output: dict[str, Any]) -> dict[str, torch.Tensor]:
     found = {}
     if "sem_seg" in output:
         found["sem_seg"] = output["sem_seg"]
+    if "color" in output:
+        found["color"] = output["color"]
     if "panoptic_seg" in output:
         found["panoptic_seg"], segments = output["panoptic_seg"]
         rows = [[s["id"], s["category_id"], s["isthing"]] for s in segments]
@@ -117,7 +121,7 @@ class AdapterContract:
         for result in results:
             assert result.output.keys() == self.outputs
             for name, tensor in tensors(result.output).items():
-                if name in ("sem_seg", "panoptic_seg", "pred_masks"):
+                if name in ("sem_seg", "panoptic_seg", "pred_masks", "color"):
                     assert tensor.shape[-2:] == (31, 57)
                 assert torch.isfinite(tensor).all()
                 assert not tensor.requires_grad

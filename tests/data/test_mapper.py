@@ -21,10 +21,12 @@ from raw_png import GRAY, write_raw_png
 
 from ttt_video.config import get_cfg
 from ttt_video.data.color_jitter import SSDColorJitter
+from ttt_video.data.grey import open_videos
 from ttt_video.data.loader import seeded
 from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
+from ttt_video.data.sources import FolderSource
 from ttt_video.errors import UserError
-from ttt_video.formats.images import read_rgb
+from ttt_video.formats.images import FrameTransform, read_rgb
 from ttt_video.tasks import Augmented, PanopticTask, SemanticTask
 
 # 4 x 6 labels: left half class 0, right half class 13, one ignored pixel.
@@ -353,6 +355,22 @@ def test_evaluation_resizes_as_detectron2s_mapper(record, smallest, largest):
     with pytest.raises(UserError, match=r"image\.png cannot be read \(") as error:
         EvaluationMapper(cfg)(record)
     assert type(error.value) is UserError  # by whose name it is known from another process
+
+
+def test_evaluation_of_colours_sees_what_a_stream_shows(tmp_path):
+    """Grey pixels at the network's size, and those at the file's own, on which colours are laid."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    cfg = get_cfg()
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 20, "INPUT.GREY", "made"])
+    record = {"file_name": str(tmp_path / "0.png"), "original_file_name": str(tmp_path / "0.png")}
+    mapped = EvaluationMapper(cfg)(record)
+    sources = [FolderSource(tmp_path, FrameTransform())]
+    (frame,) = open_videos(cfg, lambda transform: sources)[0]
+    assert mapped["image"].shape == (3, 20, 30)
+    for key in ("image", "grey"):
+        assert torch.equal(mapped[key], frame[key])
+    assert mapped["original_file_name"] == record["original_file_name"]
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])

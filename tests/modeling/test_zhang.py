@@ -18,7 +18,7 @@ from ttt_video.errors import UserError
 from ttt_video.modeling import ZhangColorizer
 from ttt_video.modeling.weights import load_weights, save_safetensors
 from ttt_video.stream.evaluation import load_source_model
-from ttt_video.stream.loop import StreamRunner
+from ttt_video.stream.loop import Stream
 
 # Outputs, inputs and kernel of the published convolutions, and channels of the batch norms.
 CONVOLUTIONS = {
@@ -197,7 +197,7 @@ def test_nothing_but_lightness_is_looked_at(model):
 
 def test_it_streams_and_methods_that_train_refuse(model, make_video):
     cfg = config()
-    for result in StreamRunner.from_config(cfg, model).run(make_video(num_frames=2)):
+    for result in Stream.from_config(cfg, model).run(make_video(num_frames=2)):
         assert result.output["color"].shape == (3, 64, 96)
     merge_method(cfg, "online_ttt_mae")
     with pytest.raises(UserError, match="use --method"):
@@ -207,7 +207,7 @@ def test_it_streams_and_methods_that_train_refuse(model, make_video):
 def test_batch_norm_is_re_estimated(model, make_video):
     before = copy.deepcopy(model.state_dict())
     cfg = config("TTT.METHOD", "ln_adapt")
-    for result in StreamRunner.from_config(cfg, model).run(make_video(num_frames=2)):
+    for result in Stream.from_config(cfg, model).run(make_video(num_frames=2)):
         assert result.record["norm_shift"] > 0
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {

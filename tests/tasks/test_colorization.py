@@ -22,8 +22,7 @@ from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.errors import UserError
 from ttt_video.modeling.efficientnet_lite0 import PACKAGE, Described
 from ttt_video.modeling.weights import save_safetensors
-from ttt_video.stream.directory import RunDirectory
-from ttt_video.stream.evaluation import StreamEvaluation
+from ttt_video.stream import RunDirectory, Settings, Sink, StreamEvaluation
 from ttt_video.tasks import (
     ColorizationTask,
     ColorStatistics,
@@ -413,15 +412,14 @@ def test_a_killed_run_has_the_same_numbers(tmp_path, color_cfg, monkeypatch):
         directory = RunDirectory(tmp_path / folder, resume=resume)
         frames = []
 
-        def observer(result, frozen):
-            frames.append(result)
-            if len(frames) == stop_after:
-                shutil.copytree(directory.path, tmp_path / "killed")
+        class Killer(Sink):
+            def write(self, results):
+                frames.append(results)
+                if len(frames) == stop_after:
+                    shutil.copytree(directory.path, tmp_path / "killed")
 
-        stream = StreamEvaluation(
-            color_cfg, Tinter(), directory, observers=[observer], compare=True, save_every=3
-        )
-        return stream.evaluate(sources), len(frames)
+        settings = Settings(color_cfg, directory, compare=True, sinks=[Killer()], save_every=3)
+        return StreamEvaluation(settings, Tinter()).evaluate(sources), len(frames)
 
     whole, count = run("whole", stop_after=5)
     assert count == 12

@@ -610,7 +610,8 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_load_with_every_preset(name, preset):
     cfg = load_config(name, preset)
-    assert cfg.MODEL.META_ARCHITECTURE == "MaskFormerTTT"
+    architecture = "ColorizerTTT" if "color" in name else "MaskFormerTTT"
+    assert architecture == cfg.MODEL.META_ARCHITECTURE
     assert (preset or "") == cfg.TTT.PRESET
     head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     assert head.CONVS_DIM % head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS == 0

@@ -7,6 +7,7 @@ from PIL import Image
 from ttt_video.errors import UserError
 from ttt_video.world import datasets, render_still
 from ttt_video.world.datasets import (
+    load_world_color,
     load_world_panoptic,
     load_world_stills,
     register_world_stills,
@@ -38,6 +39,13 @@ def test_renders_on_first_use(small):
         np.testing.assert_array_equal(np.array(Image.open(d["sem_seg_file_name"])), frame.sem_seg)
         assert (d["height"], d["width"]) == (16, 32)
     assert len(list(small.rglob("*.png"))) == 12
+
+
+def test_the_same_stills_are_their_own_labels_for_colorization(small):
+    for d, same in zip(load_world_color("val"), load_world_stills("val"), strict=True):
+        assert d["file_name"] == d["original_file_name"] == same["file_name"]
+        assert d.keys() == {*same, "original_file_name"} - {"sem_seg_file_name"}
+    assert MetadataCatalog.get("world_color_val").evaluator_type == "video_color"
 
 
 def test_renders_only_what_is_missing(small, monkeypatch):

@@ -81,6 +81,18 @@ def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Ad
     return adapter
 
 
+def require_classes(model: nn.Module, method: str) -> None:
+    """Refuses a model of colours for a method that needs classes.
+
+    Raises:
+        UserError: the model colours frames.
+    """
+    if "color" in getattr(model, "outputs", ()):
+        raise UserError(
+            f"{method} needs classes, which colorization does not have: choose another --method"
+        )
+
+
 def _check_fixed_keys(cfg: CfgNode, method: NamedMethod) -> None:
     """Raises UserError if a key has another value than the one that the method's name means."""
     name = method.name

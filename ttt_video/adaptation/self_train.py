@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.interface import adaptable
+from ..modeling.interface import adaptable, require_distributions
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY, module_mode
 from .gradient import GradientAdapter
@@ -34,21 +34,22 @@ class SelfTrainAdapter(GradientAdapter):
         """``settings`` are :class:`GradientAdapter`'s.
 
         Args:
-            model: of semantic segmentation.
+            model: of semantic segmentation, or of colours as classes.
             threshold: lambda, in [0, 1]; pixels with P(k|x) above it are labels.
             augment: prepares each sample.
             modules: that move.
 
         Raises:
-            UserError: the model is not of semantic segmentation alone.
+            UserError: the model has no confidence for each pixel.
         """
         super().__init__(model, modules=modules, **settings)
-        if adaptable(model).outputs != {"sem_seg"}:
+        if adaptable(model).outputs not in ({"sem_seg"}, {"color"}):
             raise UserError(
                 "self-training needs a confidence for each pixel, which instance and panoptic "
                 "segmentation do not give (paper, Table 1): choose another --method, or a model "
                 "with MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone"
             )
+        require_distributions(model)
         self.threshold = threshold
         self.augment = augment
 

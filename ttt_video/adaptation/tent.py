@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..modeling.interface import adaptable
 from ..modeling.pixel_classes import pixel_entropy
 from .augmentation import RandomCrop
-from .base import ADAPTER_REGISTRY
+from .base import ADAPTER_REGISTRY, require_classes
 from .gradient import GradientAdapter
 from .window import Sample
 
@@ -30,8 +30,14 @@ class EntropyAdapter(GradientAdapter):
         modules: Sequence[str] = ("f",),
         **settings: Any,
     ) -> None:
-        """``settings`` are :class:`GradientAdapter`'s; ``augment`` prepares each sample."""
+        """``settings`` are :class:`GradientAdapter`'s; ``augment`` prepares each sample.
+
+        Raises:
+            UserError: the model has no classes.
+        """
         super().__init__(model, modules=modules, **settings)
+        # A bin of colours is no class: many colours are right, and the least entropy has one.
+        require_classes(model, "tent")
         self.augment = augment
 
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:

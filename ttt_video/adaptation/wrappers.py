@@ -13,10 +13,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..color.lab import compose, lightness, rgb_to_lab
 from ..errors import UserError
 from ..tasks.outputs import predicted_classes
 from .augmentation import VoteAugmentation
-from .base import WRAPPER_REGISTRY, Adapter
+from .base import WRAPPER_REGISTRY, Adapter, require_classes
 from .gradient import GradientAdapter
 from .window import SlidingWindow
 
@@ -101,6 +102,7 @@ class ClassBalance(Wrapper):
     def from_config(cls, cfg: CfgNode, inner: Adapter) -> ClassBalance:
         """Builds it with ``TTT.CLASS_BALANCE.THRESHOLD``."""
         assert isinstance(inner, GradientAdapter), "only these predict with the source weights, too"
+        require_classes(inner.model, cfg.TTT.METHOD)
         return cls(inner, threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
@@ -165,6 +167,7 @@ class MajorityVote(Wrapper):
     def from_config(cls, cfg: CfgNode, inner: Adapter) -> MajorityVote:
         """Builds it with ``TTT.ENSEMBLE.PREDICTIONS`` votes and the augmentation of its keys."""
         _require_pixels(cfg, inner)
+        require_classes(inner.model, cfg.TTT.METHOD)
         keys = cfg.TTT.ENSEMBLE
         augment = VoteAugmentation(tuple(keys.SCALE_RANGE), flip=keys.FLIP, color=keys.COLOR)
         return cls(inner, predictions=keys.PREDICTIONS, augment=augment, seed=max(cfg.SEED, 0))
@@ -192,6 +195,8 @@ class MajorityVote(Wrapper):
 class TemporalSmoothing(Wrapper):
     """Predicts the mean class scores of the last ``size`` frames (paper, Section 5.1).
 
+    A model of colours has the mean of a and b of CIE Lab, with the lightness of the current frame.
+
     The current frame is one of them. A frame keeps the scores of the weights of its time, unless it
     is predicted again. Frames count in the order of their predictions. Another video starts anew,
     even if the weights go on (``TTT.RESET never``).
@@ -213,17 +218,24 @@ class TemporalSmoothing(Wrapper):
         return cls(inner, size=cfg.TTT.ENSEMBLE.WINDOW_SIZE)
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        """Returns ``sem_seg``: (K, H, W) mean scores. A video's frames must have one size."""
+        """Returns ``sem_seg``: (K, H, W) mean scores, or ``color``: (3, H, W) uint8 RGB.
+
+        A video's frames must have one size.
+        """
         output = self.inner.predict(frame)
+        color = output.get("color")
         key = (frame.get("video_id"), frame.get("frame_index"))
         if any(video_id != key[0] for video_id, _ in self._recent):
             self._recent.clear()
         self._recent.pop(key, None)
-        self._recent[key] = output["sem_seg"]
+        self._recent[key] = output["sem_seg"] if color is None else rgb_to_lab(color)[1:]
         if len(self._recent) > self.size:
             del self._recent[next(iter(self._recent))]
         # Summed from the oldest, so that the result depends on nothing but these frames.
-        return {**output, "sem_seg": sum(self._recent.values()) / len(self._recent)}
+        mean: Any = sum(self._recent.values()) / len(self._recent)
+        if color is None:
+            return {**output, "sem_seg": mean}
+        return {**output, "color": compose(lightness(color), mean)}
 
     def reset(self) -> None:
         """Resets the wrapped adapter and forgets the predictions."""

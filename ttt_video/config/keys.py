@@ -67,7 +67,8 @@ MODEL: Mapping[str, Key] = {
     # "probing" (f and g do not move, only the head h learns, Section 3).
     "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
     # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
-    # is new. False: such weights are a mistake.
+    # is new; or from those of another task, and the queries of colours are new. False: such weights
+    # are a mistake.
     "TTT.NEW_CLASSES": Key(False),
     # What a colorization model predicts of a pixel: ab of CIE Lab, or a distribution over 313 bins.
     "TTT.COLOR.TARGET": Key("classification", choices=("classification", "regression")),
@@ -77,7 +78,7 @@ MODEL: Mapping[str, Key] = {
     # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
     "TTT.COLOR.REBALANCING": Key(0.5, must_be("in (0, 1]", lambda v: 0 < v <= 1)),
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
-    # "film" is for black-and-white films, which have none.
+    # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.

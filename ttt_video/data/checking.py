@@ -224,6 +224,8 @@ class DatasetCheck:
     ) -> None:
         unit = "segments" if task.objects_key else "pixels decoded"
         classes = task.class_names(self.metadata)
+        if not classes and not seen:
+            return  # such as colorization
         void = self.metadata.get("ignore_label", 255)
         # Where objects are listed, a number below 255 may be a class like any other.
         ignored = not (task.objects_key and void < len(classes))

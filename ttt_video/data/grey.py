@@ -46,6 +46,16 @@ def has_colour(rgb: Tensor) -> bool:
     return bool(odd.any()) and not is_grey(rgb_to_lab(rgb[:, odd][..., None])[None, 1:]).item()
 
 
+def grey_input(rgb: Tensor, transform: Callable[[np.ndarray], Tensor]) -> dict[str, Tensor]:
+    """Returns what a model may see of a picture, (3, H, W) uint8 RGB.
+
+    Returns:
+        ``image``, the network's input, three times the same values; ``grey``, (1, H, W) uint8.
+    """
+    grey = to_grey(rgb)
+    return {"image": transform(np.stack([grey[0].numpy()] * 3, -1)), "grey": grey}
+
+
 class GreyFrames:
     """The frames of a source, turned grey before a window or a model sees them.
 
@@ -122,10 +132,7 @@ class GreyFrames:
         size = (3, frame["height"], frame["width"])
         if original.shape != size:
             raise ValueError(f"a frame of {size} was resized to {tuple(original.shape)} before")
-        grey = to_grey(original)
-        pixels = grey[0].numpy()
-        image = self.transform(np.stack([pixels] * 3, -1))
-        turned = {**frame, "image": image, "grey": grey}
+        turned = {**frame, **grey_input(original, self.transform)}
         if self.keep_original:
             turned["original"] = original.permute(1, 2, 0).numpy()
         return cast(Frame, turned)

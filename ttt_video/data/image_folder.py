@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -19,27 +19,36 @@ IMAGENET_SPLITS = ("train", "val")
 def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Lists the pictures below a folder, at any depth, in the natural order of their paths.
 
-    Hidden files and folders are left out. Nothing is decoded: a file that cannot be read is told
-    when it is used.
+    Hidden files and folders are left out. Links are followed, and a folder that several of them
+    lead to counts once. Nothing is decoded: a file that cannot be read is told when it is used.
 
     Returns:
         One dict per picture: ``file_name``, the same as ``original_file_name``, since a picture is
         the label of its grey version, and ``image_id``, the path below ``root``.
 
     Raises:
-        UserError: there is no such folder, or no picture in it.
+        UserError: there is no such folder, or no picture in it; or a folder below cannot be listed,
+            or may be lost, because a link leads to nothing.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures; see datasets/README.md")
-    found = []
-    for folder, names, files in os.walk(root, followlinks=True):
-        names[:] = [name for name in names if not name.startswith(".")]
-        found += [
-            Path(folder, name).relative_to(root)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
+    found: list[Path] = []
+    known: set[str] = set()
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(folder)
+        if real in known:  # a link led here, perhaps round in circles
+            names.clear()
+            continue
+        known.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path.relative_to(root))
+            elif path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"{path} is a link to nothing ({os.readlink(path)}): mend or remove it"
+                )
     if not found:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{root} holds no pictures: expected files ending in {endings}")
@@ -52,6 +61,10 @@ def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
         }
         for path in found
     ]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"folder {error.filename} cannot be listed: {error.strerror}") from error
 
 
 def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..formats.images import BadFrame, FrameTransform, read_rgb
 from ..tasks import Augmented, Task, tasks
 from .color_jitter import SSDColorJitter
+from .grey import grey_input
 
 IMAGE_PAD_VALUE = 128  # mid grey, as Mask2Former and detectron2's FixedSizeCrop pad
 
@@ -157,11 +158,13 @@ class EvaluationMapper:
     """Reads and resizes one image for prediction, as a stream does with its frames.
 
     The result has the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
-    ``height`` and ``width`` of the file.
+    ``height`` and ``width`` of the file. Where ``INPUT.GREY`` says so the image is grey, and
+    ``grey`` (1, height, width) uint8 is there, too.
     """
 
     def __init__(self, cfg: CfgNode):
         self.transform = FrameTransform.from_config(cfg)
+        self.grey = cfg.INPUT.GREY != "off"
 
     def __call__(self, record: Record) -> Record:
         """Maps one detectron2 dataset dict, which is not modified.
@@ -171,6 +174,9 @@ class EvaluationMapper:
         """
         mapped = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
         image = _read(mapped, "RGB")
+        if self.grey:
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            return {**mapped, **grey_input(pixels, self.transform)}
         return {**mapped, "image": self.transform(image)}
 
 

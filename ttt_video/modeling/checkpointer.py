@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import save_torch, write_atomically
 from ._weight_files import local_file, read_file, weights_in
-from .weights import CLASS_LAYER, EVERYTHING, LoadReport, load_weights
+from .weights import EVERYTHING, LoadReport, load_weights
 
 
 class TTTCheckpointer(DetectionCheckpointer):
@@ -26,7 +26,7 @@ class TTTCheckpointer(DetectionCheckpointer):
     Args:
         model: the model to load into and to save.
         save_dir: where checkpoints are written.
-        new_classes: a starting point may have another number of classes.
+        new_classes: a starting point may have another number of classes, or another main task.
         leave_out: prefixes of names that are not saved; may be set later.
         allow_new, extra_channels, init_recon_from_main: as in :func:`load_weights`.
         checkpointables: further objects to save and load, as in detectron2.
@@ -84,7 +84,7 @@ class TTTCheckpointer(DetectionCheckpointer):
             **strict,
             "allow_new": EVERYTHING,
             "allow_unused": EVERYTHING,
-            "allow_mismatched": CLASS_LAYER if self._new_classes else (),
+            "allow_mismatched": None if self._new_classes else (),
         }
         try:
             return self.load(path, checkpointables=[])

@@ -17,7 +17,7 @@ from ..color.lab import AB_UNIT, compose, lightness, rgb_to_lab, to_grey
 from ..color.losses import classification_loss, regression_loss
 from ..errors import UserError
 from .heads import PIXELS_PER_QUERY_CELL, ColorHead
-from .interface import output_size
+from .interface import output_size, require_distributions
 from .pixel_classes import MainTask, PixelClasses, image_area
 from .reconstructing import ReconstructingModel
 from .weights import read_checkpoint
@@ -79,6 +79,11 @@ class ColorizerTTT(ReconstructingModel):
         """The classes of colours; None for regression."""
         return self.sem_seg_head.bins
 
+    @property
+    def has_distributions(self) -> bool:
+        """Whether there is a distribution of each pixel's colour, as methods may need."""
+        return self.bins is not None
+
     def _rgb(self, image: Tensor) -> Tensor:
         image = image.to(self.device, non_blocking=True)
         return image.flip(0) if self.image_format == "BGR" else image
@@ -111,11 +116,7 @@ class ColorizerTTT(ReconstructingModel):
         Raises:
             UserError: the model was trained for regression and has no distributions.
         """
-        if self.bins is None:
-            raise UserError(
-                "this method needs a distribution of colours, and a model with TTT.COLOR.TARGET "
-                "regression has none: choose another --method, or a model of classification"
-            )
+        require_distributions(self)
         images = self.normalize(batched_inputs)
         visible = None
         if mask_with is not None:
@@ -126,8 +127,8 @@ class ColorizerTTT(ReconstructingModel):
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Returns ``color`` for each input: (3, height, width) uint8, RGB.
 
-        Colours have the network's resolution. Lightness is that of the input's ``grey``, (height,
-        width) uint8, where it has it; else that of its image, stretched.
+        Colours have the network's resolution. Lightness is that of the input's ``grey``, (1,
+        height, width) uint8, where it has it; else that of its image, stretched.
         """
         images = self.normalize(batched_inputs)
         predicted = self.sem_seg_head(self.encode(images.tensor)).float()

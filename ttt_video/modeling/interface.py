@@ -44,7 +44,7 @@ class Model(Protocol):
 
     @property
     def outputs(self) -> frozenset[str]:
-        """Keys of a prediction: some of "sem_seg", "instances" and "panoptic_seg"."""
+        """Keys of a prediction: some of "sem_seg", "instances", "panoptic_seg" and "color"."""
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +130,21 @@ def adaptable(model: nn.Module) -> AdaptableModel:
                 f"{type(model).__name__}, which runs frozen: use --method none"
             )
     return cast(AdaptableModel, model)
+
+
+def require_distributions(model: Any) -> None:
+    """Refuses a model whose ``has_distributions`` is False: it has no distributions of pixels.
+
+    Models of classes have them and need not say so.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not getattr(model, "has_distributions", True):
+        raise UserError(
+            "this method needs a distribution of colours, and a model with TTT.COLOR.TARGET "
+            "regression has none: choose another --method, or a model of classification"
+        )
 
 
 def normalized_images(

@@ -56,6 +56,9 @@ _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 CLASS_LAYER = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
 """Prefixes of the weights whose shape follows from the number of classes."""
 
+MAIN_QUERIES = (f"{_H}predictor.query_feat.", f"{_H}predictor.query_embed.")
+"""Prefixes of the main head's queries; in a head without classes they are what it predicts."""
+
 # These follow from the configuration, so a file or a model may lack them. Older Swin checkpoints
 # keep attention masks, older detectron2 models the pixel statistics.
 _FROM_CONFIG = (
@@ -129,6 +132,15 @@ class LoadReport:
             lines.append(f"renamed     {len(self.renamed)} older names, such as {old} -> {new}")
         return "\n".join(lines)
 
+    def new_task_layers(self) -> tuple[str, ...]:
+        """Returns prefixes of the weights that another number of classes, or task, makes new.
+
+        A head without classes, such as that of colours, has as many queries as its target needs.
+        """
+        own = [*self.loaded, *self.copied, *self.new, *(m.name for m in self.mismatched)]
+        has_classes = any(name.startswith(CLASS_LAYER[0]) for name in own)
+        return CLASS_LAYER if has_classes else CLASS_LAYER + MAIN_QUERIES
+
     def raise_if_unfit(
         self, allow_new: Sequence[str], allow_unused: Sequence[str], allow_mismatched: Sequence[str]
     ) -> None:
@@ -159,6 +171,15 @@ class LoadReport:
                 f"the weights in {self.source} are of {theirs} classes, the model of {ours}: set "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {theirs}, or TTT.NEW_CLASSES True to train a new "
                 "class layer"
+            )
+        layers = self.new_task_layers()
+        queries = next((m for m in self.mismatched if m.name.startswith(MAIN_QUERIES)), None)
+        if mismatched and queries is not None and not _beyond(mismatched, layers):
+            raise UserError(
+                f"the weights in {self.source} have {queries.file_shape[0]} queries in the main "
+                f"head, the model {queries.model_shape[0]}, because they predict something else: "
+                "use the config they were trained with, or set TTT.NEW_CLASSES True to train new "
+                "queries"
             )
         logger.warning("%s", self.table())
         raise UserError(
@@ -200,7 +221,7 @@ def load_weights(
     init_recon_from_main: bool = False,
     allow_new: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
-    allow_mismatched: Sequence[str] = (),
+    allow_mismatched: Sequence[str] | None = (),
 ) -> LoadReport:
     """Copies weights into a model by name, after everything was checked.
 
@@ -220,7 +241,8 @@ def load_weights(
             queries stay new, because their number is another one.
         allow_new: prefixes of names that the file may lack.
         allow_unused: prefixes of names that the model may lack.
-        allow_mismatched: prefixes of names whose shape may differ.
+        allow_mismatched: prefixes of names whose shape may differ; None for those that follow from
+            the classes or the task (:meth:`LoadReport.new_task_layers`).
 
     Raises:
         UserError: the weights do not fit; the model is unchanged.
@@ -265,6 +287,8 @@ def load_weights(
     report.copied = [n for n in target if n in values and n not in seen]
     report.new = [n for n in target if n not in values and n not in seen]
 
+    if allow_mismatched is None:
+        allow_mismatched = report.new_task_layers()
     report.raise_if_unfit(allow_new, allow_unused, allow_mismatched)
     with torch.no_grad():
         for name, value in values.items():

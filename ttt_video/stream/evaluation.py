@@ -40,11 +40,13 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     """The model of the config with ``MODEL.WEIGHTS``, in eval mode: (f0, g0, h0).
 
     Raises:
-        UserError: no weights are named, they cannot be read, or do not fit.
+        UserError: no weights are named, they cannot be read, or do not fit, or the model takes
+            other frames than ``INPUT.GREY`` says.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
     model = build_model(cfg)
+    _check_grey(cfg, model)
     decoder = tuple(f"{name}." for role, name in parts_of(model).items() if role == "g")
     read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
     report = load_weights(
@@ -58,6 +60,19 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     if any(name.startswith(decoder) for name in report.new):
         drop_part(model, "g")
     return model.eval()
+
+
+def _check_grey(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuses colour frames for a model of colours, and grey ones for every other."""
+    name, grey = cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.GREY
+    colours = "color" in getattr(model, "outputs", ())
+    if colours and grey == "off":
+        raise UserError(
+            f"{name} colours grey frames, but INPUT.GREY is off: set it to made (colour videos, "
+            "whose colours are taken off and kept as labels) or film (black-and-white films)"
+        )
+    if not colours and grey != "off":
+        raise UserError(f"INPUT.GREY is {grey}, which is for models of colours; {name} is none")
 
 
 class StreamEvaluation:

@@ -44,6 +44,10 @@ DO_THEY_AGREE = "do the model's classes and the frame's size agree with its labe
 AnyMetric = TypeVar("AnyMetric", bound=type[Metric])
 
 
+COLOR_LABELS = "video_color"
+"""The ``evaluator_type`` of frames that are labelled with their own colours."""
+
+
 class Task(DatasetEvaluator):
     """Scores one model on one data set, one frame at a time::
 
@@ -304,6 +308,18 @@ def once(function: Callable[[Any], Any], content: Mapping[str, Any]) -> Any:
     return content.known[function]
 
 
+def label_type(dataset_name: str | None, cfg: CfgNode | None = None) -> str | None:
+    """Returns a data set's ``evaluator_type``; None where it has none.
+
+    Grey frames (``INPUT.GREY``) have their own colours as labels, whatever else their data set has.
+    """
+    if not dataset_name:
+        return None
+    if cfg is not None and cfg.INPUT.GREY != "off":
+        return COLOR_LABELS
+    return MetadataCatalog.get(dataset_name).get("evaluator_type")
+
+
 def build_tasks(dataset_name: str | None, cfg: CfgNode | None = None) -> list[Task]:
     """Returns the tasks of one model on one data set; a second model needs a list of its own.
 
@@ -313,8 +329,7 @@ def build_tasks(dataset_name: str | None, cfg: CfgNode | None = None) -> list[Ta
     a network that a key names.
     """
     info = LabelInfo.of(dataset_name)
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type") if dataset_name else None
-    meant = tasks_of(kind)
+    meant = tasks_of(label_type(dataset_name, cfg))
     return [
         task(info, required=task in meant, cfg=cfg)
         for task in tasks()

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
-from .base import Task
+from .base import Task, label_type
 from .registry import tasks_of
 
 
@@ -26,7 +26,7 @@ def check_predicted_classes(cfg: CfgNode, dataset_name: str) -> None:
     if not dataset_name:
         return
     metadata = MetadataCatalog.get(dataset_name)
-    for task in tasks_of(metadata.get("evaluator_type"))[:1]:
+    for task in tasks_of(label_type(dataset_name, cfg))[:1]:
         _compare(dataset_name, len(task.class_names(metadata)), *task.predicted_classes(cfg))
 
 

@@ -9,13 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# sRGB to XYZ (IEC 61966-2-1), and the white of D65 for the observer of 2 degrees.
-_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
-_WHITE = (0.95047, 1.0, 1.08883)
+from ..color.lab import rgb_to_lab
 
 
 def peak_signal_noise_ratio(squared_error: float, values: float) -> float:
@@ -31,24 +25,6 @@ def peak_signal_noise_ratio(squared_error: float, values: float) -> float:
     return 10 * math.log10(255**2 * values / max(squared_error, 1))
 
 
-def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Returns CIE L*a*b* (D65, 2 degrees) of sRGB pictures.
-
-    Args:
-        rgb: (..., 3) uint8.
-
-    Returns:
-        (..., 3) float64, L in [0, 100].
-    """
-    x = rgb.double() / 255
-    x = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    x = x @ x.new_tensor(_XYZ).T / x.new_tensor(_WHITE)
-    x = torch.where(x > 216 / 24389, x ** (1 / 3), (24389 / 27 * x + 16) / 116)
-    lightness = 116 * x[..., 1] - 16
-    a, b = 500 * (x[..., 0] - x[..., 1]), 200 * (x[..., 1] - x[..., 2])
-    return torch.stack([lightness, a, b], -1)
-
-
 def ciede2000(first: Tensor, second: Tensor) -> Tensor:
     """Returns the colour difference CIEDE2000 with all weights 1.
 
@@ -56,12 +32,12 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
     (2005); the comments name its equations.
 
     Args:
-        first, second: (..., 3) L*a*b*, float64.
+        first, second: (..., 3, H, W) L*a*b*, float64.
 
     Returns:
-        (...) float64; about 1 is just noticeable.
+        (..., H, W) float64; about 1 is just noticeable.
     """
-    (l1, a1, b1), (l2, a2, b2) = first.unbind(-1), second.unbind(-1)
+    (l1, a1, b1), (l2, a2, b2) = first.unbind(-3), second.unbind(-3)
     chroma = (torch.hypot(a1, b1) + torch.hypot(a2, b2)) / 2
     g = 0.5 * (1 - torch.sqrt(chroma**7 / (chroma**7 + 25.0**7)))  # (4)
     a1, a2 = (1 + g) * a1, (1 + g) * a2  # (5)
@@ -95,8 +71,9 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
 
 
 def mean_ciede2000(first: Tensor, second: Tensor) -> float:
-    """Returns the mean CIEDE2000 of two (H, W, 3) uint8 RGB pictures."""
-    return float(ciede2000(rgb_to_lab(first), rgb_to_lab(second)).cpu().numpy().mean())
+    """Returns the mean CIEDE2000 of two (3, H, W) uint8 RGB pictures."""
+    labs = [rgb_to_lab(picture.double() / 255) for picture in (first, second)]
+    return float(ciede2000(*labs).cpu().numpy().mean())
 
 
 def colorfulness(rgb: np.ndarray) -> float:

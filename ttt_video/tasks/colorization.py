@@ -17,7 +17,7 @@ import torch
 from ..config.keys import declare_keys
 from ..errors import UserError
 from ..formats.images import read_rgb
-from .base import Augmented, Painter, Target, Task, once
+from .base import COLOR_LABELS, Augmented, Painter, Target, Task, once
 from .color_numbers import (
     colorfulness,
     frechet_distance,
@@ -59,7 +59,7 @@ class ColorizationTask(Task):
     kind = "colorization"
     label_keys = ("original", "original_file_name")
     output_keys = ("color",)
-    evaluator_types = ("video_color",)
+    evaluator_types = (COLOR_LABELS,)
     headline = "PSNR"
     tally = ColumnTally
     picture_rank = 0
@@ -82,7 +82,7 @@ class ColorizationTask(Task):
         record = {
             "squared_error": int((error * error).sum()),
             "values": error.numel(),
-            "ciede2000": mean_ciede2000(ours.permute(1, 2, 0), target.permute(1, 2, 0)),
+            "ciede2000": mean_ciede2000(ours, target),
             "colorfulness": colorfulness(original),
         }
         similarity = ssim(ours, target)
@@ -96,6 +96,11 @@ class ColorizationTask(Task):
             record[f"{name}_features"] = pack(once(describer.output, output).features)
             record[f"{name}_original"] = pack(describer.picture(target).features)
         return record
+
+    @classmethod
+    def class_names(cls, metadata: Any) -> list[str]:
+        """Returns [], also for a data set whose other labels have classes."""
+        return []
 
     @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> list[Any]:

@@ -1,0 +1,235 @@
+"""Methods on a model of colours: those that run keep the contract, the others refuse in a line."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import test_methods
+import torch
+from detectron2.modeling import build_model
+from tiny import TINY
+
+from ttt_video.adaptation import NoAdaptation, TemporalSmoothing
+from ttt_video.adaptation.base import Adapter, build_adapter
+from ttt_video.color.lab import lightness, rgb_to_lab
+from ttt_video.config import load_config, merge_method
+from ttt_video.errors import UserError
+from ttt_video.stream import Stream
+
+source_statistics = test_methods.source_statistics  # the fixture that tests there are run with
+
+
+def config(target: str):
+    return load_config("joint_imagenet_color.yaml", opts=[*TINY, "TTT.COLOR.TARGET", target])
+
+
+@cache
+def built(target: str) -> torch.nn.Module:
+    """With random weights, of a head whose colours differ from pixel to pixel."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(config(target)).eval()
+    model.sem_seg_head.predictor.mask_embed.layers[-1].weight.data.mul_(10)
+    return model
+
+
+class OfColours:
+    """A tiny model of colours; its frames are coloured, which must not matter."""
+
+    outputs = frozenset({"color"})
+    target = "classification"
+
+    @pytest.fixture
+    def tiny_cfg(self):
+        return config(self.target)
+
+    @pytest.fixture
+    def tiny_model(self):
+        return copy.deepcopy(built(self.target))
+
+
+class OfRegression(OfColours):
+    target = "regression"
+
+
+class TestOnlineTTTMAE(OfColours, test_methods.TestOnlineTTTMAE):
+    pass
+
+
+class TestOnlineTTTMAEOfRegression(OfRegression, test_methods.TestOnlineTTTMAE):
+    pass
+
+
+class TestSelfTrain(OfColours, test_methods.TestSelfTrain):
+    pass
+
+
+class TestTemporalSmoothing(OfColours, test_methods.TestTemporalSmoothingOverOnlineTTTMAE):
+    pass
+
+
+@pytest.mark.slow
+class TestOnlineTTTMAEWithEverySourceOfRandomness(
+    OfColours, test_methods.TestOnlineTTTMAEWithEverySourceOfRandomness
+):
+    pass
+
+
+@pytest.mark.slow
+class TestOnlineTTTMAELineSearch(OfColours, test_methods.TestOnlineTTTMAELineSearch):
+    pass
+
+
+@pytest.mark.slow
+class TestTTTMAENoMemory(OfColours, test_methods.TestTTTMAENoMemory):
+    pass
+
+
+@pytest.mark.slow
+class TestLNAdapt(OfColours, test_methods.TestLNAdapt):
+    pass
+
+
+@pytest.mark.slow
+class TestOfflineTTTMAE(OfRegression, test_methods.TestOfflineTTTMAE):
+    pass
+
+
+@pytest.fixture(params=["classification", "regression"])
+def target(request) -> str:
+    return request.param
+
+
+def adapter_of(target: str, method: str, *opts) -> Adapter:
+    cfg = config(target)
+    merge_method(cfg, method)
+    cfg.merge_from_list(list(opts))
+    return build_adapter(cfg, copy.deepcopy(built(target)))
+
+
+@pytest.mark.parametrize(
+    ("method", "opts"),
+    [
+        ("tent", ()),
+        ("tent_class_balance", ()),
+        ("self_train_class_balance", ()),
+        ("majority_vote", ("TTT.ENSEMBLE.METHOD", "online_ttt_mae")),
+    ],
+)
+def test_methods_of_classes_refuse(method, opts):
+    with pytest.raises(UserError, match="needs classes, which colorization does not have") as error:
+        adapter_of("classification", method, *opts)
+    assert "\n" not in str(error.value)
+
+
+def test_self_training_needs_a_distribution():
+    with pytest.raises(UserError, match=r"a model with TTT\.COLOR\.TARGET regression has none"):
+        adapter_of("regression", "self_train")
+
+
+def test_self_training_takes_the_likeliest_bin(make_video):
+    """Its probability, at no temperature, is the confidence."""
+    (frame,) = make_video(num_frames=1)
+    model = copy.deepcopy(built("classification"))
+    with torch.no_grad():
+        features = model.encode(model.normalize([frame]).tensor)
+        likeliest = model.sem_seg_head(features).softmax(1).amax(1)
+    threshold = likeliest.median().item()
+    adapter = adapter_of("classification", "self_train", "TTT.SELF_TRAIN.THRESHOLD", threshold)
+    losses = adapter.losses([frame], torch.Generator().manual_seed(0))
+    expected = (likeliest > threshold).float().mean().item()
+    assert losses["confident"].item() == pytest.approx(expected, abs=1e-3)
+    assert 0.4 < expected < 0.6
+
+
+@pytest.mark.slow
+def test_the_oracle_scores_by_psnr(make_video, target):
+    rng = np.random.default_rng(0)
+    video = [
+        {**frame, "original": rng.integers(0, 256, (64, 96, 3), np.uint8)} for frame in make_video()
+    ]
+    cfg = config(target)
+    merge_method(cfg, "offline_ttt_mae_oracle")
+    keys = ["TTT.BATCH_SIZE", 2, "TTT.OFFLINE.STEPS", 3, "TTT.OFFLINE.EVAL_EVERY", 1]
+    cfg.merge_from_list([*keys, "TTT.OPTIMIZER.BASE_LR", 0.05])
+    errors, scores = [], set()
+    for result in Stream.from_config(cfg, copy.deepcopy(built(target))).run(video):
+        colored = result.output["color"].permute(1, 2, 0).numpy().astype(float)
+        errors.append(((colored - result.frame["original"]) ** 2).mean())
+        scores.add(result.record["offline_score"])
+    (score,) = scores
+    assert score == pytest.approx(np.mean([10 * math.log10(255**2 / error) for error in errors]))
+    unlabelled = Stream.from_config(cfg, copy.deepcopy(built(target)))
+    with pytest.raises(UserError, match="has no labels that the model's predictions can be scored"):
+        list(unlabelled.run(make_video()))
+
+
+class Scripted(Adapter):
+    """Predicts the colours it is told, one after the other."""
+
+    def __init__(self, *colors: torch.Tensor) -> None:
+        super().__init__(torch.nn.Identity())
+        self.colors = list(colors)
+
+    def adapt(self, window, generator) -> dict[str, float]:
+        return {}
+
+    def predict(self, frame):
+        return {"color": self.colors.pop(0)}
+
+    def reset(self) -> None:
+        pass
+
+
+def pictures(count: int) -> list[torch.Tensor]:
+    """Soft colours, so that the mean of two of them is one that sRGB has."""
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.randint(80, 170, (count, 1, 20, 30), generator=generator)
+    return [*(grey + torch.randint(-9, 10, (count, 3, 20, 30), generator=generator)).byte()]
+
+
+def test_smoothing_of_colours_is_the_mean_of_ab_at_the_lightness_of_now():
+    colors = pictures(3)
+    smoothing = TemporalSmoothing(Scripted(*colors), size=2)
+    frames = [{"video_id": "a", "frame_index": i} for i in range(3)]
+    (first, _, last) = (smoothing.predict(frame)["color"] for frame in frames)
+    assert torch.equal(first, colors[0])
+    before, now = rgb_to_lab(colors[1])[1:], rgb_to_lab(colors[2])[1:]
+    smoothed = rgb_to_lab(last)
+    assert last.dtype == torch.uint8
+    torch.testing.assert_close(smoothed[:1], lightness(colors[2]), atol=0.4, rtol=0)
+    torch.testing.assert_close(smoothed[1:], (before + now) / 2, atol=0.8, rtol=0)
+    assert (smoothed[1:] - now).abs().mean() > 1
+
+
+def test_a_window_of_one_changes_no_colour():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (3, 200, 300), generator=generator, dtype=torch.uint8)
+    output = TemporalSmoothing(Scripted(noise), size=1).predict({"frame_index": 0})
+    assert torch.equal(output["color"], noise)
+
+
+def test_crops_and_mirrors_leave_no_frame_of_another_size_behind(make_video, target):
+    """A frame's own grey is not what a crop of its image shows."""
+    opts = ("TTT.CROP.SIZE", [32, 64], "TTT.CROP.FLIP", True)
+    (frame,) = make_video(num_frames=1)
+    large = torch.zeros(1, 640, 960, dtype=torch.uint8)
+    losses = [
+        adapter_of(target, "online_ttt_mae", *opts).losses(
+            [{**frame, **more}], torch.Generator().manual_seed(0)
+        )["loss_recon"]
+        for more in ({}, {"grey": large, "height": 640, "width": 960})
+    ]
+    assert torch.equal(*losses)
+
+
+def test_frozen_is_the_model_itself(make_video, target):
+    model = built(target)
+    for frame in make_video():
+        with torch.no_grad():
+            expected = model([frame])[0]["color"]
+        assert torch.equal(NoAdaptation(model).predict(frame)["color"], expected)
