@@ -362,6 +362,10 @@ def test_methods_by_name(tiny_cfg, tiny_model):
 
 
 def test_an_unknown_method_is_named_with_those_there_are(tiny_cfg):
-    tiny_cfg.TTT.METHOD = "online_ttt"
-    with pytest.raises(UserError, match=r"'online_ttt'.*none, offline_ttt_mae.*online_ttt_mae"):
-        build_adapter(tiny_cfg, nn.Identity())
+    for name, answer in (
+        ("online_ttt", r"did you mean online_ttt_mae or"),
+        ("xyzzy", r"none, offline_ttt_mae.*online_ttt_mae"),
+    ):
+        tiny_cfg.TTT.METHOD = name
+        with pytest.raises(UserError, match=rf"'{name}'.*{answer}"):
+            build_adapter(tiny_cfg, nn.Identity())

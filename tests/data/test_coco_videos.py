@@ -207,7 +207,9 @@ def test_every_released_video_has_both_names():
 
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
 def test_names_of_the_authors_code_point_to_ours(task):
-    with pytest.raises(UserError, match=rf"coco_videos_{task}_val.*are: .*coco_videos_{task}_all"):
+    with pytest.raises(
+        UserError, match=rf"coco_videos_{task}_val.*did you mean coco_videos_{task}_all"
+    ):
         check_registered(f"coco_videos_{task}_val")
 
 

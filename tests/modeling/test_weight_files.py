@@ -266,7 +266,7 @@ def test_shared_strided_and_low_precision_tensors_are_written(tmp_path):
 
 
 def test_writing_says_what_it_cannot(tmp_path):
-    with pytest.raises(UserError, match=r"extension is \.safetensors, \.pth or \.pkl"):
+    with pytest.raises(UserError, match=r"extension must be \.safetensors, \.pth or \.pkl"):
         W.write_checkpoint(WEIGHTS, tmp_path / "w.onnx")
     with pytest.raises(UserError, match="cannot write"):
         W.write_checkpoint(WEIGHTS, tmp_path / "no folder" / "w.pth")

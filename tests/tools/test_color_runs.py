@@ -207,6 +207,7 @@ def training(name: str, out: Path, *opts: object, config: str = "quick/joint_wor
     tiny = [*TINY, "TTT.BATCH_SIZE", "2"]
     words = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
     words += ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2]
+    words += ["MODEL.WEIGHTS", "''", "SOLVER.FROM_SCRATCH", True, "TTT.COLOR.PRIOR", "''"]
     call("train", ["--config", config, *tiny, *map(str, [*words, "OUTPUT_DIR", out, *opts])])
 
 
@@ -281,15 +282,14 @@ def test_a_folder_of_pictures_is_checked(pictures, capsys, tmp_path):
 
 def test_a_segmentation_model_is_a_starting_point_when_asked(pictures, tmp_path):
     words = ["DATASETS.TRAIN", f"('{pictures}',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1]
-    words += ["MODEL.WEIGHTS", "ttt_video://quick_joint_world.safetensors"]
     words += ["SOLVER.IMS_PER_BATCH", 1, "OUTPUT_DIR", tmp_path / "run"]
     command = ["--config", "quick/joint_world_color.yaml", *map(str, words)]
     with pytest.raises(
         UserError, match=r"24 queries .* the model 313,.* set TTT\.NEW_CLASSES True"
     ):
-        call("train", command)
+        call("train", [*command, "TTT.NEW_CLASSES", "False"])
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    call("train", [*command, "TTT.NEW_CLASSES", "True"])
+    call("train", command)  # the config sets it
     assert (tmp_path / "run/model_final.pth").exists()
 
 
