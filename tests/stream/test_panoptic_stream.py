@@ -127,19 +127,25 @@ def rows_of(folder) -> list:
 
 
 def assert_same_video(left: Path, right: Path) -> None:
-    """Compares pictures, then bytes, so that a failure says whether only their encoding differs."""
+    """Compares decoded pictures, frame by frame, and shows that another frame would be noticed.
+
+    Not their bytes: mask logits of random weights lie within 1e-6 of the threshold in every frame
+    of these videos, so that rounding decides pixels of a segment's border. Overlays of semantic
+    segmentation are compared to the byte (test_resume.py, tests/tools/test_stream_eval.py).
+    """
 
     def pictures(file: Path) -> list[np.ndarray]:
         with av.open(str(file)) as container:
-            return [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
+            return [frame.to_ndarray(format="gray").astype(int) for frame in container.decode()]
+
+    def share_that_differs(one: np.ndarray, other: np.ndarray) -> float:
+        return float((abs(one - other) > 16).mean())
 
     ours, theirs = pictures(left), pictures(right)
     assert len(ours) == len(theirs)
-    differing = [
-        i for i, pair in enumerate(zip(ours, theirs, strict=True)) if not np.array_equal(*pair)
-    ]
-    assert differing == [], f"decoded pictures of {left} and {right} differ"
-    assert left.read_bytes() == right.read_bytes(), "the same pictures, encoded differently"
+    differing = [share_that_differs(*pair) for pair in zip(ours, theirs, strict=True)]
+    assert max(differing) < 0.01
+    assert min(map(share_that_differs, ours[1:], ours[:-1])) > 0.02
 
 
 @pytest.mark.parametrize(
