@@ -131,7 +131,7 @@ def assert_same_video(left: Path, right: Path) -> None:
 
     Not their bytes: mask logits of random weights lie within 1e-6 of the threshold in every frame
     of these videos, so that rounding decides pixels of a segment's border. Overlays of semantic
-    segmentation are compared to the byte (test_resume.py, tests/tools/test_stream_eval.py).
+    segmentation are compared to the byte (tests/tools/test_stream_eval.py).
     """
 
     def pictures(file: Path) -> list[np.ndarray]:
