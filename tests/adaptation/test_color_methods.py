@@ -29,7 +29,7 @@ def config(target: str):
 
 @cache
 def built(target: str) -> torch.nn.Module:
-    """With random weights, of a head whose colours differ from pixel to pixel."""
+    """Builds a model of random weights, whose head gives each pixel another colour."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(config(target)).eval()

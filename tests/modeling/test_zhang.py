@@ -56,7 +56,7 @@ def published_names(model) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def small() -> ZhangColorizer:
-    """With few channels, and statistics that a mix-up would show in."""
+    """Has few channels, and statistics that show a mix-up."""
     generator = torch.Generator().manual_seed(0)
     model = ZhangColorizer(width=4).eval()
     for name, value in model.state_dict().items():
@@ -81,7 +81,7 @@ def config(*opts):
 
 
 class TestContract(FrozenModelContract):
-    """Of a small one."""
+    """Returns those of a small network."""
 
 
 def test_the_published_file_loads_as_it_is(tmp_path):

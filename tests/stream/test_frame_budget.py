@@ -34,7 +34,7 @@ FULL = 32
 
 
 class Hand:
-    """What a clock reads; tests turn it."""
+    """Holds the seconds that a clock reads; tests turn it."""
 
     seconds = 0.0
 
