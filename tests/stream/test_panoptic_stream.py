@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -126,28 +123,6 @@ def rows_of(folder) -> list:
     return sorted(rows, key=lambda row: (row["video_id"], row["frame_index"]))
 
 
-def assert_same_video(left: Path, right: Path) -> None:
-    """Compares decoded pictures, frame by frame, and shows that another frame would be noticed.
-
-    Not their bytes: mask logits of random weights lie within 5e-7 of the threshold in some frames
-    of these videos, so that rounding decides pixels of a segment's border. Overlays of semantic
-    segmentation are compared to the byte (tests/tools/test_stream_eval.py).
-    """
-
-    def pictures(file: Path) -> list[np.ndarray]:
-        with av.open(str(file)) as container:
-            return [frame.to_ndarray(format="gray").astype(int) for frame in container.decode()]
-
-    def share_that_differs(one: np.ndarray, other: np.ndarray) -> float:
-        return float((abs(one - other) > 16).mean())
-
-    ours, theirs = pictures(left), pictures(right)
-    assert len(ours) == len(theirs)
-    differing = [share_that_differs(*pair) for pair in zip(ours, theirs, strict=True)]
-    assert max(differing) < 0.01
-    assert min(map(share_that_differs, ours[1:], ours[:-1])) > 0.02
-
-
 @pytest.mark.parametrize(
     "method", ["online_ttt_mae", "tent_class_balance", "offline_ttt_mae_oracle"]
 )
@@ -165,7 +140,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path, task, metho
     assert rows_of(tmp_path / "cut") == rows
     for key in ("metrics", "protocols", "videos", "weights_sha256", "loss_recon"):
         assert again[key] == summary[key]
-    assert_same_video(*(tmp_path / name / "overlay-street.mp4" for name in ("cut", "whole")))
+    videos = [tmp_path / name / "overlay-street.mp4" for name in ("cut", "whole")]
+    assert videos[0].read_bytes() == videos[1].read_bytes()
 
     # It was about something: labels and predictions of the task, and numbers of both models.
     labelled = [(r["video_id"], r["frame_index"]) for r in rows if record in r["records"]]
@@ -213,4 +189,4 @@ def test_several_workers_give_the_numbers_of_one(evaluate, settings_of, tmp_path
         assert summary[key] == expected[key]
     for video in ("street", "corner"):
         name = f"overlay-{video}.mp4"
-        assert_same_video(tmp_path / "two" / name, tmp_path / "one" / name)
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

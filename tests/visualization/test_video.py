@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 
 from ttt_video.errors import UserError
+from ttt_video.visualization import video as video_module
 from ttt_video.visualization.overlay import BACKGROUND
 from ttt_video.visualization.video import VideoWriter, join_videos
 
@@ -108,6 +110,32 @@ def test_one_thread_encodes_a_picture_as_a_whole(tmp_path):
     settings = path.read_bytes().split(b"x264 - core", 1)[1].split(b"\0", 1)[0].split()
     assert b"threads=1" in settings
     assert b"sliced_threads=0" in settings
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the CPU has no AVX-512"
+)
+def test_x264_runs_without_avx512(tmp_path):
+    """That code depends on what memory held before, so that files differ; see video.py."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.VERBOSE)
+    try:
+        with av.logging.Capture(local=False) as said, VideoWriter(tmp_path / "a.mp4", 10) as video:
+            video.write(flat(0))
+    finally:
+        av.logging.set_level(level)
+    (used,) = [text for _, _, text in said if "using cpu capabilities" in text]
+    assert "AVX2" in used
+    assert "AVX512" not in used
+
+
+@pytest.mark.parametrize(
+    ("capability", "named"),
+    [("AVX512", "AVX2"), ("AVX2", "AVX2"), ("DEFAULT", "auto"), ("NEON", "auto")],
+)
+def test_no_instructions_beyond_avx2_and_none_that_the_cpu_lacks(capability, named, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert video_module._instructions().split(",")[-1] == named
 
 
 def test_finished_file_has_its_index_in_front_and_names_its_colours(tmp_path):
