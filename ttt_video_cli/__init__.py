@@ -24,6 +24,7 @@ COMMANDS = {
     "sweep": "run a grid of methods, settings, videos and seeds",
     "table": "put runs into one table",
     "plot": "draw runs",
+    "locality": "measure how gradients drift along labelled videos",
     "world": "make labelled videos or stills of the street world",
     "check": "say whether a data set is complete and right",
     "weights convert": "convert weights to another format, or describe them",

@@ -1,0 +1,200 @@
+"""The numbers of docs/theory.md from a video's gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .gradients import Gradients
+
+CHUNK = 4096  # entries of the gradients that are worked on at once
+
+
+@dataclass(frozen=True)
+class WindowTerms:
+    """How far the mean gradient of l_s over k frames is from the gradient of l_m of the last one.
+
+    All are squared L2 norms, means over the frames t that have the largest window.
+
+    Attributes:
+        bias: of mean over the window of grad l_m, less grad l_m(t): what drift does.
+        variance: of the mean over the window of delta: what is left of the tasks' difference.
+        error: of the whole; the sum of both and twice their product.
+        bound: k^2 (beta eta)^2 + sigma^2 / k, the theorem's.
+    """
+
+    bias: float
+    variance: float
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Locality:
+    """What the gradients of one video say. Lengths are those of grad l_m.
+
+    Attributes:
+        video_id: the video; frames: their number.
+        scale: the factor c on grad l_s with which it fits grad l_m best, over all frames.
+        cosine: between grad l_m and grad l_s of a frame, without the noise of the draws.
+        main_norm: root mean square of |grad l_m|.
+        offset: |mean of delta|^2, where delta = grad l_m - c grad l_s; the theory has it as 0.
+        sigma2: variance of delta, without its mean.
+        drift: root mean square of |grad l_m(t) - grad l_m(t - d)|, by lag d.
+        recon_drift: the same of c grad l_s.
+        beta_eta: drift at lag 1, the theory's bound for one frame.
+        best_bound: the theory's k* = (sigma^2 / (2 (beta eta)^2))^(1/3).
+        best_error: the measured window of the smallest error.
+        best_unlabelled: the window that the drift of grad l_s alone suggests, without labels.
+        windows: the terms by k.
+    """
+
+    video_id: str
+    frames: int
+    scale: float
+    cosine: float
+    main_norm: float
+    offset: float
+    sigma2: float
+    drift: dict[int, float]
+    recon_drift: dict[int, float]
+    beta_eta: float
+    best_bound: float
+    best_error: int
+    best_unlabelled: float
+    windows: dict[int, WindowTerms]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all numbers as JSON values; infinite ones, which JSON lacks, as None."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def estimate_locality(
+    gradients: Gradients, *, windows: Sequence[int], lags: Sequence[int]
+) -> Locality:
+    """Computes the numbers from products of independent draws, which have no noise of the draws.
+
+    Args:
+        gradients: of one video, of T frames.
+        windows: values of k.
+        lags: values of d, at least 1.
+
+    Raises:
+        UserError: the video is too short for them, or l_s has no gradient.
+    """
+    main, recon = gradients.main, gradients.recon
+    frames, longest = main.shape[1], max(*windows, *(lag + 1 for lag in lags))
+    if frames < longest + 1:
+        raise UserError(
+            f"video {gradients.video_id} has {frames} frames; windows and lags of up to {longest} "
+            f"frames need {longest + 1}: give a longer video or smaller ones"
+        )
+    mm, ss, ms = _product(main, main), _product(recon, recon), _product(main, recon)
+    if ss <= 0:
+        raise UserError(f"video {gradients.video_id}: the gradient of l_s is nothing but noise")
+    scale = ms / ss
+    delta_mean = _mean_product(main, recon, scale)
+    delta_square = mm - 2 * scale * ms + scale**2 * ss
+    sigma2 = max(0.0, (delta_square - delta_mean) * frames / (frames - 1))
+    squares = {d: _product(*2 * (main[:, d:] - main[:, :-d],)) for d in lags}
+    recon_squares = {d: scale**2 * _product(*2 * (recon[:, d:] - recon[:, :-d],)) for d in lags}
+    step = squares[1] if 1 in squares else _product(*2 * (main[:, 1:] - main[:, :-1],))
+    beta_eta = math.sqrt(max(0.0, step))
+    terms = _window_terms(main, recon, scale, windows, sigma2, max(0.0, step))
+    return Locality(
+        video_id=gradients.video_id,
+        frames=frames,
+        scale=scale,
+        cosine=ms / math.sqrt(mm * ss) if mm > 0 else math.nan,
+        main_norm=math.sqrt(max(0.0, mm)),
+        offset=max(0.0, delta_mean),
+        sigma2=sigma2,
+        drift={d: math.sqrt(max(0.0, v)) for d, v in squares.items()},
+        recon_drift={d: math.sqrt(max(0.0, v)) for d, v in recon_squares.items()},
+        beta_eta=beta_eta,
+        best_bound=best_window(sigma2, beta_eta),
+        best_error=min(terms, key=lambda k: terms[k].error),
+        best_unlabelled=window_of_drift(recon_squares),
+        windows=terms,
+    )
+
+
+def best_window(sigma2: float, beta_eta: float) -> float:
+    """Returns the k at which k^2 (beta eta)^2 + sigma^2 / k is least: inf where nothing drifts."""
+    return math.inf if beta_eta <= 0 else (sigma2 / (2 * beta_eta**2)) ** (1 / 3)
+
+
+def window_of_drift(squares: dict[int, float]) -> float:
+    """Returns the window for gradients that are a random walk seen through noise of each frame.
+
+    With E|s(t) - s(t - d)|^2 = 2 tau^2 + q d, the mean over k frames is off the walk's last value
+    by tau^2 / k + q (k - 1) (2 k - 1) / (6 k), which is about tau^2 / k + q k / 3 and least at
+    k = sqrt(3 tau^2 / q). Both are fitted by least squares.
+
+    Args:
+        squares: mean squared differences by lag, at least two lags.
+
+    Returns:
+        The k, at least 1; inf where the gradients do not drift.
+    """
+    lags = np.array(list(squares), np.float64)
+    slope, start = np.polyfit(lags, np.array(list(squares.values())), 1)
+    if slope <= 1e-12 * abs(start):  # rounding of the fit
+        return math.inf
+    return max(1.0, math.sqrt(3 * max(0.0, start / 2) / slope))
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> float:
+    """Returns the mean over frames of <left, right>, of different draws: (2, T, D) each."""
+    sums = 0.0
+    for start in range(0, left.shape[-1], CHUNK):
+        a, b = (x[..., start : start + CHUNK].astype(np.float64) for x in (left, right))
+        sums += ((a[0] * b[1]).sum() + (a[1] * b[0]).sum()) / 2
+    return float(sums / left.shape[1])
+
+
+def _mean_product(main: np.ndarray, recon: np.ndarray, scale: float) -> float:
+    """Returns |mean over frames of main - scale recon|^2."""
+    delta = main.mean(1, np.float64) - scale * recon.mean(1, np.float64)
+    return float(delta[0] @ delta[1])
+
+
+def _window_terms(
+    main: np.ndarray,
+    recon: np.ndarray,
+    scale: float,
+    windows: Sequence[int],
+    sigma2: float,
+    step: float,
+) -> dict[int, WindowTerms]:
+    first = max(windows) - 1  # the same frames for all windows
+    bias, variance, error = (dict.fromkeys(windows, 0.0) for _ in range(3))
+    for start in range(0, main.shape[-1], CHUNK):
+        m, s = (x[..., start : start + CHUNK].astype(np.float64) for x in (main, recon))
+        now = m[:, first:]
+        for k in windows:
+            mean_m, mean_s = (_window_mean(x, k)[:, first - k + 1 :] for x in (m, s))
+            for sums, x in (
+                (bias, mean_m - now),
+                (variance, scale * mean_s - mean_m),
+                (error, scale * mean_s - now),
+            ):
+                sums[k] += float((x[0] * x[1]).sum() / now.shape[1])
+    return {
+        k: WindowTerms(bias[k], variance[k], error[k], k**2 * step + sigma2 / k) for k in windows
+    }
+
+
+def _window_mean(x: np.ndarray, k: int) -> np.ndarray:
+    """Returns the means over k frames, (2, T - k + 1, D), of (2, T, D)."""
+    sums = np.cumsum(x, axis=1)
+    sums[:, k:] = sums[:, k:] - sums[:, :-k]
+    return sums[:, k - 1 :] / k

@@ -1,0 +1,179 @@
+"""Gradients of l_m and l_s with respect to encoder f, at the source weights, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from torch import Tensor, nn
+
+from ..adaptation.gradient import GradientAdapter
+from ..data.mapper import JointDatasetMapper
+from ..errors import UserError
+from ..modeling.interface import prefixes
+from ..structures import Frame, video_seed
+
+DRAWS = 2
+"""Independent draws of each gradient, so that a product of both has no noise of the draws in it."""
+
+
+class Sketch:
+    """Compresses vectors linearly so that inner products stay what they are, nearly.
+
+    This is the count sketch (Charikar, Chen, Farach-Colton, 2002): every entry is added, with a
+    random sign, to one of ``size`` sums. An inner product <u, v> of sketches is unbiased, with a
+    variance of at most (|u|^2 |v|^2 + <u, v>^2) / size. A vector that fits stays as it is.
+    """
+
+    def __init__(self, length: int, size: int, seed: int = 0) -> None:
+        """
+        Args:
+            length: of the vectors.
+            size: of their sketches, at most.
+            seed: draws sums and signs.
+        """
+        self.size = min(length, size)
+        self._sums: Tensor | None = None
+        if length > size:
+            generator = torch.Generator().manual_seed(seed)
+            self._sums = torch.randint(size, (length,), generator=generator, dtype=torch.int32)
+            self._signs = torch.randint(2, (length,), generator=generator, dtype=torch.int8) * 2 - 1
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Returns the sketch, (size,) float32 on the CPU, of a (length,) vector."""
+        vector = vector.detach().float().cpu()
+        if self._sums is None:
+            return vector
+        return torch.zeros(self.size).index_add_(0, self._sums, vector * self._signs)
+
+
+@dataclass
+class Gradients:
+    """The gradients of one video, from two independent draws of masks and points.
+
+    Attributes:
+        video_id: the video.
+        main: of l_m, (2, T, D) float32, as sketches.
+        recon: of l_s, the same.
+        main_loss, recon_loss: (T,) float64, means of both draws.
+    """
+
+    video_id: str
+    main: np.ndarray
+    recon: np.ndarray
+    main_loss: np.ndarray
+    recon_loss: np.ndarray
+
+
+def labelled_samples(cfg: CfgNode, frames: Iterable[Frame]) -> Iterator[dict[str, Any]]:
+    """Yields frames as training samples of the config's task: not augmented, at network size.
+
+    Raises:
+        UserError: a frame has no labels of that task.
+    """
+    for frame in frames:
+        size = tuple(frame["image"].shape[-2:])
+        arguments = JointDatasetMapper.from_config(cfg)
+        arguments.update(augmentations=[T.Resize(size)], size_divisibility=0)
+        record = {key: value for key, value in frame.items() if key != "image"}
+        sample = JointDatasetMapper(**arguments)(record)
+        yield {**sample, "image": frame["image"]}  # exactly the stream's
+
+
+def measure_gradients(
+    adapter: GradientAdapter,
+    video_id: str,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    masks: int,
+    size: int = 65536,
+    seed: int = 0,
+    each: Callable[[], object] = lambda: None,
+) -> Gradients:
+    """Computes both gradients of every frame at the adapter's weights, which stay as they are.
+
+    Args:
+        adapter: its losses are l_s, such as those of ``online_ttt_mae``.
+        video_id: the video's name, which decides the draws together with ``seed``.
+        samples: of :func:`labelled_samples`, in time order.
+        masks: masked copies of a frame in one draw of l_s.
+        size: of the sketches.
+        seed: of all draws.
+        each: is called after every frame.
+
+    Raises:
+        UserError: the model has no labelled loss, or there are no frames.
+    """
+    model: Any = adapter.model
+    if not hasattr(model, "main_losses"):
+        raise UserError(
+            f"a {type(model).__name__} has no labelled loss (main_losses): measure locality with a "
+            "MaskFormerTTT or a ColorizerTTT"
+        )
+    encoder = {
+        name: p for name, p in model.named_parameters() if name.startswith(prefixes(model, "f"))
+    }
+    wanted = {name: p.requires_grad for name, p in encoder.items()}
+    try:
+        for parameter in encoder.values():
+            parameter.requires_grad_(True)
+        return _measure(adapter, video_id, samples, encoder, masks, size, seed, each)
+    finally:
+        for name, parameter in encoder.items():
+            parameter.requires_grad_(wanted[name])
+
+
+def _measure(
+    adapter: GradientAdapter,
+    video_id: str,
+    samples: Iterable[Mapping[str, Any]],
+    encoder: Mapping[str, nn.Parameter],
+    masks: int,
+    size: int,
+    seed: int,
+    each: Callable[[], object],
+) -> Gradients:
+    model: Any = adapter.model
+    parameters = list(encoder.values())
+    sketch = Sketch(sum(p.numel() for p in parameters), size, seed)
+    generator = torch.Generator()
+    vectors: list[Tensor] = []
+    losses: list[tuple[float, float]] = []
+    for index, sample in enumerate(samples):
+        values = np.zeros(2)
+        for draw in range(DRAWS):
+            own = video_seed(seed, f"{video_id}/{index}/{draw}")
+            generator.manual_seed(own)
+            recon = adapter.losses([{"image": sample["image"]}] * masks, generator)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(own)  # the points of Mask2Former's losses
+                main = model.main_losses([dict(sample)])
+            for place, loss in enumerate(
+                (torch.stack(list(main.values())).sum(), recon["loss_recon"])
+            ):
+                values[place] += float(loss.detach()) / DRAWS
+                vectors.append(sketch(_gradient(loss, parameters)))
+        losses.append((values[0], values[1]))
+        each()
+    if not losses:
+        raise UserError(f"video {video_id} has no frames")
+    shape = (len(losses), DRAWS, 2, sketch.size)
+    stacked = torch.stack(vectors).view(shape).permute(2, 1, 0, 3).contiguous().numpy()
+    main_loss, recon_loss = np.array(losses).T
+    return Gradients(video_id, stacked[0], stacked[1], main_loss, recon_loss)
+
+
+def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Returns the gradient as one vector; parameters that the loss does not depend on have 0."""
+    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if part is None else part).reshape(-1)
+            for part, p in zip(parts, parameters, strict=True)
+        ]
+    )

@@ -1,0 +1,136 @@
+"""Measures on labelled videos what the theory of locality is about (docs/theory.md).
+
+%(prog)s --config quick/stream_world.yaml --dataset kitti_step_video_sem_seg_val --output output/locality
+
+It writes locality.json, locality.md and two pictures for each video.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import ToolParser, add_config_arguments
+
+WINDOWS = (1, 2, 4, 8, 16, 32)
+LAGS = (1, 2, 4, 8, 16, 32)
+
+
+def argument_parser(prog: str | None = None) -> ToolParser:
+    """Returns the parser of the command's flags."""
+    parser = ToolParser(prog, __doc__)
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="labelled videos")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
+    parser.add_argument("--max-videos", type=int, metavar="N", help="default: all")
+    parser.add_argument(
+        "--masks",
+        type=int,
+        metavar="N",
+        help="masked copies of a frame in each of two draws; default: TTT.BATCH_SIZE",
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        nargs="+",
+        default=WINDOWS,
+        metavar="K",
+        help=f"default: {' '.join(map(str, WINDOWS))}",
+    )
+    parser.add_argument(
+        "--lags",
+        type=int,
+        nargs="+",
+        default=LAGS,
+        metavar="D",
+        help=f"frames; default: {' '.join(map(str, LAGS))}",
+    )
+    parser.add_argument(
+        "--sketch",
+        type=int,
+        default=65536,
+        metavar="N",
+        help="numbers that a gradient is compressed to; default: 65536",
+    )
+    add_config_arguments(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and writes."""
+    import json
+    from functools import partial
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    from ttt_video.adaptation import build_adapter
+    from ttt_video.adaptation.online_ttt_mae import ReconstructionAdapter
+    from ttt_video.cli import config_of
+    from ttt_video.data.grey import open_videos
+    from ttt_video.data.ordering import FirstFrames
+    from ttt_video.data.sources import open_dataset
+    from ttt_video.errors import UserError
+    from ttt_video.files import make_folder, write_atomically
+    from ttt_video.locality import estimate_locality, labelled_samples, measure_gradients
+    from ttt_video.report.locality_figures import locality_table, plot_locality
+    from ttt_video.stream.evaluation import load_source_model
+
+    for flag, values in {
+        "--max-frames": [args.max_frames],
+        "--max-videos": [args.max_videos],
+        "--masks": [args.masks],
+        "--windows": args.windows,
+        "--lags": args.lags,
+        "--sketch": [args.sketch],
+    }.items():
+        low = [value for value in values if value is not None and value < 1]
+        if low:
+            raise UserError(f"{flag} is {low[0]}; give at least 1")
+    if len(set(args.lags)) < 2:
+        raise UserError("--lags needs at least two lags, to fit how gradients drift")
+    cfg = config_of(args)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    cfg.freeze()
+    sources = open_videos(cfg, lambda transform: open_dataset(args.dataset, transform))
+    adapter = build_adapter(cfg, load_source_model(cfg))
+    if not isinstance(adapter, ReconstructionAdapter):
+        raise UserError(
+            f"TTT.METHOD is {cfg.TTT.METHOD}, whose loss is not masked reconstruction: locality is "
+            "measured with that of online_ttt_mae"
+        )
+    folder = Path(args.output)
+    make_folder(folder)
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give another --output")
+    found = []
+    for source in islice(sources, args.max_videos):
+        frames = FirstFrames(source, args.max_frames)
+        with tqdm(total=frames.num_frames, desc=source.video_id, unit="frame") as bar:
+            gradients = measure_gradients(
+                adapter,
+                source.video_id,
+                labelled_samples(cfg, frames),
+                masks=args.masks or cfg.TTT.BATCH_SIZE,
+                size=args.sketch,
+                seed=max(cfg.SEED, 0),
+                each=bar.update,
+            )
+        found.append(
+            estimate_locality(gradients, windows=sorted({*args.windows}), lags=sorted({*args.lags}))
+        )
+        plot_locality(found[-1], folder)
+        numbers = [video.to_json() for video in found]  # what was measured outlives a stop
+        for name, text in {
+            "locality.json": json.dumps(numbers, indent=1) + "\n",
+            "locality.md": locality_table(found),
+        }.items():
+            write_atomically(folder / name, partial(_write, text))
+    print(locality_table(found))
+    print(f"written to {folder}")
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
