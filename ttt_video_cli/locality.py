@@ -1,6 +1,6 @@
 """Measures on labelled videos what the theory of locality is about (docs/theory.md).
 
-%(prog)s --config quick/stream_world.yaml --dataset kitti_step_video_sem_seg_val --output output/locality
+%(prog)s --dataset kitti_step_video_sem_seg_val --output output/locality
 
 It writes locality.json, locality.md and two pictures for each video.
 """
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.adaptation import build_adapter
     from ttt_video.adaptation.online_ttt_mae import ReconstructionAdapter
     from ttt_video.cli import config_of
+    from ttt_video.config import DEFAULT_STREAM_CONFIG
     from ttt_video.data.grey import open_videos
     from ttt_video.data.ordering import FirstFrames
     from ttt_video.data.sources import open_dataset
@@ -90,6 +91,9 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} is {low[0]}; give at least 1")
     if len(set(args.lags)) < 2:
         raise UserError("--lags needs at least two lags, to fit how gradients drift")
+    if args.config_file is None:
+        args.config_file = DEFAULT_STREAM_CONFIG
+        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
     cfg = config_of(args)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
