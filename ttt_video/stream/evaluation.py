@@ -90,6 +90,7 @@ class StreamEvaluation:
         self.settings = settings
         self.run, self.cfg = settings.run, settings.cfg
         check_predicted_classes(self.cfg, settings.dataset_name)
+        check_sinks(settings.sinks, model)
         # With a frame budget there is no going on, and a state takes long to write.
         self.save_every = 0 if self.cfg.TTT.FRAME_BUDGET_MS else settings.save_every
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
@@ -240,6 +241,16 @@ class StreamEvaluation:
         anew = "the run" if self.builds_up else f"video {video_id}"
         logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
+
+
+def check_sinks(sinks: Sequence[Sink], model: nn.Module) -> None:
+    """Tells sinks what the model predicts.
+
+    Raises:
+        UserError: one of them needs something else.
+    """
+    for sink in sinks:
+        sink.check(frozenset(getattr(model, "outputs", ())))
 
 
 def incomplete(settings: Settings, sources: Sequence[FrameSource]) -> list[FrameSource]:
