@@ -157,8 +157,15 @@ class StreamEvaluation:
         sinks = (*self.sinks, *more)
         started: list[Sink] = []
 
+        def end_sink(sink: Sink) -> None:
+            try:
+                sink.end(video)
+            except BaseException:
+                video.complete = False  # its files are not: a resumed run ends the video again
+                raise
+
         def end() -> None:
-            with ending_with(*(partial(sink.end, video) for sink in reversed(started))):
+            with ending_with(*(partial(end_sink, sink) for sink in reversed(started))):
                 pass
 
         with ending_with(end):

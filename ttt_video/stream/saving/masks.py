@@ -30,9 +30,7 @@ def need_classes(what: str, predicted: Predicted) -> None:
     Raises:
         UserError: it is such a model.
     """
-    predicted.need(
-        what, "sem_seg", "panoptic_seg", fix="its pixels have no class; for instances --save coco"
-    )
+    predicted.need(what, "sem_seg", "panoptic_seg", fix="its pixels have no class")
     if len(predicted.names) > VOID:
         raise UserError(
             f"--save {what}: the model has {len(predicted.names)} classes, and 8 bits hold {VOID}: "
