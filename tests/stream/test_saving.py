@@ -33,6 +33,7 @@ from ttt_video.formats.coco_json import panoptic_faults, read_instances
 from ttt_video.formats.labels import read_class_map, read_segment_ids, read_sem_seg
 from ttt_video.stream import Results, RunDirectory, Settings, Sink, StreamEvaluation, VideoRun
 from ttt_video.stream.saving import SavedPredictions, Stems, format_names
+from ttt_video.stream.saving.confidence import confidence
 from ttt_video.structures import FrameResult
 from ttt_video.tasks import Shared
 
@@ -350,6 +351,11 @@ def test_confidence_is_the_best_class_s_share(save):
     share = 255 * scores.max(0) / scores.sum(0)
     read = np.asarray(Image.open(file)).astype(float)
     assert np.abs(read - share).max() <= 0.5 + 1e-4
+
+
+def test_confidence_of_scores_that_are_none_of_a_probability_is_0():
+    scores = torch.tensor([[3.0, -1.0, float("nan"), 0.0, 2.0], [1.0, 1.0, 1.0, 0.0, torch.inf]])
+    assert confidence({"sem_seg": scores[:, None]}).tolist() == [[0.75, 1.0, 0.0, 0.0, 0.0]]
 
 
 def test_confidence_of_instances_is_the_best_one_s_score(save):

@@ -193,17 +193,21 @@ class _Lines:
             self._file.close()
 
 
-def _encode(mask: np.ndarray) -> Row | None:
-    """Returns an (H, W) uint8 mask as COCO's annotation; None for an empty one."""
-    # COCO counts along columns. Pillow turns a mask faster than NumPy copies its transpose.
-    columns = np.asarray(Image.fromarray(mask).transpose(Image.Transpose.TRANSPOSE))
-    encoded = rle.encode(columns.T)
+def _turned(pixels: np.ndarray) -> np.ndarray:
+    """Returns (H, W) uint8 pixels as (W, H), because COCO counts along columns."""
+    # Pillow turns them faster than NumPy copies a transpose.
+    return np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.TRANSPOSE))
+
+
+def _encode(turned: np.ndarray) -> Row | None:
+    """Returns a (W, H) uint8 mask as COCO's annotation; None for an empty one."""
+    encoded = rle.encode(turned.T)
     area = int(rle.area(encoded))
     if not area:
         return None
     counts = encoded["counts"].decode()
     return {
-        "segmentation": {"size": list(mask.shape), "counts": counts},
+        "segmentation": {"size": list(turned.T.shape), "counts": counts},
         "area": area,
         "bbox": rle.toBbox(encoded).tolist(),
         "iscrowd": 0,
@@ -216,14 +220,17 @@ def _instances(
     row["annotations"] = [
         {"category_id": k, "score": score, **encoded}
         for bits, k, score in zip(packed, classes, scores, strict=True)
-        if (encoded := _encode(np.unpackbits(bits, axis=-1, count=width))) is not None
+        if (encoded := _encode(_turned(np.unpackbits(bits, axis=-1, count=width)))) is not None
     ]
 
 
 def _classes(classes: np.ndarray, row: Row) -> None:
-    present = (k for k in np.unique(classes).tolist() if k >= 0)
+    # Two bytes, because there may be more classes than one can hold; none is negative here.
+    low, high = _turned(classes.astype(np.uint8)), _turned((classes >> 8).astype(np.uint8))
+    turned = low.astype(np.uint16) | high.astype(np.uint16) << 8
     row["annotations"] = [
-        {"category_id": k, **(_encode((classes == k).view(np.uint8)) or {})} for k in present
+        {"category_id": k, **(_encode((turned == k).view(np.uint8)) or {})}
+        for k in np.flatnonzero(np.bincount(turned.ravel())).tolist()
     ]
 
 

@@ -18,11 +18,13 @@ def confidence(output: Mapping[str, Any]) -> Tensor:
 
     For classes of pixels (``sem_seg``) it is the largest score's share of the sum of all, which is
     the probability where scores are probabilities. For instances alone it is the score of the best
-    one that covers the pixel, 0 where there is none. Scores that are not finite count as 0.
+    one that covers the pixel, 0 where there is none. It is 0 where a score is not finite.
     """
     if "sem_seg" in output:
-        scores = output["sem_seg"].float().nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
-        return scores.max(0).values / scores.sum(0).clamp(min=1e-12)
+        scores = output["sem_seg"].float()
+        if not scores.amin() >= 0:  # rare, also NaN; a copy is slower than all the rest
+            scores = scores.clamp(min=0)
+        return (scores.amax(0) / scores.sum(0).clamp(min=1e-12)).nan_to_num(0.0)
     instances = output["instances"]
     scores = instances.scores.float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
     best = torch.zeros(instances.image_size, device=scores.device)
