@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import test_stream_eval as plain
 from processes import python_path
+from test_readme import commands, python_blocks
 
 from ttt_video.errors import UserError
 from ttt_video.formats.labels import read_class_map
 from ttt_video.modeling.weights import save_safetensors
-from ttt_video.stream.saving import FORMAT_REGISTRY
+from ttt_video.stream.saving import FORMAT_REGISTRY, format_names
 from ttt_video_cli import call
+from ttt_video_cli.stream import argument_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = str(ROOT / "examples" / "new_format.py")
@@ -40,6 +44,41 @@ def flags(tiny_cfg, tiny_model, tmp_path, monkeypatch):
 def saved(folder: Path) -> list[str]:
     """Files in the folders of formats."""
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*/*/*") if f.is_file())
+
+
+PAGE = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_every_format_and_its_commands_are_right():
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
+    assert rows == list(format_names([",".join(rows)]))
+    assert sorted(rows) == sorted(form.name for _, form in FORMAT_REGISTRY)
+    shown = commands(PAGE)
+    assert len(shown) == 4
+    for command in shown:
+        program, script, *words = shlex.split(command)
+        assert (program, script) == ("python", "tools/stream_eval.py")
+        args = argument_parser().parse(words)
+        assert args.save
+        format_names(args.save)
+
+
+def test_the_code_on_the_page_reads_what_is_saved(flags, tmp_path, monkeypatch, capsys):
+    plain.write_frames(tmp_path / "street", 1)
+    (tmp_path / "street" / "frame8.png").rename(tmp_path / "street" / "000000.png")
+    words = ["--video-dir", str(tmp_path / "street"), "--save", "masks,coco"]
+    call("stream", [*flags, *words])
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "out")
+    (block,) = python_blocks(PAGE)
+    names: dict = {}
+    exec(block, names)
+    assert names["classes"].shape == (plain.HEIGHT, plain.WIDTH)
+    counted = [line.split() for line in capsys.readouterr().out.splitlines()]
+    pixels = {k: int(n) for k, n in (line for line in counted if len(line) == 2) if k.isdigit()}
+    assert pixels == {
+        str(k): int((names["classes"] == k).sum()) for k in np.unique(names["classes"])
+    }
 
 
 def test_formats_have_folders_by_video_and_model(flags, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def savings(cfg: CfgNode, options: Options) -> dict[str, Any]:
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             name = write_video(Path(folder), BLOCK, *size, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-            (source,) = open_videos(cfg, lambda t, name=name: open_dataset(name, t))
+            (source,) = open_videos(cfg, partial(open_dataset, name))
             stream = Stream(NoAdaptation(model), SlidingWindow(1, model.device))
             works = {FROZEN: _block(stream, source, None)}
             for form in sorted(form.name for _, form in FORMAT_REGISTRY):
