@@ -47,7 +47,7 @@ class Cityscapes(Format):
         own = _OWN_NAME.fullmatch(self.place.stems(frame))
         name = own[1] if own else f"{_city(self.place.video_id)}_000000_{frame['frame_index']:06d}"
         path = self.place.folder / f"{name}_pred_labelIds.png"
-        return partial(write_png, path, self.label_ids[label_map(output)], tidy=False)
+        return partial(write_png, path, self.label_ids.take(label_map(output)), tidy=False)
 
 
 def _city(video_id: str) -> str:
