@@ -22,6 +22,7 @@ COMMANDS = {
     "loop": "frames with decoding, scoring and writing, beside a loop that rebuilds everything",
     "constant": "frames of small and large windows, early and late in a video, in turn",
     "attention": "deformable attention by itself, beside a plain reference",
+    "saving": "frozen frames whose predictions are saved, in each format",
     "train": "steps of joint training on synthetic images",
     "all": "predict, step, loop and attention, one after the other",
 }
@@ -39,7 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--steps", type=int, default=3, metavar="N", help="measured")
         command.add_argument("--warmup", type=int, default=1, metavar="N", help="not measured")
-        if name not in ("loop", "constant"):
+        if name not in ("loop", "constant", "saving"):
             command.add_argument(
                 "--batch",
                 type=int,
@@ -50,7 +51,7 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--no-flops", action="store_true", help="count no operations")
         if name in ("predict", "step", "all"):
             command.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: fp32")
-        if name not in ("constant", "train"):
+        if name not in ("constant", "saving", "train"):
             command.add_argument("--no-peers", action="store_true", help="measure ours alone")
         if name in ("loop", "all"):
             command.add_argument("--overlay", action="store_true", help="also write overlay.mp4")
@@ -72,12 +73,14 @@ from costs.constant import constancy
 from costs.environment import environment
 from costs.loop import loops
 from costs.report import report
+from costs.saving import savings
 from detectron2.config import CfgNode
 
 from ttt_video.cli import config_of, run_tool
 from ttt_video.errors import UserError
 from ttt_video.files import make_folder, write_atomically
 
+_ALONE = (("all", "train"), ("all", "saving"))  # what "all" leaves out
 Measure = Callable[[CfgNode, Options], dict[str, Any]]
 
 
@@ -112,13 +115,14 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
         "step": models.steps,
         "train": models.training,
         "attention": attention,
+        "saving": savings,
     }
     if args.command in ("loop", "all"):
         measures["loop"] = partial(loops, overlay=args.overlay)
     if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
     names = [args.command] if args.command != "all" else [n for n in COMMANDS if n in measures]
-    return {name: measures[name] for name in names if (args.command, name) != ("all", "train")}
+    return {name: measures[name] for name in names if (args.command, name) not in _ALONE}
 
 
 def write_json(result: dict[str, Any], file: Path) -> None:

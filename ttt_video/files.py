@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, locks folders, makes names of files, reads JSON."""
+"""Writes files completely or not at all, or behind; locks folders, names files, reads JSON."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ import glob
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
+_QUEUE = 4  # jobs that may wait for the thread of a WriteBehind
 
-def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+
+def write_atomically(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    durable: bool = False,
+    tidy: bool = True,
+) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, then moves it to ``path``.
 
     A process that is killed leaves the old file or the new one, never a part of it. Temporary files
@@ -26,6 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         write: is given the path to write to.
         durable: wait until the new file is on disk before it replaces the old one, so that a power
             cut leaves one of the two, too.
+        tidy: look for the temporary files of dead processes first. This lists the whole folder, so
+            whoever writes thousands of files into one does it once (:func:`remove_leftovers`).
 
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
@@ -33,7 +45,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         try:
-            remove_leftovers(path.parent, path.name)
+            if tidy:
+                remove_leftovers(path.parent, path.name)
             write(part)
             if durable:
                 _flush(part)
@@ -84,6 +97,48 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class WriteBehind:
+    """Runs jobs in a thread of its own, one after the other, while the caller goes on.
+
+    Once a job has failed, none of those after it is run.
+    """
+
+    def __init__(self, name: str) -> None:
+        """``name`` is the thread's."""
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pending: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Queues a job, and waits where too many are queued; raises what went wrong with one."""
+        if len(self._pending) >= _QUEUE:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._run, job))
+
+    def flush(self) -> None:
+        """Waits for all jobs; raises what went wrong with one, every time."""
+        while self._pending:
+            self._pending.popleft().result()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Waits for all jobs and ends the thread, also where one went wrong."""
+        try:
+            self.flush()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, job: Callable[[], object]) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
+            raise
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

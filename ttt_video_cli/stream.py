@@ -64,6 +64,13 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
+    parser.add_argument(
+        "--save",
+        action="append",
+        default=[],
+        metavar="FORMATS",
+        help="predictions as files: masks,coco,cityscapes,kitti_step,confidence,color",
+    )
     add_config_arguments(parser)
     return parser
 
@@ -139,10 +146,13 @@ def run(args: argparse.Namespace) -> None:
         OverlayVideos,
         RunDirectory,
         Settings,
+        Sink,
         StreamEvaluation,
         evaluate_in_parallel,
         load_source_model,
     )
+    from ttt_video.stream.evaluation import check_sinks
+    from ttt_video.stream.saving import SavedPredictions, format_names
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
 
@@ -162,23 +172,31 @@ def run(args: argparse.Namespace) -> None:
         cfg.MODEL.WEIGHTS = args.weights
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
+    formats = format_names(args.save)
     sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    run = RunDirectory(output, resume=args.resume)
-    overlay = []
+    dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()
+    fps = overlay_fps(args.fps, sources[0]) if formats or not args.no_video else DEFAULT_FPS
     if not args.no_video:
-        fps, single = overlay_fps(args.fps, sources[0]), len(sources) == 1
-        overlay = [
-            OverlayVideos(cfg, run.path, fps=fps, single=single, dataset_name=args.dataset or "")
-        ]
+        single = len(sources) == 1
+        sinks.append(OverlayVideos(cfg, folder, fps=fps, single=single, dataset_name=dataset))
+    if formats:
+        sinks.append(
+            SavedPredictions(
+                cfg, folder, formats, fps=fps, compare=args.compare, dataset_name=dataset
+            )
+        )
+    if model is not None:
+        check_sinks(sinks, model)
+    run = RunDirectory(output, resume=args.resume)
     settings = Settings(
         cfg,
         run,
-        dataset_name=args.dataset or "",
+        dataset_name=dataset,
         compare=args.compare,
-        sinks=overlay,
+        sinks=sinks,
         save_every=args.save_every,
         max_frames=args.max_frames,
         register=tuple(args.register),

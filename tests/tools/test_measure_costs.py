@@ -124,6 +124,18 @@ def test_the_loop_beside_a_plain_one(run):
     assert "plain takes" in printed
 
 
+def test_saving_is_measured_beside_the_frozen_frame(run):
+    results, printed = run("saving")
+    (case,) = results["saving"]["cases"]
+    # The tiny config names no data set, so its classes are not known to be Cityscapes'.
+    formats = {"coco", "confidence", "kitti_step", "masks"}
+    assert case["runs"].keys() == {"frozen", *formats}
+    assert case["speedup"].keys() == formats
+    for run_of in case["runs"].values():
+        check_seconds(run_of["seconds"])
+    assert "masks takes" in printed
+
+
 def test_constancy(run):
     results, printed = run("constant", "--windows", "1", "3", "--positions", "2", "4")
     streams = results["constant"]["streams"]

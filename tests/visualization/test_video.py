@@ -202,8 +202,7 @@ def test_a_killed_run_leaves_a_playable_video(tmp_path):
     with VideoWriter(tmp_path / "running.mp4", 5) as video:
         for index in range(200):
             video.write(np.full((48, 64, 3), index, np.uint8))
-        while video._pending:
-            video._pending.popleft().result()
+        video._thread.flush()
         # What the file system holds now is what a kill would leave.
         shutil.copy(video.path, killed)
     images = read(killed)[2]

@@ -90,6 +90,7 @@ class StreamEvaluation:
         self.settings = settings
         self.run, self.cfg = settings.run, settings.cfg
         check_predicted_classes(self.cfg, settings.dataset_name)
+        check_sinks(settings.sinks, model)
         # With a frame budget there is no going on, and a state takes long to write.
         self.save_every = 0 if self.cfg.TTT.FRAME_BUDGET_MS else settings.save_every
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
@@ -156,8 +157,15 @@ class StreamEvaluation:
         sinks = (*self.sinks, *more)
         started: list[Sink] = []
 
+        def end_sink(sink: Sink) -> None:
+            try:
+                sink.end(video)
+            except BaseException:
+                video.complete = False  # its files are not: a resumed run ends the video again
+                raise
+
         def end() -> None:
-            with ending_with(*(partial(sink.end, video) for sink in reversed(started))):
+            with ending_with(*(partial(end_sink, sink) for sink in reversed(started))):
                 pass
 
         with ending_with(end):
@@ -240,6 +248,16 @@ class StreamEvaluation:
         anew = "the run" if self.builds_up else f"video {video_id}"
         logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
+
+
+def check_sinks(sinks: Sequence[Sink], model: nn.Module) -> None:
+    """Tells sinks what the model predicts.
+
+    Raises:
+        UserError: one of them needs something else.
+    """
+    for sink in sinks:
+        sink.check(frozenset(getattr(model, "outputs", ())))
 
 
 def incomplete(settings: Settings, sources: Sequence[FrameSource]) -> list[FrameSource]:

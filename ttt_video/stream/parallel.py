@@ -25,7 +25,7 @@ from ..plugins import run_files
 from ..processes import end_with
 from ..structures import FrameSource
 from .directory import Row
-from .evaluation import StreamEvaluation, incomplete, load_source_model
+from .evaluation import StreamEvaluation, check_sinks, incomplete, load_source_model
 from .run import Settings, recorded
 from .sinks import Results, Sink, VideoRun
 from .summary import process_facts, source_facts
@@ -102,6 +102,7 @@ def evaluate_in_parallel(
     with closing(settings.run):
         cpu = _on(cfg, "cpu")
         model = load_source_model(cpu)
+        check_sinks(settings.sinks, model)
         facts, offline = source_facts(model), build_adapter(cpu, model).offline
         del model  # each worker has its own
         team = _Team(settings, num_workers)

@@ -129,6 +129,8 @@ def _claim(
         "--compare": settings.compare,
         "--no-video": not video,
     }
+    for sink in settings.sinks:
+        flags.update(sink.flags)
     # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on
     # how many were to come, or on how many the videos before them had.
     if offline or cfg.TTT.FRAME_ORDER == "shuffled" or cfg.TTT.RESET == "never":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,7 @@ class Results:
 class Sink:
     """Takes what streams give. A run calls each of its sinks like this::
 
+        sink.check(model.outputs)    # once, before the first video
         sink.load(state)             # only where an interrupted video goes on: what save() gave
         sink.start(video)            # video.done of its frames were written before
         for results in streams:
@@ -77,9 +79,18 @@ class Sink:
     Attributes:
         measures: whether it would not be there without a measurement of the stream, so that a frame
             budget does not pay for it.
+        flags: what a user asked for, by flag; a run goes on only with the same.
     """
 
     measures: ClassVar[bool] = False
+    flags: Mapping[str, Any] = MappingProxyType({})
+
+    def check(self, outputs: frozenset[str]) -> None:
+        """Is told the outputs of the model before the first video.
+
+        Raises:
+            UserError: the sink cannot do with them what it is for.
+        """
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..files import ffmpeg_name, write_atomically, writing
+from ..files import WriteBehind, ffmpeg_name, write_atomically, writing
 from .overlay import BACKGROUND, resize
 
 MIN_FPS, MAX_FPS = 1e-4, 1e5
 """Frames per second that an MP4 can have: a slower one's times overflow in FFmpeg."""
 
-_QUEUE = 4  # frames that may wait for the encoder
 # One thread of x264, and so no slices: no race and no number of cores decides the bytes. On two
 # idle cores four threads are no faster (ms per frame, one and four threads, best of four: 5.6 and
 # 6.1 at 1242x375, 26 and 27 at 2048x1024); where other processes keep both busy, they get a larger
@@ -82,8 +80,7 @@ class VideoWriter:
         self._part = part
         self._crf = crf
         self._max_side = max_side
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video")
-        self._pending: deque[Future[None]] = deque()
+        self._thread = WriteBehind("video")
         self._container: av.container.OutputContainer | None = None
         self._size = (0, 0)
         self._encoded = 0
@@ -100,9 +97,7 @@ class VideoWriter:
         if isinstance(image, np.ndarray):
             _check(image)
             image = image.copy()  # the caller may draw the next frame into the same array
-        if len(self._pending) >= _QUEUE:
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._encode, image))
+        self._thread.submit(partial(self._encode, image))
         self.num_frames += 1
 
     def close(self) -> None:
@@ -111,10 +106,8 @@ class VideoWriter:
             return
         self._closed = True
         try:
-            while self._pending:
-                self._pending.popleft().result()
+            self._thread.close()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
             if self._container is not None:
                 try:
                     self._mux(None)

@@ -1,0 +1,118 @@
+"""Writes predictions while they are made, in any of the formats of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ...errors import UserError, ending_with, suggestion
+from ...files import WriteBehind, file_stem, make_folder, remove_leftovers
+from ..sinks import Results, Sink, VideoRun
+from .base import FORMAT_REGISTRY, Format, Place, Predicted, Stems
+
+
+def format_names(asked: Iterable[str]) -> tuple[str, ...]:
+    """Returns the formats that flags ask for, each once: ["masks,coco", "color"] are three.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    known = _formats()
+    names = [name.strip() for words in asked for name in words.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--save {name}: no such format; {suggestion(name, known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _formats() -> dict[str, type[Format]]:
+    return {form.name: form for _, form in FORMAT_REGISTRY}
+
+
+class SavedPredictions(Sink):
+    """Writes each prediction to ``FORMAT/VIDEO/``, that of the frozen model to ``FORMAT_frozen/``.
+
+    Files are encoded and written in one thread beside the loop, and all are on disk when a state is
+    saved. A run that goes on writes the frames after the state again, with the same bytes.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        fps: float,
+        compare: bool = False,
+        dataset_name: str = "",
+    ) -> None:
+        """
+        Args:
+            cfg: resolved.
+            folder: of the run.
+            names: of formats; see :func:`format_names`.
+            fps: frames per second of video files.
+            compare: there is a frozen model, whose predictions are saved, too.
+            dataset_name: of the videos; "" for others.
+        """
+        # Names, not objects: a worker knows the formats of --register only after it has this.
+        self.cfg, self.folder, self.names = cfg, folder, tuple(names)
+        self.fps, self.dataset_name = fps, dataset_name
+        self.models = ("adapted", "frozen") if compare else ("adapted",)
+        self.flags = {"--save": ",".join(sorted(self.names))}
+        self.outputs: frozenset[str] = frozenset()
+        self._state: dict[str, Any] = {}
+
+    def check(self, outputs: frozenset[str]) -> None:
+        """Refuses a model that cannot give what is asked for."""
+        self.outputs = outputs
+        self._build()
+
+    def _build(self) -> dict[tuple[str, str], Format]:
+        """Makes the formats, by folder name and model."""
+        predicted = Predicted.of(self.cfg, self.outputs, self.dataset_name, self.fps)
+        return {
+            (name if model == "adapted" else f"{name}_{model}", model): _formats()[name](predicted)
+            for name in self.names
+            for model in self.models
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on after what is written."""
+        self._state = dict(state)
+
+    def start(self, video: VideoRun) -> None:
+        """Makes the folders, or goes on in them.
+
+        Raises:
+            UserError: a folder cannot be made, or a file that is needed to go on is gone.
+        """
+        self.formats = self._build()
+        stems = Stems(video.source)
+        for (name, _), form in self.formats.items():
+            folder = self.folder / name / file_stem(video.video_id)
+            make_folder(folder, "folder")
+            remove_leftovers(folder)
+            state = self._state[name] if video.done else {}
+            form.start(Place(video.video_id, stems, folder, video.folder, name, video.done, state))
+        self._thread = WriteBehind("saving")
+
+    def write(self, results: Results) -> None:
+        """Hands one frame to all formats."""
+        for (_, model), form in self.formats.items():
+            result = results.adapted if model == "adapted" else results.frozen
+            assert result is not None
+            self._thread.submit(form.frame(result.frame, result.output))
+
+    def save(self) -> dict[str, Any]:
+        """Returns the states of all formats, once all files are written."""
+        self._thread.flush()
+        return {name: form.save() for (name, _), form in self.formats.items()}
+
+    def end(self, video: VideoRun) -> None:
+        """Ends all formats."""
+        with ending_with(*(form.end for form in self.formats.values())):
+            self._thread.close()

@@ -1,0 +1,77 @@
+"""A video file that grows in parts, so that it survives a kill and is the same file after one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..visualization.video import VideoWriter, check_part, join_videos
+
+
+class VideoParts:
+    """Encodes the frames of one video. Parts are finished one after the other by :meth:`save` and
+    joined at last without encoding again, so a video that was interrupted and went on at a cut is
+    the same file as any other.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fps: float,
+        folder: Path,
+        name: str,
+        *,
+        done: int = 0,
+        parts: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            path: the file, which :meth:`end` writes.
+            fps: frames per second.
+            folder: of the parts; made with the first one.
+            name: what the parts' names begin with.
+            done: frames that are in ``parts``.
+            parts: what :meth:`save` returned, where an interrupted video goes on.
+
+        Raises:
+            UserError: one of the parts is missing or damaged.
+        """
+        self.path, self.fps, self.folder, self.name = path, fps, folder, name
+        self.frames, self.parts = done, list(parts)
+        for part in self.parts:
+            _check(folder, part)
+        self._writer: VideoWriter | None = None
+
+    def write(self, image: np.ndarray | Callable[[], np.ndarray]) -> None:
+        """Adds a frame, (H, W, 3) uint8 RGB or what draws it in the encoder's thread."""
+        if self._writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"{self.name}-{self.frames:08d}.mp4"
+            self._writer = VideoWriter(self.folder / name, self.fps, part=True)
+        self._writer.write(image)
+        self.frames += 1
+
+    def save(self) -> list[str]:
+        """Finishes the current part; returns the names of all."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+            self.parts.append(writer.path.name)
+        return list(self.parts)
+
+    def end(self) -> None:
+        """Writes the video file of what there is."""
+        if self.save():
+            join_videos([self.folder / name for name in self.parts], self.path, self.fps)
+
+
+def _check(folder: Path, part: str) -> None:
+    try:
+        check_part(folder / part)
+    except UserError as error:
+        raise UserError(
+            f"{error}: put it back, or remove {folder} to start the video anew"
+        ) from error
