@@ -148,7 +148,9 @@ class AdaptableModelContract(ModelContract):
     @torch.no_grad()
     def test_the_loss_of_a_batch_is_the_mean_of_its_samples(self, model):
         masks = [model.masks.draw(*self.size, seeded(seed)) for seed in range(2)]
-        samples = [{"image": image(*self.size, i), "image_mask": mask} for i, mask in enumerate(masks)]
+        samples = [
+            {"image": image(*self.size, i), "image_mask": mask} for i, mask in enumerate(masks)
+        ]
         alone = [sum(model.reconstruction_losses([x]).values()) for x in samples]
         together = sum(model.reconstruction_losses(samples).values())
         torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)

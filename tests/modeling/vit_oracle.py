@@ -62,9 +62,9 @@ def _theirs(name: str, known: Mapping[str, Tensor]) -> list[str]:
 
 
 def hugging_face(
-    model: ViTMAE, *, weights: bool = True, mask_ratio: float = 0.75, norm_pix_loss: bool = True
+    model: ViTMAE, *, mask_ratio: float = 0.75, norm_pix_loss: bool = True
 ) -> nn.Module:
-    """Builds it offline, of the model's sizes and dtype, with its weights or initial ones."""
+    """Builds it offline, of the model's sizes and dtype and with its weights."""
     library = pytest.importorskip("transformers", reason="the oracle is in the test extra")
     encoder, decoder = model.blocks[0], model.decoder_blocks[0]
     config = library.ViTMAEConfig(
@@ -83,8 +83,6 @@ def hugging_face(
         norm_pix_loss=norm_pix_loss,
     )
     theirs = library.ViTMAEForPreTraining(config).eval().to(model.pos_embed.dtype)
-    if not weights:
-        return theirs
     known = theirs.state_dict()
     given = {}
     for name, value in model.state_dict().items():
