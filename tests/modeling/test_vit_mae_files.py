@@ -224,7 +224,7 @@ def test_training_starts_from_an_encoder_without_decoder(tmp_path):
     checkpointer = TTTCheckpointer(model, str(tmp_path))
     checkpointer.resume_or_load(mae)
     assert sorted(checkpointer.report.loaded) == sorted(of(first, "f"))
-    assert {name for name in checkpointer.report.new} == set(of(model, "g", "h"))
+    assert set(checkpointer.report.new) == set(of(model, "g", "h"))
 
 
 def test_a_file_without_the_head_that_is_asked_for_is_one_line(tmp_path):
