@@ -212,3 +212,13 @@ def test_a_search_needs_layers_of_the_head_to_compare():
     model = copy.deepcopy(built(*linear))
     with pytest.raises(UserError, match="the head has no normalisation layers"):
         adapter_of(model, *linear, method="online_ttt_mae_line_search")
+
+
+def test_a_step_of_bf16_is_that_of_fp32_but_for_rounding():
+    frame = {"image": image(VIT_SIDE, VIT_SIDE), "video_id": "a", "frame_index": 0}
+    losses = []
+    for precision in ("fp32", "bf16"):
+        adapter = adapter_of(copy.deepcopy(built()), "TTT.PRECISION", precision)
+        losses.append(adapter.take_steps(1, window_of(frame), seeded())["loss_recon"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

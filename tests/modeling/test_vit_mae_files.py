@@ -236,6 +236,18 @@ def test_a_file_without_the_head_that_is_asked_for_is_one_line(tmp_path):
         loaded(mae)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_other_classes_is_one_line_and_may_be_trained_anew(head, tmp_path):
+    kind = ("MODEL.VIT_MAE.HEAD", head)
+    file = write(tmp_path / "all.pth", build(*kind).state_dict())
+    seven = (*kind, "MODEL.VIT_MAE.NUM_CLASSES", "7")
+    with pytest.raises(UserError, match=r"of 5 classes, the model of 7: set .*NUM_CLASSES 5, or"):
+        loaded(file, *seven)
+    checkpointer = TTTCheckpointer(build(*seven), str(tmp_path), new_classes=True)
+    checkpointer.resume_or_load(file)
+    assert len(checkpointer.report.mismatched) == 2
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("trapped",)
