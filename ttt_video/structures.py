@@ -61,7 +61,7 @@ class FrameSource(Protocol):
 
     @property
     def num_frames(self) -> int | None:
-        """Frames to expect, such as a progress bar's total; None where nobody knows (a webcam).
+        """Frames to expect, such as a progress bar's total; None where nobody knows (a camera).
 
         Frames that turn out to be unreadable lower it.
         """
@@ -70,6 +70,11 @@ class FrameSource(Protocol):
     @property
     def fps(self) -> float | None:
         """Frame rate in 1/s; None where nobody knows."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come as time goes by, so that none can be seen twice (a camera)."""
         ...
 
     @property

@@ -14,7 +14,7 @@ from ..adaptation import Adapter, SlidingWindow, build_adapter
 from ..config import DEFAULT_STREAM_CONFIG, check_device, load_config
 from ..data.pictures import Picture, PictureFrames, PictureVideo
 from ..errors import UserError
-from ..structures import Frame, video_seed
+from ..structures import Frame, FrameSource, video_seed
 from .budget import BudgetedStream
 from .clock import Clock
 from .results import FrameResult
@@ -134,7 +134,7 @@ class Stream:
         if self.reset != "never":
             self.forget()
         if self.adapter.offline:
-            if video is None or isinstance(video, Iterator):
+            if video is None or isinstance(video, Iterator) or _is_live(video):
                 raise UserError(
                     "an offline method needs the whole video before its first prediction: give a "
                     "folder, a video file or a data set, not a live stream"
@@ -237,3 +237,7 @@ class Stream:
         self.generator.set_state(state["generator"].cpu())
         self.window.load_state_dict(state["window"])
         self.adapter.load_state_dict(state["adapter"])
+
+
+def _is_live(video: Iterable[Frame | Picture]) -> bool:
+    return isinstance(video, FrameSource) and video.live
