@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from live_servers import HEIGHT, WIDTH, sending, transport_stream
 
-from ttt_video.data import live_sources
-from ttt_video.data.live_sources import NetworkStream, public_name
+from ttt_video.data import captures, live_sources
+from ttt_video.data.captures import NetworkStream, public_name
 from ttt_video.data.ordering import FirstFrames, ShuffledFrames
 from ttt_video.data.sources import FrameTransform, LiveSource, open_live
 from ttt_video.errors import UserError
@@ -66,7 +66,7 @@ def test_a_stream_that_breaks_comes_back_without_a_lost_picture(caplog):
 
 
 def test_a_stream_that_stalls_is_opened_again(monkeypatch, caplog):
-    monkeypatch.setattr(live_sources, "SILENCE", 0.3)
+    monkeypatch.setattr(captures, "SILENCE", 0.3)
     with sending(transport_stream(0, 30), transport_stream(30, 30), hold=True) as url:
         indices = [frame["frame_index"] for frame in islice(LiveSource(url, KEEP), 50)]
     assert indices == [*range(50)]
@@ -75,7 +75,7 @@ def test_a_stream_that_stalls_is_opened_again(monkeypatch, caplog):
 
 
 def test_a_stream_that_cannot_be_opened_at_first_is_refused(monkeypatch):
-    monkeypatch.setattr(live_sources, "SILENCE", 0.3)
+    monkeypatch.setattr(captures, "SILENCE", 0.3)
     with (
         sending(b"", hold=True) as url,
         pytest.raises(UserError, match=rf"nothing came from {url} for 0\.3 seconds"),
