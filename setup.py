@@ -63,7 +63,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # SSD's colour jitter (the Cityscapes trainings), webcams, Cityscapes' polygons, pictures of
+        # SSD's colour jitter (the Cityscapes trainings), cameras, Cityscapes' polygons, pictures of
         # labels. Several wheels provide the same `cv2` and break each other: take this one only
         # where there is none. Newer ones ask for numpy 2, which PyPI's copy of detectron2 refuses.
         "opencv": ["opencv-python-headless>=4.6,<4.12"],

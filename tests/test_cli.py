@@ -24,7 +24,7 @@ from ttt_video.config import (
 from ttt_video.errors import UserError, suggestion
 from ttt_video.plugins import run_files
 from ttt_video.shipped import config_dir
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 
 SHIPPED = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 FRAGMENTS = ("presets", "methods.yaml", "sweeps")  # merged on top of a config, or no config

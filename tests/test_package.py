@@ -188,7 +188,7 @@ from detectron2.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY)
 from ttt_video.config import load_config
 from ttt_video.stream import Stream
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 
 opts = ["MODEL.DEVICE", "cpu", "TTT.BATCH_SIZE", "1", "INPUT.MIN_SIZE_TEST", "32"]
 cfg = load_config("quick/stream_world.yaml", opts=opts)

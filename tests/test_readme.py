@@ -67,11 +67,22 @@ def test_ci_runs_the_commands_for_a_fresh_machine() -> None:
     assert {f"step {command}" for command in make} <= {step.strip() for step in steps}
 
 
-@pytest.mark.parametrize("block", python_blocks(README))
-def test_python_block_runs_anywhere(block: str, tmp_path: Path, monkeypatch) -> None:
+STREAM, PROJECT = python_blocks(README)
+
+
+def test_frames_of_a_program_are_streamed(tmp_path: Path, monkeypatch, capsys) -> None:
+    write_street(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(STREAM, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["(64, 96)"] * 3
+    assert all(float(line.partition(" ")[0]) > 0 for line in lines)
+
+
+def test_the_lines_for_a_project_run_anywhere(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(block, names)
+    exec(PROJECT, names)
     assert names["model"].device.type == "cpu"
 
 
@@ -86,12 +97,24 @@ def test_detectron2s_own_trainer_takes_a_shipped_training_with_the_lines_shown(
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="full_model"):
         DefaultTrainer.build_optimizer(cfg, model)
-    (block,) = python_blocks(README)
-    lines = block.partition("`DefaultTrainer`")[2].partition("\n")[2]
+    lines = PROJECT.partition("`DefaultTrainer`")[2].partition("\n")[2]
     exec(lines, {"cfg": cfg})
     optimizer = DefaultTrainer.build_optimizer(cfg, model)
     DefaultTrainer.build_lr_scheduler(cfg, optimizer)
     assert cfg.MODEL.MASK_ON  # else detectron2's mapper drops the masks
+
+
+def write_street(folder: Path) -> np.ndarray:
+    """Writes street.mp4; returns its frames before they were compressed."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    with av.open(str(folder / "street.mp4"), "w") as video:
+        stream = video.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for image in images:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        video.mux(stream.encode())
+    return images
 
 
 @pytest.fixture
@@ -101,15 +124,8 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     frames = tmp_path / "frames"
     frames.mkdir()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
-    with av.open(str(tmp_path / "street.mp4"), "w") as video:
-        stream = video.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for index, image in enumerate(images):
-            Image.fromarray(image).save(frames / f"{index:06d}.png")
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        video.mux(stream.encode())
+    for index, image in enumerate(write_street(tmp_path)):
+        Image.fromarray(image).save(frames / f"{index:06d}.png")
     return tmp_path
 
 

@@ -4,6 +4,8 @@ Importing this package registers names - the model's parts in detectron2's regis
 its catalogs, ``ttt_video://`` in its path manager - and does nothing else.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from detectron2.utils.file_io import PathManager
 
 from . import shipped
@@ -16,7 +18,19 @@ from .modeling import MaskFormerTTT
 from .version import __version__
 from .world.datasets import register_world_stills
 
-__all__ = ["MaskFormerTTT", "__version__", "add_ttt_config", "get_cfg"]
+if TYPE_CHECKING:
+    from .stream import Stream
+
+__all__ = ["MaskFormerTTT", "Stream", "__version__", "add_ttt_config", "get_cfg"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``Stream`` when it is first asked for: it brings PyAV."""
+    if name == "Stream":
+        from .stream import Stream
+
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register_all() -> None:

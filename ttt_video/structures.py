@@ -1,10 +1,9 @@
-"""What crosses the package's boundaries: a frame, a source of frames, a frame's result, seeds."""
+"""What crosses the package's boundaries: a frame, a source of frames, seeds."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -62,7 +61,7 @@ class FrameSource(Protocol):
 
     @property
     def num_frames(self) -> int | None:
-        """Frames to expect, such as a progress bar's total; None where nobody knows (a webcam).
+        """Frames to expect, such as a progress bar's total; None where nobody knows (a camera).
 
         Frames that turn out to be unreadable lower it.
         """
@@ -71,6 +70,11 @@ class FrameSource(Protocol):
     @property
     def fps(self) -> float | None:
         """Frame rate in 1/s; None where nobody knows."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come as time goes by, so that none can be seen twice (a camera)."""
         ...
 
     @property
@@ -90,30 +94,6 @@ class FrameSource(Protocol):
         None for a source without files, such as a camera.
         """
         ...
-
-
-@dataclass
-class FrameResult:
-    """What a stream made of one frame.
-
-    Attributes:
-        frame: the frame, labels included, for evaluators.
-        output: detectron2's outputs, by the weights after this frame's update unless
-            ``TTT.PREDICT`` is "before".
-        record: scalars of the update, such as ``loss_recon``; empty for a frame without one. With a
-            frame budget also those of :class:`ttt_video.stream.BudgetedStream`.
-        adapt_seconds: wall time of the update; that of a video's first frame includes what an
-            offline method spent on the video before.
-        predict_seconds: wall time of the prediction.
-        ready_seconds: wall time from taking up the frame to its prediction.
-    """
-
-    frame: Any
-    output: Mapping[str, Any]
-    record: dict[str, float] = field(default_factory=dict)
-    adapt_seconds: float = 0.0
-    predict_seconds: float = 0.0
-    ready_seconds: float = 0.0
 
 
 def video_seed(seed: int, video_id: str) -> int:

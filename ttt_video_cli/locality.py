@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.files import make_folder, write_atomically
     from ttt_video.locality import estimate_locality, labelled_samples, measure_gradients
     from ttt_video.report.locality_figures import locality_table, plot_locality
-    from ttt_video.stream.evaluation import load_source_model
+    from ttt_video.stream import load_source_model
 
     for flag, values in {
         "--max-frames": [args.max_frames],

@@ -2,6 +2,7 @@
 
 %(prog)s --video street.mp4 --compare --output output/street
 %(prog)s --video-dir frames/ --method none
+%(prog)s --camera 0 --latest
 """
 
 from __future__ import annotations
@@ -20,19 +21,38 @@ if TYPE_CHECKING:
     from ttt_video.stream.directory import Row
     from ttt_video.structures import FrameSource
 
+VIDEOS = ("video_dir", "video", "dataset", "camera", "source")  # flags, one of which is given
+
 DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
 
 
 class StreamParser(ToolParser):
     """Asks for a video, and says so where one stands without its flag."""
 
+    def _check_live(self, args: argparse.Namespace) -> None:
+        live = args.camera is not None or args.source is not None
+        for flag, given in (("--latest", args.latest), ("--duration", args.duration is not None)):
+            if given and not live:
+                self.error(f"{flag} is for --camera and --source")
+        if args.duration is not None and not args.duration > 0:
+            self.error(f"--duration is {args.duration:g}; give a number of seconds")
+        if live and args.resume:
+            self.error(
+                "--resume goes on with videos that can be read again, and not with a live source: "
+                "choose another --output"
+            )
+
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses the arguments; exactly one flag must name videos."""
         args = super().parse(argv)
-        if (args.video_dir, args.video, args.dataset) == (None, None, None):
+        self._check_live(args)
+        if all(getattr(args, name) is None for name in VIDEOS):
             lone = args.opts[0] if args.opts else ""
             said = f"; {lone!r} stands where KEY VALUE overrides do" if lone else ""
-            self.error(f"no video: give --video FILE, --video-dir DIR or --dataset NAME{said}")
+            self.error(
+                f"no video: give --video FILE, --video-dir DIR, --dataset NAME, "
+                f"--camera N or --source URL{said}"
+            )
         return args
 
 
@@ -43,6 +63,14 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     source.add_argument("--video-dir", metavar="DIR", help="a folder of frames, or of such folders")
     source.add_argument("--video", metavar="FILE", help="a video file")
     source.add_argument("--dataset", metavar="NAME", help="a registered video data set")
+    source.add_argument("--camera", metavar="N", help="a camera of this machine, such as 0")
+    source.add_argument(
+        "--source", metavar="URL", help="a network stream, or a text file with one on each line"
+    )
+    parser.add_argument(
+        "--latest", action="store_true", help="drop what a live source sends while the model works"
+    )
+    parser.add_argument("--duration", type=float, metavar="S", help="seconds of a live source")
     parser.add_argument("--weights", metavar="FILE", help="source weights; overrides MODEL.WEIGHTS")
     parser.add_argument(
         "--method", metavar="NAME", help="adaptation method: " + ", ".join(method_names())
@@ -77,8 +105,11 @@ def argument_parser(prog: str | None = None) -> ToolParser:
 
 def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[FrameSource]:
     """The videos that the flags name."""
-    from ttt_video.data.sources import open_dataset, open_folder, open_video
+    from ttt_video.data.sources import open_dataset, open_folder, open_live, open_video
 
+    live = args.source if args.camera is None else args.camera
+    if live is not None:
+        return open_live(live, transform, latest=args.latest, seconds=args.duration)
     if args.video_dir is not None:
         return open_folder(args.video_dir, transform, on_bad_frame=args.on_bad_frame)
     if args.video is not None:
@@ -175,6 +206,9 @@ def run(args: argparse.Namespace) -> None:
     formats = format_names(args.save)
     sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
+    if any(source.live for source in sources):
+        args.save_every = 0  # there is nothing to go on from
+        args.workers = max(args.workers, len(sources))  # none ends, so they run at once
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()

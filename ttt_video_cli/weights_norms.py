@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.errors import UserError
     from ttt_video.formats.images import FrameTransform
     from ttt_video.modeling.weights import save_safetensors
-    from ttt_video.stream.evaluation import load_source_model
+    from ttt_video.stream import load_source_model
 
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")

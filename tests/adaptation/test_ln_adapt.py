@@ -21,7 +21,7 @@ from ttt_video.adaptation.norm_statistics import (
 from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import read_checkpoint
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 
 
 def seeded() -> torch.Generator:

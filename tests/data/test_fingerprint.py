@@ -13,7 +13,7 @@ from ttt_video.data.fingerprint import (
     fingerprint_file,
     fingerprint_records,
 )
-from ttt_video.data.sources import DatasetSource, FolderSource, FrameTransform, WebcamSource
+from ttt_video.data.sources import DatasetSource, FolderSource, FrameTransform
 
 KEEP = FrameTransform(min_size=0)
 
@@ -128,7 +128,6 @@ def test_a_video_file_is_known_by_size_and_samples(tmp_path):
 
 
 def test_what_has_no_file_is_not_known(tmp_path):
-    assert WebcamSource(0, KEEP).fingerprint() is None
     assert fingerprint_file("rtsp://camera/stream") is None
     os.mkfifo(tmp_path / "fifo")
     assert fingerprint_file(tmp_path / "fifo") is None

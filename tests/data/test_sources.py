@@ -32,7 +32,6 @@ from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,
     VideoFileSource,
-    WebcamSource,
     open_dataset,
     open_folder,
     open_video,
@@ -82,7 +81,7 @@ def pixels(frame) -> np.ndarray:
 
 
 def background_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("frames", "webcam"))]
+    return [t.name for t in threading.enumerate() if t.name.startswith("frames")]
 
 
 # --- natural order -------------------------------------------------------------------------------
@@ -847,77 +846,3 @@ def test_packets_that_do_not_decode(tmp_path, monkeypatch):
     source.on_bad_frame = "skip"
     assert [frame["frame_index"] for frame in source] == [0, 1, 2, 4, 5, 6, 7]
     assert source.skipped == [f"{path}#3"]
-
-
-# --- webcams -------------------------------------------------------------------------------------
-
-
-class FakeCamera:
-    """cv2.VideoCapture's four methods; picture number i has the value i everywhere, in blue."""
-
-    def __init__(self, device, count=5, opened=True):
-        self.device, self.count, self.opened = device, count, opened
-        self.taken = 0
-        self.released = threading.Event()
-
-    def isOpened(self):
-        return self.opened
-
-    def read(self):
-        if self.taken == self.count:
-            return False, None
-        bgr = np.zeros((6, 8, 3), np.uint8)
-        bgr[:, :, 0] = self.taken % 256
-        self.taken += 1
-        return True, bgr
-
-    def release(self):
-        self.released.set()
-
-
-def use_camera(monkeypatch, **settings):
-    cv2 = pytest.importorskip("cv2")
-    cameras = []
-
-    def capture(device):
-        cameras.append(FakeCamera(device, **settings))
-        return cameras[-1]
-
-    monkeypatch.setattr(cv2, "VideoCapture", capture)
-    return cameras
-
-
-def test_webcam_gives_the_newest_picture_and_ends_with_the_camera(monkeypatch):
-    cameras = use_camera(monkeypatch, count=200)
-    source = WebcamSource("0", KEEP)
-    assert isinstance(source, FrameSource)
-    assert source.num_frames is None
-    frames = []
-    for frame in source:
-        frames.append(frame)
-        time.sleep(0.01)
-    indices = [frame["frame_index"] for frame in frames]
-    assert indices == sorted(set(indices))
-    assert indices[-1] == 199  # the last one is not lost
-    assert len(indices) < 200  # a busy consumer misses some
-    assert all(int(frame["image"][2, 0, 0]) == frame["frame_index"] for frame in frames)
-    assert cameras[0].device == 0
-    assert frames[0]["file_name"] == f"0#{indices[0]}"
-    assert cameras[0].released.wait(timeout=10)
-    assert not background_threads()
-
-
-def test_webcam_stops_when_its_consumer_does(monkeypatch):
-    cameras = use_camera(monkeypatch, count=-1)
-    for _ in WebcamSource("rtsp://127.0.0.1/street", KEEP):
-        break
-    assert cameras[0].device == "rtsp://127.0.0.1/street"
-    assert cameras[0].released.wait(timeout=10)
-    assert not background_threads()
-
-
-def test_webcam_that_is_not_there(monkeypatch):
-    cameras = use_camera(monkeypatch, opened=False)
-    with pytest.raises(UserError, match="cannot open camera or stream 7"):
-        next(iter(WebcamSource(7, KEEP)))
-    assert cameras[0].released.is_set()

@@ -7,10 +7,8 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import struct
 import threading
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ttt_video.data import pipe, video_sources
-from ttt_video.data.sources import FrameTransform, VideoFileSource, WebcamSource
+from ttt_video.data import pipe
+from ttt_video.data.sources import FrameTransform, VideoFileSource
 from ttt_video.errors import UserError
 
 KEEP = FrameTransform(min_size=0)
@@ -235,7 +233,7 @@ def test_any_file_name_is_read(tmp_path, name, monkeypatch):
         assert frame["file_name"].encode().endswith(text)
 
 
-# --- pipes and networks --------------------------------------------------------------------------
+# --- pipes --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -336,115 +334,13 @@ def test_an_interrupt_of_the_consumer_ends_the_wait_for_a_pipe(tmp_path, fifo):
     thread.join(timeout=10)
 
 
-@pytest.mark.parametrize("sent", ["nothing", "half"])
-def test_a_silent_network_stream_is_an_error(tmp_path, monkeypatch, sent):
-    monkeypatch.setattr(video_sources, "SILENCE", 0.3)
-    content = write_video(tmp_path / "clip.mkv", 400).read_bytes() if sent == "half" else b""
-    done = threading.Event()
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        for _ in range(2):
-            connection, _address = server.accept()
-            connections.append(connection)
-            with suppress(OSError):  # the reader has gone
-                connection.sendall(content[: len(content) * 9 // 10])
-
-    connections: list[socket.socket] = []
-    threading.Thread(target=serve, daemon=True).start()
-    url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-    with pytest.raises(UserError, match=rf"nothing came from {url} for 0\.3 seconds"):  # noqa: PT012
-        source = VideoFileSource(url, KEEP)
-        assert source.num_frames is None
-        for _ in source:
-            done.set()
-    assert done.is_set() == (sent == "half")
-    for opened in (server, *connections):
-        opened.close()
-
-
-def test_a_url_is_not_taken_for_a_file_that_is_missing():
-    with pytest.raises(UserError, match=r"no such video file: .*gone:1\.mp4"):
+@pytest.mark.parametrize(
+    ("path", "flag"), [("rtsp://camera/1", "--source for a URL"), ("0", "--camera for a camera")]
+)
+def test_what_is_no_file_has_a_flag_of_its_own(path, flag):
+    with pytest.raises(UserError, match=f"no such video file: {path}; use {flag}"):
+        VideoFileSource(path, KEEP)
+    with pytest.raises(UserError, match=r"no such video file: gone:1\.mp4$"):
         VideoFileSource("gone:1.mp4", KEEP)
-    with pytest.raises(UserError, match="nosuch://x is not a video that FFmpeg can read"):
-        VideoFileSource("nosuch://x", KEEP)
-
-
-def test_file_names_for_opencv(tmp_path, monkeypatch):
-    pytest.importorskip("cv2")
-    monkeypatch.chdir(tmp_path)
-    write_video(tmp_path / "plain.avi").rename("a:b.avi")
-    frames = list(WebcamSource("a:b.avi", KEEP))
-    assert frames[-1]["frame_index"] == 3
-    with pytest.raises(UserError, match=r"OpenCV takes no name that is no UTF-8: caf\\xe9\.avi"):
-        list(WebcamSource(os.fsdecode(b"caf\xe9.avi"), KEEP))
-
-
-def test_waiting_for_a_camera_is_told(monkeypatch):
-    cv2 = pytest.importorskip("cv2")
-    said = threading.Event()
-
-    class Camera:
-        def __init__(self, device):
-            pass
-
-        def isOpened(self):
-            return True
-
-        def read(self):
-            return not said.wait(timeout=30), None
-
-        def release(self):
-            pass
-
-    monkeypatch.setattr(video_sources, "PATIENCE", 0.05)
-    monkeypatch.setattr(video_sources.logger, "warning", lambda *_: said.set())
-    monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    with pytest.raises(UserError, match="webcam 0 has no readable frame"):
-        list(WebcamSource(0, KEEP))
-    assert said.is_set()
-
-
-# --- cameras -------------------------------------------------------------------------------------
-
-
-def test_frames_say_how_many_pictures_were_dropped_before(monkeypatch):
-    cv2 = pytest.importorskip("cv2")
-    allowed, taken = threading.Semaphore(0), threading.Semaphore(0)
-
-    class Camera:
-        number = 0
-
-        def __init__(self, device):
-            pass
-
-        def isOpened(self):
-            return True
-
-        def read(self):
-            taken.release()  # the picture before has been handed on
-            allowed.acquire(timeout=30)
-            self.number += 1
-            return self.number <= 8, np.zeros((4, 4, 3), np.uint8)
-
-        def release(self):
-            pass
-
-    def let(count: int) -> None:
-        for _ in range(count):
-            allowed.release()
-            taken.acquire(timeout=30)
-
-    monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    frames = iter(WebcamSource(0, KEEP))
-    allowed.release()
-    seen = [next(frames)]
-    for _ in range(2):
-        taken.acquire(timeout=30)
-    for burst in (1, 4, 2):
-        let(burst)
-        seen.append(next(frames))
-    allowed.release(10)
-    assert list(frames) == []
-    assert [frame["frame_index"] for frame in seen] == [0, 1, 5, 7]
-    assert [frame["dropped"] for frame in seen] == [0, 0, 3, 1]
+    with pytest.raises(UserError, match="/dev/null is a device, not a video file: use --camera"):
+        VideoFileSource("/dev/null", KEEP)

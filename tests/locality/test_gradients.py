@@ -13,7 +13,7 @@ from ttt_video.adaptation import build_adapter
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.locality import measure_gradients
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 from ttt_video.structures import video_seed
 from ttt_video_cli import call
 

@@ -16,8 +16,7 @@ from ttt_video.adaptation.base import build_adapter
 from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
-from ttt_video.stream import Stream
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import Stream, load_source_model
 
 TINY = {
     "deeplab_v3_plus": [

@@ -21,7 +21,7 @@ from ttt_video.modeling.checkpointer import TTTCheckpointer
 from ttt_video.modeling.interface import prefixes
 from ttt_video.modeling.vit_mae import ViTMAE
 from ttt_video.modeling.weights import load_weights, read_checkpoint
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -17,7 +17,7 @@ from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling import ZhangColorizer
 from ttt_video.modeling.weights import load_weights, save_safetensors
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 from ttt_video.stream.loop import Stream
 
 # Outputs, inputs and kernel of the published convolutions, and channels of the batch norms.

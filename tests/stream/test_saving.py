@@ -31,10 +31,17 @@ from ttt_video.data.sources import FolderSource, FrameTransform, open_dataset
 from ttt_video.errors import UserError
 from ttt_video.formats.coco_json import panoptic_faults, read_instances
 from ttt_video.formats.labels import read_class_map, read_segment_ids, read_sem_seg
-from ttt_video.stream import Results, RunDirectory, Settings, Sink, StreamEvaluation, VideoRun
+from ttt_video.stream import (
+    FrameResult,
+    Results,
+    RunDirectory,
+    Settings,
+    Sink,
+    StreamEvaluation,
+    VideoRun,
+)
 from ttt_video.stream.saving import SavedPredictions, Stems, format_names
 from ttt_video.stream.saving.confidence import confidence
-from ttt_video.structures import FrameResult
 from ttt_video.tasks import Shared
 
 HEIGHT, WIDTH, FRAMES = 30, 41, 5  # odd, so that the bits of a row do not fill its bytes

@@ -24,7 +24,7 @@ from ttt_video.errors import UserError
 from ttt_video.modeling.checkpointer import TTTCheckpointer
 from ttt_video.modeling.weights import read_checkpoint, write_checkpoint
 from ttt_video.shipped import config_dir
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 from ttt_video.tasks import SemanticTask
 from ttt_video.training.hooks import KeepBest, ReconstructionPictures
 from ttt_video.training.joint_training import (

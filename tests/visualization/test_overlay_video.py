@@ -12,9 +12,8 @@ from detectron2.data import MetadataCatalog
 
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
-from ttt_video.stream import OverlayVideos, Results, VideoRun
+from ttt_video.stream import FrameResult, OverlayVideos, Results, VideoRun
 from ttt_video.stream import overlay as overlay_video
-from ttt_video.structures import FrameResult
 from ttt_video.visualization.overlay import side_by_side
 from ttt_video.visualization.video import VideoWriter
 

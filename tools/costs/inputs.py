@@ -17,7 +17,7 @@ from PIL import Image
 
 from ttt_video.errors import UserError
 from ttt_video.modeling.meta_arch import MaskFormerTTT
-from ttt_video.stream.evaluation import load_source_model
+from ttt_video.stream import load_source_model
 
 MASKS = 12  # per synthetic image, about as many as in Cityscapes
 VIDEO = "benchmark"

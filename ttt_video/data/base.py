@@ -20,6 +20,7 @@ class BaseSource(ABC):
     video_id: str
     num_frames: int | None = None
     fps: float | None = None
+    live: bool = False
     skipped: Sequence[str] = ()
 
     @abstractmethod

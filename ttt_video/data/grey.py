@@ -86,6 +86,7 @@ class GreyFrames:
         self.keep_original = keep_original
         self.video_id = source.video_id
         self.fps: float | None = source.fps
+        self.live = source.live
 
     @property
     def num_frames(self) -> int | None:

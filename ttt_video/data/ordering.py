@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from ..errors import UserError
 from ..structures import Frame, FrameSource
 from .base import drop_until
 
@@ -21,6 +22,7 @@ class FirstFrames:
         self.max_frames = max_frames
         self.video_id = source.video_id
         self.fps = source.fps
+        self.live = source.live
         self.fingerprint = source.fingerprint
 
     @property
@@ -50,7 +52,15 @@ class ShuffledFrames(FirstFrames):
     """
 
     def __init__(self, source: FrameSource, max_frames: int | None, *, seed: int) -> None:
-        """Shuffles the first ``max_frames`` frames only; None shuffles all."""
+        """Shuffles the first ``max_frames`` frames only; None shuffles all.
+
+        Raises:
+            UserError: the source is live.
+        """
+        if source.live:
+            raise UserError(
+                f"{source.video_id} gives its frames as they come: set TTT.FRAME_ORDER to time"
+            )
         super().__init__(source, max_frames)
         self.seed = seed
         self._frames: list[Frame] = []

@@ -1,4 +1,4 @@
-"""Frame sources: a folder of frames, a video file, a registered data set, a webcam.
+"""Frame sources: a folder of frames, a video file, a registered data set, a camera, a stream.
 
 A source is one video and yields its frames in time order as :class:`~ttt_video.structures.Frame`
 dicts. A background thread decodes and resizes a few frames ahead of the consumer.
@@ -30,7 +30,8 @@ from ..tasks.labels import warn_of_near_misses
 from .catalog import check_registered
 from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_records
-from .video_sources import VideoFileSource, WebcamSource
+from .live_sources import LiveSource, open_live
+from .video_sources import VideoFileSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,10 +41,11 @@ __all__ = [
     "DatasetSource",
     "FolderSource",
     "FrameTransform",
+    "LiveSource",
     "VideoFileSource",
-    "WebcamSource",
     "open_dataset",
     "open_folder",
+    "open_live",
     "open_video",
 ]
 

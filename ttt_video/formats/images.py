@@ -140,23 +140,32 @@ def read_rgb(file_name: str) -> np.ndarray:
     """
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-            image.load()
-            upright = _upright(image)
-            if upright.mode.startswith("I;16") or (
-                # Older versions of Pillow open 16-bit gray PNG and PNM files in 32-bit mode.
-                upright.mode == "I" and image.format in ("PNG", "PPM")
-            ):
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            elif upright.mode in ("I", "F"):
-                raise BadFrame(
-                    f"frame {file_name} has 32-bit pixels, whose range is unknown: "
-                    "convert it to an 8-bit image"
-                )
-            elif upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return np.asarray(upright.convert("RGB"))
+            return image_pixels(image, file_name)
     except DECODING_ERRORS as error:
         raise BadFrame(f"frame {file_name} cannot be read ({decoding_reason(error)})") from error
+
+
+def image_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Returns the pixels of a Pillow image as :func:`read_rgb` does, which says what is resolved.
+
+    Raises:
+        BadFrame: the pixels are float or 32-bit; ``name`` is in the message.
+        DECODING_ERRORS: the file behind it is damaged.
+    """
+    image.load()
+    upright = _upright(image)
+    if upright.mode.startswith("I;16") or (
+        # Older versions of Pillow open 16-bit gray PNG and PNM files in 32-bit mode.
+        upright.mode == "I" and image.format in ("PNG", "PPM")
+    ):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise BadFrame(
+            f"frame {name} has 32-bit pixels, whose range is unknown: convert it to an 8-bit image"
+        )
+    elif upright.mode == "P" and "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    return np.asarray(upright.convert("RGB"))
 
 
 def decoding_reason(error: Exception) -> str:

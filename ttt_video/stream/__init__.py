@@ -1,14 +1,15 @@
 """The loop over a video, its frame budget, where results go, and runs on disk."""
 
-from ..structures import FrameResult
 from .budget import BudgetedStream
 from .directory import RunDirectory
-from .evaluation import StreamEvaluation, load_source_model
+from .evaluation import StreamEvaluation
 from .loop import Stream
 from .overlay import OverlayVideos
 from .parallel import evaluate_in_parallel
+from .results import FrameResult, Segment
 from .run import Settings
 from .sinks import Results, Sink, VideoRun
+from .source_model import load_source_model
 
 __all__ = [
     "BudgetedStream",
@@ -16,6 +17,7 @@ __all__ = [
     "OverlayVideos",
     "Results",
     "RunDirectory",
+    "Segment",
     "Settings",
     "Sink",
     "Stream",

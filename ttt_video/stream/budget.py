@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adaptation import Adapter, LimitedWindow, SlidingWindow, Wrapper
+from ..data.pictures import Picture
 from ..errors import UserError
-from ..structures import Frame, FrameResult
+from ..structures import Frame
 from .clock import Clock
+from .results import FrameResult
 
 if TYPE_CHECKING:
     from .loop import Stream
@@ -211,13 +213,14 @@ class BudgetedStream:
         self.budget = FrameBudget(seconds)
         stream.adapter = _LimitedAdapter(stream.adapter, self.budget, self.clock)
 
-    def start_video(self, video_id: str, video: Iterable[Frame] | None = None) -> None:
+    def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
         """See :meth:`Stream.start_video`; nothing is owed for the video before."""
         self.budget.start_video()
         self.stream.start_video(video_id, video)
 
-    def step(self, frame: Frame) -> FrameResult:
+    def step(self, picture: Frame | Picture) -> FrameResult:
         """See :meth:`Stream.step`."""
+        frame = self.stream.frame_of(picture)
         if frame["video_id"] != self.stream.video_id:
             self.start_video(frame["video_id"])
         budget = self.budget
@@ -234,10 +237,9 @@ class BudgetedStream:
         budget.did_else(self.clock() - start - (budget.spent - spent))
         return replace(result, record=record)
 
-    def run(self, source: Iterable[Frame], *, anew: bool = True) -> Iterator[FrameResult]:
+    def run(self, source: Iterable[Frame | Picture], *, anew: bool = True) -> Iterator[FrameResult]:
         """See :meth:`Stream.run`."""
-        self.stream.video_id = None if anew else self.stream.video_id
-        for frame in source:
+        for frame in self.stream.frames_of(source, anew=anew):
             result = self.step(frame)
             start = self.clock()
             yield result

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from ..adaptation import Adapter, SlidingWindow, build_adapter
+from ..config import DEFAULT_STREAM_CONFIG, check_device, load_config
+from ..data.pictures import Picture, PictureFrames, PictureVideo
 from ..errors import UserError
-from ..structures import Frame, FrameResult, video_seed
+from ..structures import Frame, FrameSource, video_seed
 from .budget import BudgetedStream
 from .clock import Clock
+from .results import FrameResult
+from .source_model import load_source_model
 
 
 class Stream:
     """Runs one adapter over videos; all state of a stream is here and in the adapter::
 
-    for result in Stream.from_config(cfg, model).run(source):
-        print(result.record["loss_recon"], result.output["sem_seg"].shape)
+        for result in Stream.from_pretrained("quick/stream_world").run(frames):
+            print(result.loss, result.labels.shape)
+
+    :meth:`from_config` and :meth:`from_pretrained` make streams that take pictures as well as
+    frames: (H, W, 3) uint8 arrays and Pillow images.
     """
 
     def __init__(
@@ -33,6 +41,7 @@ class Stream:
         predict: str = "after",
         seed: int = 0,
         clock: Clock | None = None,
+        pictures: PictureFrames | None = None,
     ) -> None:
         """
         Args:
@@ -45,6 +54,7 @@ class Stream:
             predict: a frame "after" the update it takes part in, or "before" it.
             seed: decides every random draw, with the video's id (``reset`` "frame": the frame's).
             clock: times updates and predictions; by default a clock of the window's device.
+            pictures: makes frames of pictures; None takes frames alone.
         """
         if reset not in ("frame", "video", "never"):
             raise ValueError(f"no reset {reset!r}; frame, video or never")
@@ -54,26 +64,67 @@ class Stream:
         self.reset, self.update_every, self.seed = reset, update_every, seed
         self.predict_first = predict == "before"
         self.clock, self.generator = clock or Clock(window.device), torch.Generator()
+        self.pictures = pictures
         self.video_id: str | None = None  # of the video that runs
         self._position, self._watch_seconds = 0, 0.0
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module) -> Stream | BudgetedStream:
+    def from_pretrained(
+        cls,
+        config: str | PathLike[str] = DEFAULT_STREAM_CONFIG,
+        *,
+        weights: str | PathLike[str] | None = None,
+        method: str | None = None,
+        preset: str | None = None,
+        device: str | None = None,
+        opts: Sequence[object] = (),
+        color: str = "rgb",
+    ) -> Stream | BudgetedStream:
+        """Builds model and stream of a config, as ``tools/stream_eval.py`` does.
+
+        Args:
+            config: a config file, or the name of a shipped one, such as "quick/stream_world".
+            weights: file of the source weights; None: those that the config names.
+            method: adaptation method, such as "tent"; None: the config's.
+            preset: settings to merge on top, such as "realtime".
+            device: such as "cpu" or "cuda:1"; None: a GPU if there is one.
+            opts: further keys and their values in turn: ["TTT.BATCH_SIZE", 8].
+            color: the order of the channels of arrays, "rgb" or, as OpenCV gives them, "bgr".
+                Pillow images say it themselves.
+
+        Raises:
+            UserError: there is no such config, method or device, or they do not fit each other.
+        """
+        given = {"MODEL.WEIGHTS": weights, "MODEL.DEVICE": device}
+        named = [word for key, value in given.items() if value for word in (key, fspath(value))]
+        cfg = load_config(fspath(config), preset, [*map(str, opts), *named], method=method)
+        check_device(cfg.MODEL.DEVICE)
+        return cls.from_config(cfg, load_source_model(cfg), color=color)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, model: nn.Module, *, color: str = "rgb"
+    ) -> Stream | BudgetedStream:
         """Builds the stream of ``TTT.*`` and ``SEED``, within a frame budget where one is set.
+
+        ``color`` is the order of the channels of arrays, "rgb" or "bgr"; frames have the config's.
 
         Raises:
             UserError: the config or the model does not fit the method.
         """
+        pictures = PictureFrames(cfg, color)
         ttt = cfg.TTT
         window = SlidingWindow(ttt.WINDOW_SIZE or None, model.device)  # type: ignore[arg-type]
         settings = {"reset": ttt.RESET, "update_every": ttt.UPDATE_EVERY, "predict": ttt.PREDICT}
-        stream = cls(build_adapter(cfg, model), window, seed=max(cfg.SEED, 0), **settings)
+        adapter, seed = build_adapter(cfg, model), max(cfg.SEED, 0)
+        stream = cls(adapter, window, seed=seed, pictures=pictures, **settings)
         return BudgetedStream(stream, ttt.FRAME_BUDGET_MS / 1000) if ttt.FRAME_BUDGET_MS else stream
 
-    def start_video(self, video_id: str, video: Iterable[Frame] | None = None) -> None:
+    def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
         """Begins a video as an independent unit; :meth:`step` calls it when the id changes.
 
-        An offline method needs ``video``: all frames, to be iterated as often as it likes.
+        An offline method needs ``video``: all frames, to be iterated as often as it likes. Pictures
+        have no ids: call it where another video begins.
 
         Raises:
             UserError: the method is offline and there is no such ``video``.
@@ -83,15 +134,38 @@ class Stream:
         if self.reset != "never":
             self.forget()
         if self.adapter.offline:
-            if video is None or isinstance(video, Iterator):
+            if video is None or isinstance(video, Iterator) or _is_live(video):
                 raise UserError(
                     "an offline method needs the whole video before its first prediction: give a "
                     "folder, a video file or a data set, not a live stream"
                 )
-            _, self._watch_seconds = self.clock.time(self.adapter.watch, video, self.generator)
+            frames = PictureVideo(self.pictures, video, video_id) if self.pictures else video
+            _, self._watch_seconds = self.clock.time(self.adapter.watch, frames, self.generator)
 
-    def step(self, frame: Frame) -> FrameResult:
-        """Adapts on the window that ends with this frame, then predicts this frame."""
+    def frame_of(self, picture: Frame | Picture) -> Frame:
+        """Returns the frame of a picture, the next of the video that runs; a frame as it is.
+
+        Raises:
+            UserError: it is neither, or has another size than the frames before.
+        """
+        if self.pictures is None:
+            if isinstance(picture, Mapping):
+                return cast(Frame, picture)
+            raise UserError(
+                f"a frame is a dict (ttt_video.structures.Frame), not {type(picture).__name__}: "
+                "streams of Stream.from_pretrained and Stream.from_config take pictures"
+            )
+        if self.video_id is None:
+            return self.pictures(picture, "video", 0)
+        return self.pictures(picture, self.video_id, self._position)
+
+    def step(self, picture: Frame | Picture) -> FrameResult:
+        """Adapts on the window that ends with this frame, then predicts this frame.
+
+        Args:
+            picture: a frame, or a picture, which follows those before it.
+        """
+        frame = self.frame_of(picture)
         if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
         sample, pushing = self.clock.time(self._push, frame)
@@ -118,17 +192,33 @@ class Stream:
         due = self._position % self.update_every == 0
         return self.adapter.adapt(self.window, self.generator) if due else {}
 
-    def run(self, source: Iterable[Frame], *, anew: bool = True) -> Iterator[FrameResult]:
+    def run(self, source: Iterable[Frame | Picture], *, anew: bool = True) -> Iterator[FrameResult]:
         """Yields the result of every frame, in order, as they happen.
 
         A video starts ``anew`` even when it is the one that ran last; otherwise the frames follow
         those that were run, as after :meth:`load_state_dict`.
+
+        Args:
+            source: frames, or pictures of one video, such as a list of arrays.
+            anew: see above.
+
+        Raises:
+            UserError: an element is no picture, or nothing came of a video that starts anew.
         """
-        self.video_id = None if anew else self.video_id
-        for frame in source:
+        for frame in self.frames_of(source, anew=anew):
             if frame["video_id"] != self.video_id:
                 self.start_video(frame["video_id"], source)
             yield self.step(frame)
+
+    def frames_of(self, source: Iterable[Frame | Picture], *, anew: bool) -> Iterator[Frame]:
+        """Yields the frames of :meth:`run`, each as soon as the one before has been run."""
+        self.video_id = None if anew else self.video_id
+        empty = anew
+        for picture in source:
+            empty = False
+            yield self.frame_of(picture)
+        if empty:
+            raise UserError("there are no frames: the iterable is empty, or was used up before")
 
     def forget(self) -> None:
         """Returns to the source weights and an empty window."""
@@ -147,3 +237,7 @@ class Stream:
         self.generator.set_state(state["generator"].cpu())
         self.window.load_state_dict(state["window"])
         self.adapter.load_state_dict(state["adapter"])
+
+
+def _is_live(video: Iterable[Frame | Picture]) -> bool:
+    return isinstance(video, FrameSource) and video.live

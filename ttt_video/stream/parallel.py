@@ -25,9 +25,10 @@ from ..plugins import run_files
 from ..processes import end_with
 from ..structures import FrameSource
 from .directory import Row
-from .evaluation import StreamEvaluation, check_sinks, incomplete, load_source_model
+from .evaluation import StreamEvaluation, check_sinks, incomplete
 from .run import Settings, recorded
 from .sinks import Results, Sink, VideoRun
+from .source_model import load_source_model
 from .summary import process_facts, source_facts
 
 _PATIENCE = 300.0  # seconds for a worker to finish its frame after it is told to stop

@@ -12,9 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ..structures import FrameResult, FrameSource
+from ..structures import FrameSource
 from ..tasks import build_tasks, score_frame
 from .directory import Row, RunDirectory
+from .results import FrameResult
 from .saved_state import UnusableState
 
 

@@ -1,0 +1,50 @@
+"""Builds the model of a config with its source weights."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..errors import UserError
+from ..modeling.interface import drop_part, prefixes
+from ..modeling.weights import load_weights, read_checkpoint
+
+
+def load_source_model(cfg: CfgNode) -> nn.Module:
+    """The model of the config with ``MODEL.WEIGHTS``, in eval mode: (f0, g0, h0).
+
+    Raises:
+        UserError: no weights are named, they cannot be read, or do not fit, or the model takes
+            other frames than ``INPUT.GREY`` says.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
+    model = build_model(cfg)
+    _check_grey(cfg, model)
+    decoder = prefixes(model, "g")
+    read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
+    report = load_weights(
+        model,
+        read(cfg.MODEL.WEIGHTS),
+        source=cfg.MODEL.WEIGHTS,
+        extra_channels="zero",
+        allow_new=decoder,
+    )
+    # Not every method needs the decoder g; those that do refuse a model without.
+    if any(name.startswith(decoder) for name in report.new):
+        drop_part(model, "g")
+    return model.eval()
+
+
+def _check_grey(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuses colour frames for a model of colours, and grey ones for every other."""
+    name, grey = cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.GREY
+    colours = "color" in getattr(model, "outputs", ())
+    if colours and grey == "off":
+        raise UserError(
+            f"{name} colours grey frames, but INPUT.GREY is off: set it to made (colour videos, "
+            "whose colours are taken off and kept as labels) or film (black-and-white films)"
+        )
+    if not colours and grey != "off":
+        raise UserError(f"INPUT.GREY is {grey}, which is for models of colours; {name} is none")
