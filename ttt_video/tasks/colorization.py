@@ -109,8 +109,9 @@ class ColorizationTask(Task):
 
     @classmethod
     def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
-        """Returns no masks."""
-        return np.zeros(0, np.int64), np.zeros((0, *image.shape), bool)
+        """Makes one mask, of the pixels that show the picture: the others are padding, no grey."""
+        whole = np.ones((record["height"], record["width"]), np.uint8)
+        return np.zeros(1, np.int64), image.transforms.apply_segmentation(whole)[None] > 0
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
