@@ -135,6 +135,7 @@ class GreyFrames:
         if original.shape != size:
             raise ValueError(f"a frame of {size} was resized to {tuple(original.shape)} before")
         turned = {**frame, **grey_input(original, self.transform)}
+        turned.pop("picture", None)  # `grey` is what a picture of the frame shows
         if self.keep_original:
             turned["original"] = original.permute(1, 2, 0).numpy()
         return cast(Frame, turned)

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..structures import FrameResult, FrameSource
-from ..tasks import build_tasks, score_frame
+from ..tasks import build_tasks, differences, score_frame
 from .directory import Row, RunDirectory
 from .saved_state import UnusableState
 
@@ -122,12 +122,17 @@ class Scores(Sink):
             self.tasks = {name: build_tasks(self.dataset_name, self.cfg) for name in self.names}
 
     def write(self, results: Results) -> None:
-        """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that."""
+        """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that.
+
+        ``differences`` has how far the two predictions are apart, with labels or without.
+        """
         frame, row = results.adapted.frame, results.row
         row.update(score_frame(self.tasks["adapted"], frame, results.adapted.output))
         if results.frozen is not None:
             scores = score_frame(self.tasks["frozen"], frame, results.frozen.output)
             row["frozen"] = {"predict_seconds": results.frozen.predict_seconds, **scores}
+            apart = differences(results.adapted.output, results.frozen.output)
+            row.update({"differences": apart} if apart else {})
 
     def save(self) -> dict[str, Any]:
         """Returns the states of all tasks by model and name."""

@@ -37,6 +37,11 @@ def class_map(output: Mapping[str, Any]) -> np.ndarray | None:
     return None
 
 
+def other_classes(output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Returns the percentage of pixels whose classes differ between two predictions of a frame."""
+    return 100 * float(np.mean(once(class_map, output) != once(class_map, other)))
+
+
 def predicted_classes(output: Mapping[str, Any]) -> frozenset[int]:
     """Returns the classes of a frame's prediction.
 

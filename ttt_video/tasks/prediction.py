@@ -66,9 +66,10 @@ class PredictionStatistics(Task):
     tally = _FrameTally
 
     def record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
-        """Returns the record of a frame whose output some task knows, or None."""
-        known = any(key in output for task in tasks() for key in task.output_keys)
-        return self._record(frame, output) if known else None
+        """Returns the record of a frame whose output some task knows; see the base class."""
+        if any(key in output for task in tasks() for key in task.output_keys):
+            return self._record(frame, output)
+        return super().record(frame, output)
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         record: Record = {}
