@@ -219,7 +219,8 @@ def test_video_file(stream, tmp_path):
     assert {r["video_id"] for r in rows_of(out)} == {"clip"}
     codec, _, (_, width), count = probe(out / "overlay.mp4")
     assert (codec, count) == ("h264", 5)
-    assert 2 * WIDTH <= width < 3 * WIDTH  # original, adapted
+    enlarged = -(-480 // WIDTH) * WIDTH
+    assert width == 2 * enlarged  # original, adapted
     with av.open(str(out / "overlay.mp4")) as container:
         assert container.streams.video[0].average_rate == 25  # the video's own
 
@@ -592,8 +593,9 @@ def test_overlay_has_the_colours_of_the_data_set(stream, tmp_path):
     with av.open(str(out / "overlay.mp4")) as container:
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
     original, adapted = np.array_split(shown, 2, axis=0 if shown.shape[0] > shown.shape[1] else 1)
-    # Black at half weight leaves half of the picture.
-    ratio = adapted[30:].mean(axis=(0, 1)) / original[30:].mean(axis=(0, 1))
+    # Black at half weight leaves half of the picture, which lies between caption and legend.
+    top, bottom = 30, 200
+    ratio = adapted[top:bottom].mean(axis=(0, 1)) / original[top:bottom].mean(axis=(0, 1))
     assert ratio == pytest.approx([0.5] * 3, abs=0.08)
     summary = summary_of(out)
     videos = summary["metrics"]["adapted"]["videos"]

@@ -116,7 +116,15 @@ def test_a_name_stands_on_its_segment():
 
 @pytest.mark.parametrize(
     ("count", "height", "width", "columns"),
-    [(1, 9, 16, 1), (2, 9, 16, 2), (3, 9, 16, 3), (4, 9, 16, 2), (3, 375, 1242, 1), (4, 16, 9, 4)],
+    [
+        (1, 9, 16, 1),
+        (2, 9, 16, 2),
+        (3, 9, 16, 3),
+        (4, 9, 16, 2),
+        (3, 375, 1242, 1),
+        (4, 16, 9, 2),
+        (3, 16, 9, 3),
+    ],
 )
 def test_the_whole_is_close_to_a_screen(count, height, width, columns):
     assert grid_columns(count, height, width) == columns

@@ -93,6 +93,7 @@ class Task(DatasetEvaluator):
             picture.
         difference: the number of :meth:`differing`; None: the task has none.
         input_title: what the frame itself is called in pictures.
+        label_titles: what :meth:`label_pictures` of a labelled frame are called.
         class_keys: metadata with the names of the classes; the first key that exists counts.
         objects_key: label key of the list of objects; "" where each pixel has a class.
         mappers: values of ``INPUT.DATASET_MAPPER_NAME`` that train for the task, with the way of
@@ -112,6 +113,7 @@ class Task(DatasetEvaluator):
     picture_rank: ClassVar[int | None] = None
     difference: ClassVar[Difference | None] = None
     input_title: ClassVar[str] = "original"
+    label_titles: ClassVar[tuple[str, ...]] = ()
     class_keys: ClassVar[tuple[str, ...]] = CLASS_KEYS
     objects_key: ClassVar[str] = ""
     mappers: ClassVar[Mapping[str, str]] = {}

@@ -66,6 +66,7 @@ class ColorizationTask(Task):
     picture_rank = 0
     difference = Difference("color_distance", "CIEDE2000 of their colours {:.2f}")
     input_title = "grey"
+    label_titles = ("original",)
     mappers = {"colorization": "crop", "colorization_lsj": "lsj"}  # noqa: RUF012
 
     @classmethod
@@ -124,7 +125,8 @@ class ColorizationTask(Task):
     @classmethod
     def label_pictures(cls, frame: Mapping[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
         """Returns the original colours of a frame that has them."""
-        return {"original": partial(once, original_picture, frame)} if cls.labels(frame) else {}
+        pictures = [partial(once, original_picture, frame)] if cls.labels(frame) else []
+        return dict(zip(cls.label_titles, pictures, strict=False))
 
     @classmethod
     def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:

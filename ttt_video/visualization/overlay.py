@@ -183,15 +183,15 @@ def legend_entries(
 
 
 def grid_columns(count: int, height: float, width: float) -> int:
-    """Returns how many pictures stand in a row, so that the whole is close to a 16:9 screen.
+    """Returns how many pictures stand in a row: four are 2 x 2, others one row or one column.
 
-    Rows are full: two and three pictures stand in one row or in one column, four may be 2 x 2.
+    Whichever is closer to a 16:9 screen is taken.
     """
 
     def distance(columns: int) -> float:
         return abs(math.log(columns * width / (count / columns * height) / (16 / 9)))
 
-    return min((c for c in range(count, 0, -1) if count % c == 0), key=distance)
+    return 2 if count == 4 else min((count, 1), key=distance)
 
 
 def side_by_side(
