@@ -53,7 +53,7 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         seconds["frame"].append(row["adapt_seconds"] + row["predict_seconds"])
         if "frozen" in row:
             seconds["frozen_predict"].append(row["frozen"]["predict_seconds"])
-        for name, value in row.get("differences", {}).items():
+        for name, value in row.get("frozen", {}).get("differences", {}).items():
             differing[name].append(value)
         for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
             if part:

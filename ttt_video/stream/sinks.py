@@ -124,15 +124,16 @@ class Scores(Sink):
     def write(self, results: Results) -> None:
         """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that.
 
-        ``differences`` has how far the two predictions are apart, with labels or without.
+        The frozen model's part has ``differences``, too: how far it is from the adapted one, with
+        labels or without.
         """
         frame, row = results.adapted.frame, results.row
         row.update(score_frame(self.tasks["adapted"], frame, results.adapted.output))
         if results.frozen is not None:
             scores = score_frame(self.tasks["frozen"], frame, results.frozen.output)
-            row["frozen"] = {"predict_seconds": results.frozen.predict_seconds, **scores}
+            frozen = {"predict_seconds": results.frozen.predict_seconds, **scores}
             apart = differences(results.adapted.output, results.frozen.output)
-            row.update({"differences": apart} if apart else {})
+            row["frozen"] = {**frozen, **({"differences": apart} if apart else {})}
 
     def save(self) -> dict[str, Any]:
         """Returns the states of all tasks by model and name."""
