@@ -53,6 +53,11 @@ KITTI = [*SEMANTIC, "--dataset", "kitti_step_video_sem_seg_val"]
 NORMS = ["TTT.LN_ADAPT.SOURCE_STATISTICS", "ttt_video://quick_joint_world_norms.safetensors"]
 CROP = ["TTT.CROP.SIZE", "[32, 64]"]
 
+COLOR = [
+    "--config", "quick/stream_world_color.yaml", "--dataset", "kitti_step_video_sem_seg_val",
+    "--compare",
+]  # fmt: skip
+
 CASES: dict[str, tuple[list[str], list[str]]] = {
     **{name: ([*KITTI, "--method", name], [*SGD, *NORMS]) for name in METHODS},
     "compare": ([*KITTI, "--compare"], [*SGD, "TTT.WINDOW_SIZE", "3"]),
@@ -67,6 +72,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "killed": ([*KITTI, "--save-every", "2"], SGD),
     "panoptic": ([*PANOPTIC, "--dataset", "coco_videos_panoptic_all", "--compare"], SGD),
     "instances": ([*PANOPTIC, "--dataset", "coco_videos_instance_all"], SGD),
+    "color": (COLOR, [*SGD, "TTT.WINDOW_SIZE", "3"]),
+    "color_crop": ([*COLOR, "--preset", "realtime"], ["TTT.CROP.RESIZE", "0.7", *CROP]),
 }
 """Flags of ``tools/stream_eval.py`` by name, and its KEY VALUE pairs after :data:`SETTINGS`"""
 

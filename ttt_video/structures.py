@@ -13,6 +13,7 @@ from torch import Tensor
 class _OptionalKeys(TypedDict, total=False):
     """Labels, which only evaluators read, and keys that only cameras' or grey frames have."""
 
+    picture: np.ndarray
     grey: Tensor
     original: np.ndarray
     image_id: Any
@@ -35,6 +36,7 @@ class Frame(_OptionalKeys):
     dropped: pictures that a live camera dropped since the frame before; none without the key.
     grey: (1, height, width) uint8, what a model of colours may see of the frame at its own size;
     original: (height, width, 3) uint8 RGB, the label of such a frame.
+    picture: (height, width, 3) uint8 RGB, the frame as it is shown to people; no window takes it.
     Other keys are the data set's labels, passed on unread.
     """
 

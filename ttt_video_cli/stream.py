@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 VIDEOS = ("video_dir", "video", "dataset", "camera", "source")  # flags, one of which is given
 
-DEFAULT_FPS = 10.0  # of the overlay of a video that tells no frame rate
-
 
 class StreamParser(ToolParser):
     """Asks for a video, and says so where one stands without its flag."""
@@ -117,20 +115,17 @@ def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[Fr
     return open_dataset(args.dataset, transform, on_bad_frame=args.on_bad_frame)
 
 
-def overlay_fps(asked: float | None, source: FrameSource) -> float:
-    """Frames per second of the overlay: as asked, else the video's where it has a possible one."""
-    from ttt_video.visualization.video import MAX_FPS, MIN_FPS
+def differences_of(summary: Row) -> list[str]:
+    """How far the frozen model and the adapted one are apart, for videos without labels."""
+    from ttt_video.tasks import tasks
 
-    if asked is not None:
-        return asked
-    own = source.fps or DEFAULT_FPS
-    if MIN_FPS <= own <= MAX_FPS:
-        return own
-    print(
-        f"video {source.video_id} has {own:g} frames per second, which no overlay can have: "
-        f"{DEFAULT_FPS:g} instead (--fps)"
-    )
-    return DEFAULT_FPS
+    numbers = summary.get("differences", {})
+    known = [task.difference for task in tasks() if task.difference is not None]
+    words = {each.name: each.words for each in known if each.name in numbers}
+    return [
+        f"frozen and adapted differ: {text.format(numbers[name])}, mean over frames"
+        for name, text in words.items()
+    ]
 
 
 def report(summary: Row) -> str:
@@ -162,6 +157,8 @@ def report(summary: Row) -> str:
         scores = [f"{k} {v:.2f}" if v is not None else f"{k} undefined" for k, v in numbers.items()]
         if scores:
             lines.append(f"{who}: {', '.join(scores)}")
+    if not any(name in numbers for numbers in summary["metrics"].values() for name in headlines()):
+        lines += differences_of(summary)
     return "\n".join(lines)
 
 
@@ -212,14 +209,13 @@ def run(args: argparse.Namespace) -> None:
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()
-    fps = overlay_fps(args.fps, sources[0]) if formats or not args.no_video else DEFAULT_FPS
     if not args.no_video:
         single = len(sources) == 1
-        sinks.append(OverlayVideos(cfg, folder, fps=fps, single=single, dataset_name=dataset))
+        sinks.append(OverlayVideos(cfg, folder, fps=args.fps, single=single, dataset_name=dataset))
     if formats:
         sinks.append(
             SavedPredictions(
-                cfg, folder, formats, fps=fps, compare=args.compare, dataset_name=dataset
+                cfg, folder, formats, fps=args.fps, compare=args.compare, dataset_name=dataset
             )
         )
     if model is not None:

@@ -131,19 +131,54 @@ def test_self_training_needs_a_distribution():
         adapter_of("regression", "self_train")
 
 
-def test_self_training_takes_the_likeliest_bin(make_video):
-    """Its probability, at no temperature, is the confidence."""
+def nearest_bins(ab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and Gaussian weights of the ten bins nearest to (N, 2) colours, by all distances."""
+    squares = torch.cdist(ab.double(), built("classification").bins.centres.double()) ** 2
+    nearest, indices = squares.topk(10, largest=False)
+    return indices, (-nearest / 50).softmax(1)
+
+
+def test_self_training_takes_predicted_colours_as_labels_of_training(make_video):
+    """By hand: the label is the annealed mean, encoded; its confidence the probability around."""
     (frame,) = make_video(num_frames=1)
     model = copy.deepcopy(built("classification"))
     with torch.no_grad():
-        features = model.encode(model.normalize([frame]).tensor)
-        likeliest = model.sem_seg_head(features).softmax(1).amax(1)
-    threshold = likeliest.median().item()
+        logits = model.sem_seg_head(model.encode(model.normalize([frame]).tensor))
+        logits = logits[0].flatten(1).T.double()  # (N, 313)
+        ab = (logits / 0.38).softmax(1) @ model.bins.centres.double()
+        indices, weights = nearest_bins(ab)
+        confidence = logits.softmax(1).gather(1, indices).sum(1)
+        threshold = confidence.median().item()
+        task = model.main_task([frame], mask_with=torch.Generator().manual_seed(0))
+        student = task.pixels.classes[0].flatten(1).T.double()
+        error = -(weights * student.gather(1, indices)).sum(1)[confidence > threshold].mean()
     adapter = adapter_of("classification", "self_train", "TTT.SELF_TRAIN.THRESHOLD", threshold)
     losses = adapter.losses([frame], torch.Generator().manual_seed(0))
-    expected = (likeliest > threshold).float().mean().item()
-    assert losses["confident"].item() == pytest.approx(expected, abs=1e-3)
+    expected = (confidence > threshold).float().mean().item()
+    assert losses["confident"].item() == pytest.approx(expected, abs=5e-3)
+    assert losses["loss_self_train"].item() == pytest.approx(error.item(), rel=2e-2)
     assert 0.4 < expected < 0.6
+
+
+def test_a_certain_colour_is_labelled_at_the_default_lambda_wherever_it_lies(make_video):
+    """Soft labels share a colour among bins: the likeliest of a certain prediction has 0.62."""
+    model = copy.deepcopy(built("classification"))
+    (frame,) = make_video(num_frames=1)
+    threshold = config("classification").TTT.SELF_TRAIN.THRESHOLD
+    assert threshold == 0.9
+    task = model.main_task([frame])
+    for colours in ([[40.0, 30.0]], [[35.0, 25.0]], [[31.0, 28.0]]):
+        indices, weights = nearest_bins(torch.tensor(colours))
+        learned = torch.full((1, 313), 1e-9, dtype=torch.float64).scatter(1, indices, weights)
+        assert learned.max() < 0.63
+        pixels = task.pixels._replace(classes=learned.log().float()[..., None, None])
+        labels = task.labels(pixels)
+        assert labels.confidence.item() > 0.99
+        found = model.bins.centres[labels.classes[0, :, 0, 0]].T @ labels.weights[0, :, 0, 0]
+        assert (found - torch.tensor(colours[0])).norm() < 3
+    # Two separate colours, whose mean is neither.
+    apart = torch.full((1, 313), 1e-9).scatter(1, torch.tensor([[20, 290]]), 0.5).log()
+    assert task.labels(task.pixels._replace(classes=apart[..., None, None])).confidence < 0.01
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ttt_video.color import bins as color_bins
 from ttt_video.color.bins import ColorBins, SoftBins, is_grey, rebalancing_weights
 from ttt_video.color.lab import rgb_to_lab
 
@@ -181,3 +182,16 @@ def test_weights_of_nothing_are_refused():
     for mix in (0.0, -0.1, 1.5):
         with pytest.raises(ValueError, match="above 0 and up to 1"):
             rebalancing_weights(torch.tensor([1.0, 0.0]), mix)
+
+
+def test_predictions_need_no_table_of_neighbours(monkeypatch):
+    """It takes longer than all else of the bins, and streams that never train h have no targets."""
+
+    def asked(centres):
+        raise LookupError
+
+    monkeypatch.setattr(color_bins, "_near_cells", asked)
+    bins = ColorBins()
+    assert bins.decode(torch.zeros(1, 313, 2, 2)).shape == (1, 2, 2, 2)
+    with pytest.raises(LookupError):
+        bins.encode(torch.zeros(1, 2, 2, 2))

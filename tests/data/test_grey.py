@@ -16,7 +16,7 @@ from tiny import TINY
 
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.adaptation.window import SlidingWindow
-from ttt_video.color.lab import lightness, rgb_to_lab, to_grey
+from ttt_video.color.lab import is_one_plane, lightness, rgb_to_lab, to_grey
 from ttt_video.config import load_config, merge_method
 from ttt_video.data.grey import GreyFrames, has_colour
 from ttt_video.data.ordering import FirstFrames, ShuffledFrames
@@ -120,6 +120,7 @@ def test_no_colour_gets_into_a_window(tmp_path, keep_original):
                 for sample in samples:
                     assert sample.keys() == WHAT_A_MODEL_SEES, name
                     assert is_one_grey(sample["image"]), name
+                    assert is_one_plane(sample["image"]), name  # so a model need not look
                     assert sample["grey"].shape == (1, HEIGHT, WIDTH)
                     assert sample["image"].float().std() > 5
 

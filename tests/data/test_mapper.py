@@ -162,6 +162,22 @@ def test_rle_masks_stay_out_of_the_jitter_padding(record):
     assert not instances.gt_masks.tensor[:, 8:].any()
 
 
+@pytest.mark.parametrize("style", ["colorization", "colorization_lsj"])
+def test_colours_of_padding_are_no_labels(record, style):
+    cfg = get_cfg()
+    cfg.INPUT.DATASET_MAPPER_NAME = style
+    cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE = 12, 1.0, 1.0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (8,), 12
+    cfg.INPUT.SIZE_DIVISIBILITY = 16
+    record["original_file_name"] = record["file_name"]
+    sample = JointDatasetMapper(cfg, True)(record)
+    assert sample["image"].shape == (3, 16, 16)
+    (mask,) = sample["instances"].gt_masks.tensor
+    assert mask[:8, :12].all()  # 4x6 at twice the size
+    assert mask.sum() == 8 * 12
+    assert (sample["image"][:, ~mask] == 128).all()
+
+
 def test_panoptic_sample(record, tmp_path):
     ids = np.zeros((4, 6), np.int64)
     ids[:, :2], ids[:, 2:4], ids[0, 4:], ids[1:, 4:] = 5, 300, 70000, 9

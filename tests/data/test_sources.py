@@ -659,7 +659,7 @@ def test_dataset_videos_in_time_order_with_their_labels(tmp_path, register):
     assert [frame["frame_index"] for frame in frames] == [0, 1, 2]
     for frame, record in zip(frames, one, strict=True):
         assert {key: frame[key] for key in record} == record
-        assert set(frame) == {*record, "image"}
+        assert set(frame) == {*record, "image", "picture"}
     assert next(iter(first))["annotations"] == [{"category_id": 1}]
     assert next(iter(first))["video_id"] == "2"
 

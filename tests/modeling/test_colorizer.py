@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import math
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +15,17 @@ from detectron2.modeling import build_model
 from model_contract import AdaptableModelContract, image, moved_by, seeded
 from tiny import TINY
 
+from ttt_video.adaptation import RandomCrop, SlidingWindow
 from ttt_video.color.bins import ColorBins
-from ttt_video.color.lab import compose, lightness, rgb_to_lab, to_grey
+from ttt_video.color.lab import compose, is_one_plane, lightness, rgb_to_lab, to_grey
 from ttt_video.config import load_config
+from ttt_video.data.grey import grey_input
 from ttt_video.errors import UserError
+from ttt_video.modeling import colorizer
 from ttt_video.modeling.checkpointer import TTTCheckpointer
 from ttt_video.modeling.colorizer import PRIOR, ColorizerTTT
 from ttt_video.modeling.weights import EVERYTHING, load_weights, save_safetensors
+from ttt_video.tasks.outputs import scores_are_finite
 
 TARGETS = ("classification", "regression")
 
@@ -234,6 +241,90 @@ def test_padding_does_not_count():
         expected.append(errors.sum(0).mean())
     loss = model.main_losses(inputs)["loss_color"]
     torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+class Masked:
+    """Instances of which the model reads the masks."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.gt_masks = SimpleNamespace(tensor=mask[None])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (30, 61)])
+@torch.no_grad()
+def test_padding_of_a_mapper_changes_no_target(model, height, width):
+    """The loss is that of the picture's own pixels, whatever colour the padding has."""
+    rgb = image(height, width)
+    padded = torch.full((3, 64, 96), 128, dtype=torch.uint8)
+    padded[:, :height, :width] = rgb
+    vivid = padded.clone()
+    vivid[:, height:], vivid[:, :, width:] = vivid_colour(), vivid_colour()
+    shown = torch.zeros(64, 96, dtype=torch.bool)
+    shown[:height, :width] = True
+    # f sees the padding, grey as it is; so that only the targets differ, predictions are fixed.
+    head = model.sem_seg_head
+    fixed = head(model.encode(model.normalize([{"image": padded}]).tensor))
+    head.forward = lambda features: fixed
+    losses = [
+        model.main_losses([{"image": x, "instances": Masked(shown)}])["loss_color"]
+        for x in (padded, vivid)
+    ]
+    assert losses[0] == losses[1]
+    without = [model.main_losses([{"image": x}])["loss_color"] for x in (padded, vivid)]
+    assert without[0] != without[1] != losses[0]
+    # A batch pads, too.
+    head.forward = lambda features: fixed.expand(2, -1, -1, -1)
+    larger = {"image": grey_twin(image(64, 96, 1))}  # trains nothing, and makes the batch large
+    (batch,) = model.main_losses([{"image": rgb}, larger]).values()
+    torch.testing.assert_close(2 * batch, losses[0])
+
+
+def vivid_colour() -> torch.Tensor:
+    return torch.tensor([200, 30, 10], dtype=torch.uint8)[:, None, None]
+
+
+@torch.no_grad()
+def test_what_a_source_turned_grey_is_not_turned_again(model, monkeypatch):
+    """Only one plane of memory is taken at its word; of equal channels nobody knows."""
+    turned = []
+
+    def seen(rgb):
+        turned.append(rgb.shape)
+        return to_grey(rgb)
+
+    monkeypatch.setattr(colorizer, "to_grey", seen)
+    frame = grey_input(image(45, 70), lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1))
+    window = SlidingWindow(2)
+    window.push({"video_id": "a", "frame_index": 0, **frame})
+    window.load_state_dict(torch.load(saved(window.state_dict()), weights_only=True))
+    for crop in (RandomCrop(), RandomCrop((64, 64), flip=True, scale_range=(0.5, 1.5))):
+        sample = {**window.current, "image": crop(window.current["image"], seeded(3))}
+        assert is_one_plane(sample["image"])
+        expected = crop(frame["image"].contiguous(), seeded(3))
+        assert torch.equal(sample["image"], expected)
+        model.reconstruction_losses([sample], seeded())
+    (ours,) = model([window.current])
+    assert turned == []
+    (plain,) = model([{**window.current, "image": frame["image"].contiguous()}])
+    assert turned == [(3, 45, 70)]
+    assert torch.equal(ours["color"], plain["color"])
+
+
+def saved(state) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+@torch.no_grad()
+def test_broken_weights_are_seen_though_colours_are_whole_numbers(model):
+    (output,) = model([{"image": image(45, 70)}])
+    assert scores_are_finite(output)
+    next(model.sem_seg_head.parameters()).fill_(math.nan)
+    (output,) = model([{"image": image(45, 70)}])
+    assert output["color"].dtype == torch.uint8
+    assert not scores_are_finite(output)
 
 
 def test_joint_training_has_both_losses(model):

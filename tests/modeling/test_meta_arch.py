@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttt_video import MaskFormerTTT
 from ttt_video.modeling import PatchMasks, SwinTransformerTTT
+from ttt_video.tasks.outputs import scores_are_finite
 
 CLASSES = 19
 
@@ -183,7 +184,7 @@ def test_outputs_of_three_tasks_at_the_original_size(three_tasks, size):
         {"image": picture(40, 40)},
     ]
     for result, (height, width) in zip(three_tasks(inputs), [(100, 141), (40, 40)], strict=True):
-        assert result.keys() == {"sem_seg", "instances", "panoptic_seg"}
+        assert result.keys() == {"sem_seg", "instances", "panoptic_seg", "finite"}
         assert result["sem_seg"].shape == (CLASSES, height, width)
         assert result["sem_seg"].dtype == torch.float32
         assert result["sem_seg"].min() >= 0
@@ -198,6 +199,18 @@ def test_outputs_of_three_tasks_at_the_original_size(three_tasks, size):
 
 
 @torch.no_grad()
+def test_broken_weights_are_seen_in_a_panoptic_map_without_scores(things_cfg):
+    opts = ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True)
+    model = build(things_cfg, *opts).eval()
+    x = [{"image": picture(50, 70)}]
+    assert scores_are_finite(model(x)[0])
+    next(model.backbone.parameters()).fill_(float("nan"))
+    (output,) = model(x)
+    assert output.keys() == {"panoptic_seg", "finite"}
+    assert not scores_are_finite(output)
+
+
+@torch.no_grad()
 def test_only_the_outputs_asked_for(things_cfg):
     model = build(
         things_cfg,
@@ -206,7 +219,7 @@ def test_only_the_outputs_asked_for(things_cfg):
         "TEST.DETECTIONS_PER_IMAGE", 30,
     ).eval()  # fmt: skip
     (result,) = model([{"image": picture(50, 70)}])
-    assert result.keys() == {"instances"}
+    assert result.keys() == {"instances", "finite"}
     assert len(result["instances"]) == 30
     # Without panoptic inference every class is a thing.
     assert not set(result["instances"].pred_classes.tolist()) <= set(range(11, 19))

@@ -19,6 +19,7 @@ from ttt_video.modeling import ZhangColorizer
 from ttt_video.modeling.weights import load_weights, save_safetensors
 from ttt_video.stream import load_source_model
 from ttt_video.stream.loop import Stream
+from ttt_video.tasks.outputs import scores_are_finite
 
 # Outputs, inputs and kernel of the published convolutions, and channels of the batch norms.
 CONVOLUTIONS = {
@@ -221,3 +222,10 @@ def test_what_it_cannot_do_is_said_in_a_line(model):
     with pytest.raises(UserError, match=r'INPUT\.FORMAT is "BGR"'):
         build_model(config("INPUT.FORMAT", "BGR"))
     assert META_ARCH_REGISTRY.get("ZhangColorizer") is ZhangColorizer
+
+
+@torch.no_grad()
+def test_broken_weights_are_seen(model):
+    assert scores_are_finite(model([{"image": image(37, 51)}])[0])
+    next(model.parameters()).fill_(float("nan"))
+    assert not scores_are_finite(model([{"image": image(37, 51)}])[0])

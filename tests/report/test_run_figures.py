@@ -317,3 +317,23 @@ def test_mistakes_are_one_line(main, tmp_path, capsys):
         message = capsys.readouterr().err
         assert message.startswith("error: ")
         assert message.count("\n") == 1
+
+
+def test_extremes_of_colours_have_the_original_too(tmp_path):
+    """Four pictures stand 2 x 2."""
+    folder = make_run(tmp_path / "run")
+    rows = (folder / "frames.jsonl").read_text().replace("mIoU", "PSNR")
+    (folder / "frames.jsonl").write_text(rows)
+    titles = ["grey", "frozen", "method", "original"]
+    with VideoWriter(folder / "overlay.mp4", fps=10) as video:
+        for index in range(NUM_FRAMES):
+            panels = [np.full((48, 64, 3), 8 * index + 5 * k, np.uint8) for k in range(4)]
+            video.write(side_by_side(panels, titles, sides=(128, 3840)))
+    (run,) = read_curves([folder])
+    extremes = extreme_frames(run, count=1)[:1]
+    assert draw_extremes(run, extremes, tmp_path / "out.png")
+    picture = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    assert picture.shape[1] == 4 * 420
+    for panel in range(4):
+        center = picture[-20, 420 * panel + 210].mean()
+        assert center == pytest.approx(8 * extremes[0].frame_index + 5 * panel, abs=4)

@@ -134,7 +134,7 @@ def test_films_without_an_original_have_statistics_alone(color_cfg):
     ((frame, output),) = make_frames("a", 1)
     frame.pop("original")
     tasks = build_tasks("", color_cfg)
-    assert score_frame(tasks, frame, output)["records"].keys() == {"color_statistics"}
+    assert score_frame(tasks, frame, output)["records"].keys() == {"prediction", "color_statistics"}
 
 
 def test_an_original_is_read_from_its_file(tmp_path):

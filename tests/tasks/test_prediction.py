@@ -83,6 +83,13 @@ def test_a_record_of_every_frame_labels_or_not():
     assert record == {"classes": 1, "entropy": pytest.approx(math.log(3)), "finite": True}
     assert evaluator.frame_metrics(record).keys() == {"predicted_classes", "prediction_entropy"}
     assert evaluator.record({}, {"picture": 1}) is None
+    colours = evaluator.record({}, {"color": torch.zeros(3, 4, 4, dtype=torch.uint8)})
+    assert colours == {"finite": True}
+    assert evaluator.frame_metrics(colours) == {}
+    frames = [ScoredFrame("a", i, {"prediction": {"finite": bool(i)}}) for i in range(3)]
+    scores = score(frames, LabelInfo())
+    assert scores["nonfinite_frames"] == 1
+    assert not any(name.startswith("predict") for name in scores)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -94,6 +101,12 @@ def test_one_score_that_is_not_finite_is_seen(bad):
     assert scores_are_finite({"instances": instances([0.5, 0.25], [0, 1])})
     assert not scores_are_finite({"instances": instances([0.5, bad], [0, 1])})
     assert scores_are_finite({"panoptic_seg": (None, []), "instances": instances([], [])})
+    assert scores_are_finite({"another_task": torch.ones(3)})
+    assert not scores_are_finite({"another_task": torch.tensor([1.0, bad])})
+    colours = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    for known in (True, torch.tensor(True)):
+        assert scores_are_finite({"color": colours, "finite": known})
+    assert not scores_are_finite({"color": colours, "finite": torch.tensor(False)})
 
 
 def test_summary_is_in_order_of_video_and_frame():

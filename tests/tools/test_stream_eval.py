@@ -32,7 +32,7 @@ from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.stream import Stream
 from ttt_video.stream.directory import RunDirectory
-from ttt_video_cli.stream import overlay_fps
+from ttt_video.stream.video_parts import video_fps
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 80
@@ -219,7 +219,8 @@ def test_video_file(stream, tmp_path):
     assert {r["video_id"] for r in rows_of(out)} == {"clip"}
     codec, _, (_, width), count = probe(out / "overlay.mp4")
     assert (codec, count) == ("h264", 5)
-    assert 2 * WIDTH <= width < 3 * WIDTH  # original, adapted
+    enlarged = -(-480 // WIDTH) * WIDTH
+    assert width == 2 * enlarged  # original, adapted
     with av.open(str(out / "overlay.mp4")) as container:
         assert container.streams.video[0].average_rate == 25  # the video's own
 
@@ -552,10 +553,10 @@ def test_frame_rates_that_cannot_be(refused, tmp_path, fps):
     ("asked", "own", "expected"),
     [(25.0, 1e-9, 25.0), (None, 30.0, 30.0), (None, None, 10.0), (None, 1e-9, 10.0)],
 )
-def test_frame_rate_of_the_overlay(capsys, asked, own, expected):
-    assert overlay_fps(asked, SimpleNamespace(fps=own, video_id="slow")) == expected
-    said = capsys.readouterr().out
-    assert said.startswith("video slow has 1e-09 frames") == (asked is None and own == 1e-9)
+def test_frame_rate_of_the_overlay(caplog, asked, own, expected):
+    assert video_fps(asked, SimpleNamespace(fps=own, video_id="slow")) == expected
+    said = any(line.startswith("video slow has 1e-09 frames") for line in caplog.messages)
+    assert said == (asked is None and own == 1e-9)
 
 
 def test_names_of_any_bytes_are_streamed_and_resumed(stream, refused, tmp_path, capsys):
@@ -592,8 +593,9 @@ def test_overlay_has_the_colours_of_the_data_set(stream, tmp_path):
     with av.open(str(out / "overlay.mp4")) as container:
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
     original, adapted = np.array_split(shown, 2, axis=0 if shown.shape[0] > shown.shape[1] else 1)
-    # Black at half weight leaves half of the picture.
-    ratio = adapted[30:].mean(axis=(0, 1)) / original[30:].mean(axis=(0, 1))
+    # Black at half weight leaves half of the picture, which lies between caption and legend.
+    top, bottom = 30, 200
+    ratio = adapted[top:bottom].mean(axis=(0, 1)) / original[top:bottom].mean(axis=(0, 1))
     assert ratio == pytest.approx([0.5] * 3, abs=0.08)
     summary = summary_of(out)
     videos = summary["metrics"]["adapted"]["videos"]

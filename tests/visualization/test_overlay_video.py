@@ -47,16 +47,18 @@ def test_frames_are_drawn_in_the_encoders_thread_and_in_order(
 ):
     threads, original = [], overlay_video.side_by_side
 
-    def seen(*args):
+    def seen(*args, **more):
         threads.append(threading.current_thread())
-        return original(*args)
+        return original(*args, **more)
 
     monkeypatch.setattr(overlay_video, "side_by_side", seen)
     with VideoWriter(tmp_path / "expected.mp4", 10) as expected:
-        for result in results:
+        for index, result in enumerate(results):
             panels = overlay.panels(result)
             assert list(panels) == ["original", "frozen", "online_ttt_mae"]
-            expected.write(side_by_side(list(panels.values()), list(panels)))
+            note = f"frame {index}   {index / 10:.2f} s"
+            pictures = list(panels.values())
+            expected.write(side_by_side(pictures, list(panels), note=note, sides=(480, 3840)))
     for result in results:
         overlay.write(result)
         result.adapted.output["sem_seg"].zero_()  # the loop may do with a prediction what it likes
@@ -76,6 +78,56 @@ def test_colours_are_those_of_the_data_set(tiny_cfg, results, tmp_path):
         assert (videos.panels(results[0])["online_ttt_mae"] == color).all()
     for name in ("overlay_set", "overlay_test"):
         MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_colours_stand_between_the_grey_frame_and_the_original(tiny_cfg, tmp_path, labelled):
+    """At the frame's own size, of which the network's input is a part."""
+    rng = np.random.default_rng(0)
+    grey, original = rng.integers(0, 256, (40, 60), np.uint8), rng.integers(0, 256, (40, 60, 3))
+    frame = {
+        "image": torch.zeros(3, 20, 30, dtype=torch.uint8),
+        "grey": torch.from_numpy(grey)[None],
+        **{"video_id": "a", "frame_index": 3, "height": 40, "width": 60},
+        **({"original": original.astype(np.uint8)} if labelled else {}),
+    }
+    coloured = [torch.full((3, 40, 60), value, dtype=torch.uint8) for value in (50, 90)]
+    adapted, frozen = (FrameResult(frame, {"color": color}) for color in coloured)
+    overlay = OverlayVideos(tiny_cfg, tmp_path, single=True)
+    panels = overlay.panels(Results(adapted, frozen, {}))
+    titles = ["grey", "frozen", "online_ttt_mae", "original"]
+    assert list(panels) == titles[: 3 + labelled]
+    assert (panels["grey"] == grey[:, :, None]).all()
+    assert (panels["frozen"] == 90).all()
+    assert (panels["online_ttt_mae"] == 50).all()
+    if labelled:
+        assert (panels["original"] == original).all()
+
+
+def test_the_frame_is_seen_at_its_own_size(overlay, results):
+    frame = results[0].adapted.frame
+    frame["height"], frame["width"] = 640, 960
+    picture = np.random.default_rng(0).integers(0, 256, (640, 960, 3), np.uint8)
+    frame["picture"] = picture[:, ::-1]  # as a decoder gives mirrored ones
+    assert (overlay.panels(results[0])["original"] == picture[:, ::-1]).all()
+
+
+def test_a_frame_has_its_number_and_time(tiny_cfg, results, tmp_path, monkeypatch):
+    notes = []
+
+    def noted(*args, note, **more):
+        notes.append(note)
+
+    monkeypatch.setattr(overlay_video, "side_by_side", noted)
+    for own, asked in ((25.0, None), (25.0, 5.0), (None, 5.0), (None, None)):
+        source = Source()
+        source.fps = own
+        videos = OverlayVideos(tiny_cfg, tmp_path, fps=asked, single=True)
+        videos.start(VideoRun(source, tmp_path))
+        assert videos.fps == (asked or own or 10)
+        overlay_video._draw(*videos._pictures(results[5]), videos._note(results[5]))
+    # A folder does not tell its rate, so the time of its frames is unknown unless one is asked for.
+    assert notes == ["frame 5   0.20 s", "frame 5   0.20 s", "frame 5   1.00 s", "frame 5"]
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"")])
@@ -106,7 +158,7 @@ def test_impossible_frame_rates_are_told_before_the_first_frame(tiny_cfg, tmp_pa
 
 
 def test_what_goes_wrong_in_drawing_is_raised_in_the_loop(overlay, results, monkeypatch):
-    def fails(*args):
+    def fails(*args, **more):
         raise UserError("no room for a picture")
 
     monkeypatch.setattr(overlay_video, "side_by_side", fails)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..color.lab import in_three_channels, is_one_plane
+
 PAD_VALUE = 128
 """Fill of crops that reach outside the image, as in detectron2's FixedSizeCrop."""
 
@@ -44,6 +46,11 @@ class RandomCrop:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augments one (3, H, W) uint8 image with draws from a CPU generator."""
+        if is_one_plane(image):
+            return in_three_channels(self._augmented(image[:1], generator))
+        return self._augmented(image, generator)
+
+    def _augmented(self, image: Tensor, generator: torch.Generator) -> Tensor:
         if self.flip and coin(generator):
             image = image.flip(-1)
         if self.resize != 1:

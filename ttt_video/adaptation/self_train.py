@@ -35,7 +35,7 @@ class SelfTrainAdapter(GradientAdapter):
 
         Args:
             model: of semantic segmentation, or of colours as classes.
-            threshold: lambda, in [0, 1]; pixels with P(k|x) above it are labels.
+            threshold: lambda, in [0, 1]; pixels whose prediction is more probable are labels.
             augment: prepares each sample.
             modules: that move.
 
@@ -59,14 +59,13 @@ class SelfTrainAdapter(GradientAdapter):
         model = adaptable(self.model)
         with module_mode(self.model, training=False), torch.no_grad():
             teacher = model.main_task(inputs)
-            confidence, labels = teacher.pixels.classes.max(1)
-            confident = (confidence + teacher.pixels.something).exp() > self.threshold
-            confident &= teacher.inside > 0
+            labels = teacher.labels(teacher.pixels)
+            confident = (labels.confidence > self.threshold) & (teacher.inside > 0)
         record = {"confident": teacher.mean(confident.float())}
         if not confident.any():
-            return {"loss_self_train": torch.zeros((), device=labels.device), **record}
+            return {"loss_self_train": torch.zeros((), device=confident.device), **record}
         student = model.main_task(inputs, mask_with=generator).pixels
-        classes = student.classes.gather(1, labels[:, None])[:, 0]
+        classes = (labels.weights * student.classes.gather(1, labels.classes)).sum(1)
         error = -(classes + student.something)
         return {"loss_self_train": teacher.mean(error, where=confident), **record}
 

@@ -6,6 +6,9 @@ from collections import deque
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..color.lab import in_three_channels, is_one_plane
 
 Sample = dict[str, Any]
 """What a method may see of a frame: ``image`` (3, H, W) uint8 on the device, ``video_id``,
@@ -40,7 +43,7 @@ class SlidingWindow:
     def push(self, frame: Any) -> Sample:
         """Adds the current frame, forgetting the oldest; only input keys are kept."""
         sample = {key: frame[key] for key in INPUT_KEYS if key in frame}
-        sample["image"] = frame["image"].to(self.device, non_blocking=True)
+        sample["image"] = _moved(frame["image"], self.device)
         self._frames.append(sample)
         return sample
 
@@ -85,6 +88,13 @@ class SlidingWindow:
                 f"no sampling {sampling!r}; with_replacement, without_replacement, shuffled_epochs"
             )
         return [self._frames[i] for i in picks.tolist()]
+
+
+def _moved(image: Tensor, device: torch.device) -> Tensor:
+    """Returns an image on a device; one plane stays one, which a plain copy would triple."""
+    if is_one_plane(image):
+        return in_three_channels(image[:1].to(device, non_blocking=True))
+    return image.to(device, non_blocking=True)
 
 
 class LimitedWindow(SlidingWindow):

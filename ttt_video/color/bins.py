@@ -52,13 +52,18 @@ class ColorBins(nn.Module):
     """
 
     centres: Tensor
-    _candidates: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        centres = _centres()
-        self.register_buffer("centres", centres.float(), persistent=False)
-        self.register_buffer("_candidates", _candidates(centres), persistent=False)
+        self.register_buffer("centres", _centres().float(), persistent=False)
+        self._table: Tensor | None = None  # only targets need it, and it takes 0.15 s
+
+    def _candidates(self) -> Tensor:
+        """Returns :func:`_near_cells` on the device, made when it is first asked for."""
+        if self._table is None:
+            self._table = _near_cells(self.centres.double().cpu())
+        self._table = self._table.to(self.centres.device)
+        return self._table
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -86,7 +91,7 @@ class ColorBins(nn.Module):
         """Of (N, 2) points: indices and weights, (N, 10)."""
         side = 2 * _REACH // _CELL
         cells = ((points + _REACH) / _CELL).long().clamp(max=side - 1)
-        known = self._candidates[cells[:, 0] * side + cells[:, 1]].long()
+        known = self._candidates()[cells[:, 0] * side + cells[:, 1]].long()
         squares = (self.centres.to(points)[known] - points[:, None]).square().sum(-1)
         squares, order = squares.sort(stable=True)
         squares = squares[:, :NEIGHBOURS]
@@ -168,7 +173,7 @@ def _centres() -> Tensor:
     return torch.from_numpy(points[inside])
 
 
-def _candidates(centres: Tensor) -> Tensor:
+def _near_cells(centres: Tensor) -> Tensor:
     """Bins that may be among the 10 nearest of a point, by its cell: (110 * 110, C) int32.
 
     Between a cell's middle and a point of it the distance to any bin changes by at most half the

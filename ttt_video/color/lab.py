@@ -77,6 +77,19 @@ def to_grey(rgb: Tensor) -> Tensor:
     return (255 * _encoded(_luminance(rgb))).round().clamp(0, 255).to(torch.uint8)
 
 
+def in_three_channels(grey: Tensor) -> Tensor:
+    """Returns a (1, H, W) picture as (3, H, W): one plane of memory, seen three times."""
+    return grey.expand(3, -1, -1)
+
+
+def is_one_plane(image: Tensor) -> bool:
+    """Says whether the channels of an image are one plane of memory, so that it has no colour.
+
+    :func:`in_three_channels` makes such images, and copies of all of their pixels lose it.
+    """
+    return image.stride(0) == 0
+
+
 def compose(lightness: Tensor, ab: Tensor) -> Tensor:
     """Returns the picture of a lightness and of colours, which may be coarser.
 

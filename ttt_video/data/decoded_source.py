@@ -151,6 +151,7 @@ class DecodedSource(BaseSource):
                     **record,
                     "file_name": name,
                     "image": self.transform(pixels),
+                    "picture": pixels,
                     "height": height,
                     "width": width,
                     "video_id": self.video_id,

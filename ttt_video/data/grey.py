@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..color.bins import is_grey
-from ..color.lab import rgb_to_lab, to_grey
+from ..color.lab import in_three_channels, rgb_to_lab, to_grey
 from ..formats.images import FrameTransform
 from ..structures import Frame, FrameSource
 from .fingerprint import Fingerprint
@@ -50,10 +50,12 @@ def grey_input(rgb: Tensor, transform: Callable[[np.ndarray], Tensor]) -> dict[s
     """Returns what a model may see of a picture, (3, H, W) uint8 RGB.
 
     Returns:
-        ``image``, the network's input, three times the same values; ``grey``, (1, H, W) uint8.
+        ``image``, the network's input, three times the same plane, by which a model knows that it
+        has no colour (:func:`is_one_plane`); ``grey``, (1, H, W) uint8.
     """
     grey = to_grey(rgb)
-    return {"image": transform(np.stack([grey[0].numpy()] * 3, -1)), "grey": grey}
+    image = transform(np.stack([grey[0].numpy()] * 3, -1))
+    return {"image": in_three_channels(image[:1].clone()), "grey": grey}
 
 
 class GreyFrames:
@@ -134,6 +136,7 @@ class GreyFrames:
         if original.shape != size:
             raise ValueError(f"a frame of {size} was resized to {tuple(original.shape)} before")
         turned = {**frame, **grey_input(original, self.transform)}
+        turned.pop("picture", None)  # `grey` is what a picture of the frame shows
         if self.keep_original:
             turned["original"] = original.permute(1, 2, 0).numpy()
         return cast(Frame, turned)

@@ -68,6 +68,8 @@ class ShuffledFrames(FirstFrames):
     def __iter__(self) -> Iterator[Frame]:
         if not self._frames:
             frames = list(super().__iter__())
+            for frame in frames:
+                frame.pop("picture", None)  # its size would add to that of the network's input
             name = f"{self.seed}/{self.video_id}/order".encode()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
             self._frames = [frames[i] for i in rng.permutation(len(frames))]

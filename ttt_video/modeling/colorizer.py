@@ -13,12 +13,20 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from ..color.bins import ColorBins, is_grey, rebalancing_weights
-from ..color.lab import AB_UNIT, compose, lightness, rgb_to_lab, to_grey
+from ..color.lab import (
+    AB_UNIT,
+    compose,
+    in_three_channels,
+    is_one_plane,
+    lightness,
+    rgb_to_lab,
+    to_grey,
+)
 from ..color.losses import classification_loss, regression_loss
 from ..errors import UserError
 from .heads import PIXELS_PER_QUERY_CELL, ColorHead
 from .interface import output_size, require_distributions
-from .pixel_classes import MainTask, PixelClasses, image_area
+from .pixel_classes import MainTask, PixelClasses, PixelLabels, image_area
 from .reconstructing import DenseModel
 from .weights import read_checkpoint
 
@@ -88,25 +96,51 @@ class ColorizerTTT(DenseModel):
         image = image.to(self.device, non_blocking=True)
         return image.flip(0) if self.image_format == "BGR" else image
 
+    def _grey(self, image: Tensor) -> Tensor:
+        """Returns an image without colour; one that cannot have any (:func:`is_one_plane`) as is.
+
+        A source of grey frames gives such images, so a frame is turned grey once and not in every
+        step; whatever else comes is turned grey here.
+        """
+        return image if is_one_plane(image) else in_three_channels(to_grey(self._rgb(image)))
+
     def normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Returns the images, grey, normalised and zero-padded to a common size: (B, 3, H, W)."""
-        grey = [to_grey(self._rgb(x["image"])).expand(3, -1, -1) for x in batched_inputs]
-        return super().normalize([{"image": image} for image in grey])
+        return super().normalize([{"image": self._grey(x["image"])} for x in batched_inputs])
 
     def main_losses(
         self, batched_inputs: list[dict[str, Any]], normalizers: None = None
     ) -> dict[str, Tensor]:
-        """Returns l_m(h(f(x)), y): ``loss_color``, the mean over the pixels of coloured images."""
+        """Returns l_m(h(f(x)), y): ``loss_color``, the mean over the pixels of coloured images.
+
+        Padding does not count. That of a mapper is what the masks of an input's ``instances`` leave
+        (:meth:`ttt_video.tasks.ColorizationTask.training_target`).
+        """
         images = self.normalize(batched_inputs)
         predicted = self.sem_seg_head(self.encode(images.tensor))
         colors = [rgb_to_lab(self._rgb(x["image"]))[1:] for x in batched_inputs]
         ab = ImageList.from_tensors(colors, self.size_divisibility).tensor
         grey = torch.stack([is_grey(color[None])[0] for color in colors])
-        counted = image_area(images, *predicted.shape[-2:]) * ~grey[:, None, None]
+        shown = self._shown(batched_inputs, images)
         if self.bins is None:
+            counted = shown[:, 0] * ~grey[:, None, None]
             return {"loss_color": regression_loss(predicted, ab, counted)}
-        targets = self.bins.encode(F.avg_pool2d(ab, PIXELS_PER_QUERY_CELL))
+        # The mean colour of a cell's pixels that are shown; 1/16 is the share of one of them.
+        share = F.avg_pool2d(shown, PIXELS_PER_QUERY_CELL)
+        ab = F.avg_pool2d(ab * shown, PIXELS_PER_QUERY_CELL) / share.clamp(min=1 / 16)
+        targets = self.bins.encode(ab)
+        counted = (share[:, 0] > 0) & ~grey[:, None, None]
         return {"loss_color": classification_loss(predicted, targets, self._bin_weights, counted)}
+
+    @staticmethod
+    def _shown(batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
+        """Returns 1 at pixels of the pictures, 0 at padding: (B, 1, H, W)."""
+        shown = image_area(images, *images.tensor.shape[-2:])[:, None]
+        for area, x in zip(shown[:, 0], batched_inputs, strict=True):
+            if "instances" in x:
+                masks = x["instances"].gt_masks.tensor.to(area.device)
+                area[: masks.shape[1], : masks.shape[2]] *= masks.any(0)
+        return shown
 
     def main_task(
         self, batched_inputs: list[dict[str, Any]], *, mask_with: torch.Generator | None = None
@@ -122,10 +156,24 @@ class ColorizerTTT(DenseModel):
         if mask_with is not None:
             visible = self.masks.of_batch(batched_inputs, images, mask_with)
         logits = self.sem_seg_head(self.encode(images.tensor, visible))
-        return MainTask(PixelClasses.of_logits(logits), image_area(images, *logits.shape[-2:]))
+        inside = image_area(images, *logits.shape[-2:])
+        return MainTask(PixelClasses.of_logits(logits), inside, self._color_labels)
+
+    @torch.no_grad()
+    def _color_labels(self, pixels: PixelClasses) -> PixelLabels:
+        """Returns the predicted colours as labels of training are: soft, over their nearest bins.
+
+        The confidence of a colour is the probability of these bins. A distribution that was learned
+        from soft labels gives no single bin more than 0.62, so that of the likeliest bin says
+        little; and a mean between two separate colours has little probability around it.
+        """
+        assert self.bins is not None
+        labels = self.bins.encode(self.bins.decode(pixels.classes, self.temperature))
+        confidence = pixels.classes.exp().gather(1, labels.indices).sum(1)
+        return PixelLabels(labels.indices, labels.weights, confidence)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Returns ``color`` for each input: (3, height, width) uint8, RGB.
+        """Returns ``color`` for each input, (3, height, width) uint8, RGB, and ``finite``, a bool.
 
         Colours have the network's resolution. Lightness is that of the input's ``grey``, (1,
         height, width) uint8, where it has it; else that of its image, stretched.
@@ -141,13 +189,12 @@ class ColorizerTTT(DenseModel):
         for x, colors, size in zip(batched_inputs, ab, images.image_sizes, strict=True):
             height, width = output_size(x, size)
             if "grey" in x:
-                light = lightness(x["grey"].to(self.device).expand(3, -1, -1))
+                light = lightness(in_three_channels(x["grey"].to(self.device)))
             else:
-                light = lightness(to_grey(self._rgb(x["image"])).expand(3, -1, -1))
+                light = lightness(self._grey(x["image"]).to(self.device))
                 light = sem_seg_postprocess(light, size, height, width)
-            results.append(
-                {"color": compose(light, sem_seg_postprocess(colors, size, height, width))}
-            )
+            colored = compose(light, sem_seg_postprocess(colors, size, height, width))
+            results.append({"color": colored, "finite": colors.isfinite().all()})
         return results
 
 

@@ -61,6 +61,9 @@ class Model(Protocol):
     def __call__(self, batched_inputs: list[dict[str, Any]], /) -> Any:
         """Returns detectron2's outputs in eval mode, a dict for each input.
 
+        A prediction without floating-point scores, such as colours, may say as ``finite``, a bool
+        or a tensor of one, whether all scores that it was made of were finite.
+
         Their size is the input's ``height`` and ``width``, or else that of its image.
         """
 

@@ -138,7 +138,7 @@ class MaskFormerTTT(DenseModel):
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Returns h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
-        ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks.
+        ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks; and ``finite``, a bool.
         """
         images = self.normalize(batched_inputs)
         outputs = self.sem_seg_head(self.encode(images.tensor))[-1]
@@ -153,5 +153,8 @@ class MaskFormerTTT(DenseModel):
                 align_corners=False,
             )[0]
             height, width = output_size(x, size)
-            results.append(self.postprocess(class_logits[i], mask_logits, size, height, width))
+            result = self.postprocess(class_logits[i], mask_logits, size, height, width)
+            # A sum is finite only if its terms are, and it needs no second tensor of their size.
+            scores = class_logits[i].sum() + outputs["pred_masks"][i].sum(dtype=torch.float32)
+            results.append({**result, "finite": scores.isfinite()})
         return results

@@ -14,6 +14,7 @@ query claims it. Everything is computed at the stride of the mask logits (4 px).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -75,15 +76,37 @@ def pixel_entropy(pixels: PixelClasses, *, background: bool) -> Tensor:
     return something * (entropy - pixels.something) - nothing * pixels.nothing
 
 
+class PixelLabels(NamedTuple):
+    """A prediction as labels to train on.
+
+    classes: (B, N, H, W) int64, the N classes of which a pixel's label is made.
+    weights: (B, N, H, W), their shares in it, of sum 1.
+    confidence: (B, H, W), the probability that the prediction gives to its label.
+    """
+
+    classes: Tensor
+    weights: Tensor
+    confidence: Tensor
+
+
+def likeliest_classes(pixels: PixelClasses) -> PixelLabels:
+    """Returns the likeliest class of each pixel as its label, with P(k|x)."""
+    confidence, labels = pixels.classes.max(1, keepdim=True)
+    confidence = (confidence[:, 0] + pixels.something).exp()
+    return PixelLabels(labels, torch.ones_like(labels, dtype=confidence.dtype), confidence)
+
+
 class MainTask(NamedTuple):
     """The output of head h for a batch.
 
     pixels: the class distributions of pixels.
     inside: (B, H, W) float, 0 at cells that only cover padding, else 1.
+    labels: makes labels of such distributions, for methods that train on predictions.
     """
 
     pixels: PixelClasses
     inside: Tensor
+    labels: Callable[[PixelClasses], PixelLabels] = likeliest_classes
 
     def mean(self, values: Tensor, where: Tensor | None = None) -> Tensor:
         """Returns the mean of (B, H, W) values over each image, then over the images.

@@ -117,7 +117,7 @@ class ZhangColorizer(nn.Module):
         return F.interpolate(ab, scale_factor=4, mode="bilinear", align_corners=False)
 
     def forward(self, batched_inputs: Samples) -> list[dict[str, Tensor]]:
-        """``color``: (3, height, width) uint8 RGB for each input.
+        """``color``, (3, height, width) uint8 RGB, and ``finite``, a bool, for each input.
 
         Colours are predicted of the input's ``image``, whose lightness alone is looked at. Those
         of the whole picture are laid over ``grey`` (1, height, width), uint8, where an input has
@@ -130,9 +130,9 @@ class ZhangColorizer(nn.Module):
             raise UserError(
                 f"{type(self).__name__} is a frozen baseline here: train it with its authors' code"
             )
-        return [{"color": self._color(x)} for x in batched_inputs]
+        return [self._predict(x) for x in batched_inputs]
 
-    def _color(self, sample: Any) -> Tensor:
+    def _predict(self, sample: Any) -> dict[str, Tensor]:
         levels = lightness(sample["image"].to(self.device))
         height, width = levels.shape[-2:]
         size = output_size(sample, (height, width))
@@ -140,4 +140,5 @@ class ZhangColorizer(nn.Module):
             full = lightness(sample["grey"].to(self.device).expand(3, -1, -1))
         else:
             full = F.interpolate(levels[None], size=size, mode="bilinear", align_corners=False)[0]
-        return compose(full, self.ab(levels[None])[0])
+        ab = self.ab(levels[None])[0]
+        return {"color": compose(full, ab), "finite": ab.isfinite().all()}

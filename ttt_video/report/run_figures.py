@@ -221,7 +221,7 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
         shown = _overlay_frame(run, one.video_id, one.frame_index)
         if shown is None:
             continue
-        panels = _split_panels(shown)
+        panels = _split_panels(shown, run.headline)
         labels = label_picture(run.dataset, run.videos[one.video_id][one.frame_index].file_name)
         if labels is not None:
             panels.insert(1, resize(side_by_side([labels], ["labels"]), panels[0].shape))
@@ -233,13 +233,16 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
     return bool(strips)
 
 
-def _split_panels(shown: np.ndarray) -> list[np.ndarray]:
-    """Splits an overlay into original, frozen and adapted: stacked ones, or ones in a row.
+def _split_panels(shown: np.ndarray, headline: str | None) -> list[np.ndarray]:
+    """Splits an overlay into the frame, frozen and adapted: stacked ones, or ones in a row.
 
-    `side_by_side` stacks what is wider than 16:9, so that a stack of three is at least 0.6 times as
-    wide as high; three in a row are at least 1.5 times, if none is higher than twice its width.
+    `side_by_side` stacks what is wider than 16:9, so that a stack of three is at least 0.5 times as
+    wide as high; three in a row are at least 1.3 times, if none is higher than twice its width.
+    Frames of a task whose labels are pictures have a fourth one, and stand 2 x 2.
     """
-    stacked = shown.shape[1] < 1.5 * shown.shape[0]
+    if any(task.label_titles for task in tasks() if task.headline == headline):
+        return [part for row in np.array_split(shown, 2) for part in np.array_split(row, 2, axis=1)]
+    stacked = shown.shape[1] < 1.3 * shown.shape[0]
     return np.array_split(shown, 3, axis=0 if stacked else 1)
 
 

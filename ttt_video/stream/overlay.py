@@ -10,40 +10,61 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from torch import Tensor
 
 from ..files import file_stem
-from ..tasks import overlay_painter
+from ..structures import Frame
+from ..tasks import Painter, drawn_task, overlay_painter
+from ..visualization.legend import LegendEntry
 from ..visualization.overlay import side_by_side, to_rgb
 from ..visualization.video import check_fps
 from .sinks import Results, Sink, VideoRun
-from .video_parts import VideoParts
+from .video_parts import VideoParts, video_fps
 
 Panels = dict[str, np.ndarray]
 """(height, width, 3) uint8 RGB pictures by their titles."""
 
+Pictures = dict[str, Callable[[], np.ndarray]]
+"""Functions that give such pictures, by their titles: the frame's first, then its labels'."""
+
+SIDES = (480, 3840)
+"""Pixels: narrower pictures are enlarged, so that their words can be read; and decoders have limits
+for the sides of a whole video."""
+
 
 class OverlayVideos(Sink):
-    """Writes a video file for each video: the frame, the frozen model if there, the adapted one."""
+    """Writes a video file for each video: the frame, the frozen model if there, the adapted one.
+
+    Labels that are pictures (original colours) come last. Titles, the frame's number and time stand
+    above, the classes below. What is drawn depends on the frame and its results alone.
+    """
 
     def __init__(
-        self, cfg: CfgNode, folder: Path, *, fps: float, single: bool, dataset_name: str = ""
+        self,
+        cfg: CfgNode,
+        folder: Path,
+        *,
+        fps: float | None = None,
+        single: bool,
+        dataset_name: str = "",
     ) -> None:
         """
         Args:
             cfg: gives the channel order.
             folder: of the video files.
-            fps: frames per second.
+            fps: frames per second; None takes each video's own, or 10 where it tells none.
             single: there is one video; its file is ``overlay.mp4``, not ``overlay-VIDEO.mp4``.
             dataset_name: of the videos, whose metadata has the colours; where there is none, the
                 first test set of the config has them.
         """
-        check_fps(fps)
+        if fps is not None:
+            check_fps(fps)
         self.format = cfg.INPUT.FORMAT
         self.method = cfg.TTT.METHOD
         named = dataset_name or next(iter(cfg.DATASETS.TEST), None)
         self.metadata = MetadataCatalog.get(named) if named else None
         self.folder = folder
-        self.fps = fps
+        self.asked_fps = fps
         self.single = single
         self._parts: list[str] = []
 
@@ -57,15 +78,17 @@ class OverlayVideos(Sink):
         Raises:
             UserError: one of its parts is missing or damaged.
         """
+        fps = video_fps(self.asked_fps, video.source)
+        self.seconds = 1 / known if (known := video.source.fps or self.asked_fps) else None
         name = "overlay.mp4" if self.single else f"overlay-{file_stem(video.video_id)}.mp4"
         parts = self._parts if video.done else []
         self.video = VideoParts(
-            self.folder / name, self.fps, video.folder, "overlay", done=video.done, parts=parts
+            self.folder / name, fps, video.folder, "overlay", done=video.done, parts=parts
         )
 
     def write(self, results: Results) -> None:
         """Adds one frame, which is drawn in the encoder's thread."""
-        self.video.write(partial(_draw, self._painter(results)))
+        self.video.write(partial(_draw, *self._pictures(results), self._note(results)))
 
     def save(self) -> dict[str, Any]:
         """Finishes the current part; returns the names of all."""
@@ -77,30 +100,56 @@ class OverlayVideos(Sink):
 
     def panels(self, results: Results) -> Panels:
         """Returns titled (height, width, 3) uint8 pictures of one frame."""
-        return self._painter(results)()
+        return _panels(*self._pictures(results))
 
-    def _painter(self, results: Results) -> Callable[[], Panels]:
-        """:meth:`panels` but for the drawing: a function that does it, also in another thread."""
+    def _note(self, results: Results) -> str:
+        """Returns the number of a frame and, where it is known, its time."""
+        index = results.adapted.frame["frame_index"]
+        time = "" if self.seconds is None else f"   {index * self.seconds:.2f} s"
+        return f"frame {index}{time}"
+
+    def _pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
+        """Returns the functions that draw a frame's panels, also in another thread."""
         frame = results.adapted.frame
-        painters = {"frozen": results.frozen, self.method: results.adapted}
-        return partial(
-            _paint,
-            partial(to_rgb, frame["image"], self.format, (frame["height"], frame["width"])),
-            {
-                title: overlay_painter(shown.output, self.metadata)
-                for title, shown in painters.items()
-                if shown is not None
-            },
-        )
+        models = {"frozen": results.frozen, self.method: results.adapted}
+        painters = {
+            title: overlay_painter(shown.output, self.metadata)
+            for title, shown in models.items()
+            if shown is not None
+        }
+        task = drawn_task(results.adapted.output)
+        shown = {task.input_title: self._input(frame), **task.label_pictures(frame)}
+        return shown, painters
+
+    def _input(self, frame: Frame) -> Callable[[], np.ndarray]:
+        """Returns what makes the frame's picture, at its own size where that is known."""
+        if "grey" in frame:
+            return partial(_of_grey, frame["grey"])
+        if "picture" in frame:
+            return partial(np.ascontiguousarray, frame["picture"])
+        return partial(to_rgb, frame["image"], self.format, (frame["height"], frame["width"]))
 
 
-def _paint(
-    picture: Callable[[], np.ndarray], painters: dict[str, Callable[[np.ndarray], np.ndarray]]
-) -> Panels:
+def _of_grey(grey: Tensor) -> np.ndarray:
+    return np.repeat(grey[0].cpu().numpy()[:, :, None], 3, axis=2)
+
+
+def _panels(shown: Pictures, painters: dict[str, Painter]) -> Panels:
+    """Draws the frame, the predictions over it, and the labels."""
+    (title, picture), *labels = shown.items()
     image = picture()
-    return {"original": image, **{title: paint(image) for title, paint in painters.items()}}
+    panels = {title: image, **{name: paint(image) for name, paint in painters.items()}}
+    return panels | {name: picture() for name, picture in labels}
 
 
-def _draw(paint: Callable[[], Panels]) -> np.ndarray:
-    panels = paint()
-    return side_by_side(list(panels.values()), list(panels))
+def _draw(shown: Pictures, painters: dict[str, Painter], note: str) -> np.ndarray:
+    panels = _panels(shown, painters)
+    legends = [_legend_of(painters.get(title)) for title in panels]
+    pictures = list(panels.values())
+    return side_by_side(pictures, list(panels), legends=legends, note=note, sides=SIDES)
+
+
+def _legend_of(painter: Painter | None) -> tuple[LegendEntry, ...]:
+    """Returns the legend of a painter that has one; a task of another file may have a function."""
+    entries: tuple[LegendEntry, ...] = getattr(painter, "legend", tuple)()
+    return entries

@@ -31,12 +31,13 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
     Returns:
         ``frames``, ``videos`` (frames of each), ``skipped_steps``, ``loss_recon`` (mean), with a
         frame budget :data:`BUDGET_COUNTS`, ``metrics`` of "adapted" and, if rows have it, "frozen"
-        (see ``tasks.score``), ``protocols`` (the rule of each metric) and ``seconds`` per frame
-        (mean, percentiles).
+        (see ``tasks.score``), ``protocols`` (the rule of each metric), ``seconds`` per frame (mean,
+        percentiles) and, if rows have them, ``differences`` of both models (mean over frames).
     """
     videos: dict[str, int] = {}
     scores = {who: Scores(info or LabelInfo()) for who in ("adapted", "frozen")}
     seconds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+    differing: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
     losses = array("d")
     counts = {"skipped_steps": 0}
     for row in rows:
@@ -52,17 +53,21 @@ def summarize(rows: Iterable[Row], info: LabelInfo | None = None) -> Row:
         seconds["frame"].append(row["adapt_seconds"] + row["predict_seconds"])
         if "frozen" in row:
             seconds["frozen_predict"].append(row["frozen"]["predict_seconds"])
+        for name, value in row.get("frozen", {}).get("differences", {}).items():
+            differing[name].append(value)
         for who, part in (("adapted", row), ("frozen", row.get("frozen", {}))):
             if part:
                 records = part.get("records", {})
                 scores[who].add(ScoredFrame(video_id, row["frame_index"], records))
     metrics = {who: result for who, own in scores.items() if (result := own.result())}
+    differences = {name: mean(values) for name, values in sorted(differing.items())}
     return {
         "frames": sum(videos.values()),
         "videos": dict(sorted(videos.items())),
         **counts,
         "loss_recon": mean(losses),
         "metrics": metrics,
+        **({"differences": differences} if differences else {}),
         "protocols": rules({name for numbers in metrics.values() for name in numbers}),
         "seconds": {name: _distribution(values) for name, values in seconds.items()},
     }

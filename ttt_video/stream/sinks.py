@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..structures import FrameSource
-from ..tasks import build_tasks, score_frame
+from ..tasks import build_tasks, differences, score_frame
 from .directory import Row, RunDirectory
 from .results import FrameResult
 from .saved_state import UnusableState
@@ -134,12 +134,18 @@ class Scores(Sink):
             self.tasks = {name: build_tasks(self.dataset_name, self.cfg) for name in self.names}
 
     def write(self, results: Results) -> None:
-        """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that."""
+        """Adds ``records`` and ``metrics`` to the row, and the same of the frozen model to that.
+
+        The frozen model's part has ``differences``, too: how far it is from the adapted one, with
+        labels or without.
+        """
         frame, row = results.adapted.frame, results.row
         row.update(score_frame(self.tasks["adapted"], frame, results.adapted.output))
         if results.frozen is not None:
             scores = score_frame(self.tasks["frozen"], frame, results.frozen.output)
-            row["frozen"] = {"predict_seconds": results.frozen.predict_seconds, **scores}
+            frozen = {"predict_seconds": results.frozen.predict_seconds, **scores}
+            apart = differences(results.adapted.output, results.frozen.output)
+            row["frozen"] = {**frozen, **({"differences": apart} if apart else {})}
 
     def save(self) -> dict[str, Any]:
         """Returns the states of all tasks by model and name."""

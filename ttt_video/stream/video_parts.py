@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from ..visualization.video import VideoWriter, check_part, join_videos
+from ..structures import FrameSource
+from ..visualization.video import MAX_FPS, MIN_FPS, VideoWriter, check_part, join_videos
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FPS = 10.0  # of a video that tells no frame rate
 
 
 class VideoParts:
@@ -75,3 +81,19 @@ def _check(folder: Path, part: str) -> None:
         raise UserError(
             f"{error}: put it back, or remove {folder} to start the video anew"
         ) from error
+
+
+def video_fps(asked: float | None, source: FrameSource) -> float:
+    """Returns the frames per second: as asked, else the video's where an MP4 can have them."""
+    if asked is not None:
+        return asked
+    own = source.fps or DEFAULT_FPS
+    if MIN_FPS <= own <= MAX_FPS:
+        return own
+    logger.warning(
+        "video %s has %g frames per second, which no MP4 can have: %g instead (--fps)",
+        source.video_id,
+        own,
+        DEFAULT_FPS,
+    )
+    return DEFAULT_FPS

@@ -7,11 +7,14 @@ from . import semantic, panoptic, instances, steadiness, prediction  # noqa: I00
 from . import colorization, color_statistics
 from .base import (
     Augmented,
+    Difference,
     Painter,
     Shared,
     Target,
     Task,
     build_tasks,
+    differences,
+    drawn_task,
     once,
     overlay_painter,
     score_frame,

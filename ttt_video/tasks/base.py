@@ -39,6 +39,21 @@ class Augmented(NamedTuple):
 Painter = Callable[[np.ndarray], np.ndarray]
 """Draws a prediction over an (h, w, 3) uint8 RGB frame; returns (H, W, 3) uint8 RGB."""
 
+
+class Difference(NamedTuple):
+    """What a task says of two models that predict the same frame.
+
+    name: key of the number, in rows and summary.
+    words: a sentence about the mean over frames, with the number as ``{}``.
+    """
+
+    name: str
+    words: str
+
+
+OTHER_CLASS = Difference("other_class", "{:.2f} % of the pixels have another class")
+"""Of tasks whose predictions are classes of pixels."""
+
 DO_THEY_AGREE = "do the model's classes and the frame's size agree with its labels?"
 
 AnyMetric = TypeVar("AnyMetric", bound=type[Metric])
@@ -76,6 +91,9 @@ class Task(DatasetEvaluator):
         switch: config key that makes the model give the output.
         picture_rank: the task of the highest rank (the first of equals) is drawn; None: it has no
             picture.
+        difference: the number of :meth:`differing`; None: the task has none.
+        input_title: what the frame itself is called in pictures.
+        label_titles: what :meth:`label_pictures` of a labelled frame are called.
         class_keys: metadata with the names of the classes; the first key that exists counts.
         objects_key: label key of the list of objects; "" where each pixel has a class.
         mappers: values of ``INPUT.DATASET_MAPPER_NAME`` that train for the task, with the way of
@@ -93,6 +111,9 @@ class Task(DatasetEvaluator):
     metrics: ClassVar[dict[str, Metric]]
     switch: ClassVar[str] = ""
     picture_rank: ClassVar[int | None] = None
+    difference: ClassVar[Difference | None] = None
+    input_title: ClassVar[str] = "original"
+    label_titles: ClassVar[tuple[str, ...]] = ()
     class_keys: ClassVar[tuple[str, ...]] = CLASS_KEYS
     objects_key: ClassVar[str] = ""
     mappers: ClassVar[Mapping[str, str]] = {}
@@ -224,6 +245,23 @@ class Task(DatasetEvaluator):
         raise NotImplementedError(f"{cls.__name__} has no picture")
 
     @classmethod
+    def label_pictures(cls, frame: Mapping[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
+        """Returns what pictures of a frame end with: (H, W, 3) uint8 RGB labels by their titles."""
+        return {}
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns how much two predictions of a frame differ; see :attr:`difference`."""
+        raise NotImplementedError(f"{cls.__name__} compares no predictions")
+
+    @classmethod
+    def drawn_names(cls, metadata: Any, count: int) -> tuple[str, ...]:
+        """Returns the names of the classes for pictures; () if not all ``count`` are known."""
+        known = (getattr(metadata, key, None) for key in cls.class_keys)
+        names = tuple(next(filter(None, known), ()))
+        return names if len(names) >= count else ()
+
+    @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray | None:
         """Returns the (H, W) labels as stored, classes or ids of objects; None: there is no map."""
         return None
@@ -352,15 +390,8 @@ def score_frame(
     return {"records": records, "metrics": metrics} if records else {}
 
 
-def overlay_painter(output: Mapping[str, Any], metadata: Any) -> Painter:
-    """Returns a function that draws a model's output over its frame, later or in another thread.
-
-    The function keeps a map of the pixels, and not the output. It draws the task with the highest
-    ``picture_rank``; pixels without a prediction keep the image.
-
-    Args:
-        output: detectron2's output of one frame, on any device.
-        metadata: detectron2 ``Metadata`` of the data set, or any object with its colours.
+def drawn_task(output: Mapping[str, Any]) -> type[Task]:
+    """Returns the task that draws an output: the one of the highest ``picture_rank``.
 
     Raises:
         ValueError: the output has nothing to draw.
@@ -370,5 +401,37 @@ def overlay_painter(output: Mapping[str, Any], metadata: Any) -> Painter:
     if not able:
         keys = ", ".join(dict.fromkeys(key for task in drawn for key in task.output_keys))
         raise ValueError(f"no {keys} to draw in an output with keys {sorted(output)}")
+    return max(able, key=lambda task: task.picture_rank or 0)
+
+
+def overlay_painter(output: Mapping[str, Any], metadata: Any) -> Painter:
+    """Returns a function that draws a model's output over its frame, later or in another thread.
+
+    The function keeps a map of the pixels, and not the output; if it has a ``legend()``, that is
+    shown below. It is that of :func:`drawn_task`; pixels without a prediction keep the image.
+
+    Args:
+        output: detectron2's output of one frame, on any device.
+        metadata: detectron2 ``Metadata`` of the data set, or any object with its colours.
+
+    Raises:
+        ValueError: the output has nothing to draw.
+    """
+    return drawn_task(output).painter(output, metadata)
+
+
+def differences(output: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    """Returns how much two models' predictions of a frame differ, by :attr:`Difference.name`.
+
+    It is the number of the task of the highest ``picture_rank`` that has one.
+    """
+    able = [
+        task
+        for task in tasks()
+        if task.difference is not None and any(key in output for key in task.output_keys)
+    ]
+    if not able:
+        return {}
     best = max(able, key=lambda task: task.picture_rank or 0)
-    return best.painter(output, metadata)
+    assert best.difference is not None
+    return {best.difference.name: best.differing(output, other)}

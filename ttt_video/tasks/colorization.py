@@ -7,7 +7,7 @@ sets of any frames can be compared later: FID and IS need nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from ..config.keys import declare_keys
 from ..errors import UserError
 from ..formats.images import read_rgb
-from .base import COLOR_LABELS, Augmented, Painter, Target, Task, once
+from .base import COLOR_LABELS, Augmented, Difference, Painter, Target, Task, once
 from .color_numbers import (
     colorfulness,
     frechet_distance,
@@ -26,6 +26,7 @@ from .color_numbers import (
 )
 from .columns import Columns, ColumnTally, FrameNumber, flat, pack
 from .metrics import Metric, Record, mean
+from .outputs import STRIDE
 from .picture_networks import COLOR_KEYS, describers, lpips, ssim
 from .registry import TASK_REGISTRY
 
@@ -63,6 +64,9 @@ class ColorizationTask(Task):
     headline = "PSNR"
     tally = ColumnTally
     picture_rank = 0
+    difference = Difference("color_distance", "CIEDE2000 of their colours {:.2f}")
+    input_title = "grey"
+    label_titles = ("original",)
     mappers = {"colorization": "crop", "colorization_lsj": "lsj"}  # noqa: RUF012
 
     @classmethod
@@ -109,13 +113,25 @@ class ColorizationTask(Task):
 
     @classmethod
     def training_target(cls, labels: Any, record: Mapping[str, Any], image: Augmented) -> Target:
-        """Returns no masks."""
-        return np.zeros(0, np.int64), np.zeros((0, *image.shape), bool)
+        """Makes one mask, of the pixels that show the picture: the others are padding, no grey."""
+        whole = np.ones((record["height"], record["width"]), np.uint8)
+        return np.zeros(1, np.int64), image.transforms.apply_segmentation(whole)[None] > 0
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Shows the coloured frame in place of the grey one."""
         return partial(_instead, picture=color_picture(output))
+
+    @classmethod
+    def label_pictures(cls, frame: Mapping[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
+        """Returns the original colours of a frame that has them."""
+        pictures = [partial(once, original_picture, frame)] if cls.labels(frame) else []
+        return dict(zip(cls.label_titles, pictures, strict=False))
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns the mean CIEDE2000 of the colours of every fourth row's every fourth pixel."""
+        return mean_ciede2000(*(each["color"][:, ::STRIDE, ::STRIDE] for each in (output, other)))
 
 
 def _instead(image: np.ndarray, picture: np.ndarray) -> np.ndarray:

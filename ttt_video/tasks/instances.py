@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from ..errors import UserError
 from ..formats.coco_masks import check_annotations, compress, mask_fault
 from ..formats.labels import check_class_ids
-from ..visualization.overlay import class_palette, paint_segments, shade
+from ..visualization.overlay import SegmentPainter, class_palette, legend_entries, shade
 from .average_precision import (
     ClassPrecision,
     Detections,
@@ -29,7 +28,7 @@ from .average_precision import (
     match_class,
     mean_precision,
 )
-from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task
+from .base import DO_THEY_AGREE, OTHER_CLASS, Augmented, Painter, Target, Task, once
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .outputs import CONFIDENT
@@ -69,6 +68,7 @@ class InstanceTask(Task):
     tally = _DetectionTally
     switch = "MODEL.MASK_FORMER.TEST.INSTANCE_ON"
     picture_rank = 0
+    difference = OTHER_CLASS
     class_keys = ("thing_classes",)
     objects_key = "annotations"
     mappers = {"mask_former_instance": "crop", "coco_instance_lsj": "lsj"}  # noqa: RUF012
@@ -134,24 +134,29 @@ class InstanceTask(Task):
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
-        """Colours instances in shades of their class's colour, the best on top; outlines them."""
-        instances = output["instances"]
-        scores = instances.scores.tolist()
-        # The best are painted last, on top.
-        order = sorted(
-            (i for i, score in enumerate(scores) if score >= CONFIDENT), key=scores.__getitem__
+        """Colours instances in shades of their class's colour, outlined and named, best on top."""
+        ids, classes = once(confident_instances, output)
+        count = 1 + int(max(output["instances"].pred_classes.tolist(), default=0))
+        palette = class_palette(metadata, count, things=True)
+        colors = np.zeros((len(classes), 3), np.uint8)
+        for place, k in enumerate(classes[1:], start=1):
+            rank = len(classes) - 1 - place  # from the best, whose shade is then always the same
+            colors[place] = shade(palette[k], rank)
+        names = cls.drawn_names(metadata, count)
+        named = {place: names[k] for place, k in enumerate(classes) if names and place}
+        legend_palette = class_palette(metadata, len(names), things=True)
+        return SegmentPainter(
+            ids, colors, named, legend_entries(names, legend_palette, set(classes[1:]))
         )
-        categories = instances.pred_classes.tolist()
-        palette = class_palette(metadata, 1 + max(categories, default=0), things=True)
-        colors = np.zeros((len(order) + 1, 3), np.uint8)
-        # Masks are painted on their device, so that one map leaves it.
-        masks = instances.pred_masks
-        ids = torch.zeros(instances.image_size, dtype=torch.int32, device=masks.device)
-        for place, index in enumerate(order, start=1):
-            ids.masked_fill_(masks[index] > 0, place)
-            rank = len(order) - place  # from the best, whose shade is then always the same
-            colors[place] = shade(palette[categories[index]], rank)
-        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors)
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns the percentage of pixels on which confident instances of other classes lie."""
+        maps = []
+        for one in (output, other):
+            ids, classes = once(confident_instances, one)
+            maps.append(np.array(classes)[ids])
+        return 100 * float(np.mean(maps[0] != maps[1]))
 
     @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
@@ -204,6 +209,26 @@ class InstanceTask(Task):
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "video_instance":
             return InstanceSetEvaluator(dataset_name)
         return DatasetEvaluators([ThingEvaluator(dataset_name, output_dir)])
+
+
+def confident_instances(output: Mapping[str, Any]) -> tuple[np.ndarray, list[int]]:
+    """Returns the instances that score at least 0.5 as a map, the best on top.
+
+    Returns:
+        (H, W) int32, 0 where there is none; and the class by number in the map, of 0 -1.
+    """
+    instances = output["instances"]
+    scores = instances.scores.tolist()
+    order = sorted(
+        (i for i, score in enumerate(scores) if score >= CONFIDENT), key=scores.__getitem__
+    )
+    categories = instances.pred_classes.tolist()
+    # Masks are painted on their device, so that one map leaves it; the best last, on top.
+    masks = instances.pred_masks
+    ids = torch.zeros(instances.image_size, dtype=torch.int32, device=masks.device)
+    for place, index in enumerate(order, start=1):
+        ids.masked_fill_(masks[index] > 0, place)
+    return ids.cpu().numpy(), [-1, *(categories[index] for index in order)]
 
 
 class InstanceSetEvaluator(InstanceTask):

@@ -37,6 +37,11 @@ def class_map(output: Mapping[str, Any]) -> np.ndarray | None:
     return None
 
 
+def other_classes(output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Returns the percentage of pixels whose classes differ between two predictions of a frame."""
+    return 100 * float(np.mean(once(class_map, output) != once(class_map, other)))
+
+
 def predicted_classes(output: Mapping[str, Any]) -> frozenset[int]:
     """Returns the classes of a frame's prediction.
 
@@ -68,13 +73,15 @@ def mean_entropy(output: Mapping[str, Any]) -> float | None:
 
 
 def scores_are_finite(output: Mapping[str, Any]) -> bool:
-    """Says whether every score of a frame's ``sem_seg`` and ``instances`` is finite.
+    """Says whether every score of a frame's prediction is finite, whatever its task.
 
-    A step that was too large breaks the weights, and class maps do not show it. A panoptic map
-    alone has no scores, so this is True; broken weights leave it empty.
+    A step that was too large breaks the weights, and neither class maps nor colours show it. So all
+    floating-point tensors of the output count, scores of instances, and what the model itself says
+    (``finite``).
     """
-    scores = [output["sem_seg"]] if "sem_seg" in output else []
-    if "instances" in output:
-        scores.append(output["instances"].scores)
+    if not output.get("finite", True):
+        return False
+    values = (getattr(value, "scores", value) for value in output.values())
+    scores = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
     # A sum is finite only if all its terms are, and it needs no second tensor of their size.
     return all(math.isfinite(each.sum(dtype=torch.float32).item()) for each in scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,11 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..errors import UserError, require
 from ..formats.labels import check_class_ids, read_segment_colors, read_segment_ids
-from ..visualization.overlay import class_palette, paint_segments, shade
-from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task
+from ..visualization.overlay import SegmentPainter, class_palette, legend_entries, shade
+from .base import DO_THEY_AGREE, OTHER_CLASS, Augmented, Painter, Target, Task
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
+from .outputs import other_classes
 from .panoptic_quality import (
     add_panoptic_counts,
     class_quality,
@@ -59,6 +59,7 @@ class PanopticTask(Task):
     tally = _SegmentTally
     switch = "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"
     picture_rank = 1  # it shows all that the other outputs show
+    difference = OTHER_CLASS
     objects_key = "segments_info"
     mappers = {"mask_former_panoptic": "crop", "coco_panoptic_lsj": "lsj"}  # noqa: RUF012
 
@@ -86,7 +87,7 @@ class PanopticTask(Task):
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
-        """Colours segments, each thing in a shade of its class's colour; outlines them."""
+        """Colours segments, each thing in a shade of its class's colour, outlined and named."""
         ids, segments = output["panoptic_seg"]
         colors = np.zeros((1 + max((s["id"] for s in segments), default=0), 3), np.uint8)
         count = 1 + max((s["category_id"] for s in segments), default=0)
@@ -95,7 +96,17 @@ class PanopticTask(Task):
         for segment in segments:
             k, number = segment["category_id"], segment["id"]
             colors[number] = shade(things[k], number) if segment["isthing"] else stuff[k]
-        return partial(paint_segments, ids=ids.cpu().numpy(), colors=colors)
+        names = cls.drawn_names(metadata, count)
+        named = {s["id"]: names[s["category_id"]] for s in segments if names and s["isthing"]}
+        seen = {s["category_id"] for s in segments}
+        entries = legend_entries(names, class_palette(metadata, len(names)), seen)
+        return SegmentPainter(ids.cpu().numpy(), colors, named, entries)
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns the percentage of pixels whose segments have another class."""
+        maps = ({"panoptic_seg": each["panoptic_seg"]} for each in (output, other))
+        return other_classes(*maps)
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:

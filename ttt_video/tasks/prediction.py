@@ -12,11 +12,12 @@ from .base import Task
 from .labels import LabelInfo
 from .metrics import Metric, Record, Tally, mean
 from .outputs import mean_entropy, predicted_classes, scores_are_finite
-from .registry import TASK_REGISTRY
+from .registry import TASK_REGISTRY, tasks
 
 
 class Predictions(NamedTuple):
-    """Numbers of classes and entropies (NaN for none) of each video, in time order."""
+    """Numbers of classes and entropies (NaN for none) of each video with classes, in time order;
+    and the number of frames with scores that are not finite, of all videos."""
 
     classes: list[list[int]]
     entropies: list[list[float]]
@@ -33,16 +34,19 @@ class _FrameTally(Tally):
         self.nonfinite = 0
 
     def add(self, frame_index: int, record: Record) -> None:
+        self.nonfinite += not record.get("finite", True)  # earlier versions did not record it
+        if "classes" not in record:
+            return
         entropy = record["entropy"]
         self.frames.append(frame_index)
         self.classes.append(record["classes"])
         self.entropies.append(math.nan if entropy is None else entropy)
-        self.nonfinite += not record.get("finite", True)  # earlier versions did not record it
 
     @classmethod
     def joined(cls, videos: Sequence[_FrameTally], info: LabelInfo) -> Predictions:
-        orders = [sorted(range(len(v.frames)), key=v.frames.__getitem__) for v in videos]
-        pairs = list(zip(videos, orders, strict=True))
+        with_classes = [video for video in videos if video.frames]
+        orders = [sorted(range(len(v.frames)), key=v.frames.__getitem__) for v in with_classes]
+        pairs = list(zip(with_classes, orders, strict=True))
         return Predictions(
             [[video.classes[i] for i in order] for video, order in pairs],
             [[video.entropies[i] for i in order] for video, order in pairs],
@@ -52,18 +56,36 @@ class _FrameTally(Tally):
 
 @TASK_REGISTRY.register()
 class PredictionStatistics(Task):
-    """Counts predicted classes; measures the entropy and finiteness of the scores."""
+    """Counts predicted classes and measures their entropy; says of all outputs if they are finite.
+
+    Outputs of any task have a record; one without classes, such as colours, has only ``finite``.
+    """
 
     name = "prediction"
     output_keys = ("sem_seg", "panoptic_seg", "instances")
     tally = _FrameTally
 
+    def record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """Returns the record of a frame whose output some task knows; see the base class."""
+        if any(key in output for task in tasks() for key in task.output_keys):
+            return self._record(frame, output)
+        return super().record(frame, output)
+
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
-        return {
-            "classes": len(predicted_classes(output)),
-            "entropy": mean_entropy(output),
-            "finite": scores_are_finite(output),
-        }
+        record: Record = {}
+        if any(key in output for key in self.output_keys):
+            record["classes"] = len(predicted_classes(output))
+            record["entropy"] = mean_entropy(output)
+        return {**record, "finite": scores_are_finite(output)}
+
+
+class _OfClasses(Metric):
+    """A number that outputs without classes do not have."""
+
+    higher_is_better = None
+
+    def is_in(self, content: Any) -> bool:
+        return bool(content.classes if isinstance(content, Predictions) else "classes" in content)
 
 
 def _known_mean(values: Iterable[float]) -> float | None:
@@ -88,7 +110,7 @@ _EXAMPLE = [
 
 
 @PredictionStatistics.add_metric
-class PredictedClasses(Metric):
+class PredictedClasses(_OfClasses):
     """Number of predicted classes, which falls when a method collapses."""
 
     name = "predicted_classes_mean"
@@ -98,7 +120,6 @@ class PredictedClasses(Metric):
         "first_quarter and last_quarter: mean over these frames of every video)"
     )
     unit = "classes"
-    higher_is_better = None
     frame = staticmethod(itemgetter("classes"))
     frame_name = "predicted_classes"
     axis = "predicted classes"
@@ -110,6 +131,8 @@ class PredictedClasses(Metric):
 
     @staticmethod
     def details(total: Predictions) -> dict[str, float | None]:
+        if not total.classes:
+            return {}
         return {
             "predicted_classes_min": min(n for video in total.classes for n in video),
             "predicted_classes_last": total.classes[-1][-1],
@@ -118,7 +141,7 @@ class PredictedClasses(Metric):
 
 
 @PredictionStatistics.add_metric
-class PredictionEntropy(Metric):
+class PredictionEntropy(_OfClasses):
     """Entropy of the scores, which falls, or rises to its limit, when a method collapses."""
 
     name = "prediction_entropy_mean"
@@ -128,7 +151,6 @@ class PredictionEntropy(Metric):
         "first_quarter and last_quarter: mean over these frames of every video)"
     )
     unit = "nats"
-    higher_is_better = None
     frame = staticmethod(itemgetter("entropy"))
     frame_name = "prediction_entropy"
     axis = "entropy of the prediction (nats)"
@@ -140,6 +162,8 @@ class PredictionEntropy(Metric):
 
     @staticmethod
     def details(total: Predictions) -> dict[str, float | None]:
+        if not total.entropies:
+            return {}
         known = (e for video in total.entropies for e in video if not math.isnan(e))
         return {
             "prediction_entropy_max": max(known, default=None),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 from ..errors import UserError
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import check_class_ids, present_ids, read_sem_seg
-from ..visualization.overlay import class_palette, paint_classes
-from .base import DO_THEY_AGREE, Augmented, Painter, Target, Task, once
+from ..visualization.overlay import ClassPainter, class_palette
+from .base import DO_THEY_AGREE, OTHER_CLASS, Augmented, Painter, Target, Task, once
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally, add_counts
-from .outputs import class_map
+from .outputs import class_map, other_classes
 from .registry import TASK_REGISTRY
 from .stills import CheckedLabels
 
@@ -119,6 +118,7 @@ class SemanticTask(Task):
     tally = _PixelTally
     switch = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON"
     picture_rank = 0
+    difference = OTHER_CLASS
     mappers = {"mask_former_semantic": "crop"}  # noqa: RUF012
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
@@ -140,8 +140,15 @@ class SemanticTask(Task):
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Colours every pixel by its class."""
-        palette = class_palette(metadata, len(output["sem_seg"]))
-        return partial(paint_classes, classes=once(class_map, output), palette=palette)
+        count, classes = len(output["sem_seg"]), once(class_map, output)
+        assert classes is not None
+        names = cls.drawn_names(metadata, count)[:count]
+        return ClassPainter(classes, class_palette(metadata, count), names)
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns the percentage of pixels that have another class."""
+        return other_classes(output, other)
 
     @classmethod
     def label_map(cls, record: Mapping[str, Any]) -> np.ndarray:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-BACKGROUND = (24, 24, 24)  # of captions, and between pictures
+from .legend import BACKGROUND, TEXT, LegendEntry, caption_height, font_of, legend, write_names
 
 
 def to_rgb(image: Tensor, format: str = "RGB", size: tuple[int, int] | None = None) -> np.ndarray:
@@ -121,44 +122,146 @@ def shade(color: np.ndarray, number: int) -> np.ndarray:
     return np.clip(color + offset, 0, 255).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class ClassPainter:
+    """Colours every pixel of a frame by its class.
+
+    Attributes:
+        classes: (H, W) class ids.
+        palette: (K, 3) uint8.
+        names: of the K classes, for the legend; empty if they are unknown.
+    """
+
+    classes: np.ndarray
+    palette: np.ndarray
+    names: Sequence[str] = ()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return paint_classes(image, self.classes, self.palette)
+
+    def legend(self) -> tuple[LegendEntry, ...]:
+        """Returns all classes in the order of their ids."""
+        if not self.names:
+            return ()
+        found = np.bincount(self.classes.ravel() + 1, minlength=len(self.names) + 1)[1:] > 0
+        return legend_entries(self.names, self.palette, set(np.flatnonzero(found).tolist()))
+
+
+@dataclass(frozen=True)
+class SegmentPainter:
+    """Colours segments of a frame, outlined and with their names.
+
+    Attributes:
+        ids: (H, W) ids of segments; 0 keeps the frame.
+        colors: (ids, 3) uint8, by id.
+        names: what is written on segments, by id.
+        entries: the legend.
+    """
+
+    ids: np.ndarray
+    colors: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
+    entries: tuple[LegendEntry, ...] = ()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return write_names(paint_segments(image, self.ids, self.colors), self.ids, self.names)
+
+    def legend(self) -> tuple[LegendEntry, ...]:
+        """Returns all classes in the order of their ids."""
+        return self.entries
+
+
+def legend_entries(
+    names: Sequence[str], palette: np.ndarray, seen: set[int]
+) -> tuple[LegendEntry, ...]:
+    """Returns the legend of classes by name, with those that are ``seen`` in the frame."""
+    colors = [(int(r), int(g), int(b)) for r, g, b in palette]
+    return tuple(
+        LegendEntry(name, color, k in seen)
+        for k, (name, color) in enumerate(zip(names, colors, strict=True))
+    )
+
+
+def grid_columns(count: int, height: float, width: float) -> int:
+    """Returns how many pictures stand in a row: four are 2 x 2, others one row or one column.
+
+    Whichever is closer to a 16:9 screen is taken.
+    """
+
+    def distance(columns: int) -> float:
+        return abs(math.log(columns * width / (count / columns * height) / (16 / 9)))
+
+    return 2 if count == 4 else min((count, 1), key=distance)
+
+
 def side_by_side(
-    panels: Sequence[np.ndarray], titles: Sequence[str], *, columns: int | None = None
+    panels: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    columns: int | None = None,
+    legends: Sequence[tuple[LegendEntry, ...]] = (),
+    note: str = "",
+    sides: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Joins images to one, each with a caption above it.
 
     Args:
         panels: images, which are scaled to the size of the first.
         titles: one caption per panel.
-        columns: panels per row; None chooses one row or one column, whichever is closer to the
-            shape of a 16:9 screen.
+        columns: panels per row; None chooses by :func:`grid_columns`.
+        legends: one per panel, below it. If no panel has classes, there are none.
+        note: stands at the right end of the first caption.
+        sides: px; panels that are narrower than the first are enlarged by a whole factor, and where
+            a side of the result would be longer than the second they are made smaller. None keeps
+            the size of the first panel.
     """
     if len(panels) != len(titles) or not panels:
         raise ValueError(f"{len(panels)} panels need as many titles, not {len(titles)}")
     height, width = panels[0].shape[:2]
-    if columns is None:
-
-        def distance(columns: int) -> float:
-            rows = len(panels) / columns
-            return abs(math.log(columns * width / (rows * height) / (16 / 9)))
-
-        columns = min((len(panels), 1), key=distance)
-    cells = [
-        np.concatenate([caption(title, width), resize(panel, (height, width))])
-        for panel, title in zip(panels, titles, strict=True)
-    ]
+    columns = columns or grid_columns(len(panels), height, width)
+    lines = -(-len(panels) // columns)
+    if sides is not None:
+        factor = -(-sides[0] // width) if width < sides[0] else 1
+        longest = max(columns * width, lines * height) * factor
+        fit = factor * min(1.0, sides[1] / longest)
+        height, width = max(1, round(fit * height)), max(1, round(fit * width))
+    cells = []
+    for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        strips = [caption(title, width), resize(panel, (height, width))]
+        if note and i == 0:
+            strips[0] = _noted(strips[0], note)
+        if any(legends):
+            strips.append(_legend_below(legends, i, width))
+        cells.append(np.concatenate(strips))
     blank = np.full_like(cells[0], BACKGROUND)
     cells += [blank] * (-len(cells) % columns)
     rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
     return np.concatenate(rows)
 
 
+def _legend_below(
+    legends: Sequence[tuple[LegendEntry, ...]], number: int, width: int
+) -> np.ndarray:
+    """Returns the legend of a panel; one that has no classes gets a blank of the same height."""
+    if legends[number]:
+        return legend(legends[number], width)
+    return np.full_like(legend(next(filter(None, legends)), width), BACKGROUND)
+
+
 @lru_cache(maxsize=64)
 def caption(title: str, width: int) -> np.ndarray:
     """Returns a read-only strip, ``width`` px wide, with a line of text that grows with it."""
-    height = min(max(18, 10 + width // 40), 48)
+    height = caption_height(width)
     strip = Image.new("RGB", (width, height), BACKGROUND)
-    font = ImageFont.load_default(size=0.65 * height)
-    ImageDraw.Draw(strip).text(
-        (height // 4, height // 2), title, fill=(235, 235, 235), font=font, anchor="lm"
-    )
+    place = (height // 4, height // 2)
+    ImageDraw.Draw(strip).text(place, title, fill=TEXT, font=font_of(0.65 * height), anchor="lm")
     return np.asarray(strip)
+
+
+def _noted(strip: np.ndarray, note: str) -> np.ndarray:
+    """Returns a caption with a note at its right end."""
+    height, width = strip.shape[:2]
+    picture = Image.fromarray(strip)
+    place, font = (width - height // 4, height // 2), font_of(0.55 * height)
+    ImageDraw.Draw(picture).text(place, note, fill=TEXT, font=font, anchor="rm")
+    return np.asarray(picture)

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from ...errors import UserError, ending_with, suggestion
 from ...files import WriteBehind, file_stem, make_folder, remove_leftovers
 from ..sinks import Results, Sink, VideoRun
+from ..video_parts import DEFAULT_FPS, video_fps
 from .base import FORMAT_REGISTRY, Format, Place, Predicted, Stems
 
 
@@ -45,7 +46,7 @@ class SavedPredictions(Sink):
         folder: Path,
         names: Sequence[str],
         *,
-        fps: float,
+        fps: float | None = None,
         compare: bool = False,
         dataset_name: str = "",
     ) -> None:
@@ -54,7 +55,7 @@ class SavedPredictions(Sink):
             cfg: resolved.
             folder: of the run.
             names: of formats; see :func:`format_names`.
-            fps: frames per second of video files.
+            fps: frames per second of video files; None: the video's own, else 10.
             compare: there is a frozen model, whose predictions are saved, too.
             dataset_name: of the videos; "" for others.
         """
@@ -69,11 +70,11 @@ class SavedPredictions(Sink):
     def check(self, outputs: frozenset[str]) -> None:
         """Refuses a model that cannot give what is asked for."""
         self.outputs = outputs
-        self._build()
+        self._build(DEFAULT_FPS)
 
-    def _build(self) -> dict[tuple[str, str], Format]:
+    def _build(self, fps: float) -> dict[tuple[str, str], Format]:
         """Makes the formats, by folder name and model."""
-        predicted = Predicted.of(self.cfg, self.outputs, self.dataset_name, self.fps)
+        predicted = Predicted.of(self.cfg, self.outputs, self.dataset_name, fps)
         return {
             (name if model == "adapted" else f"{name}_{model}", model): _formats()[name](predicted)
             for name in self.names
@@ -90,7 +91,7 @@ class SavedPredictions(Sink):
         Raises:
             UserError: a folder cannot be made, or a file that is needed to go on is gone.
         """
-        self.formats = self._build()
+        self.formats = self._build(video_fps(self.fps, video.source))
         stems = Stems(video.source)
         for (name, _), form in self.formats.items():
             folder = self.folder / name / file_stem(video.video_id)
