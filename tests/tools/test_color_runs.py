@@ -23,6 +23,8 @@ from ttt_video.errors import UserError
 from ttt_video.modeling import ZhangColorizer
 from ttt_video.modeling.colorizer import PRIOR
 from ttt_video.modeling.weights import read_checkpoint, save_safetensors
+from ttt_video.shipped import config_dir
+from ttt_video.sweeps.cells import read_sweep
 from ttt_video_cli import call
 
 HEIGHT, WIDTH = 64, 96
@@ -320,3 +322,20 @@ def test_the_full_configuration_trains_and_streams(pictures, tmp_path):
     summary = stream(*args, "TTT.BATCH_SIZE", 2, to=tmp_path / "out")
     assert summary["frames"] == 3
     assert summary["skipped_steps"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["color", "color_validation"])
+def test_shipped_sweeps_run_on_tiny_frames(name, tmp_path):
+    """The first cell of every row, with the weights and files that ship."""
+    sweep = read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path / "sweep")
+    folder = video(tmp_path / "video", 2)
+    tiny = ("INPUT.MIN_SIZE_TEST", 32, "TTT.OFFLINE.STEPS", 1)
+    for cell in {cell.name: cell for cell in reversed(sweep.cells)}.values():
+        at = cell.flags.index("--dataset")
+        flags = (*cell.flags[:at], "--video-dir", folder, *cell.flags[at + 2 :])
+        opts = (word for pair in cell.overrides.items() for word in pair)
+        summary = stream(*flags, *opts, *tiny, to=tmp_path / cell.name)
+        assert summary["method"] == cell.method
+        assert summary["metrics"]["adapted"].keys() >= {"PSNR", "SSIM", "CIEDE2000", "colorfulness"}
+        assert summary["skipped_steps"] == 0
