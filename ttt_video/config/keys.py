@@ -63,9 +63,21 @@ MODEL: Mapping[str, Key] = {
     "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
     # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
-    # Losses that train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
-    # "probing" (f and g do not move, only the head h learns, Section 3).
-    "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
+    # MAE's base rate (--blr of its commands): the learning rate is BLR * IMS_PER_BATCH / 256. 0:
+    # SOLVER.BASE_LR is the learning rate, whatever the batch. At test time TTT.OPTIMIZER.BASE_LR is
+    # the learning rate, too.
+    "SOLVER.BLR": Key(
+        0.0,
+        Rule(
+            lambda value, cfg: value >= 0 and (value == 0) != (cfg.SOLVER.BASE_LR == 0),
+            "at least 0, and 0 just where SOLVER.BASE_LR is not: one of the two is the rate",
+        ),
+    ),
+    "SOLVER.BETAS": Key([0.9, 0.999]),  # AdamW
+    # What learns, and from which losses: "joint" (f, g, h; main task + reconstruction, Section
+    # 4.1); "main_only" (f and h); and the two stages of Section 3.1, "pretrain" (f and g; the
+    # reconstruction alone, without labels) and "probing" (only the head h, on a given f).
+    "TTT.JOINT": Key("joint", choices=("joint", "main_only", "pretrain", "probing")),
     # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
     # is new; or from those of another task, and the queries of colours are new. False: such weights
     # are a mistake.
@@ -80,7 +92,7 @@ MODEL: Mapping[str, Key] = {
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
-    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
+    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),
     # If MODEL.WEIGHTS has no g, training starts it from h's weights. False: from random ones.

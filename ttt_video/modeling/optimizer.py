@@ -36,14 +36,16 @@ def parameter_groups(
     encoder_multiplier: float = 1.0,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
+    weight_decay_bias: float | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the trainable parameters in as few optimizer groups as their settings allow.
 
     Parameters under a module whose name holds ``encoder`` get ``lr * encoder_multiplier``.
     Normalisation layers decay by ``weight_decay_norm``, ``nn.Embedding`` tables (queries, query
-    positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest,
-    biases included, by ``weight_decay`` (Mask2Former, train_net.py). Few groups let multi-tensor
-    and fused optimizers launch few kernels. A shared parameter is listed once.
+    positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest by
+    ``weight_decay`` (Mask2Former, train_net.py), biases by ``weight_decay_bias`` if it is given.
+    Few groups let multi-tensor and fused optimizers launch few kernels. A shared parameter is
+    listed once.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -59,6 +61,8 @@ def parameter_groups(
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
+            elif name == "bias" and weight_decay_bias is not None:
+                decay = weight_decay_bias
             rate = lr * encoder_multiplier if encoder in module_name else lr
             group = groups.setdefault(
                 (rate, decay), {"params": [], "lr": rate, "weight_decay": decay}
@@ -117,6 +121,11 @@ def clip_gradients_before_step(
     optimizer.register_step_pre_hook(hook)
 
 
+def learning_rate(cfg: CfgNode) -> float:
+    """Returns the rate at the schedule's peak: ``SOLVER.BASE_LR``, or of ``SOLVER.BLR``."""
+    return cfg.SOLVER.BASE_LR or cfg.SOLVER.BLR * cfg.SOLVER.IMS_PER_BATCH / 256
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer of ``SOLVER.*`` over all trainable parameters, with clipping.
 
@@ -126,18 +135,23 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     groups = parameter_groups(
         model,
-        lr=solver.BASE_LR,
+        lr=learning_rate(cfg),
         weight_decay=solver.WEIGHT_DECAY,
         encoder_multiplier=solver.BACKBONE_MULTIPLIER,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     if not groups:
         raise UserError("no parameter of the model requires a gradient: nothing to train")
     if solver.OPTIMIZER not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
     optimizer = make_optimizer(
-        solver.OPTIMIZER, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+        solver.OPTIMIZER,
+        groups,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        betas=tuple(solver.BETAS),
     )
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
@@ -176,6 +190,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.BASE_LR = learning_rate(cfg)  # the cosine's end is a share of it
         return build_detectron2_lr_scheduler(cfg, optimizer)
     if solver.WARMUP_METHOD not in ("linear", "constant"):
         raise UserError(

@@ -58,7 +58,6 @@ class ReconstructingModel(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         size_divisibility: int,
-        joint: str,
         masks: PatchMasks,
         reconstruction: ReconstructionTask,
     ) -> None:
@@ -67,7 +66,6 @@ class ReconstructingModel(nn.Module):
             backbone: f; sem_seg_head: h; recon_head: g.
             pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
             size_divisibility: images are zero-padded to a multiple of this, after normalisation.
-            joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
             masks: draws the masks of inputs without ``image_mask``.
             reconstruction: settings of the reconstruction loss.
         """
@@ -89,16 +87,10 @@ class ReconstructingModel(nn.Module):
         self.sem_seg_head = sem_seg_head
         self.recon_head = recon_head
         self.size_divisibility = size_divisibility
-        self.joint = joint
         self.masks = masks
         self.reconstruction = reconstruction
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        if joint == "probing":
-            for part in (backbone, recon_head):
-                part.requires_grad_(False)
-        elif joint == "main_only":
-            recon_head.requires_grad_(False)
 
     @classmethod
     def common_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -127,7 +119,6 @@ class ReconstructingModel(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
-            "joint": cfg.TTT.JOINT,
             "masks": PatchMasks.from_config(cfg),
             "reconstruction": ReconstructionTask.from_config(cfg),
         }
@@ -137,7 +128,7 @@ class ReconstructingModel(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]], normalizers: Any = None) -> Any:
-        """Returns losses in training mode and predictions in eval mode.
+        """Returns the losses of joint training in training mode, and predictions in eval mode.
 
         ``normalizers`` are ``loss_normalizers`` of the batch that the inputs are a part of, if the
         main task has such; by default the inputs are the batch.
@@ -145,9 +136,8 @@ class ReconstructingModel(nn.Module):
         if not self.training:
             return self.predict(batched_inputs)
         losses = self.main_losses(batched_inputs, normalizers)
-        if self.joint == "joint":
-            for name, loss in self.reconstruction_losses(batched_inputs).items():
-                losses[name] = self.reconstruction.weight * loss
+        for name, loss in self.reconstruction_losses(batched_inputs).items():
+            losses[name] = self.reconstruction.weight * loss
         return losses
 
     @abstractmethod
