@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttt_video.errors import UserError
-from ttt_video.modeling.interface import adaptable, drop_part, is_within
+from ttt_video.modeling.interface import adaptable, drop_part, is_within, parts_of
 
 
 def image(height: int, width: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def moved_by(model: nn.Module, loss: Tensor) -> set[str]:
     found = set()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and parameter.grad.any():
-            roles = {role for role, part in model.parts.items() if is_within(name, [part])}
+            roles = {role for role, part in parts_of(model).items() if is_within(name, part)}
             assert roles, f"{name} is in no part"
             found |= roles
     return found
@@ -56,8 +56,10 @@ class ModelContract:
 
     def test_parts_are_different_submodules_with_parameters(self, model):
         assert {"f", "h"} <= model.parts.keys() <= {"f", "g", "h"}
+        parameters = dict(model.named_parameters())
         owned = [
-            {id(p) for p in model.get_submodule(name).parameters()} for name in model.parts.values()
+            {id(p) for name, p in parameters.items() if is_within(name, part)}
+            for part in parts_of(model).values()
         ]
         assert all(owned)
         assert sum(map(len, owned)) == len(set.union(*owned))
@@ -175,7 +177,8 @@ class AdaptableModelContract(ModelContract):
         drop_part(bare, "g")
         assert bare.parts.keys() == {"f", "h"}
         assert model.parts.keys() == {"f", "g", "h"}
-        assert not any(is_within(name, [model.parts["g"]]) for name, _ in bare.named_parameters())
+        g = parts_of(model)["g"]
+        assert not any(is_within(name, g) for name in bare.state_dict())
         x = [{"image": image(64, 96)}]
         for output, expected in zip(bare(x), model(x), strict=True):
             if "sem_seg" in output:

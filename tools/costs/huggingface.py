@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from ttt_video.modeling.heads import PIXELS_PER_QUERY_CELL
-from ttt_video.modeling.interface import MASKFORMER_PARTS
+from ttt_video.modeling.interface import MASKFORMER_PARTS, parts_of
 from ttt_video.modeling.meta_arch import MaskFormerTTT
 
 # From our names to Hugging Face's, applied in order to names without the prefix of the head.
@@ -232,7 +232,7 @@ def build_peer(cfg: CfgNode, model: MaskFormerTTT) -> MaskFormerTTT:
         "g": Reconstruction(reconstruction),
     }
     for role, part in parts.items():
-        name = model.parts[role]
+        (name,) = parts_of(model)[role]
         frozen = not any(p.requires_grad for p in model.get_submodule(name).parameters())
         peer._modules[name] = part.to(model.device).requires_grad_(not frozen)
     return peer.eval()

@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.interface import AdaptableModel, is_within, submodule_name
+from ..modeling.interface import AdaptableModel, full_names, is_within
 from .base import ADAPTER_REGISTRY, Adapter, module_mode
 from .norm_statistics import (
     BATCH_NORMS,
@@ -70,10 +70,10 @@ class NormAdapter(Adapter):
         model.requires_grad_(False)
         self.prior = prior
         self.layers = norm_layers(model, modules)
-        encoder = [submodule_name(model, "f")]  # other architectures cannot run f alone
-        self.encoder_only = hasattr(model, "encode") and all(
-            is_within(submodule_name(model, name), encoder) for name in modules
-        )
+        encoder = full_names(model, "f")
+        names = [full for name in modules for full in full_names(model, name)]
+        self.encoder_only = hasattr(model, "encode")  # other architectures cannot run f alone
+        self.encoder_only &= all(is_within(name, encoder) for name in names)
         if not self.layers:
             raise UserError(f"nothing to adapt: no normalisation layers under {list(modules)}")
         self._frames: dict[str, deque[Statistics]] = {name: deque() for name in self.layers}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from torch import nn
 
 from ..errors import UserError
-from ..modeling.interface import is_within, parts_of, submodule_name
+from ..modeling.interface import full_names, is_within, parts_of
 from ..modeling.optimizer import NORM_LAYERS
 
 _CHOICES: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
@@ -34,15 +34,15 @@ def part_names(model: nn.Module, roles: Iterable[str]) -> tuple[str, ...]:
                 "the weights have no decoder g, which this method trains: give jointly trained "
                 "ones, or choose a method without reconstruction"
             )
-    return tuple(parts[role] for role in roles)
+    return tuple(name for role in roles for name in parts[role])
 
 
 def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str]) -> None:
-    """Makes the parameters of a submodule require gradients.
+    """Makes the parameters of a submodule, or a parameter of its own, require gradients.
 
     Args:
-        model: that the submodule is part of.
-        name: of the submodule, at any depth; it may begin with a role.
+        model: that has it.
+        name: of the submodule or parameter, at any depth; it may begin with a role.
         parameters: which of its parameters: "all"; "norm", those of normalisation layers; or
             "matrices", those that multiply: of linear layers and convolutions, without biases.
         parts: names of the parts that the loss depends on; empty: any.
@@ -50,20 +50,31 @@ def unfreeze(model: nn.Module, name: str, parameters: str, parts: Collection[str
     Raises:
         UserError: there is no such submodule, or the loss does not depend on it.
     """
-    name = submodule_name(model, name)
-    if parts and not is_within(name, parts):
-        raise UserError(
-            f"TTT.MODULES names {name!r}, which the loss of this method does not depend on; "
-            f"choose within {', '.join(parts)}"
-        )
+    for full in full_names(model, name):
+        if parts and not is_within(full, parts):
+            raise UserError(
+                f"TTT.MODULES names {full!r}, which the loss of this method does not depend on; "
+                f"choose within {', '.join(parts)}"
+            )
+        for layer, own, parameter in _parameters(model, full):
+            if _CHOICES[parameters](layer, own, parameter):
+                parameter.requires_grad_(True)
+
+
+def _parameters(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Yields a submodule's parameters, or the one that is named, with layer and name in it."""
+    owner, _, own = name.rpartition(".")
     try:
-        module = model.get_submodule(name)
+        layer = model.get_submodule(owner)
+        single = dict(layer.named_parameters(recurse=False)).get(own)
+        if single is not None:
+            yield layer, own, single
+        elif own not in dict(layer.named_buffers(recurse=False)):
+            for inner in model.get_submodule(name).modules():
+                for inner_name, parameter in inner.named_parameters(recurse=False):
+                    yield inner, inner_name, parameter
     except AttributeError as error:
         raise UserError(
             f"TTT.MODULES names {name!r}, but {error}; the model's parts are "
             + ", ".join(child for child, _ in model.named_children())
         ) from error
-    for layer in module.modules():
-        for own, parameter in layer.named_parameters(recurse=False):
-            if _CHOICES[parameters](layer, own, parameter):
-                parameter.requires_grad_(True)

@@ -17,7 +17,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.interface import is_within, submodule_name
+from ..modeling.interface import full_names, is_within
 from ..modeling.weights import read_checkpoint
 from .base import module_mode
 
@@ -49,7 +49,7 @@ def norm_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module
         model: that has them.
         modules: submodules to look in, by their names or with a role ("f", "f.layers.3").
     """
-    within = [submodule_name(model, module) for module in modules]
+    within = [full for module in modules for full in full_names(model, module)]
     kinds = (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS)
     return {
         name: layer

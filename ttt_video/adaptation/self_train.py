@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.interface import adaptable, require_distributions
+from ..modeling.interface import OBJECT_OUTPUTS, adaptable, require_distributions
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY, module_mode
 from .gradient import GradientAdapter
@@ -43,7 +43,7 @@ class SelfTrainAdapter(GradientAdapter):
             UserError: the model has no confidence for each pixel.
         """
         super().__init__(model, modules=modules, **settings)
-        if adaptable(model).outputs not in ({"sem_seg"}, {"color"}):
+        if adaptable(model).outputs & OBJECT_OUTPUTS:
             raise UserError(
                 "self-training needs a confidence for each pixel, which instance and panoptic "
                 "segmentation do not give (paper, Table 1): choose another --method, or a model "

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..modeling.interface import adaptable
+from ..modeling.interface import OBJECT_OUTPUTS, adaptable
 from ..modeling.pixel_classes import pixel_entropy
 from .augmentation import RandomCrop
 from .base import ADAPTER_REGISTRY, require_classes
@@ -48,7 +48,7 @@ class EntropyAdapter(GradientAdapter):
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         model = adaptable(self.model)
         prediction = model.main_task(inputs)
-        background = bool(model.outputs - {"sem_seg"})
+        background = bool(model.outputs & OBJECT_OUTPUTS)
         entropy = pixel_entropy(prediction.pixels, background=background)
         return {"loss_entropy": prediction.mean(entropy)}
 

@@ -89,6 +89,25 @@ MODEL: Mapping[str, Key] = {
     "TTT.COLOR.PRIOR": Key(""),
     # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
     "TTT.COLOR.REBALANCING": Key(0.5, must_be("in (0, 1]", lambda v: 0 < v <= 1)),
+    # ViTMAE (docs/images.md): a published encoder. The next four override its sizes; 0 = SIZE's.
+    "MODEL.VIT_MAE.SIZE": Key("large", choices=("base", "large", "huge")),
+    "MODEL.VIT_MAE.EMBED_DIM": Key(0, at_least(0)),
+    "MODEL.VIT_MAE.DEPTH": Key(0, at_least(0)),
+    "MODEL.VIT_MAE.NUM_HEADS": Key(0, at_least(0)),
+    "MODEL.VIT_MAE.PATCH_SIZE": Key(0, at_least(0, "a number of px, or 0 for that of SIZE")),
+    "MODEL.VIT_MAE.IMAGE_SIZE": Key(224, at_least(1)),  # px, side of all images
+    "MODEL.VIT_MAE.DECODER_EMBED_DIM": Key(512, at_least(1)),
+    "MODEL.VIT_MAE.DECODER_DEPTH": Key(8, at_least(0)),
+    "MODEL.VIT_MAE.DECODER_NUM_HEADS": Key(16, at_least(1)),
+    # Its head h: "classifier" is a ViT over all tokens, "linear" a layer on the class token.
+    "MODEL.VIT_MAE.HEAD": Key("classifier", choices=("classifier", "linear")),
+    "MODEL.VIT_MAE.CLASSIFIER_EMBED_DIM": Key(768, at_least(1)),
+    "MODEL.VIT_MAE.CLASSIFIER_DEPTH": Key(12, at_least(0)),
+    "MODEL.VIT_MAE.CLASSIFIER_NUM_HEADS": Key(12, at_least(1)),
+    "MODEL.VIT_MAE.NUM_CLASSES": Key(1000, at_least(1)),
+    # File that h is read from where MODEL.WEIGHTS has f and g alone, as the published files do.
+    "MODEL.VIT_MAE.HEAD_WEIGHTS": Key(""),
+    "MODEL.VIT_MAE.LABEL_SMOOTHING": Key(0.0, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),

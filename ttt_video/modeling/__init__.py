@@ -10,4 +10,5 @@ from .meta_arch import MaskFormerTTT
 from .pixel_decoder import PIXEL_DECODER_REGISTRY
 from .segformer import SegFormer
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .vit_mae import ViTMAE
 from .zhang import ZhangColorizer

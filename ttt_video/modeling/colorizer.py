@@ -19,7 +19,7 @@ from ..errors import UserError
 from .heads import PIXELS_PER_QUERY_CELL, ColorHead
 from .interface import output_size, require_distributions
 from .pixel_classes import MainTask, PixelClasses, image_area
-from .reconstructing import ReconstructingModel
+from .reconstructing import DenseModel
 from .weights import read_checkpoint
 
 PRIOR = "color_prior"
@@ -27,7 +27,7 @@ PRIOR = "color_prior"
 
 
 @META_ARCH_REGISTRY.register()
-class ColorizerTTT(ReconstructingModel):
+class ColorizerTTT(DenseModel):
     """Colours grey frames (paper, Section 5.4), with the losses of Zhang et al. (2016, 2017).
 
     Inputs are turned grey before f sees them, so no colour that a source let through can help. The
@@ -53,7 +53,7 @@ class ColorizerTTT(ReconstructingModel):
             image_format: order of an input's channels, "RGB" or "BGR".
             temperature: of the annealed mean that makes a colour of a distribution.
             bin_weights: (313,), what the gradient of a bin's pixels is multiplied by, or None.
-            common: :class:`ReconstructingModel`'s arguments.
+            common: :class:`DenseModel`'s arguments.
         """
         super().__init__(**common)
         self.image_format = image_format

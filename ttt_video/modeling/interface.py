@@ -3,7 +3,7 @@
 A model is a PyTorch module that speaks detectron2's dicts:
 
     model([frame])                                    # eval mode: one prediction per input
-    model.parts["f"], model.parts.get("g")            # names of submodules, by role
+    model.parts["f"], model.parts.get("g")            # names of its parts, by role
     model.reconstruction_losses(samples, generator)   # masked reconstruction: online_ttt_mae
     model.main_task(samples)                          # class distributions: tent, self_train
     model.encode(model.normalize(samples).tensor)     # f alone: ln_adapt
@@ -18,7 +18,7 @@ The roles are encoder "f", head "h" of the main task and decoder "g" of the reco
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from detectron2.structures import ImageList
@@ -31,20 +31,28 @@ from .pixel_classes import MainTask
 Samples = Sequence[Mapping[str, Any]]
 """Inputs with ``image``: (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
 
+Parts: TypeAlias = Mapping[str, str | tuple[str, ...]]
+"""Names of a model's parts by role. A role is one submodule, or several submodules, parameters and
+buffers, as where published weights have flat names."""
+
 MASKFORMER_PARTS = {"f": "backbone", "g": "recon_head", "h": "sem_seg_head"}
 """The names in the published joint-trained weights, and so in :class:`MaskFormerTTT`."""
+
+
+OBJECT_OUTPUTS = frozenset({"instances", "panoptic_seg"})
+"""Outputs of models for which a pixel may be of no object."""
 
 
 class Model(Protocol):
     """A model that predicts frames."""
 
     @property
-    def parts(self) -> Mapping[str, str]:
-        """Names of the submodules that are "f", "h" and, where the weights have it, "g"."""
+    def parts(self) -> Parts:
+        """Names of what is "f", "h" and, where the weights have it, "g"."""
 
     @property
     def outputs(self) -> frozenset[str]:
-        """Keys of a prediction: some of "sem_seg", "instances", "panoptic_seg" and "color"."""
+        """Keys of a prediction: "sem_seg", "instances", "panoptic_seg", "color", "image_class"."""
 
     @property
     def device(self) -> torch.device:
@@ -88,32 +96,45 @@ class AdaptableModel(Model, Protocol):
         """
 
 
-def parts_of(model: Any) -> Mapping[str, str]:
-    """Returns a model's parts by role; detectron2's own models do not name theirs."""
-    return getattr(model, "parts", {"f": "backbone", "h": "sem_seg_head"})
+def parts_of(model: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the names of a model's parts by role; detectron2's own models do not name theirs."""
+    parts: Parts = getattr(model, "parts", {"f": "backbone", "h": "sem_seg_head"})
+    return {role: (part,) if isinstance(part, str) else part for role, part in parts.items()}
 
 
-def prefixes(model: Any, *roles: str) -> tuple[str, ...]:
-    """Returns what names of parameters of these roles begin with; none for parts that it lacks."""
+def prefixes(model: nn.Module, *roles: str) -> tuple[str, ...]:
+    """Returns what names of weights of these roles begin with; none for parts that it lacks."""
     parts = parts_of(model)
-    return tuple(f"{parts[role]}." for role in roles if role in parts)
+    modules = {name for name, _ in model.named_modules()}
+    names = [name for role in roles for name in parts.get(role, ())]
+    return tuple(f"{name}." if name in modules else name for name in names)
 
 
-def submodule_name(model: Any, name: str) -> str:
-    """Returns the name of a submodule that may begin with a role: "f.layers.3", "f" or itself."""
-    first, dot, rest = name.partition(".")
-    return f"{parts_of(model).get(first, first)}{dot}{rest}"
+def full_names(model: Any, name: str) -> tuple[str, ...]:
+    """Returns the names that a name stands for which may begin with a role.
+
+    "f" stands for all of f. "f.layers.3" is a submodule of f, or one of f's submodules and what is
+    in it, if f has several. Other names stand for themselves.
+    """
+    first, _, rest = name.partition(".")
+    part = parts_of(model).get(first, ())
+    if part and not rest:
+        return part
+    if len(part) == 1:
+        return (f"{part[0]}.{rest}",)
+    return (rest if is_within(rest, part) else name,)
 
 
-def is_within(name: str, modules: Iterable[str]) -> bool:
-    """Says whether a submodule or parameter is one of the named submodules, or inside one."""
-    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+def is_within(name: str, parts: Iterable[str]) -> bool:
+    """Says whether a submodule or parameter is one of the named ones, or inside one."""
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 def drop_part(model: Any, role: str) -> None:
     """Removes a part that the weights do not have, such as decoder g of a Mask2Former file."""
-    owner, _, name = model.parts[role].rpartition(".")
-    setattr(model.get_submodule(owner), name, None)
+    for part in parts_of(model)[role]:
+        owner, _, name = part.rpartition(".")
+        setattr(model.get_submodule(owner), name, None)
     model.parts = {known: part for known, part in model.parts.items() if known != role}
 
 

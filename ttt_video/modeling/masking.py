@@ -98,6 +98,10 @@ class PatchMasks:
         """Reads ``TTT.MASK_PATCH_SIZE``, ``TTT.MASK_RATIO`` and ``TTT.MASK_KIND``."""
         return cls(cfg.TTT.MASK_PATCH_SIZE, cfg.TTT.MASK_RATIO, cfg.TTT.MASK_KIND)
 
+    def num_visible(self, num_patches: int) -> int:
+        """Returns how many of an image's patches are shown."""
+        return num_visible_patches(num_patches, self.ratio)
+
     def draw(
         self,
         height: int,
@@ -113,7 +117,7 @@ class PatchMasks:
         """
         size = self.patch_size
         rows, columns = math.ceil(height / size), math.ceil(width / size)
-        num_visible = num_visible_patches(rows * columns, self.ratio)
+        num_visible = self.num_visible(rows * columns)
         patches = MASK_KINDS[self.kind](rows, columns, num_visible, generator).to(device)
         pixels = patches.repeat_interleave(size, 0).repeat_interleave(size, 1)
         return pixels[None, :height, :width].contiguous()
@@ -141,6 +145,14 @@ class PatchMasks:
             mask = mask.to(device, images.tensor.dtype, non_blocking=True)
             masks.append(F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2])))
         return torch.stack(masks)
+
+
+class MAEMasks(PatchMasks):
+    """Masks of as many patches as MAE's code hides, which rounds where 1 - ratio is not exact."""
+
+    def num_visible(self, num_patches: int) -> int:
+        """Returns ``int(N * (1 - ratio))`` in floating point: of 100 at 0.8 it is 19."""
+        return int(num_patches * (1 - self.ratio))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -16,12 +16,12 @@ from .interface import output_size
 from .matcher import HungarianMatcher, Target
 from .pixel_classes import MainTask, image_area, pixel_classes
 from .postprocess import Postprocessing
-from .reconstructing import ReconstructingModel
+from .reconstructing import DenseModel
 from .targets import count_masks, prepare_target
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormerTTT(ReconstructingModel):
+class MaskFormerTTT(DenseModel):
     """Mask2Former that can also reconstruct masked images (paper, Section 4.3).
 
     Parameters have the names of Mask2Former and of the published joint checkpoints:
@@ -44,7 +44,7 @@ class MaskFormerTTT(ReconstructingModel):
             criterion: weighted main-task losses.
             deep_supervision: supervise every layer of h.
             postprocess: makes the outputs.
-            common: arguments of :class:`ReconstructingModel`.
+            common: arguments of :class:`DenseModel`.
         """
         super().__init__(**common)
         self.criterion = criterion

@@ -7,7 +7,7 @@ gradient of the whole model is clipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..errors import UserError
+from .interface import is_within, parts_of
 
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,  # batch norms, synchronised and instance norms
@@ -32,7 +33,7 @@ def parameter_groups(
     *,
     lr: float,
     weight_decay: float,
-    encoder: str = "backbone",
+    encoder: Collection[str] = ("backbone",),
     encoder_multiplier: float = 1.0,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
@@ -40,7 +41,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns the trainable parameters in as few optimizer groups as their settings allow.
 
-    Parameters under a module whose name holds ``encoder`` get ``lr * encoder_multiplier``.
+    Parameters of the ``encoder``, which is named by its parts, get ``lr * encoder_multiplier``.
     Normalisation layers decay by ``weight_decay_norm``, ``nn.Embedding`` tables (queries, query
     positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest by
     ``weight_decay`` (Mask2Former, train_net.py), biases by ``weight_decay_bias`` if it is given.
@@ -63,7 +64,8 @@ def parameter_groups(
                 decay = weight_decay_embed
             elif name == "bias" and weight_decay_bias is not None:
                 decay = weight_decay_bias
-            rate = lr * encoder_multiplier if encoder in module_name else lr
+            full = f"{module_name}.{name}" if module_name else name
+            rate = lr * encoder_multiplier if is_within(full, encoder) else lr
             group = groups.setdefault(
                 (rate, decay), {"params": [], "lr": rate, "weight_decay": decay}
             )
@@ -137,6 +139,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         lr=learning_rate(cfg),
         weight_decay=solver.WEIGHT_DECAY,
+        encoder=parts_of(model)["f"],
         encoder_multiplier=solver.BACKBONE_MULTIPLIER,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,

@@ -1,4 +1,4 @@
-"""Fixed sine position embeddings as DETR's, with normalisation."""
+"""Fixed position embeddings: DETR's, with normalisation, and MAE's."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ def sine_position_embedding(height: int, width: int, dim: int, device: torch.dev
     rows = encode(height)[:, None, :].expand(height, width, half)
     columns = encode(width)[None, :, :].expand(height, width, half)
     return torch.cat([rows, columns], dim=2).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def mae_position_table(rows: int, columns: int, dim: int) -> Tensor:
+    """Returns (1, 1 + rows * columns, dim) float32: zeros for the class token, then the patches.
+
+    The first half of the channels encodes the column and the second the row, each as sines and then
+    cosines (the published weights were trained with this order, though MAE's code calls the halves
+    h and w). ``dim`` is a multiple of 4.
+    """
+    quarter = dim // 4
+    frequency = 1 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def encode(length: int) -> Tensor:
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    by_column = encode(columns)[None].expand(rows, columns, -1)
+    by_row = encode(rows)[:, None].expand(rows, columns, -1)
+    patches = torch.cat([by_column, by_row], dim=2).flatten(0, 1)
+    return torch.cat([torch.zeros_like(patches[:1]), patches])[None].float()

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from ..config import validate_config
 from ..errors import UserError
 from .heads import PIXELS_PER_QUERY_CELL, ReconstructionHead, registered
-from .interface import MASKFORMER_PARTS, normalized_images, output_size
+from .interface import (
+    MASKFORMER_PARTS,
+    Parts,
+    normalized_images,
+    output_size,
+)
 from .masking import PatchMasks
 from .pixel_classes import image_area
 from .reconstruction import ReconstructionTask, reconstruction_loss, to_pixel_units
@@ -43,7 +48,8 @@ class ReconstructingModel(nn.Module):
     tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` of the output,
     ``image_mask`` and labels. It returns losses in training mode and predictions in eval mode.
 
-    A subclass has the main task: :meth:`main_losses`, ``main_task`` and :meth:`predict`.
+    A subclass has the parts, and defines :meth:`encode`, :meth:`decode`, :meth:`main_losses`,
+    ``main_task`` and :meth:`predict`.
     """
 
     pixel_mean: Tensor
@@ -52,9 +58,7 @@ class ReconstructingModel(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
-        recon_head: ReconstructionHead,
+        parts: Parts,
         pixel_mean: list[float],
         pixel_std: list[float],
         size_divisibility: int,
@@ -63,29 +67,14 @@ class ReconstructingModel(nn.Module):
     ) -> None:
         """
         Args:
-            backbone: f; sem_seg_head: h; recon_head: g.
+            parts: names of f, g and h.
             pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
             size_divisibility: images are zero-padded to a multiple of this, after normalisation.
             masks: draws the masks of inputs without ``image_mask``.
             reconstruction: settings of the reconstruction loss.
         """
         super().__init__()
-        if size_divisibility < 1 or size_divisibility % PIXELS_PER_QUERY_CELL:
-            raise UserError(
-                f"images are padded to multiples of {size_divisibility} px; the reconstruction "
-                f"needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
-                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
-            )
-        patch = reconstruction.normalize_patch
-        if patch is not None and size_divisibility % patch:
-            raise UserError(
-                f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
-                f"{patch} must divide the padding to multiples of {size_divisibility}"
-            )
-        self.parts = dict(MASKFORMER_PARTS)
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.recon_head = recon_head
+        self.parts = dict(parts)
         self.size_divisibility = size_divisibility
         self.masks = masks
         self.reconstruction = reconstruction
@@ -94,33 +83,11 @@ class ReconstructingModel(nn.Module):
 
     @classmethod
     def common_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads the arguments of this class: keys of ``MODEL.*`` and ``TTT.*``."""
+        """Reads the arguments of this class that every model takes from the same keys."""
         validate_config(cfg)
-        backbone = _build(
-            BACKBONE_REGISTRY,
-            "MODEL.BACKBONE.NAME",
-            cfg.MODEL.BACKBONE.NAME,
-            cfg,
-            ShapeSpec(channels=INPUT_CHANNELS),
-        )
-        features = backbone.output_shape()  # type: ignore[operator]
-        head = _build(
-            SEM_SEG_HEADS_REGISTRY,
-            "MODEL.SEM_SEG_HEAD.NAME",
-            cfg.MODEL.SEM_SEG_HEAD.NAME,
-            cfg,
-            features,
-        )
-        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
         return {
-            "backbone": backbone,
-            "sem_seg_head": head,
-            "recon_head": ReconstructionHead(cfg, features),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
-            "masks": PatchMasks.from_config(cfg),
-            "reconstruction": ReconstructionTask.from_config(cfg),
         }
 
     @property
@@ -160,7 +127,7 @@ class ReconstructingModel(nn.Module):
         """
         images = self.normalize(batched_inputs)
         visible = self.masks.of_batch(batched_inputs, images, generator)
-        prediction = self.recon_head(self.encode(images.tensor, visible))
+        prediction = self.decode(self.encode(images.tensor, visible), visible)
         loss = reconstruction_loss(
             prediction,
             images.tensor,
@@ -183,7 +150,7 @@ class ReconstructingModel(nn.Module):
         """
         images = self.normalize(batched_inputs)
         visible = self.masks.of_batch(batched_inputs, images, generator)
-        prediction = self.recon_head(self.encode(images.tensor, visible)).float()
+        prediction = self.decode(self.encode(images.tensor, visible), visible).float()
         pixels = to_pixel_units(prediction, images.tensor, self.reconstruction.normalize_patch)
         pictures = {
             "recon": self._denormalize(pixels),
@@ -206,6 +173,87 @@ class ReconstructingModel(nn.Module):
             batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility
         )
 
+    @abstractmethod
+    def encode(self, pixels: Tensor, visible: Tensor | None = None) -> Any:
+        """Returns f of (B, 3, H, W) normalised pixels, of which ``visible`` (B, 1, H, W) are shown.
+
+        None shows all, padding included.
+        """
+
+    @abstractmethod
+    def decode(self, features: Any, visible: Tensor) -> Tensor:
+        """Returns g of f: (B, 3, H, W) pixels, in the units of the target."""
+
+    def _denormalize(self, pixels: Tensor) -> Tensor:
+        return pixels * self.pixel_std + self.pixel_mean
+
+
+class DenseModel(ReconstructingModel):
+    """A model of pixels: f is a backbone that sees which pixels are masked; h and g are its heads.
+
+    Parameters have the names of Mask2Former and of the published joint checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        recon_head: ReconstructionHead,
+        **common: Any,
+    ) -> None:
+        """
+        Args:
+            backbone: f; sem_seg_head: h; recon_head: g.
+            common: :class:`ReconstructingModel`'s arguments, without the parts.
+        """
+        super().__init__(parts=MASKFORMER_PARTS, **common)
+        if self.size_divisibility < 1 or self.size_divisibility % PIXELS_PER_QUERY_CELL:
+            raise UserError(
+                f"images are padded to multiples of {self.size_divisibility} px; the "
+                f"reconstruction needs multiples of {PIXELS_PER_QUERY_CELL}, so set "
+                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"
+            )
+        patch = self.reconstruction.normalize_patch
+        if patch is not None and self.size_divisibility % patch:
+            raise UserError(
+                f"TTT.RECON.NORMALIZE_TARGET needs whole patches: TTT.MASK_PATCH_SIZE "
+                f"{patch} must divide the padding to multiples of {self.size_divisibility}"
+            )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.recon_head = recon_head
+
+    @classmethod
+    def common_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads the arguments of this class: keys of ``MODEL.*`` and ``TTT.*``."""
+        common = super().common_arguments(cfg)
+        backbone = _build(
+            BACKBONE_REGISTRY,
+            "MODEL.BACKBONE.NAME",
+            cfg.MODEL.BACKBONE.NAME,
+            cfg,
+            ShapeSpec(channels=INPUT_CHANNELS),
+        )
+        features = backbone.output_shape()  # type: ignore[operator]
+        head = _build(
+            SEM_SEG_HEADS_REGISTRY,
+            "MODEL.SEM_SEG_HEAD.NAME",
+            cfg.MODEL.SEM_SEG_HEAD.NAME,
+            cfg,
+            features,
+        )
+        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        return {
+            **common,
+            "backbone": backbone,
+            "sem_seg_head": head,
+            "recon_head": ReconstructionHead(cfg, features),
+            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
+            "masks": PatchMasks.from_config(cfg),
+            "reconstruction": ReconstructionTask.from_config(cfg),
+        }
+
     def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.
 
@@ -219,5 +267,6 @@ class ReconstructingModel(nn.Module):
             pixels = pixels * visible
         return self.backbone(torch.cat([pixels, visible], dim=1))
 
-    def _denormalize(self, pixels: Tensor) -> Tensor:
-        return pixels * self.pixel_std + self.pixel_mean
+    def decode(self, features: dict[str, Tensor], visible: Tensor) -> Tensor:
+        """Returns g of f: (B, 3, H, W) pixels, in the units of the target."""
+        return self.recon_head(features)

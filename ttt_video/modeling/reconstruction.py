@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -67,9 +68,10 @@ def reconstruction_loss(
             variance (He et al., 2021), or None.
 
     Returns:
-        A float32 scalar; an image whose region is empty counts as 0.
+        A scalar, float32 unless the prediction is float64. An image whose region is empty counts
+        as 0.
     """
-    prediction = prediction.float()
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     target = pixels
     if normalize_patch is not None:
         mean, std = patch_statistics(pixels, normalize_patch)

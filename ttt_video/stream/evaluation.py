@@ -20,7 +20,7 @@ from ..adaptation import NoAdaptation, SlidingWindow
 from ..data.ordering import FirstFrames, ShuffledFrames
 from ..errors import UserError, ending_with
 from ..files import save_torch, writing
-from ..modeling.interface import drop_part, parts_of
+from ..modeling.interface import drop_part, prefixes
 from ..modeling.weights import load_weights, read_checkpoint
 from ..structures import FrameResult, FrameSource
 from ..tasks import Shared
@@ -47,7 +47,7 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
     model = build_model(cfg)
     _check_grey(cfg, model)
-    decoder = tuple(f"{name}." for role, name in parts_of(model).items() if role == "g")
+    decoder = prefixes(model, "g")
     read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
     report = load_weights(
         model,

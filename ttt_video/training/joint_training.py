@@ -175,7 +175,7 @@ class JointTrainer(DefaultTrainer):
             # Vectors start at 0 or 1 and may lack: ImageNet's Swin has no norms of its outputs.
             drawn = [n for n in report.new if n in parameters and parameters[n].dim() > 1]
             if any(name.startswith(prefixes(model, "f")) for name in drawn):
-                lacking = f"{report.source} lacks weights of f ({parts_of(model)['f']})"
+                lacking = f"{report.source} lacks weights of f ({', '.join(parts_of(model)['f'])})"
             if not any(name.startswith(prefixes(model, "g")) for name in drawn):
                 self.checkpointer.leave_out = ()
         if lacking and not resumed:
