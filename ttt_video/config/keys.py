@@ -63,6 +63,7 @@ MODEL: Mapping[str, Key] = {
     "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
     # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
+    "MODEL.VIT_MAE.NUM_CLASSES": Key(1000, at_least(1)),
     # Losses that train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
     # "probing" (f and g do not move, only the head h learns, Section 3).
     "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
@@ -80,6 +81,28 @@ MODEL: Mapping[str, Key] = {
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
+    # px. Images of an image set are resized so that their shorter side has this length (bicubic),
+    # and the frame is the square of INPUT.IMAGE_SIZE in their centre. 0: whole images.
+    "INPUT.SINGLE_CROP": Key(
+        0,
+        Rule(
+            lambda value, cfg: (
+                value == 0 or (value >= cfg.INPUT.IMAGE_SIZE and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "0, or at least INPUT.IMAGE_SIZE with INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
+    # Image classification trains on a random part of each image, resized to INPUT.IMAGE_SIZE: the
+    # part's share of the image's area lies in this range, as in MAE; [] takes the single crop.
+    "INPUT.RANDOM_RESIZED_CROP": Key(
+        [],
+        Rule(
+            lambda value, cfg: (
+                len(value) == 0 or (_is_range(value) and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "[], or [low, high] with 0 < low <= high and INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),

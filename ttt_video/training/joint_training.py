@@ -33,8 +33,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.catalog import check_registered
+from ..data.image_mapper import training_mapper
 from ..data.loader import TrainingLoader, TrainingStream
-from ..data.mapper import EvaluationMapper, JointDatasetMapper
+from ..data.mapper import EvaluationMapper
 from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
@@ -227,7 +228,7 @@ class JointTrainer(DefaultTrainer):
                 "image(s) of each process in SOLVER.IMS_PER_BATCH"
             )
         records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        mapper = JointDatasetMapper(cfg, True)
+        mapper = training_mapper(cfg)
         mapper.task.check_records(records, everywhere=True)
         for name in cfg.DATASETS.TRAIN:
             check_trained_classes(cfg, name, mapper.task)
