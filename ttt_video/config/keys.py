@@ -112,6 +112,28 @@ MODEL: Mapping[str, Key] = {
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
     "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in training
+    # px. Images of an image set are resized so that their shorter side has this length (bicubic),
+    # and the frame is the square of INPUT.IMAGE_SIZE in their centre. 0: whole images.
+    "INPUT.SINGLE_CROP": Key(
+        0,
+        Rule(
+            lambda value, cfg: (
+                value == 0 or (value >= cfg.INPUT.IMAGE_SIZE and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "0, or at least INPUT.IMAGE_SIZE with INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
+    # Image classification trains on a random part of each image, resized to INPUT.IMAGE_SIZE: the
+    # part's share of the image's area lies in this range, as in MAE; [] takes the single crop.
+    "INPUT.RANDOM_RESIZED_CROP": Key(
+        [],
+        Rule(
+            lambda value, cfg: (
+                len(value) == 0 or (_is_range(value) and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "[], or [low, high] with 0 < low <= high and INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),
     # If MODEL.WEIGHTS has no g, training starts it from h's weights. False: from random ones.

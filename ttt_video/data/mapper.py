@@ -15,8 +15,9 @@ from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..formats.images import BadFrame, FrameTransform, read_rgb
+from ..formats.images import BadFrame, FrameTransform
 from ..tasks import Augmented, Task, tasks
+from .catalog import read_pixels
 from .color_jitter import SSDColorJitter
 from .grey import grey_input
 
@@ -123,7 +124,7 @@ class JointDatasetMapper:
                 "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set, or TTT.JOINT "
                 "pretrain, which needs no labels"
             )
-        image = _read(record, self.image_format)
+        image = read_image(record, self.image_format)
         labels = self.task.training_labels(record)
         is_map = isinstance(labels, np.ndarray)
         if is_map and labels.shape[:2] != image.shape[:2]:
@@ -155,7 +156,7 @@ class JointDatasetMapper:
 
     def _unlabelled(self, record: Record) -> Record:
         """Returns the augmented image of a record that may have labels."""
-        augmented = T.AugInput(_read(record, self.image_format))
+        augmented = T.AugInput(read_image(record, self.image_format))
         self.augmentations(augmented)
         others = {key: value for key, value in record.items() if key not in self.task.label_keys}
         return {**others, "image": self._pixels(augmented.image)}
@@ -178,8 +179,8 @@ class EvaluationMapper:
     """Reads and resizes one image for prediction, as a stream does with its frames.
 
     The result has the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
-    ``height`` and ``width`` of the file. Where ``INPUT.GREY`` says so the image is grey, and
-    ``grey`` (1, height, width) uint8 is there, too.
+    ``height`` and ``width`` of the file or its single crop. Where ``INPUT.GREY`` says so the image
+    is grey, and ``grey`` (1, height, width) uint8 is there, too.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -193,17 +194,18 @@ class EvaluationMapper:
             UserError: the image cannot be read, or has another size than the record says.
         """
         mapped = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
-        image = _read(mapped, "RGB")
+        image = self.transform.view(read_image(mapped, "RGB"))
+        mapped["height"], mapped["width"] = image.shape[:2]
         if self.grey:
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             return {**mapped, **grey_input(pixels, self.transform)}
         return {**mapped, "image": self.transform(image)}
 
 
-def _read(record: Record, image_format: str) -> np.ndarray:
+def read_image(record: Record, image_format: str) -> np.ndarray:
     """Reads a record's image, (H, W, 3) uint8, and checks or sets the record's size."""
     try:
-        image = read_rgb(record["file_name"])
+        image = read_pixels(record)
     except BadFrame as error:
         # error_of_process knows the errors of workers by the name UserError.
         raise UserError(str(error)) from error

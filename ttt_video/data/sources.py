@@ -21,13 +21,12 @@ from ..formats.images import (
     FrameTransform,
     list_folder,
     list_frames,
-    read_rgb,
 )
 from ..formats.labels import refuse_label_maps, refuse_labels_as_frames
 from ..structures import FrameSource
 from ..tasks import tasks_of
 from ..tasks.labels import warn_of_near_misses
-from .catalog import check_registered
+from .catalog import check_registered, read_pixels
 from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_records
 from .video_sources import VideoFileSource, WebcamSource
@@ -87,7 +86,7 @@ class DatasetSource(DecodedSource):
             if record["frame_index"] <= after:
                 continue
             try:
-                pixels: np.ndarray | BadFrame = read_rgb(record["file_name"])
+                pixels: np.ndarray | BadFrame = read_pixels(record)
             except BadFrame as error:
                 pixels = error
             yield record, pixels

@@ -36,8 +36,9 @@ from torch.utils.data import DataLoader
 
 from ..data.catalog import check_registered
 from ..data.image_folder import register_image_folder
+from ..data.image_mapper import training_mapper
 from ..data.loader import TrainingLoader, TrainingStream
-from ..data.mapper import EvaluationMapper, JointDatasetMapper
+from ..data.mapper import EvaluationMapper
 from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
@@ -245,7 +246,7 @@ class JointTrainer(DefaultTrainer):
         labelled = Stage.from_config(cfg).labelled
         empty = labelled and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         records = load_records(cfg.DATASETS.TRAIN, empty)
-        mapper = JointDatasetMapper(cfg, True, labelled=labelled)
+        mapper = training_mapper(cfg, labelled=labelled)
         if labelled:
             mapper.task.check_records(records, everywhere=True)
             for name in cfg.DATASETS.TRAIN:
