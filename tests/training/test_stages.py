@@ -13,6 +13,7 @@ from tiny import TINY
 from torch import nn
 
 from ttt_video.config import load_config
+from ttt_video.data.image_folder import register_class_folders
 from ttt_video.errors import UserError
 from ttt_video.modeling.optimizer import build_lr_scheduler, build_optimizer
 from ttt_video.modeling.weights import read_checkpoint
@@ -177,6 +178,67 @@ def test_pretraining_evaluates_nothing(tmp_path, folder):
     assert "total_loss" in trainer.storage.histories()
 
 
+# ---- a vision transformer
+
+TINY_VIT = [
+    "MODEL.DEVICE", "cpu", "MODEL.VIT_MAE.IMAGE_SIZE", 16, "MODEL.VIT_MAE.PATCH_SIZE", 4,
+    "MODEL.VIT_MAE.EMBED_DIM", 8, "MODEL.VIT_MAE.DEPTH", 1, "MODEL.VIT_MAE.NUM_HEADS", 2,
+    "MODEL.VIT_MAE.DECODER_EMBED_DIM", 8, "MODEL.VIT_MAE.DECODER_DEPTH", 1,
+    "MODEL.VIT_MAE.DECODER_NUM_HEADS", 2, "MODEL.VIT_MAE.CLASSIFIER_EMBED_DIM", 8,
+    "MODEL.VIT_MAE.CLASSIFIER_DEPTH", 1, "MODEL.VIT_MAE.CLASSIFIER_NUM_HEADS", 2,
+    "MODEL.VIT_MAE.NUM_CLASSES", 2, "INPUT.IMAGE_SIZE", 16, "INPUT.SINGLE_CROP", 16,
+    "SOLVER.MICRO_BATCH_SIZE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2,
+    "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.BLR", 1.0,
+    "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 0,
+]  # fmt: skip
+
+
+def train_vit(stage, out, dataset, *opts):
+    config = "mae_imagenet_pretrain.yaml" if stage == "pretrain" else "mae_imagenet_probing.yaml"
+    common = ["TTT.JOINT", stage, "DATASETS.TRAIN", f"('{dataset}',)", "OUTPUT_DIR", out]
+    cfg = load_config(config, opts=[*map(str, [*TINY_VIT, *common, *opts])])
+    cfg.freeze()
+    train(cfg)
+    return read_checkpoint(out / "model_final.pth")
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A data set with a folder for each of two classes."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
+    register_class_folders("stages_test_classes", tmp_path / "set", ("cat", "dog"))
+    yield "stages_test_classes"
+    for name in ("stages_test_classes", str(tmp_path / "set")):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.mark.parametrize("head", ["classifier", "linear"])
+def test_the_stages_of_a_vit(tmp_path, classes, head):
+    """Published names have no module for a role; the linear head's statistics move with it."""
+    opts = ["MODEL.VIT_MAE.HEAD", head, "SOLVER.AMP.ENABLED", True]
+    pretrained = train_vit("pretrain", tmp_path / "f", tmp_path / "set", *opts)
+    assert {"cls_token", "mask_token", "blocks.0.attn.qkv.weight"} <= pretrained.keys()
+    own = {"classifier": "classifier_", "linear": ("bn.", "head.")}[head]
+    assert not any(name.startswith(own) for name in pretrained)
+    start = ["MODEL.WEIGHTS", tmp_path / "f" / "model_final.pth"]
+    probed = train_vit("probing", tmp_path / "h", classes, *opts, *start)
+    assert all(torch.equal(value, probed[name]) for name, value in pretrained.items())
+    new = {name for name in probed if name not in pretrained}
+    assert new
+    assert all(name.startswith(own) for name in new)
+    if head == "linear":
+        assert int(probed["bn.num_batches_tracked"]) == 4  # two steps of two micro-batches
+    joint = train_vit("joint", tmp_path / "j", classes, *opts, *start)
+    fixed = {name for name in pretrained if torch.equal(pretrained[name], joint[name])}
+    assert fixed == {"pos_embed", "decoder_pos_embed"}
+
+
 # ---- the rate
 
 
@@ -215,6 +277,15 @@ def test_warm_up_and_half_a_cosine_are_maes():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-9), step
         optimizer.step()
         scheduler.step()
+
+
+def test_a_warm_up_that_never_ends_is_a_line():
+    cfg, optimizer = optimizer_of(
+        "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR",
+        "SOLVER.WARMUP_ITERS", 5, "SOLVER.MAX_ITER", 5,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"WARMUP_ITERS is 5; it must be less than .*MAX_ITER 5$"):
+        build_lr_scheduler(cfg, optimizer)
 
 
 def test_biases_decay_by_their_own_key():

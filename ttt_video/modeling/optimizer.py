@@ -189,10 +189,16 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     """Returns ``WarmupPolyLR`` (Mask2Former's policy on Cityscapes), or a policy of detectron2's.
 
     Raises:
-        UserError: the warm-up method of ``WarmupPolyLR`` is unknown.
+        UserError: the warm-up method of ``WarmupPolyLR`` is unknown, or another policy's warm-up is
+            as long as the training.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        if solver.WARMUP_ITERS >= solver.MAX_ITER:  # detectron2 divides by what is left
+            raise UserError(
+                f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; it must be less than "
+                f"SOLVER.MAX_ITER {solver.MAX_ITER}"
+            )
         cfg = cfg.clone()
         cfg.defrost()
         cfg.SOLVER.BASE_LR = learning_rate(cfg)  # the cosine's end is a share of it
