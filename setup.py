@@ -84,6 +84,8 @@ setup(
         #
         # SSIM, LPIPS, FID and IS of colorization; weights of their networks do not come with it.
         "color": ["torchmetrics[image]>=1.9,<2"],
+        # ViTMAE, whose blocks are timm's (configs/Base-ViTMAE.yaml).
+        "images": ["timm>=1.0,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
@@ -94,6 +96,7 @@ setup(
             "ruff==0.17.5",
             "setuptools>=70.1",  # builds wheels by itself
             "submitit>=1.5",
+            "timm>=1.0,<2",
             "torchmetrics[image]>=1.9,<2",
             "transformers>=5.20,<6",  # 5.20 is the last for Python 3.10
         ],

@@ -1,4 +1,4 @@
-"""KEY VALUE pairs that make a model of 0.4 M parameters out of any config."""
+"""KEY VALUE pairs that make small models: of 0.4 M parameters out of any config, and a ViTMAE."""
 
 TINY = [
     "MODEL.DEVICE", "cpu",
@@ -22,4 +22,27 @@ TINY = [
     "TTT.BATCH_SIZE", "4",
     "TTT.MICRO_BATCH_SIZE", "4",
     "TTT.WINDOW_SIZE", "3",
+]  # fmt: skip
+
+VIT_SIDE = 32
+"""Side of the images of :data:`TINY_VIT`, px: 4 x 4 patches."""
+
+TINY_VIT = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.VIT_MAE.EMBED_DIM", "24",
+    "MODEL.VIT_MAE.DEPTH", "2",
+    "MODEL.VIT_MAE.NUM_HEADS", "3",
+    "MODEL.VIT_MAE.PATCH_SIZE", "8",
+    "MODEL.VIT_MAE.IMAGE_SIZE", str(VIT_SIDE),
+    "MODEL.VIT_MAE.DECODER_EMBED_DIM", "16",
+    "MODEL.VIT_MAE.DECODER_DEPTH", "1",
+    "MODEL.VIT_MAE.DECODER_NUM_HEADS", "2",
+    "MODEL.VIT_MAE.CLASSIFIER_EMBED_DIM", "12",
+    "MODEL.VIT_MAE.CLASSIFIER_DEPTH", "1",
+    "MODEL.VIT_MAE.CLASSIFIER_NUM_HEADS", "3",
+    "MODEL.VIT_MAE.NUM_CLASSES", "5",
+    "DATASETS.TRAIN", "()",
+    "DATASETS.TEST", "()",
+    "TTT.BATCH_SIZE", "4",
+    "TTT.MICRO_BATCH_SIZE", "4",
 ]  # fmt: skip

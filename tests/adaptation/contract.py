@@ -22,6 +22,7 @@ LABELS = {
     "segments_info": [{"id": 1, "category_id": 3, "isthing": False}],
     "original": np.zeros((1, 1, 3), np.uint8),
     "original_file_name": "/nowhere",
+    "class_id": 3,
     "annotations": [{"category_id": 11, "bbox": [0, 0, 8, 8], "segmentation": []}],
 }
 """Of every task, none of which can be read."""
@@ -32,8 +33,8 @@ def tensors(output: dict[str, Any]) -> dict[str, torch.Tensor]:
     found = {}
     if "sem_seg" in output:
         found["sem_seg"] = output["sem_seg"]
-    if "color" in output:
-        found["color"] = output["color"]
+    for name in output.keys() & {"color", "image_class"}:
+        found[name] = output[name]
     if "panoptic_seg" in output:
         found["panoptic_seg"], segments = output["panoptic_seg"]
         rows = [[s["id"], s["category_id"], s["isthing"]] for s in segments]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from costs.clock import Stages
 from costs.comparison import HUGGING_FACE, OURS, Options, autocast, compare, difference
@@ -75,12 +75,11 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
     cases = []
     for case in options.cases(cfg.TTT.BATCH_SIZE):
         model = model_of(cfg)
-        if not isinstance(model, MaskFormerTTT):
-            raise UserError(f"{cfg.MODEL.META_ARCHITECTURE} has no reconstruction step to measure")
         models = {OURS: model, **({HUGGING_FACE: peer_of(cfg, model)} if options.peers else {})}
         own = cfg.clone()
         own.defrost()
         own.TTT.PRECISION = case["precision"]
+        own.TTT.STEPS_PER_FRAME = 1
         own.TTT.BATCH_SIZE = case["batch"]
         own.TTT.MICRO_BATCH_SIZE = min(case["batch"], cfg.TTT.MICRO_BATCH_SIZE)
         case["micro_batch"] = own.TTT.MICRO_BATCH_SIZE
@@ -97,10 +96,11 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
             raise UserError(f"--method {own.TTT.METHOD} takes no gradient steps to measure")
         works = {name: _step(adapter, window) for name, adapter in adapters.items()}
         case.update(compare(works, device, options, case["precision"]))
-        stages = Stages(device)
-        with stages.watch(model, model.parts["g"], adapters[OURS].optimizer):
-            works[OURS]()
-        case["stages"] = stages.shares()
+        if isinstance(model, MaskFormerTTT):
+            stages = Stages(device)
+            with stages.watch(model, "recon_head", adapters[OURS].optimizer):
+                works[OURS]()
+            case["stages"] = stages.shares()
         case["saved_activation_bytes"] = _activations(own, model, window)
         cases.append(case)
     settings = {key: cfg.TTT[key] for key in ("METHOD", "STEP_MODE", "MASK_RATIO")}
@@ -113,7 +113,7 @@ def _step(adapter: Any, window: SlidingWindow) -> Callable[[], object]:
     return lambda: adapter.adapt(window, generator)
 
 
-def _activations(cfg: CfgNode, model: MaskFormerTTT, window: SlidingWindow) -> int:
+def _activations(cfg: CfgNode, model: nn.Module, window: SlidingWindow) -> int:
     """Returns the bytes that one micro-batch keeps for its backward pass."""
     adapter: Any = build_adapter(cfg, model)
     generator = torch.Generator().manual_seed(0)

@@ -23,6 +23,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import UserError
 from .base import ADAPTER_REGISTRY, module_mode
 from .norm_statistics import Statistics, fit_statistics, measuring, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
@@ -60,6 +61,11 @@ class LineSearchAdapter(ReconstructionAdapter):
         self.every = every
         self.decay = decay
         self._layers = norm_layers(model, SEARCHED)
+        if not self._layers:
+            raise UserError(
+                "the head has no normalisation layers, which a search compares: choose another "
+                "--method"
+            )
         self._statistics = fit_statistics(self._layers, source)
         self._forget()
 

@@ -68,8 +68,18 @@ class Wrapper(Adapter):
         self.inner.load_state_dict(state["inner"])
 
 
+def _require_frames(cfg: CfgNode, inner: Adapter) -> None:
+    """Raises UserError for a model of whole images, whose prediction is one class."""
+    if "image_class" in getattr(inner.model, "outputs", ()):
+        raise UserError(
+            f"{cfg.TTT.METHOD} needs predictions of pixels or objects, and the model classifies "
+            "whole images: choose another --method"
+        )
+
+
 def _require_pixels(cfg: CfgNode, inner: Adapter) -> None:
     """Raises UserError for a model of objects, which have no common names between predictions."""
+    _require_frames(cfg, inner)
     for output, task in (("instances", "instance"), ("panoptic_seg", "panoptic")):
         if output in getattr(inner.model, "outputs", ()):
             raise UserError(
@@ -102,6 +112,7 @@ class ClassBalance(Wrapper):
     def from_config(cls, cfg: CfgNode, inner: Adapter) -> ClassBalance:
         """Builds it with ``TTT.CLASS_BALANCE.THRESHOLD``."""
         assert isinstance(inner, GradientAdapter), "only these predict with the source weights, too"
+        _require_frames(cfg, inner)
         require_classes(inner.model, cfg.TTT.METHOD)
         return cls(inner, threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +91,8 @@ def read_file(path: str) -> Any:
             return safetensors.torch.load_file(path)
         if kind == "torch":
             _check_sums(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with _flags_allowed():
+                return torch.load(path, map_location="cpu", weights_only=True)
         with open(path, "rb") as file:
             return safe_unpickle(file)
     except RefusedContent as error:
@@ -109,6 +112,21 @@ def read_file(path: str) -> Any:
         reason = reason.partition("WeightsUnpickler error: ")[2] or reason
         brief = " ".join(reason.split())[:160] or type(error).__name__
         raise UserError(f"cannot read {path} ({brief}); is it complete?") from error
+
+
+@contextmanager
+def _flags_allowed() -> Iterator[None]:
+    """Lets ``torch.load`` read the command line that MAE's code saves with weights.
+
+    A Namespace is a bag of attributes: making one runs nothing, and what it holds is checked, too.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _check_sums(path: str) -> None:

@@ -87,7 +87,7 @@ def _timm() -> tuple[Any, Any]:
         from timm.models.vision_transformer import Block
     except ImportError as error:
         raise UserError(
-            "ViTMAE needs timm, an optional extra: pip install 'timm>=1.0.9,<2'"
+            "ViTMAE needs timm, an optional extra: pip install 'timm>=1.0,<2'"
         ) from error
     return PatchEmbed, Block
 

@@ -53,7 +53,16 @@ _F, _H, _G = (f"{MASKFORMER_PARTS[role]}." for role in "fhg")
 
 _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 
-CLASS_LAYER = ("sem_seg_head.predictor.class_embed.", "criterion.empty_weight")
+_IMAGE_CLASS_WEIGHTS = ("classifier_pred.weight", "head.weight")
+"""Of the two heads of :class:`ViTMAE`"""
+
+CLASS_LAYER = (
+    "sem_seg_head.predictor.class_embed.",
+    "criterion.empty_weight",
+    *_IMAGE_CLASS_WEIGHTS,
+    "classifier_pred.bias",
+    "head.bias",
+)
 """Prefixes of the weights whose shape follows from the number of classes."""
 
 MAIN_QUERIES = (f"{_H}predictor.query_feat.", f"{_H}predictor.query_embed.")
@@ -171,6 +180,14 @@ class LoadReport:
                 f"the weights in {self.source} are of {theirs} classes, the model of {ours}: set "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {theirs}, or TTT.NEW_CLASSES True to train a new "
                 "class layer"
+            )
+        images = next((m for m in self.mismatched if m.name in _IMAGE_CLASS_WEIGHTS), None)
+        if mismatched and images is not None and not _beyond(mismatched, CLASS_LAYER):
+            theirs, ours = images.file_shape[0], images.model_shape[0]
+            raise UserError(
+                f"the weights in {self.source} are of {theirs} classes, the model of {ours}: set "
+                f"MODEL.VIT_MAE.NUM_CLASSES {theirs}, or TTT.NEW_CLASSES True to train a new class "
+                "layer"
             )
         layers = self.new_task_layers()
         queries = next((m for m in self.mismatched if m.name.startswith(MAIN_QUERIES)), None)
