@@ -146,7 +146,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
     assert imported["added"] == {
         "META_ARCH": [
-            *("ColorizerTTT", "DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ZhangColorizer"),
+            *("ColorizerTTT", "DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ViTMAE"),
+            "ZhangColorizer",
         ],
         "BACKBONE": ["SwinTransformerTTT"],
         "SEM_SEG_HEADS": ["ColorHead", "MaskFormerTTTHead", "ReconstructionHead"],

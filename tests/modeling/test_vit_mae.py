@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from functools import cache
 
 import numpy as np
@@ -295,15 +296,24 @@ def test_masks_that_a_vit_cannot_take(rows, message):
     ("pairs", "message"),
     [
         (("MODEL.VIT_MAE.IMAGE_SIZE", "30"), "30 px, which patches of 8 px do not divide"),
-        (("MODEL.VIT_MAE.NUM_HEADS", "5"), "24 channels and 5 heads"),
-        (("MODEL.VIT_MAE.DECODER_EMBED_DIM", "18"), "18 channels and 2 heads"),
-        (("MODEL.VIT_MAE.CLASSIFIER_EMBED_DIM", "10"), "10 channels and 3 heads"),
+        (("MODEL.VIT_MAE.NUM_HEADS", "5"), r"VIT_MAE\.EMBED_DIM is 24; .*NUM_HEADS, which is 5"),
+        (("MODEL.VIT_MAE.DECODER_EMBED_DIM", "18"), r"DECODER_EMBED_DIM is 18; .* multiple of 4"),
+        (
+            ("MODEL.VIT_MAE.CLASSIFIER_EMBED_DIM", "10"),
+            "HEADS, which is 3",
+        ),
         (("TTT.MASK_PATCH_SIZE", "12"), "hides its own patches of 8 px"),
     ],
 )
 def test_sizes_that_cannot_work(pairs, message):
     with pytest.raises(UserError, match=message):
         build(*pairs)
+
+
+def test_without_timm_it_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    with pytest.raises(UserError, match="ViTMAE needs timm, an optional extra: pip install"):
+        build()
 
 
 def test_an_image_of_another_size_is_one_line(model):

@@ -81,27 +81,17 @@ _HEADS = {
 """Names of h by ``MODEL.VIT_MAE.HEAD``"""
 
 
-def _timm() -> tuple[Any, Any]:
+def _timm() -> Any:
     try:
-        from timm.layers import PatchEmbed
-        from timm.models.vision_transformer import Block
+        from timm.models import vision_transformer
     except ImportError as error:
         raise UserError(
             "ViTMAE needs timm, an optional extra: pip install 'timm>=1.0,<2'"
         ) from error
-    return PatchEmbed, Block
+    return vision_transformer
 
 
 _norm = partial(nn.LayerNorm, eps=EPSILON)
-
-
-def _check(name: str, tower: Tower) -> None:
-    """Refuses sizes that heads or the position table do not divide."""
-    if tower.dim % tower.heads or tower.dim % 4:
-        raise UserError(
-            f"{name} of MODEL.VIT_MAE has {tower.dim} channels and {tower.heads} heads; channels "
-            "must be a multiple of the heads and of 4"
-        )
 
 
 def shown_patches(visible: Tensor, patch_size: int) -> Tensor:
@@ -171,39 +161,19 @@ class ViTMAE(ReconstructingModel):
                 f"MODEL.VIT_MAE.IMAGE_SIZE is {image_size} px, which patches of "
                 f"{self.patch_size} px do not divide"
             )
-        patch_embed, block = _timm()
-        side = image_size // self.patch_size
-
-        def blocks(tower: Tower) -> nn.ModuleList:
-            settings = {"mlp_ratio": MLP_RATIO, "qkv_bias": True, "norm_layer": _norm}
-            made = (block(tower.dim, tower.heads, **settings) for _ in range(tower.depth))
-            return nn.ModuleList(made)
-
-        def table(name: str, tower: Tower) -> None:
-            _check(name, tower)
-            self.register_buffer(name, mae_position_table(side, side, tower.dim))
-
-        table("pos_embed", encoder)
-        self.patch_embed = patch_embed(image_size, self.patch_size, 3, encoder.dim)
+        self.patch_embed = _timm().PatchEmbed(image_size, self.patch_size, 3, encoder.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, encoder.dim))
-        self.blocks = blocks(encoder)
-        self.norm = _norm(encoder.dim)
-
-        table("decoder_pos_embed", decoder)
+        self._add_tower("", encoder)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.dim))
         self.decoder_embed = nn.Linear(encoder.dim, decoder.dim)
-        self.decoder_blocks = blocks(decoder)
-        self.decoder_norm = _norm(decoder.dim)
+        self._add_tower("decoder_", decoder)
         self.decoder_pred = nn.Linear(decoder.dim, 3 * self.patch_size**2)
-
         if classifier is None:
             self.bn = nn.BatchNorm1d(encoder.dim, affine=False, eps=EPSILON)
             self.head = nn.Linear(encoder.dim, num_classes)
         else:
-            table("classifier_pos_embed", classifier)
             self.classifier_embed = nn.Linear(encoder.dim, classifier.dim)
-            self.classifier_blocks = blocks(classifier)
-            self.classifier_norm = _norm(classifier.dim)
+            self._add_tower("classifier_", classifier)
             self.classifier_pred = nn.Linear(classifier.dim, num_classes)
         self._initialize()
 
@@ -243,6 +213,21 @@ class ViTMAE(ReconstructingModel):
             "masks": MAEMasks(patch, ttt.MASK_RATIO, ttt.MASK_KIND),
             "reconstruction": ReconstructionTask(recon.WEIGHT, recon.REGION, normalized),
         }
+
+    def _add_tower(self, prefix: str, tower: Tower) -> None:
+        """Adds a position table, blocks and their last norm."""
+        if tower.dim % tower.heads or tower.dim % 4:
+            key = f"MODEL.VIT_MAE.{prefix.upper()}"
+            raise UserError(
+                f"{key}EMBED_DIM is {tower.dim}; it must be a multiple of 4 and of {key}NUM_HEADS, "
+                f"which is {tower.heads}"
+            )
+        side = self.image_size // self.patch_size
+        self.register_buffer(f"{prefix}pos_embed", mae_position_table(side, side, tower.dim))
+        settings = {"mlp_ratio": MLP_RATIO, "qkv_bias": True, "norm_layer": _norm}
+        blocks = [_timm().Block(tower.dim, tower.heads, **settings) for _ in range(tower.depth)]
+        self.add_module(f"{prefix}blocks", nn.ModuleList(blocks))
+        self.add_module(f"{prefix}norm", _norm(tower.dim))
 
     def _initialize(self) -> None:
         """Draws MAE's initial weights."""
