@@ -17,7 +17,7 @@ from ..color.lab import compose, lightness, rgb_to_lab
 from ..errors import UserError
 from ..tasks.outputs import predicted_classes
 from .augmentation import VoteAugmentation
-from .base import WRAPPER_REGISTRY, Adapter, require_classes
+from .base import WRAPPER_REGISTRY, Adapter, StepObserver, require_classes
 from .gradient import GradientAdapter
 from .window import SlidingWindow
 
@@ -42,6 +42,10 @@ class Wrapper(Adapter):
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Runs the wrapped adapter's update and returns its record."""
         return self.inner.adapt(window, generator)
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Has the observer told of the wrapped adapter's steps, and of its own predictions."""
+        self.inner.observe_steps(observer)
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Shows the wrapped adapter the whole video."""
@@ -69,7 +73,15 @@ class Wrapper(Adapter):
 
 
 def _require_pixels(cfg: CfgNode, inner: Adapter) -> None:
-    """Raises UserError for a model of objects, which have no common names between predictions."""
+    """Raises UserError for a model whose predictions are not scores of pixels.
+
+    Objects have no common names between predictions, and neighbours in an image set share nothing.
+    """
+    if "image_class" in getattr(inner.model, "outputs", ()):
+        raise UserError(
+            f"{cfg.TTT.METHOD} combines classes of pixels, which image classification does not "
+            "have: choose another --method"
+        )
     for output, task in (("instances", "instance"), ("panoptic_seg", "panoptic")):
         if output in getattr(inner.model, "outputs", ()):
             raise UserError(
@@ -102,6 +114,11 @@ class ClassBalance(Wrapper):
     def from_config(cls, cfg: CfgNode, inner: Adapter) -> ClassBalance:
         """Builds it with ``TTT.CLASS_BALANCE.THRESHOLD``."""
         assert isinstance(inner, GradientAdapter), "only these predict with the source weights, too"
+        if "image_class" in getattr(inner.model, "outputs", ()):
+            raise UserError(
+                f"{cfg.TTT.METHOD} counts the classes of a frame, and an image has one: choose "
+                "another --method"
+            )
         require_classes(inner.model, cfg.TTT.METHOD)
         return cls(inner, threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)
 
