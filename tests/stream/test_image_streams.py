@@ -11,11 +11,14 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from fashion import TEST, write_fashion_mnist
+from PIL import Image
 from tiny_classifier import OPTS
 
 from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.adaptation.wrappers import Wrapper
 from ttt_video.config import load_config
 from ttt_video.data.catalog import read_pixels
+from ttt_video.data.image_folder import register_class_folders
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
 from ttt_video.formats.images import FrameTransform
@@ -24,7 +27,6 @@ from ttt_video.stream import Stream
 from ttt_video.structures import StepResult
 from ttt_video_cli import call
 
-TESTS = Path(__file__).parents[1]
 PAIR = "fashion_mnist_c_gaussian_noise+contrast"
 TIMES = ("adapt_seconds", "predict_seconds")
 NO_MEMORY = ("--method", "ttt_mae_no_memory", "TTT.STEPS_PER_FRAME", 3)
@@ -57,9 +59,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def stream(flags, folder: Path, *args: object, dataset: str = PAIR) -> list[dict]:
     words = [*flags, "--output", str(folder), "--dataset", dataset, *map(str, args)]
-    opts = [i for i, word in enumerate(words) if word.isupper() and "." in word]
-    head = words[: opts[0]] if opts else words
-    call("stream", [*head, *words[len(head) :]])
+    call("stream", words)
     return rows_of(folder)
 
 
@@ -169,7 +169,8 @@ def test_a_prediction_after_a_step_is_that_of_a_run_with_so_many_steps(labels):
 
 @pytest.mark.parametrize("order", ["class", "first", "second", "shuffled"])
 def test_orders_of_a_set(flags, labels, tmp_path, order):
-    rows = stream(flags, tmp_path / "out", "--method", "none", "TTT.FRAME_ORDER", order)
+    args = ("--method", "none", "TTT.FRAME_ORDER", order)
+    rows = stream(flags, tmp_path / "out", *args)
     indices = [row["frame_index"] for row in rows]
     assert sorted(indices) == [*range(TEST)]
     assert indices != sorted(indices)
@@ -236,20 +237,15 @@ def test_an_interrupted_run_goes_on_in_its_order(flags, tmp_path, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_read_is_skipped_if_asked(flags, tmp_path, monkeypatch):
-    from ttt_video.data import image_folder
-
     for index in range(4):
         file = tmp_path / f"own/{'ab'[index % 2]}/{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = read_pixels(DatasetCatalog.get("fashion_mnist_test")[index])
-        torch.manual_seed(index)
-        from PIL import Image
-
         Image.fromarray(pixels).save(file)
     (tmp_path / "own/b/1.png").write_bytes(b"no picture")
     classes = ["a", "b", *"cdefghij"]
     name = "test_image_streams_own"
-    image_folder.register_class_folders(name, tmp_path / "own", classes)
+    register_class_folders(name, tmp_path / "own", classes)
     try:
         with pytest.raises(UserError, match=r"frame .*1\.png cannot be read .*on-bad-frame skip"):
             stream(flags, tmp_path / "stop", "--method", "none", dataset=name)
@@ -262,15 +258,7 @@ def test_a_picture_that_cannot_be_read_is_skipped_if_asked(flags, tmp_path, monk
     assert len(summary["skipped_frames"]) == 1
 
 
-def test_methods_of_pixels_and_heads_of_other_classes_are_refused(flags, tmp_path):
-    for method, reason in (
-        ("majority_vote", "combines classes of pixels"),
-        ("temporal_smoothing", "combines classes of pixels"),
-        ("tent_class_balance", "an image has one"),
-        ("self_train", "image classification do not give"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            stream(flags, tmp_path / method, "--method", method)
+def test_a_head_of_other_classes_is_refused(flags, tmp_path):
     with pytest.raises(UserError, match=r"has 10 classes, but the model 7 .*VIT_MAE.NUM_CLASSES"):
         stream(flags, tmp_path / "seven", "MODEL.VIT_MAE.NUM_CLASSES", 7)
 
@@ -279,8 +267,6 @@ def test_an_observer_of_steps_is_told_through_wrappers(labels):
     cfg = load_config(
         "joint_cityscapes.yaml", opts=[*OPTS, "TTT.STEPS_PER_FRAME", "2"], method="online_ttt_mae"
     )
-    from ttt_video.adaptation.wrappers import Wrapper
-
     inner = build_adapter(cfg, build_model(cfg).eval())
     window = SlidingWindow(1)
     (source,) = open_dataset("fashion_mnist_test", FrameTransform())

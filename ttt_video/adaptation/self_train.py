@@ -46,8 +46,8 @@ class SelfTrainAdapter(GradientAdapter):
         if adaptable(model).outputs not in ({"sem_seg"}, {"color"}):
             raise UserError(
                 "self-training needs a confidence for each pixel, which instance and panoptic "
-                "segmentation (paper, Table 1) and image classification do not give: choose "
-                "another --method, or a model with MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone"
+                "segmentation do not give (paper, Table 1): choose another --method, or a model "
+                "with MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone"
             )
         require_distributions(model)
         self.threshold = threshold

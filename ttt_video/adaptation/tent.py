@@ -43,13 +43,12 @@ class EntropyAdapter(GradientAdapter):
     def losses(self, batch: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """Returns ``loss_entropy`` in nats (:mod:`~ttt_video.modeling.pixel_classes`).
 
-        If the model predicts objects, alone or with classes, a pixel may also be of no object. A
-        model of image classes has one distribution for each image.
+        If the model predicts objects, alone or with classes, a pixel may also be of no object.
         """
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         model = adaptable(self.model)
         prediction = model.main_task(inputs)
-        background = not model.outputs <= {"sem_seg", "image_class"}
+        background = bool(model.outputs - {"sem_seg"})
         entropy = pixel_entropy(prediction.pixels, background=background)
         return {"loss_entropy": prediction.mean(entropy)}
 

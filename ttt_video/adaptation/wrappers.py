@@ -73,15 +73,7 @@ class Wrapper(Adapter):
 
 
 def _require_pixels(cfg: CfgNode, inner: Adapter) -> None:
-    """Raises UserError for a model whose predictions are not scores of pixels.
-
-    Objects have no common names between predictions, and neighbours in an image set share nothing.
-    """
-    if "image_class" in getattr(inner.model, "outputs", ()):
-        raise UserError(
-            f"{cfg.TTT.METHOD} combines classes of pixels, which image classification does not "
-            "have: choose another --method"
-        )
+    """Raises UserError for a model of objects, which have no common names between predictions."""
     for output, task in (("instances", "instance"), ("panoptic_seg", "panoptic")):
         if output in getattr(inner.model, "outputs", ()):
             raise UserError(
@@ -114,11 +106,6 @@ class ClassBalance(Wrapper):
     def from_config(cls, cfg: CfgNode, inner: Adapter) -> ClassBalance:
         """Builds it with ``TTT.CLASS_BALANCE.THRESHOLD``."""
         assert isinstance(inner, GradientAdapter), "only these predict with the source weights, too"
-        if "image_class" in getattr(inner.model, "outputs", ()):
-            raise UserError(
-                f"{cfg.TTT.METHOD} counts the classes of a frame, and an image has one: choose "
-                "another --method"
-            )
         require_classes(inner.model, cfg.TTT.METHOD)
         return cls(inner, threshold=cfg.TTT.CLASS_BALANCE.THRESHOLD)
 
