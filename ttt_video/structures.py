@@ -93,6 +93,18 @@ class FrameSource(Protocol):
 
 
 @dataclass
+class StepResult:
+    """One gradient step of a frame's update: its scalars, and the prediction after it.
+
+    record: such as ``loss_recon``, which is taken before the step, and ``grad_norm``.
+    output: detectron2's outputs by the weights after the step.
+    """
+
+    record: dict[str, float]
+    output: Mapping[str, Any]
+
+
+@dataclass
 class FrameResult:
     """What a stream made of one frame.
 
@@ -106,6 +118,7 @@ class FrameResult:
             offline method spent on the video before.
         predict_seconds: wall time of the prediction.
         ready_seconds: wall time from taking up the frame to its prediction.
+        steps: with ``TTT.RECORD_STEPS``, what the stream keeps of each gradient step of the update.
     """
 
     frame: Any
@@ -114,6 +127,7 @@ class FrameResult:
     adapt_seconds: float = 0.0
     predict_seconds: float = 0.0
     ready_seconds: float = 0.0
+    steps: list[Any] = field(default_factory=list)
 
 
 def video_seed(seed: int, video_id: str) -> int:

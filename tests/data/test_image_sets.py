@@ -72,7 +72,7 @@ def test_a_frame_is_the_single_crop_whatever_the_sizes_of_the_files(tmp_path):
         transform = FrameTransform.from_config(config("INPUT.SINGLE_CROP", 32))
         (source,) = open_dataset(name, transform)
         frames = list(source)
-        mapped = [EvaluationMapper(config("INPUT.SINGLE_CROP", 32))(r) for r in source._records]
+        mapped = [EvaluationMapper(config("INPUT.SINGLE_CROP", 32))(r) for r in source.records]
     finally:
         DatasetCatalog.remove(name)
     for index, (frame, other) in enumerate(zip(frames, mapped, strict=True)):
@@ -182,7 +182,7 @@ def test_a_set_is_a_stream_of_images(fashion):
         assert (frame["frame_index"], frame["class_id"]) == (index, labels[index])
         assert (frame["image"].numpy() == images[index]).all()
     rows = source.fingerprint()
-    file = Path(source._records[0]["archive_file_name"])
+    file = Path(source.records[0]["archive_file_name"])
     write_idx(file, np.zeros((TEST, 28, 28), np.uint8))
     assert source.fingerprint() != rows  # the archive has another size
 

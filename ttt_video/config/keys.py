@@ -201,8 +201,11 @@ ADAPTATION: Mapping[str, Key] = {
         choices=("after", "before"),
     ),
     # "shuffled" orders each video's frames by SEED and the video, so that neighbours in the stream
-    # no longer look alike (Section 6.1, "Temporal smoothness").
-    "TTT.FRAME_ORDER": Key("time", choices=("time", "shuffled")),
+    # no longer look alike (Section 6.1, "Temporal smoothness"). The others sort an image set: by
+    # "class"; by corruption, the "first" or the "second" of two before the other; by "severity".
+    "TTT.FRAME_ORDER": Key(
+        "time", choices=("time", "shuffled", "class", "first", "second", "severity")
+    ),
     # "with_replacement" is the paper's (Section 4.2); "shuffled_epochs" makes whole shuffled passes
     # over the window; "without_replacement" takes each frame at most once, for losses without
     # randomness.
@@ -305,7 +308,13 @@ METHODS: Mapping[str, Key] = {
     "TTT.ENSEMBLE.WINDOW_SIZE": Key(4, at_least(1)),
 }
 
-KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS}
+# These keys say what a run records, and change no result. Presets leave them alone.
+RECORDING: Mapping[str, Key] = {
+    # Rows have the scores and scalars of each gradient step, which costs a prediction per step.
+    "TTT.RECORD_STEPS": Key(False),
+}
+
+KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING}
 """All keys of this project, and those that were declared since."""
 
 
@@ -320,6 +329,6 @@ def declare_keys(section: str, keys: Mapping[str, Key]) -> None:
     """
     named = {f"TTT.{section}.{name}": key for name, key in keys.items()}
     for name in named:
-        if name in {**MODEL, **ADAPTATION, **METHODS}:
+        if name in {**MODEL, **ADAPTATION, **METHODS, **RECORDING}:
             raise ValueError(f"{name} is a key of this project; declare one of another name")
     KEYS.update(named)

@@ -55,7 +55,7 @@ class PredictionStatistics(Task):
     """Counts predicted classes; measures the entropy and finiteness of the scores."""
 
     name = "prediction"
-    output_keys = ("sem_seg", "panoptic_seg", "instances")
+    output_keys = ("sem_seg", "panoptic_seg", "instances", "image_class")
     tally = _FrameTally
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:

@@ -13,6 +13,7 @@ For NAME, one of Fashion-MNIST's ``fashion_mnist_c`` and ImageNet-C's ``imagenet
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,10 +51,15 @@ _MARGIN = 2  # px on each side, since the library takes no picture of less than 
 
 
 class Part(NamedTuple):
-    """What happens to one picture of a set: the corruption and its severity, in [0, 5]."""
+    """What happens to one picture of a set.
+
+    severity: in [0, 5].
+    group: 1 for the second of two corruptions, else 0.
+    """
 
     corruption: str
     severity: float
+    group: int = 0
 
 
 Plan = Callable[[int], Part]
@@ -76,7 +82,8 @@ def spread(corruption: str, place: int) -> Part:
 def alternate(first: str, second: str, place: int) -> Part:
     """Returns one corruption for one of each two pictures in a row, by chance, else the other."""
     swapped = np.random.default_rng((0, place // 2)).random() < 0.5
-    return Part((first, second)[(place + swapped) % 2], MAX_SEVERITY)
+    group = int((place + swapped) % 2)
+    return Part((first, second)[group], MAX_SEVERITY, group)
 
 
 def corrupt_small(pixels: np.ndarray, corruption: str, severity: float, seed: int) -> np.ndarray:
@@ -116,7 +123,7 @@ def load_fashion_mnist_c(name: str, plan: Plan) -> list[Record]:
     """Lists the test pictures of Fashion-MNIST, which are corrupted when they are read.
 
     Returns:
-        The records of :func:`load_fashion_mnist` with ``corruption`` and ``severity``.
+        The records of :func:`load_fashion_mnist` with ``corruption``, ``severity`` and ``group``.
     """
     records = load_fashion_mnist("test", name)
     for record in records:
@@ -133,7 +140,7 @@ def load_imagenet_c(name: str, plan: Plan) -> list[Record]:
     The folders are ``$DETECTRON2_DATASETS/imagenet-c/<corruption>/<severity>/<class>/``.
 
     Returns:
-        The records of :func:`load_class_folders` with ``corruption`` and ``severity``.
+        The records of :func:`load_class_folders` with ``corruption``, ``severity`` and ``group``.
 
     Raises:
         UserError: a folder is missing, or two that are needed hold different pictures.
@@ -160,7 +167,7 @@ def load_imagenet_c(name: str, plan: Plan) -> list[Record]:
 
 
 def _published(part: Part) -> Part:
-    return Part(part.corruption, max(1, -int(-part.severity // 1)))
+    return part._replace(severity=max(1, math.ceil(part.severity)))
 
 
 def _plans(corruptions: Sequence[str]) -> dict[str, Plan]:
