@@ -18,7 +18,12 @@ from torchvision.transforms import InterpolationMode
 
 from ttt_video.config import load_config
 from ttt_video.data.catalog import check_registered, read_pixels
-from ttt_video.data.image_folder import imagenet_classes, load_class_folders
+from ttt_video.data.checking import DatasetCheck, draw_labels
+from ttt_video.data.image_folder import (
+    imagenet_classes,
+    load_class_folders,
+    register_class_folders,
+)
 from ttt_video.data.image_mapper import ImageClassMapper, training_mapper
 from ttt_video.data.loader import seeded
 from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
@@ -330,6 +335,34 @@ def test_unknown_names_have_a_short_answer():
     before = len(DatasetCatalog.list())
     image_sets.register_corrupted_images()
     assert len(DatasetCatalog.list()) == before
+
+
+def test_a_set_is_checked_by_its_files_and_classes(fashion, tmp_path):
+    for name in ("fashion_mnist_test", "fashion_mnist_c_gaussian_noise"):
+        check = DatasetCheck(name)
+        text = "\n".join(check.lines)
+        assert f"{TEST} frames in 1 video(s) of {TEST}, {TEST} with image classification" in text
+        assert "images: 1 of 1 files" in text
+        assert "28x28 (32)" in text
+        assert "10 of 10 classes occur, share of images:" in text
+        assert "Trouser 10.00 %" in text
+        # The small set has not the published number of images.
+        assert [p[:24] for p in check.problems] == ["not the published images"] * (
+            "_c_" not in name
+        )
+    (file,) = draw_labels(check, 1, tmp_path / "pictures")
+    assert Image.open(file).size == (28, 28)
+    for file in ("cat/1.png", "cat/2.png", "cat/3.png", "dog/8.png", "dog/9.png"):
+        save(tmp_path / "own" / file)
+    name = "test_image_sets_checked"
+    register_class_folders(name, tmp_path / "own", ["cat", "dog", "eel"])
+    try:
+        check = DatasetCheck(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert check.problems == []
+    assert "never seen: eel" in check.lines
 
 
 # ---- training

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from fashion import TEST, write_fashion_mnist
 from PIL import Image
+from tiny import TINY
 from tiny_classifier import OPTS
 
 from ttt_video.adaptation import SlidingWindow, build_adapter
@@ -280,3 +281,79 @@ def test_an_observer_of_steps_is_told_through_wrappers(labels):
     outer.observe_steps(None)
     outer.adapt(window, torch.Generator().manual_seed(0))
     assert len(told) == 2
+
+
+def test_a_segmented_frame_has_loss_and_metric_after_each_step(tiny_model, tmp_path):
+    """The paper's Figure 3: l_s falls with the steps, and the frame's own metric says what for."""
+    folder = tmp_path / "video"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(2):
+        file, label = folder / f"{index}.png", folder / f"{index}_sem.png"
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), np.uint8)).save(file)
+        Image.fromarray(rng.integers(0, 19, (64, 96), np.uint8)).save(label)
+        names = {"file_name": str(file), "sem_seg_file_name": str(label)}
+        records.append({**names, "video_id": "v", "frame_index": index})
+    del records[1]["sem_seg_file_name"]
+    name = "test_image_streams_segments"
+    DatasetCatalog.register(name, lambda: records)
+    classes = [f"c{i}" for i in range(19)]
+    MetadataCatalog.get(name).set(evaluator_type="video_sem_seg", stuff_classes=classes)
+    save_safetensors(tiny_model.state_dict(), tmp_path / "tiny.safetensors")
+    opts = [*TINY, "TTT.STEPS_PER_FRAME", "4", "TTT.OPTIMIZER.BASE_LR", "0.1"]
+    (tmp_path / "tiny.yaml").write_text(load_config("joint_cityscapes.yaml", opts=opts).dump())
+    flags = ["--config", str(tmp_path / "tiny.yaml"), "--no-video"]
+    flags += ["--weights", str(tmp_path / "tiny.safetensors")]
+    try:
+        plain = stream(flags, tmp_path / "plain", dataset=name)
+        rows = stream(flags, tmp_path / "steps", "TTT.RECORD_STEPS", True, dataset=name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    first, second = (row.pop("steps") for row in rows)
+    assert rows == plain
+    assert len(first) == len(second) == 4
+    assert first[-1]["loss_recon"] < first[0]["loss_recon"]
+    metric = "mIoU_frame_release"
+    assert first[-1]["metrics"][metric] == rows[0]["metrics"][metric]
+    assert all("metrics" not in step for step in second)  # a frame without labels
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_rows(tmp_path):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        f"import sys\nsys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "import tiny_classifier\n"
+        "from pathlib import Path\n"
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "from ttt_video.data.image_folder import load_class_folders\n"
+        f"root, classes = Path({str(tmp_path)!r}), list('abcdefghij')\n"
+        "def load():\n"
+        "    return [r for v in 'xy' for r in load_class_folders(root / v, classes, v)]\n"
+        "if 'test_image_workers' not in DatasetCatalog:\n"
+        "    DatasetCatalog.register('test_image_workers', load)\n"
+        "    MetadataCatalog.get('test_image_workers').set(\n"
+        "        evaluator_type='image_classes', classes=classes)\n"
+    )
+    for video in "xy":
+        for index in range(6):
+            file = tmp_path / video / "acd"[index % 3] / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(index).integers(0, 256, (28, 28, 3), np.uint8)
+            Image.fromarray(pixels).save(file)
+    cfg = load_config("joint_cityscapes.yaml", opts=OPTS)
+    torch.manual_seed(0)
+    (tmp_path / "tiny.yaml").write_text(cfg.dump())
+    save_safetensors(build_model(cfg).state_dict(), tmp_path / "tiny.safetensors")
+    flags = ["--config", str(tmp_path / "tiny.yaml"), "--no-video", "--register", str(plugin)]
+    flags += ["--weights", str(tmp_path / "tiny.safetensors")]
+    args = (*NO_MEMORY, "TTT.FRAME_ORDER", "class", "TTT.RECORD_STEPS", True)
+    runs = []
+    for count in (1, 2):
+        words = ("--workers", count, *args)
+        rows = stream(flags, tmp_path / f"{count}", *words, dataset="test_image_workers")
+        runs.append(sorted(rows, key=lambda row: (row["video_id"], row["frame_index"])))
+    assert len(runs[0]) == 12
+    assert runs[0] == runs[1]

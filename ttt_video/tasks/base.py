@@ -248,6 +248,11 @@ class Task(DatasetEvaluator):
         return classes
 
     @classmethod
+    def image_class(cls, record: Mapping[str, Any]) -> int | None:
+        """Returns the class of a whole image; None for a task of pixels or objects."""
+        return None
+
+    @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
         """Draws the labels of a record on detectron2's ``Visualizer`` and returns its picture."""
         return canvas.draw_dataset_dict(record)

@@ -121,6 +121,19 @@ class ImageClassTask(Task):
         return {**record, "steps": [{key: step[key] for key in ("top", "score")} for step in steps]}
 
     @classmethod
+    def image_class(cls, record: Mapping[str, Any]) -> int | None:
+        """Returns ``class_id``."""
+        return record.get("class_id")
+
+    @classmethod
+    def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
+        """Writes the class over the image."""
+        names = cls.class_names(metadata)
+        class_id = record["class_id"]
+        text = names[class_id] if class_id < len(names) else str(class_id)
+        return canvas.draw_text(text, (canvas.output.width / 2, 0))
+
+    @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:
         """Writes the predicted class, and its probability, over the lower end of the image."""
         logits = output["image_class"].detach().float().cpu()
