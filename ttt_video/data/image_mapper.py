@@ -53,8 +53,8 @@ class ImageClassMapper:
         if self.labelled and "class_id" not in record:
             raise UserError(
                 f"{record['file_name']}: image classification needs 'class_id' in the data set; "
-                "choose another data set or INPUT.DATASET_MAPPER_NAME, or TTT.JOINT pretrain, which "
-                "needs no labels"
+                "choose another data set or INPUT.DATASET_MAPPER_NAME, or TTT.JOINT pretrain, "
+                "which needs no labels"
             )
         pixels = read_image(dict(record), "RGB")
         pixels = self._random_part(pixels) if self.share else self.transform.view(pixels)
