@@ -128,6 +128,12 @@ class ViTMAE(ReconstructingModel):
     pos_embed: Tensor
     decoder_pos_embed: Tensor
     classifier_pos_embed: Tensor
+    blocks: nn.ModuleList
+    decoder_blocks: nn.ModuleList
+    classifier_blocks: nn.ModuleList
+    norm: nn.LayerNorm
+    decoder_norm: nn.LayerNorm
+    classifier_norm: nn.LayerNorm
 
     @configurable
     def __init__(
