@@ -94,6 +94,8 @@ COCO_VIDEOS = [
 ]
 DATASETS = [
     *(f"coco_videos_{task}_{video}" for task in ("instance", "panoptic") for video in COCO_VIDEOS),
+    *(f"fashion_mnist_{split}" for split in ("test", "train", "val")),
+    *("imagenet_classes_train", "imagenet_classes_val"),
     *("imagenet_color_train", "imagenet_color_val"),
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
@@ -103,6 +105,9 @@ DATASETS = [
     "world_sem_seg_train",
     "world_sem_seg_val",
 ]
+
+# Each corruption has a set of severity 5, one of each severity, and a ramp; each two have a set.
+CORRUPTED = {"fashion_mnist_c_": 7 * 18 + 18 * 17 // 2, "imagenet_c_": 7 * 19 + 19 * 18 // 2}
 
 # Registered by the original mask2former package, which has to be importable beside this one.
 MASK2FORMER_NAMES = {
@@ -144,7 +149,12 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
-    assert imported["added"] == {
+    added = dict(imported["added"])
+    for family, count in CORRUPTED.items():
+        assert sum(name.startswith(family) for name in added["datasets"]) == count
+    for kind in ("datasets", "metadata"):
+        added[kind] = [name for name in added[kind] if not name.startswith(tuple(CORRUPTED))]
+    assert added == {
         "META_ARCH": [
             *("ColorizerTTT", "DeepLabV3Plus", "MaskFormerTTT", "SegFormer", "ViTMAE"),
             "ZhangColorizer",

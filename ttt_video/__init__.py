@@ -12,11 +12,13 @@ from . import shipped
 from .config import add_ttt_config, get_cfg
 from .data.cityscapes import complete_metadata
 from .data.coco_videos import register_coco_videos
+from .data.fashion_mnist import register_fashion_mnist
 from .data.image_folder import register_imagenet
 from .data.kitti_step import register_kitti_step
 from .modeling import MaskFormerTTT
 from .version import __version__
 from .world.datasets import register_world_stills
+from .world.image_sets import register_corrupted_images
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -41,6 +43,8 @@ def register_all() -> None:
     """
     complete_metadata()
     register_coco_videos()
+    register_corrupted_images()
+    register_fashion_mnist()
     register_imagenet()
     register_kitti_step()
     register_world_stills()

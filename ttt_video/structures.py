@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -96,6 +97,18 @@ class FrameSource(Protocol):
         None for a source without files, such as a camera.
         """
         ...
+
+
+@dataclass
+class StepResult:
+    """One gradient step of a frame's update: its scalars, and the prediction after it.
+
+    record: such as ``loss_recon``, which is taken before the step, and ``grad_norm``.
+    output: detectron2's outputs by the weights after the step.
+    """
+
+    record: dict[str, float]
+    output: Mapping[str, Any]
 
 
 def video_seed(seed: int, video_id: str) -> int:

@@ -18,7 +18,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
@@ -26,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ttt_video.config import get_cfg
 from ttt_video.data import BaseSource
 from ttt_video.data.decoded_source import run_ahead
 from ttt_video.data.sources import (

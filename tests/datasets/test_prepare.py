@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fashion import write_fashion_mnist
 from PIL import Image
 
+from ttt_video.data import fashion_mnist
 from ttt_video.data.kitti_step import load_kitti_step_sem_seg
 from ttt_video.data.preparation import convert_files
 from ttt_video.errors import UserError
@@ -20,6 +24,7 @@ SCRIPTS = Path(__file__).parents[2] / "datasets"
 sys.path.insert(0, str(SCRIPTS))
 
 import prepare_cityscapes  # noqa: E402
+import prepare_fashion_mnist  # noqa: E402
 import prepare_kitti_step  # noqa: E402
 
 
@@ -170,3 +175,63 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
     with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left"):
         convert_files([tmp_path / "a.png"], fail, "nothing")
+
+
+# ---- Fashion-MNIST
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch) -> Path:
+    """A folder with the four files, small."""
+    write_fashion_mnist(tmp_path / "files", monkeypatch)
+    monkeypatch.setattr(prepare_fashion_mnist, "FILES", fashion_mnist.FILES)
+    return tmp_path / "files"
+
+
+def package(files: Path, deb: Path, compression: str) -> Path:
+    """A Debian package: an ar archive, here in Python, with the tree that dpkg would unpack."""
+    tree = deb.parent / "tree/usr/share/datasets/fashion-mnist"
+    shutil.copytree(files, tree)
+    data = deb.parent / f"data.tar.{compression}"
+    with tarfile.open(data, f"w:{compression}") as tar:
+        tar.add(deb.parent / "tree", arcname=".")
+    members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", data.name: data.read_bytes()}
+    content = b"!<arch>\n"
+    for name, part in members.items():
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(part):<10}`\n".encode()
+        content += header + part + b"\n" * (len(part) % 2)
+    deb.write_bytes(content)
+    return deb
+
+
+@pytest.mark.parametrize("compression", ["", "xz", "gz"])
+def test_fashion_mnist_comes_from_a_folder_or_a_package(fashion, tmp_path, compression, capsys):
+    source = package(fashion, tmp_path / "a.deb", compression) if compression else fashion
+    root = tmp_path / "root"
+    prepare_fashion_mnist.main(["--source", str(source), "--root", str(root)])
+    assert "has Fashion-MNIST's 4 files" in capsys.readouterr().out
+    made = {file.name: file.read_bytes() for file in root.iterdir()}
+    assert made == {file.name: file.read_bytes() for file in fashion.iterdir()}
+    assert made.keys() == fashion_mnist.FILES.keys()
+
+
+def test_packages_that_cannot_be_read_are_told_in_a_line(fashion, tmp_path):
+    deb = package(fashion, tmp_path / "a.deb", "xz")
+    whole = deb.read_bytes()
+    cases = {
+        "is no Debian package": b"PK" + whole,
+        "ends early": whole[:-500],
+        "has no data": whole.replace(b"data.tar.xz ", b"date.tar.xz "),
+        "dpkg -x .* and give --source FOLDER/usr/share/datasets/fashion-mnist": whole.replace(
+            b"\xfd7zXZ",
+            b"\x28\xb5\x2f\xfd\x00",  # zstd's first bytes
+        ),
+    }
+    for message, content in cases.items():
+        deb.write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            prepare_fashion_mnist.main(["--source", str(deb), "--root", str(tmp_path / "root")])
+        assert "\n" not in str(error.value)
+    (fashion / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match=r"has no t10k-labels-idx1-ubyte\.gz: install Debian's"):
+        prepare_fashion_mnist.main(["--source", str(fashion), "--root", str(tmp_path / "root")])

@@ -13,6 +13,7 @@ from task_contract import TaskContract
 from ttt_video.tasks import (
     ColorizationTask,
     ColorStatistics,
+    ImageClassTask,
     InstanceTask,
     Metric,
     PanopticTask,
@@ -50,6 +51,7 @@ def noise_video(tmp_path):
             "segments_info": segments,
             "annotations": [{"category_id": 0, "segmentation": thing}],
             "original": rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
+            "class_id": index,
         }
         scores = rng.random((CLASSES, HEIGHT, WIDTH), np.float32)
         predicted = scores.argmax(0)
@@ -64,6 +66,7 @@ def noise_video(tmp_path):
             "panoptic_seg": (torch.from_numpy(predicted + 1), found),
             "instances": instances,
             "color": torch.from_numpy(rng.integers(0, 256, (3, HEIGHT, WIDTH), np.uint8)),
+            "image_class": torch.from_numpy(rng.standard_normal(CLASSES, np.float32)),
         }
         video.append((frame, output))
     return video
@@ -103,13 +106,17 @@ class TestColorStatistics(_OnNoise):
     task = ColorStatistics
 
 
+class TestImageClasses(_OnNoise):
+    task = ImageClassTask
+
+
 def test_all_built_in_tasks_are_under_contract():
     classes = [
         SemanticTask, PanopticTask, InstanceTask, Steadiness, PredictionStatistics,
-        ColorizationTask, ColorStatistics,
+        ColorizationTask, ColorStatistics, ImageClassTask,
     ]  # fmt: skip
     assert tasks() == classes
-    assert headlines() == ["mIoU", "PQ", "AP", "PSNR"]
+    assert headlines() == ["mIoU", "PQ", "AP", "PSNR", "top1"]
     assert len(metrics()) == sum(len(task.metrics) for task in classes)
 
 

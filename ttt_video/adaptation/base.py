@@ -7,7 +7,7 @@ A method is a function ``name(cfg, model) -> Adapter`` in :data:`ADAPTER_REGISTR
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,6 +130,10 @@ def seeded_layers(device: torch.device, generator: torch.Generator) -> Iterator[
         yield
 
 
+StepObserver = Callable[["Adapter", dict[str, float]], None]
+"""Is told after each gradient step: the adapter that took it, and the step's scalars."""
+
+
 class Adapter(ABC):
     """Owns a model during a stream: changes its weights, predicts with them, restores them.
 
@@ -140,6 +144,7 @@ class Adapter(ABC):
 
     offline: bool = False
     updates: bool = True
+    _observer: StepObserver | None = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -155,6 +160,13 @@ class Adapter(ABC):
         Returns:
             Scalars for this frame's record, such as losses.
         """
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Has an observer told after each gradient step; None ends that.
+
+        The observer may predict. It must change nothing, and draw no random numbers.
+        """
+        self._observer = observer
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Sees a whole video before its first frame is adapted on, if ``offline`` is set.

@@ -146,6 +146,9 @@ class GradientAdapter(Adapter):
             for name, value in losses.items():
                 record[name] = record.get(name, 0.0) + value / count
             record["grad_norm"] = grad_norm
+            if self._observer is not None:
+                scalars = {**losses, "grad_norm": grad_norm, "skipped_steps": int(not moved)}
+                self._observer(self, scalars)
         record["skipped_steps"] = skipped
         return record
 

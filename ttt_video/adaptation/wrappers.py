@@ -17,7 +17,7 @@ from ..color.lab import compose, lightness, rgb_to_lab
 from ..errors import UserError
 from ..tasks.outputs import predicted_classes
 from .augmentation import VoteAugmentation
-from .base import WRAPPER_REGISTRY, Adapter, require_classes
+from .base import WRAPPER_REGISTRY, Adapter, StepObserver, require_classes
 from .gradient import GradientAdapter
 from .window import SlidingWindow
 
@@ -42,6 +42,10 @@ class Wrapper(Adapter):
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Runs the wrapped adapter's update and returns its record."""
         return self.inner.adapt(window, generator)
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Has the observer told of the wrapped adapter's steps, and of its own predictions."""
+        self.inner.observe_steps(observer)
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Shows the wrapped adapter the whole video."""

@@ -63,9 +63,21 @@ MODEL: Mapping[str, Key] = {
     "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
     # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
-    # Losses that train the model: "joint" (main task + reconstruction, Section 4.1), "main_only",
-    # "probing" (f and g do not move, only the head h learns, Section 3).
-    "TTT.JOINT": Key("joint", choices=("joint", "main_only", "probing")),
+    # MAE's base rate (--blr of its commands): the learning rate is BLR * IMS_PER_BATCH / 256. 0:
+    # SOLVER.BASE_LR is the learning rate, whatever the batch. At test time TTT.OPTIMIZER.BASE_LR is
+    # the learning rate, too.
+    "SOLVER.BLR": Key(
+        0.0,
+        Rule(
+            lambda value, cfg: value >= 0 and (value == 0) != (cfg.SOLVER.BASE_LR == 0),
+            "at least 0, and 0 just where SOLVER.BASE_LR is not: one of the two is the rate",
+        ),
+    ),
+    "SOLVER.BETAS": Key([0.9, 0.999]),  # AdamW
+    # What learns, and from which losses: "joint" (f, g, h; main task + reconstruction, Section
+    # 4.1); "main_only" (f and h); and the two stages of Section 3.1, "pretrain" (f and g; the
+    # reconstruction alone, without labels) and "probing" (only the head h, on a given f).
+    "TTT.JOINT": Key("joint", choices=("joint", "main_only", "pretrain", "probing")),
     # True: training starts from MODEL.WEIGHTS with another number of classes, and the class layer
     # is new; or from those of another task, and the queries of colours are new. False: such weights
     # are a mistake.
@@ -99,7 +111,29 @@ MODEL: Mapping[str, Key] = {
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
-    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in joint training
+    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in training
+    # px. Images of an image set are resized so that their shorter side has this length (bicubic),
+    # and the frame is the square of INPUT.IMAGE_SIZE in their centre. 0: whole images.
+    "INPUT.SINGLE_CROP": Key(
+        0,
+        Rule(
+            lambda value, cfg: (
+                value == 0 or (value >= cfg.INPUT.IMAGE_SIZE and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "0, or at least INPUT.IMAGE_SIZE with INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
+    # Image classification trains on a random part of each image, resized to INPUT.IMAGE_SIZE: the
+    # part's share of the image's area lies in this range, as in MAE; [] takes the single crop.
+    "INPUT.RANDOM_RESIZED_CROP": Key(
+        [],
+        Rule(
+            lambda value, cfg: (
+                len(value) == 0 or (_is_range(value) and cfg.INPUT.MIN_SIZE_TEST == 0)
+            ),
+            "[], or [low, high] with 0 < low <= high and INPUT.MIN_SIZE_TEST 0",
+        ),
+    ),
     # Normalise each target patch (MASK_PATCH_SIZE) to zero mean and unit variance, as in MAE.
     "TTT.RECON.NORMALIZE_TARGET": Key(False),
     # If MODEL.WEIGHTS has no g, training starts it from h's weights. False: from random ones.
@@ -167,8 +201,11 @@ ADAPTATION: Mapping[str, Key] = {
         choices=("after", "before"),
     ),
     # "shuffled" orders each video's frames by SEED and the video, so that neighbours in the stream
-    # no longer look alike (Section 6.1, "Temporal smoothness").
-    "TTT.FRAME_ORDER": Key("time", choices=("time", "shuffled")),
+    # no longer look alike (Section 6.1, "Temporal smoothness"). The others sort an image set: by
+    # "class"; by corruption, the "first" or the "second" of two before the other; by "severity".
+    "TTT.FRAME_ORDER": Key(
+        "time", choices=("time", "shuffled", "class", "first", "second", "severity")
+    ),
     # "with_replacement" is the paper's (Section 4.2); "shuffled_epochs" makes whole shuffled passes
     # over the window; "without_replacement" takes each frame at most once, for losses without
     # randomness.
@@ -271,7 +308,13 @@ METHODS: Mapping[str, Key] = {
     "TTT.ENSEMBLE.WINDOW_SIZE": Key(4, at_least(1)),
 }
 
-KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS}
+# These keys say what a run records, and change no result. Presets leave them alone.
+RECORDING: Mapping[str, Key] = {
+    # Rows have the scores and scalars of each gradient step, which costs a prediction per step.
+    "TTT.RECORD_STEPS": Key(False),
+}
+
+KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING}
 """All keys of this project, and those that were declared since."""
 
 
@@ -286,6 +329,6 @@ def declare_keys(section: str, keys: Mapping[str, Key]) -> None:
     """
     named = {f"TTT.{section}.{name}": key for name, key in keys.items()}
     for name in named:
-        if name in {**MODEL, **ADAPTATION, **METHODS}:
+        if name in {**MODEL, **ADAPTATION, **METHODS, **RECORDING}:
             raise ValueError(f"{name} is a key of this project; declare one of another name")
     KEYS.update(named)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from detectron2.data import DatasetCatalog
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError, suggestion
+from ..errors import UserError, nearest
 from ..formats.images import FrameTransform, read_rgb
 
 
@@ -27,8 +29,25 @@ def check_registered(name: str, key: str = "") -> None:
     known = DatasetCatalog.list()
     if name not in known:
         where = f" in {key}" if key else ""
-        hint = suggestion(name, sorted(known), "registered are: ")
+        close = nearest(name, known)
+        # Hundreds of names differ in a corruption alone.
+        listed = {MetadataCatalog.get(each).get("variant_of", each) for each in known}
+        hint = f"did you mean {' or '.join(close)}?" if close else ""
+        hint = hint or f"registered are: {', '.join(sorted(listed))}"
         raise UserError(f"unknown data set {name!r}{where}; {hint}")
+
+
+def read_pixels(record: Mapping[str, Any]) -> np.ndarray:
+    """Returns the (H, W, 3) uint8 RGB pixels of a record, possibly read-only.
+
+    They are what its ``read_pixels`` returns, a function without arguments, and without such a key
+    those of ``file_name``.
+
+    Raises:
+        BadFrame: the file cannot be read.
+    """
+    read = record.get("read_pixels")
+    return read_rgb(record["file_name"]) if read is None else read()
 
 
 def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
@@ -46,4 +65,4 @@ def training_images(name: str, transform: FrameTransform, count: int) -> Iterato
             "to its folder?"
         ) from error
     for record in tqdm(records, desc=name, unit="image"):
-        yield transform(read_rgb(record["file_name"]))
+        yield transform(transform.view(read_pixels(record)))

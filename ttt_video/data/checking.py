@@ -18,10 +18,10 @@ from PIL import Image
 from ..errors import UserError, require
 from ..files import read_json_object
 from ..formats.coco_json import CocoError, instance_faults, panoptic_faults
-from ..formats.images import BadFrame, read_rgb
+from ..formats.images import BadFrame
 from ..formats.labels import refuse_labels_as_frames
 from ..tasks import Task, tasks, tasks_of
-from .catalog import check_registered
+from .catalog import check_registered, read_pixels
 from .published_counts import compare_with_published
 
 Record = dict[str, Any]
@@ -70,7 +70,7 @@ class DatasetCheck:
         self._count(records)
         self._check_videos(records)
         missing = self._check_files(records)
-        there = [r for r in self.labelled if not any(r.get(k) in missing for k in _FILES)]
+        there = [r for r in self.labelled if not any(_file(r, k) in missing for k in _FILES)]
         self._check_labels(_spread(there, samples))
 
     def _load(self) -> list[Record]:
@@ -137,6 +137,8 @@ class DatasetCheck:
         videos = defaultdict(list)
         for record in records:
             number = re.search(r"[0-9]+$", Path(record["file_name"]).stem)
+            if self.task is not None and self.task.image_class(record) is not None:
+                continue  # neighbours in an image set have nothing to do with each other
             if number and "video_id" in record:
                 videos[record["video_id"]].append((int(number[0]), record["file_name"]))
         for frames in videos.values():
@@ -156,7 +158,7 @@ class DatasetCheck:
         names = lru_cache(maxsize=None)(_names)  # one folder at a time is a hundred times faster
         missing: set[str] = set()
         for key, what in _FILES.items():
-            files = {str(record[key]) for record in records if key in record}
+            files = {_file(record, key) for record in records if key in record}
             if not files:
                 continue
             gone = sorted(f for f in files if os.path.basename(f) not in names(os.path.dirname(f)))
@@ -176,7 +178,7 @@ class DatasetCheck:
         first: dict[int, str] = {}  # the first file of each class
         for record in sample:
             try:
-                image = read_rgb(record["file_name"]).shape[:2]
+                image = read_pixels(record).shape[:2]
                 labels = task.label_map(record)
             except (BadFrame, UserError) as error:
                 self.problems.append(str(error))
@@ -202,6 +204,11 @@ class DatasetCheck:
             f"{len(sample)} of {len(self.labelled)} labelled ones decoded; height x width: "
             + ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
         )
+        for record in self.labelled:
+            class_id = task.image_class(record)
+            if class_id is not None:
+                seen[class_id] += 1
+                first.setdefault(class_id, record["file_name"])
         for record in self.labelled if task.objects_key else ():
             for part in record[task.objects_key]:
                 seen[part["category_id"]] += 1
@@ -223,6 +230,8 @@ class DatasetCheck:
         self, seen: Counter[int], task: type[Task], first: Mapping[int, str]
     ) -> None:
         unit = "segments" if task.objects_key else "pixels decoded"
+        if any(task.image_class(record) is not None for record in self.labelled[:1]):
+            unit = "images"
         classes = task.class_names(self.metadata)
         if not classes and not seen:
             return  # such as colorization
@@ -247,6 +256,13 @@ class DatasetCheck:
         if unlabelled:
             share = 100 * unlabelled / (total + unlabelled)
             self.lines.append(f"unlabelled: {share:.2f} % of {unit}")
+
+
+def _file(record: Record, key: str) -> str:
+    """Returns the file that a record names: of a picture in an archive, the archive."""
+    if key == "file_name" and "archive_file_name" in record:
+        key = "archive_file_name"
+    return str(record.get(key))
 
 
 def labelled_task(records: Iterable[Record], metadata: Any) -> type[Task] | None:
@@ -287,7 +303,7 @@ def draw_labels(check: DatasetCheck, count: int, folder: Path) -> list[Path]:
     if check.task is None:
         return written
     for number, record in enumerate(_spread(check.labelled, count)):
-        canvas = Visualizer(read_rgb(record["file_name"]), check.metadata)
+        canvas = Visualizer(read_pixels(record), check.metadata)
         picture = check.task.draw_labels(canvas, record, check.metadata)
         path = folder / f"{number:02d}_{Path(record['file_name']).stem}.png"
         try:

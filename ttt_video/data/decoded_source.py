@@ -133,6 +133,7 @@ class DecodedSource(BaseSource):
                         "skipped: %s (%d so far in video %s)", pixels, num_skipped, self.video_id
                     )
                     continue
+                pixels = self.transform.view(pixels)
                 height, width = pixels.shape[:2]
                 first = first or (name, height, width)
                 if (height, width) != first[1:]:

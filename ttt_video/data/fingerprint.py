@@ -22,7 +22,7 @@ SAMPLED_FILES = 16
 """Number of a video's files whose contents are sampled; the sizes of all are compared."""
 
 _BLOCK = 2**14
-_LABEL_KEYS = ("annotations", "segments_info")
+_LABEL_KEYS = ("annotations", "segments_info", "class_id", "corruption", "severity")
 
 
 def fingerprint_records(records: Sequence[Mapping[str, Any]]) -> Fingerprint:

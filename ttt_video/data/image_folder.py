@@ -1,15 +1,16 @@
-"""Folders of pictures, ImageNet's among them: every image below a folder, for colorization."""
+"""Folders of pictures, ImageNet's among them: for colorization, and by class for classification."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..formats.images import IMAGE_SUFFIXES, natural_key
 from .catalog import datasets_root
 
@@ -17,20 +18,82 @@ IMAGENET_SPLITS = ("train", "val")
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Lists the pictures below a folder, at any depth, in the natural order of their paths.
+    """Lists the pictures below a folder for colorization, as :func:`_pictures` does.
+
+    Returns:
+        One dict per picture: ``file_name``, the same as ``original_file_name``, since a picture is
+        the label of its grey version, and ``image_id``, the path below ``root``.
+    """
+    return [
+        {
+            "file_name": str(Path(root, path)),
+            "original_file_name": str(Path(root, path)),
+            "image_id": path.as_posix(),
+        }
+        for path in _pictures(Path(root))
+    ]
+
+
+def load_class_folders(
+    root: str | os.PathLike[str], classes: Sequence[str], video_id: str
+) -> list[dict[str, Any]]:
+    """Lists the pictures below a folder that has a folder for each class, as :func:`_pictures`.
+
+    Args:
+        root: the folder.
+        classes: names of the class folders, in the order of the model's classes. Some may be
+            missing, as in a part of a data set.
+        video_id: name of the stream of these pictures.
+
+    Returns:
+        One dict per picture: ``file_name``, ``image_id`` (the path below ``root``), ``class_id``
+        (an index into ``classes``), ``video_id`` and ``frame_index``.
+
+    Raises:
+        UserError: see :func:`_pictures`; or a picture is in no class folder, or in one of another
+            name.
+    """
+    ids = {name: class_id for class_id, name in enumerate(classes)}
+    paths = _pictures(Path(root))
+    for path in paths:
+        if len(path.parts) < 2:
+            raise UserError(
+                f"{Path(root, path)} is in no class folder: move it into one of {_few(classes)}"
+            )
+        if path.parts[0] not in ids:
+            raise UserError(
+                f"{Path(root, path.parts[0])} is no class that the head knows: its {len(classes)} "
+                f"classes are {_few(classes)}; remove or rename the folder"
+            )
+    return [
+        {
+            "file_name": str(Path(root, path)),
+            "image_id": path.as_posix(),
+            "class_id": ids[path.parts[0]],
+            "video_id": video_id,
+            "frame_index": index,
+        }
+        for index, path in enumerate(paths)
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... {names[-1]}" if len(names) > 3 else "")
+
+
+def _pictures(root: Path) -> list[Path]:
+    """Returns the pictures below a folder, at any depth, in the natural order of their paths.
 
     Hidden files and folders are left out. Links are followed, and a folder that several of them
     lead to counts once. Nothing is decoded: a file that cannot be read is told when it is used.
 
     Returns:
-        One dict per picture: ``file_name``, the same as ``original_file_name``, since a picture is
-        the label of its grey version, and ``image_id``, the path below ``root``.
+        Paths relative to ``root``.
 
     Raises:
         UserError: there is no such folder, or no picture in it; or a folder below cannot be listed,
             or may be lost, because a link leads to nothing.
     """
-    root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures; see datasets/README.md")
     found: list[Path] = []
@@ -52,15 +115,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not found:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{root} holds no pictures: expected files ending in {endings}")
-    found.sort(key=lambda path: [natural_key(part) for part in path.parts])
-    return [
-        {
-            "file_name": str(root / path),
-            "original_file_name": str(root / path),
-            "image_id": path.as_posix(),
-        }
-        for path in found
-    ]
+    return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -73,17 +128,56 @@ def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
     MetadataCatalog.get(name).set(evaluator_type="video_color")
 
 
-def register_imagenet() -> None:
-    """Registers ``imagenet_color_{train,val}``, once.
+def register_class_folders(name: str, root: str | os.PathLike[str], classes: Sequence[str]) -> None:
+    """Registers pictures in a folder for each class for classification, as a stream of images.
 
-    Their pictures lie in ``$DETECTRON2_DATASETS/imagenet/{train,val}/``, by class or not.
+    Nothing is read before it is used. The arguments are those of :func:`load_class_folders`.
+    """
+    DatasetCatalog.register(name, partial(load_class_folders, root, tuple(classes), name))
+    MetadataCatalog.get(name).set(evaluator_type="image_classes", classes=list(classes))
+
+
+@lru_cache(maxsize=1)
+def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns ImageNet-1k's 1,000 class folders ("n01440764") in order, and the classes' names.
+
+    Raises:
+        UserError: the library that lists them is missing.
+    """
+    timm = require("timm.data", "'ttt_video[images]'", "the list of ImageNet's classes")
+    info = timm.ImageNetInfo("imagenet-1k")
+    folders = tuple(info.label_names())
+    return folders, tuple(info.label_name_to_description(name) for name in folders)
+
+
+def load_imagenet(split: str) -> list[dict[str, Any]]:
+    """Lists ImageNet's pictures of a split by class, and sets the classes of its metadata.
+
+    Raises:
+        UserError: see :func:`load_class_folders`.
+    """
+    folders, classes = imagenet_classes()
+    name = f"imagenet_classes_{split}"
+    MetadataCatalog.get(name).set(classes=list(classes))
+    return load_class_folders(datasets_root() / "imagenet" / split, folders, name)
+
+
+def register_imagenet() -> None:
+    """Registers ``imagenet_{color,classes}_{train,val}``, once.
+
+    Their pictures lie in ``$DETECTRON2_DATASETS/imagenet/{train,val}/``, for colorization by class
+    or not.
     """
 
-    def load(split: str) -> list[dict[str, Any]]:
+    def load_color(split: str) -> list[dict[str, Any]]:
         return load_image_folder(datasets_root() / "imagenet" / split)
 
     for split in IMAGENET_SPLITS:
-        name = f"imagenet_color_{split}"
-        if name not in DatasetCatalog:
-            DatasetCatalog.register(name, partial(load, split))
-            MetadataCatalog.get(name).set(evaluator_type="video_color")
+        for kind, load, meaning in (
+            ("color", load_color, "video_color"),
+            ("classes", load_imagenet, "image_classes"),
+        ):
+            name = f"imagenet_{kind}_{split}"
+            if name not in DatasetCatalog:
+                DatasetCatalog.register(name, partial(load, split))
+                MetadataCatalog.get(name).set(evaluator_type=meaning)

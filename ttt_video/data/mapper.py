@@ -15,8 +15,9 @@ from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..formats.images import BadFrame, FrameTransform, read_rgb
+from ..formats.images import BadFrame, FrameTransform
 from ..tasks import Augmented, Task, tasks
+from .catalog import read_pixels
 from .color_jitter import SSDColorJitter
 from .grey import grey_input
 
@@ -49,6 +50,7 @@ class JointDatasetMapper:
         ignore_label: label of pixels without ground truth.
         size_divisibility: px; height and width are padded to a multiple of it, 0 for none.
         is_train: must be True; `EvaluationMapper` is for evaluation.
+        labelled: False reads no labels and makes no target: the result has ``image`` alone.
     """
 
     @configurable
@@ -56,6 +58,7 @@ class JointDatasetMapper:
         self,
         is_train: bool = True,
         *,
+        labelled: bool = True,
         task: str,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "RGB",
@@ -68,13 +71,16 @@ class JointDatasetMapper:
         if task not in trainable:
             raise ValueError(f"task must be one of {tuple(trainable)}, not {task!r}")
         self.task = trainable[task]
+        self.labelled = labelled
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, *, labelled: bool = True
+    ) -> dict[str, Any]:
         """Returns the arguments that ``INPUT.DATASET_MAPPER_NAME`` stands for."""
         name, known = cfg.INPUT.DATASET_MAPPER_NAME, mapper_names()
         if name not in known:
@@ -85,14 +91,15 @@ class JointDatasetMapper:
         if style == "lsj":
             augmentations = large_scale_jitter(cfg)
         else:
-            if task.objects_key and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0:
+            if labelled and task.objects_key and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0:
                 raise UserError(
                     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs semantic labels, which "
                     f"{name} does not read; set it to 1.0"
                 )
-            augmentations = resize_and_crop(cfg)
+            augmentations = resize_and_crop(cfg, labelled=labelled)
         return {
             "is_train": is_train,
+            "labelled": labelled,
             "task": task.kind,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
@@ -108,13 +115,16 @@ class JointDatasetMapper:
                 the sizes of image, labels and record differ.
         """
         record = copy.deepcopy(record)
+        if not self.labelled:
+            return self._unlabelled(record)
         if not self.task.labels(record):
             missing = [key for key in self.task.label_keys if key not in record]
             raise UserError(
                 f"{record['file_name']}: the {self.task.kind} task needs {missing[0]!r} in the "
-                "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set"
+                "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set, or TTT.JOINT "
+                "pretrain, which needs no labels"
             )
-        image = _read(record, self.image_format)
+        image = read_image(record, self.image_format)
         labels = self.task.training_labels(record)
         is_map = isinstance(labels, np.ndarray)
         if is_map and labels.shape[:2] != image.shape[:2]:
@@ -136,14 +146,25 @@ class JointDatasetMapper:
             record.pop(key, None)
 
         visible = masks.any(axis=(1, 2))
-        pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        record["image"] = self._pad(pixels, IMAGE_PAD_VALUE)
+        record["image"] = self._pixels(augmented.image)
         bitmasks = self._pad(torch.from_numpy(masks[visible]), 0)
         instances = Instances(tuple(bitmasks.shape[-2:]))
         instances.gt_classes = torch.from_numpy(classes[visible])
         instances.gt_masks = BitMasks(bitmasks)
         record["instances"] = instances
         return record
+
+    def _unlabelled(self, record: Record) -> Record:
+        """Returns the augmented image of a record that may have labels."""
+        augmented = T.AugInput(read_image(record, self.image_format))
+        self.augmentations(augmented)
+        others = {key: value for key, value in record.items() if key not in self.task.label_keys}
+        return {**others, "image": self._pixels(augmented.image)}
+
+    def _pixels(self, image: np.ndarray) -> torch.Tensor:
+        """Returns a padded (3, H, W) of an (H, W, 3) image."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return self._pad(pixels, IMAGE_PAD_VALUE)
 
     def _pad(self, tensor: torch.Tensor, value: int) -> torch.Tensor:
         """Pads (..., H, W) at the right and bottom."""
@@ -158,8 +179,8 @@ class EvaluationMapper:
     """Reads and resizes one image for prediction, as a stream does with its frames.
 
     The result has the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
-    ``height`` and ``width`` of the file. Where ``INPUT.GREY`` says so the image is grey, and
-    ``grey`` (1, height, width) uint8 is there, too.
+    ``height`` and ``width`` of the file or its single crop. Where ``INPUT.GREY`` says so the image
+    is grey, and ``grey`` (1, height, width) uint8 is there, too.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -173,17 +194,18 @@ class EvaluationMapper:
             UserError: the image cannot be read, or has another size than the record says.
         """
         mapped = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
-        image = _read(mapped, "RGB")
+        image = self.transform.view(read_image(mapped, "RGB"))
+        mapped["height"], mapped["width"] = image.shape[:2]
         if self.grey:
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             return {**mapped, **grey_input(pixels, self.transform)}
         return {**mapped, "image": self.transform(image)}
 
 
-def _read(record: Record, image_format: str) -> np.ndarray:
+def read_image(record: Record, image_format: str) -> np.ndarray:
     """Reads a record's image, (H, W, 3) uint8, and checks or sets the record's size."""
     try:
-        image = read_rgb(record["file_name"])
+        image = read_pixels(record)
     except BadFrame as error:
         # error_of_process knows the errors of workers by the name UserError.
         raise UserError(str(error)) from error
@@ -194,8 +216,11 @@ def _read(record: Record, image_format: str) -> np.ndarray:
     return image[:, :, ::-1] if image_format == "BGR" else image
 
 
-def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
-    """Returns Mask2Former's Cityscapes recipe: random size, crop, SSD's colour jitter, flip."""
+def resize_and_crop(cfg: CfgNode, *, labelled: bool) -> list[T.Augmentation | T.Transform]:
+    """Returns Mask2Former's Cityscapes recipe: random size, crop, SSD's colour jitter, flip.
+
+    Without labels no crop is drawn again because one class fills it.
+    """
     size = cfg.INPUT
     augmentations: list[T.Augmentation | T.Transform] = [
         T.ResizeShortestEdge(size.MIN_SIZE_TRAIN, size.MAX_SIZE_TRAIN, size.MIN_SIZE_TRAIN_SAMPLING)
@@ -205,7 +230,7 @@ def resize_and_crop(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
             T.RandomCrop_CategoryAreaConstraint(
                 size.CROP.TYPE,
                 size.CROP.SIZE,
-                size.CROP.SINGLE_CATEGORY_MAX_AREA,
+                size.CROP.SINGLE_CATEGORY_MAX_AREA if labelled else 1.0,
                 cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             )
         )

@@ -1,4 +1,4 @@
-"""Sources that yield a video's first frames, in order or shuffled."""
+"""Orders of frames: a video's first ones as they come, shuffled, or sorted by what records say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import UserError
 from ..structures import Frame, FrameSource
 from .base import drop_until
+from .sources import DatasetSource
 
 
 class FirstFrames:
@@ -70,7 +71,53 @@ class ShuffledFrames(FirstFrames):
             frames = list(super().__iter__())
             for frame in frames:
                 frame.pop("picture", None)  # its size would add to that of the network's input
-            name = f"{self.seed}/{self.video_id}/order".encode()
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
-            self._frames = [frames[i] for i in rng.permutation(len(frames))]
+            order = _permutation(self.seed, self.video_id, len(frames))
+            self._frames = [frames[i] for i in order]
         return iter(self._frames)
+
+
+def _permutation(seed: int, video_id: str, count: int) -> list[int]:
+    name = f"{seed}/{video_id}/order".encode()
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
+    permuted: list[int] = rng.permutation(count).tolist()
+    return permuted
+
+
+SORTED_BY = {"class": "class_id", "first": "group", "second": "group", "severity": "severity"}
+"""Keys of records that some values of ``TTT.FRAME_ORDER`` sort an image set by."""
+
+
+def in_order(source: FrameSource, order: str, max_frames: int | None, *, seed: int) -> FrameSource:
+    """Returns the first frames of a source in an order of ``TTT.FRAME_ORDER``.
+
+    Images of an image set that are equal in what they are sorted by are shuffled, but for ``class``
+    they stay as they come. No image set is decoded for its order.
+
+    Args:
+        source: of all frames.
+        order: value of the key.
+        max_frames: how many of the first frames are put in order; None for all.
+        seed: decides, with the video's id, how frames are shuffled.
+
+    Raises:
+        UserError: the frames lack what they are to be sorted by, or do not differ in it.
+    """
+    if order == "time":
+        return FirstFrames(source, max_frames)
+    records = source.records[:max_frames] if isinstance(source, DatasetSource) else []
+    is_image_set = bool(records) and "class_id" in records[0]
+    if order == "shuffled" and not is_image_set:
+        return ShuffledFrames(source, max_frames, seed=seed)
+    places = list(range(len(records)))
+    if order != "class":
+        places = _permutation(seed, source.video_id, len(records))
+    if order != "shuffled":
+        key = SORTED_BY[order]
+        if len({record.get(key) for record in records}) < 2:
+            raise UserError(
+                f"TTT.FRAME_ORDER is {order!r}, but the frames of {source.video_id} do not differ "
+                f"in {key!r}: choose another order, or an image set that does"
+            )
+        places.sort(key=lambda place: records[place][key], reverse=order == "second")
+    assert isinstance(source, DatasetSource)
+    return source.reordered(places)

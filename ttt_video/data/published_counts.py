@@ -23,6 +23,11 @@ PUBLISHED: dict[str, dict[str, int]] = {
         "berlin": 544, "bielefeld": 181, "bonn": 46, "leverkusen": 58, "mainz": 298, "munich": 398,
     },
     **{f"coco_2017_{split}{kind}": _COCO[split] for split in _COCO for kind in ("", "_panoptic")},
+    "fashion_mnist_train": {"": 55_000},
+    "fashion_mnist_val": {"": 5_000},
+    "fashion_mnist_test": {"": 10_000},
+    "imagenet_classes_train": {"": 1_281_167},
+    "imagenet_classes_val": {"": 50_000},
     "kitti_step_video_sem_seg_train": {
         "0000": 154, "0001": 447, "0003": 144, "0004": 314, "0005": 297, "0009": 803, "0011": 373,
         "0012": 78, "0015": 376, "0017": 145, "0019": 1059, "0020": 837,

@@ -6,6 +6,7 @@ dicts. A background thread decodes and resizes a few frames ahead of the consume
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -21,13 +22,12 @@ from ..formats.images import (
     FrameTransform,
     list_folder,
     list_frames,
-    read_rgb,
 )
 from ..formats.labels import refuse_label_maps, refuse_labels_as_frames
 from ..structures import FrameSource
 from ..tasks import tasks_of
 from ..tasks.labels import warn_of_near_misses
-from .catalog import check_registered
+from .catalog import check_registered, read_pixels
 from .decoded_source import DecodedSource, Reading, Record
 from .fingerprint import Fingerprint, fingerprint_records
 from .live_sources import LiveSource, open_live
@@ -56,7 +56,7 @@ class DatasetSource(DecodedSource):
     def __init__(
         self, dicts: Sequence[Record], transform: FrameTransform, **reading: Unpack[Reading]
     ) -> None:
-        """Sorts the records by time; decodes nothing yet.
+        """Sorts the records, which ``records`` has, by time; decodes nothing yet.
 
         Args:
             dicts: detectron2 dataset dicts of one video with ``file_name``, ``video_id`` and
@@ -78,18 +78,27 @@ class DatasetSource(DecodedSource):
             twice = next(index for index in indices if indices.count(index) > 1)
             raise UserError(f"video {videos[0]} has more than one frame with index {twice}")
         super().__init__(videos[0], len(indices), transform, **reading)
-        self._records = sorted(dicts, key=lambda record: record["frame_index"])
+        self.records = sorted(dicts, key=lambda record: record["frame_index"])
 
     def fingerprint(self) -> Fingerprint:
         """Returns the fingerprint of the frames' files and labels."""
-        return fingerprint_records(self._records)
+        return fingerprint_records(self.records)
+
+    def reordered(self, places: Sequence[int]) -> DatasetSource:
+        """Returns a source of these of its records, in this order; decodes nothing."""
+        other = copy.copy(self)
+        other.records = [self.records[place] for place in places]
+        other.num_frames = len(places)
+        return other
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
-        for record in self._records:
-            if record["frame_index"] <= after:
+        places = (i for i, r in enumerate(self.records) if r["frame_index"] == after)
+        start = next(places, -1) + 1
+        for record in self.records[start:]:
+            if start == 0 and record["frame_index"] <= after:
                 continue
             try:
-                pixels: np.ndarray | BadFrame = read_rgb(record["file_name"])
+                pixels: np.ndarray | BadFrame = read_pixels(record)
             except BadFrame as error:
                 pixels = error
             yield record, pixels

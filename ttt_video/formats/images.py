@@ -188,13 +188,20 @@ class FrameTransform:
     interpolation on uint8, but without its draw from numpy's global random state.
     """
 
-    def __init__(self, min_size: int = 0, max_size: int = 1333, format: str = "RGB") -> None:
+    def __init__(
+        self,
+        min_size: int = 0,
+        max_size: int = 1333,
+        format: str = "RGB",
+        single_crop: tuple[int, int] | None = None,
+    ) -> None:
         """Checks and keeps the settings.
 
         Args:
             min_size: length of the shorter side in pixels; 0 keeps the original size.
             max_size: limit of the longer side in pixels; it takes precedence over ``min_size``.
             format: channel order of the output, "RGB" or "BGR".
+            single_crop: (shorter side, side of the crop) in pixels; None takes whole pictures.
         """
         if min_size < 0 or max_size < 1:
             raise UserError(
@@ -206,11 +213,18 @@ class FrameTransform:
         self.min_size = min_size
         self.max_size = max_size
         self.format = format
+        self.single_crop = single_crop
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> FrameTransform:
-        """Takes INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and INPUT.FORMAT."""
-        return cls(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+        """Takes ``INPUT.`` MIN_SIZE_TEST, MAX_SIZE_TEST, FORMAT, SINGLE_CROP and IMAGE_SIZE."""
+        size = cfg.INPUT
+        crop = (size.SINGLE_CROP, size.IMAGE_SIZE) if size.SINGLE_CROP else None
+        return cls(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST, size.FORMAT, crop)
+
+    def view(self, rgb: np.ndarray) -> np.ndarray:
+        """Returns the part of a picture that is the frame: its single crop, or all of it."""
+        return rgb if self.single_crop is None else single_crop(rgb, *self.single_crop)
 
     def __call__(self, rgb: np.ndarray) -> Tensor:
         """Converts (H, W, 3) uint8 RGB pixels to a (3, h, w) uint8 tensor with its own memory."""
@@ -229,6 +243,28 @@ class FrameTransform:
         if self.format == "BGR":
             rgb = rgb[:, :, ::-1]
         return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+
+
+def single_crop(rgb: np.ndarray, resize: int, crop: int) -> np.ndarray:
+    """Returns the centre of an (H, W, 3) uint8 picture whose shorter side was resized before.
+
+    This is torchvision's ``Resize(resize, BICUBIC)`` and ``CenterCrop(crop)`` of Pillow pictures,
+    to the last bit: Pillow resizes with antialiasing, the longer side is cut off to whole pixels,
+    and a margin of an odd number of pixels is halved as Python rounds.
+
+    Args:
+        rgb: of any size.
+        resize: length of the shorter side in pixels.
+        crop: height and width of the result, at most ``resize``.
+    """
+    height, width = rgb.shape[:2]
+    short = min(height, width)
+    new = {side: int(resize * side / short) for side in (height, width)}
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if (new[height], new[width]) != (height, width):
+        image = image.resize((new[width], new[height]), Image.Resampling.BICUBIC)
+    top, left = (round((new[side] - crop) / 2) for side in (height, width))
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
 def write_png(

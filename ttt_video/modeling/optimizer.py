@@ -37,14 +37,16 @@ def parameter_groups(
     encoder_multiplier: float = 1.0,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
+    weight_decay_bias: float | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the trainable parameters in as few optimizer groups as their settings allow.
 
     Parameters of the ``encoder``, which is named by its parts, get ``lr * encoder_multiplier``.
     Normalisation layers decay by ``weight_decay_norm``, ``nn.Embedding`` tables (queries, query
-    positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest,
-    biases included, by ``weight_decay`` (Mask2Former, train_net.py). Few groups let multi-tensor
-    and fused optimizers launch few kernels. A shared parameter is listed once.
+    positions, levels) by ``weight_decay_embed``, Swin's position tables not at all, and the rest by
+    ``weight_decay`` (Mask2Former, train_net.py), biases by ``weight_decay_bias`` if it is given.
+    Few groups let multi-tensor and fused optimizers launch few kernels. A shared parameter is
+    listed once.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -60,6 +62,8 @@ def parameter_groups(
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
+            elif name == "bias" and weight_decay_bias is not None:
+                decay = weight_decay_bias
             full = f"{module_name}.{name}" if module_name else name
             rate = lr * encoder_multiplier if is_within(full, encoder) else lr
             group = groups.setdefault(
@@ -119,6 +123,11 @@ def clip_gradients_before_step(
     optimizer.register_step_pre_hook(hook)
 
 
+def learning_rate(cfg: CfgNode) -> float:
+    """Returns the rate at the schedule's peak: ``SOLVER.BASE_LR``, or of ``SOLVER.BLR``."""
+    return cfg.SOLVER.BASE_LR or cfg.SOLVER.BLR * cfg.SOLVER.IMS_PER_BATCH / 256
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer of ``SOLVER.*`` over all trainable parameters, with clipping.
 
@@ -128,19 +137,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     groups = parameter_groups(
         model,
-        lr=solver.BASE_LR,
+        lr=learning_rate(cfg),
         weight_decay=solver.WEIGHT_DECAY,
         encoder=parts_of(model)["f"],
         encoder_multiplier=solver.BACKBONE_MULTIPLIER,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     if not groups:
         raise UserError("no parameter of the model requires a gradient: nothing to train")
     if solver.OPTIMIZER not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
     optimizer = make_optimizer(
-        solver.OPTIMIZER, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+        solver.OPTIMIZER,
+        groups,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        betas=tuple(solver.BETAS),
     )
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
@@ -175,10 +189,19 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     """Returns ``WarmupPolyLR`` (Mask2Former's policy on Cityscapes), or a policy of detectron2's.
 
     Raises:
-        UserError: the warm-up method of ``WarmupPolyLR`` is unknown.
+        UserError: the warm-up method of ``WarmupPolyLR`` is unknown, or another policy's warm-up is
+            as long as the training.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        if solver.WARMUP_ITERS >= solver.MAX_ITER:  # detectron2 divides by what is left
+            raise UserError(
+                f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; it must be less than "
+                f"SOLVER.MAX_ITER {solver.MAX_ITER}"
+            )
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.BASE_LR = learning_rate(cfg)  # the cosine's end is a share of it
         return build_detectron2_lr_scheduler(cfg, optimizer)
     if solver.WARMUP_METHOD not in ("linear", "constant"):
         raise UserError(

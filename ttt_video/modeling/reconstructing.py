@@ -20,10 +20,8 @@ from .heads import PIXELS_PER_QUERY_CELL, ReconstructionHead, registered
 from .interface import (
     MASKFORMER_PARTS,
     Parts,
-    is_within,
     normalized_images,
     output_size,
-    parts_of,
 )
 from .masking import PatchMasks
 from .pixel_classes import image_area
@@ -50,8 +48,8 @@ class ReconstructingModel(nn.Module):
     tensor in ``INPUT.FORMAT`` order, and optionally ``height`` and ``width`` of the output,
     ``image_mask`` and labels. It returns losses in training mode and predictions in eval mode.
 
-    A subclass has the parts and calls :meth:`freeze_untrained` when they are there. It defines
-    :meth:`encode`, :meth:`decode`, :meth:`main_losses`, ``main_task`` and :meth:`predict`.
+    A subclass has the parts, and defines :meth:`encode`, :meth:`decode`, :meth:`main_losses`,
+    ``main_task`` and :meth:`predict`.
     """
 
     pixel_mean: Tensor
@@ -64,7 +62,6 @@ class ReconstructingModel(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         size_divisibility: int,
-        joint: str,
         masks: PatchMasks,
         reconstruction: ReconstructionTask,
     ) -> None:
@@ -73,14 +70,12 @@ class ReconstructingModel(nn.Module):
             parts: names of f, g and h.
             pixel_mean, pixel_std: of uint8 values, in ``INPUT.FORMAT`` order.
             size_divisibility: images are zero-padded to a multiple of this, after normalisation.
-            joint: "joint", "main_only" or "probing" (``TTT.JOINT``).
             masks: draws the masks of inputs without ``image_mask``.
             reconstruction: settings of the reconstruction loss.
         """
         super().__init__()
         self.parts = dict(parts)
         self.size_divisibility = size_divisibility
-        self.joint = joint
         self.masks = masks
         self.reconstruction = reconstruction
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -93,22 +88,14 @@ class ReconstructingModel(nn.Module):
         return {
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "joint": cfg.TTT.JOINT,
         }
-
-    def freeze_untrained(self) -> None:
-        """Freezes the parts that joint training leaves alone (``TTT.JOINT``)."""
-        parts, frozen = parts_of(self), {"probing": "fg", "main_only": "g"}.get(self.joint, "")
-        for name, parameter in self.named_parameters():
-            if any(is_within(name, parts[role]) for role in frozen):
-                parameter.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]], normalizers: Any = None) -> Any:
-        """Returns losses in training mode and predictions in eval mode.
+        """Returns the losses of joint training in training mode, and predictions in eval mode.
 
         ``normalizers`` are ``loss_normalizers`` of the batch that the inputs are a part of, if the
         main task has such; by default the inputs are the batch.
@@ -116,9 +103,8 @@ class ReconstructingModel(nn.Module):
         if not self.training:
             return self.predict(batched_inputs)
         losses = self.main_losses(batched_inputs, normalizers)
-        if self.joint == "joint":
-            for name, loss in self.reconstruction_losses(batched_inputs).items():
-                losses[name] = self.reconstruction.weight * loss
+        for name, loss in self.reconstruction_losses(batched_inputs).items():
+            losses[name] = self.reconstruction.weight * loss
         return losses
 
     @abstractmethod
@@ -237,7 +223,6 @@ class DenseModel(ReconstructingModel):
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.recon_head = recon_head
-        self.freeze_untrained()
 
     @classmethod
     def common_arguments(cls, cfg: CfgNode) -> dict[str, Any]:

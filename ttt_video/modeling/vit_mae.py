@@ -182,7 +182,6 @@ class ViTMAE(ReconstructingModel):
             self._add_tower("classifier_", classifier)
             self.classifier_pred = nn.Linear(classifier.dim, num_classes)
         self._initialize()
-        self.freeze_untrained()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..adaptation import NoAdaptation, SlidingWindow
-from ..data.ordering import FirstFrames, ShuffledFrames
+from ..data.ordering import FirstFrames, in_order
 from ..errors import ending_with
 from ..files import save_torch, writing
-from ..structures import FrameSource
+from ..structures import Frame, FrameSource
 from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
 from .directory import Row
@@ -27,7 +28,7 @@ from .records import finite
 from .results import FrameResult
 from .run import Settings, recorded
 from .saved_state import UnusableState, read_state
-from .sinks import Progress, Results, Rows, Scores, Sink, VideoRun
+from .sinks import Progress, Results, Rows, Scores, Sink, StepScores, VideoRun
 from .summary import process_facts, source_facts
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class StreamEvaluation:
         named = self.cfg.clone()
         named.defrost()
         named.DATASETS.TEST = (settings.dataset_name,) if settings.dataset_name else ()
-        self.stream = Stream.from_config(named, model)
+        record_step = StepScores(self.cfg, settings.dataset_name)
+        self.stream = Stream.from_config(named, model, record_step=record_step)
         scores = Scores(self.cfg, settings.dataset_name, compare=settings.compare)
         self.sinks: tuple[Sink, ...] = (scores, Rows(self.run), *settings.sinks)
         self._before: str | None = None  # the video that was run before
@@ -100,10 +102,9 @@ class StreamEvaluation:
             more: sinks of this video alone, after the others.
         """
         max_frames = self.settings.max_frames
-        ordered, first = source, FirstFrames(source, max_frames)
-        if self.cfg.TTT.FRAME_ORDER == "shuffled":
-            seed = max(self.cfg.SEED, 0)
-            ordered = first = ShuffledFrames(source, max_frames, seed=seed)
+        order, seed = self.cfg.TTT.FRAME_ORDER, max(self.cfg.SEED, 0)
+        first = in_order(source, order, max_frames, seed=seed)
+        ordered = source if order == "time" else first  # where it can, it skips without decoding
         before, self._before = self._before, source.video_id
         # A later video that builds on the one before goes on from that, not from its own state.
         follows = self.builds_up and before is not None
@@ -134,7 +135,9 @@ class StreamEvaluation:
                 self._start(video, before)
             frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
-            for result in self.stream.run(islice(frames, limit), anew=False):
+            # Labels are read once, and class maps computed once, whoever asks.
+            shared = (cast(Frame, Shared(frame)) for frame in islice(frames, limit))
+            for result in self.stream.run(shared, anew=False):
                 video.done, frame_index = video.done + 1, result.frame["frame_index"]
                 self._write(result, sinks)
                 del result  # or its output would take the device's memory during the next frame
@@ -154,8 +157,7 @@ class StreamEvaluation:
 
     def _write(self, result: FrameResult, sinks: Sequence[Sink]) -> None:
         """Hands one frame's results to all sinks."""
-        # Labels are read once, and class maps computed once, whoever asks.
-        result = replace(result, frame=Shared(result.frame), output=Shared(result.output))
+        result = replace(result, output=Shared(result.output))
         frozen = None
         if self.frozen is not None:
             with self.stream.clock.paused():

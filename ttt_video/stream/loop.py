@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import Any, cast
 
@@ -14,11 +15,20 @@ from ..adaptation import Adapter, SlidingWindow, build_adapter
 from ..config import DEFAULT_STREAM_CONFIG, check_device, load_config
 from ..data.pictures import Picture, PictureFrames, PictureVideo
 from ..errors import UserError
-from ..structures import Frame, FrameSource, video_seed
+from ..structures import Frame, FrameSource, StepResult, video_seed
 from .budget import BudgetedStream
 from .clock import Clock
 from .results import FrameResult
 from .source_model import load_source_model
+
+StepRecorder = Callable[[Frame, Mapping[str, Any], dict[str, float]], Any]
+"""Returns what is to be kept of a gradient step: of the frame with its labels, the prediction after
+the step, and the step's scalars."""
+
+
+def keep_step(frame: Frame, output: Mapping[str, Any], record: dict[str, float]) -> StepResult:
+    """Keeps the whole prediction."""
+    return StepResult(record, output)
 
 
 class Stream:
@@ -42,6 +52,7 @@ class Stream:
         seed: int = 0,
         clock: Clock | None = None,
         pictures: PictureFrames | None = None,
+        record_step: StepRecorder | None = None,
     ) -> None:
         """
         Args:
@@ -55,6 +66,9 @@ class Stream:
             seed: decides every random draw, with the video's id (``reset`` "frame": the frame's).
             clock: times updates and predictions; by default a clock of the window's device.
             pictures: makes frames of pictures; None takes frames alone.
+            record_step: is called after each gradient step, with the prediction by the weights
+                after it, for :attr:`FrameResult.steps`. It costs a prediction for each step, which
+                no clock counts, and changes no other result. None: there are no such predictions.
         """
         if reset not in ("frame", "video", "never"):
             raise ValueError(f"no reset {reset!r}; frame, video or never")
@@ -65,9 +79,11 @@ class Stream:
         self.predict_first = predict == "before"
         self.clock, self.generator = clock or Clock(window.device), torch.Generator()
         self.pictures = pictures
+        self.record_step = record_step
         self.video_id: str | None = None  # of the video that runs
         self._position, self._watch_seconds = 0, 0.0
 
+    @classmethod
     @classmethod
     def from_pretrained(
         cls,
@@ -103,11 +119,17 @@ class Stream:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, model: nn.Module, *, color: str = "rgb"
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        *,
+        color: str = "rgb",
+        record_step: StepRecorder = keep_step,
     ) -> Stream | BudgetedStream:
         """Builds the stream of ``TTT.*`` and ``SEED``, within a frame budget where one is set.
 
         ``color`` is the order of the channels of arrays, "rgb" or "bgr"; frames have the config's.
+        ``record_step`` is used with ``TTT.RECORD_STEPS``.
 
         Raises:
             UserError: the config or the model does not fit the method.
@@ -116,6 +138,7 @@ class Stream:
         ttt = cfg.TTT
         window = SlidingWindow(ttt.WINDOW_SIZE or None, model.device)  # type: ignore[arg-type]
         settings = {"reset": ttt.RESET, "update_every": ttt.UPDATE_EVERY, "predict": ttt.PREDICT}
+        settings["record_step"] = record_step if ttt.RECORD_STEPS else None
         adapter, seed = build_adapter(cfg, model), max(cfg.SEED, 0)
         stream = cls(adapter, window, seed=seed, pictures=pictures, **settings)
         return BudgetedStream(stream, ttt.FRAME_BUDGET_MS / 1000) if ttt.FRAME_BUDGET_MS else stream
@@ -171,13 +194,15 @@ class Stream:
         sample, pushing = self.clock.time(self._push, frame)
         if self.predict_first:
             output, predicting = self.clock.time(self.adapter.predict, sample)
-        record, adapting = self.clock.time(self._adapt)
+        steps: list[Any] = []
+        with self._recording(frame, sample, steps):
+            record, adapting = self.clock.time(self._adapt)
         if not self.predict_first:
             output, predicting = self.clock.time(self.adapter.predict, sample)
         ready = pushing + predicting + (0.0 if self.predict_first else adapting)
         adapting += pushing + self._watch_seconds
         self._position, self._watch_seconds = self._position + 1, 0.0
-        return FrameResult(frame, output, record, adapting, predicting, ready)
+        return FrameResult(frame, output, record, adapting, predicting, ready, steps)
 
     def _push(self, frame: Frame) -> dict[str, Any]:
         sample = self.window.push(frame)
@@ -191,6 +216,24 @@ class Stream:
     def _adapt(self) -> dict[str, float]:
         due = self._position % self.update_every == 0
         return self.adapter.adapt(self.window, self.generator) if due else {}
+
+    @contextmanager
+    def _recording(self, frame: Frame, sample: Any, steps: list[Any]) -> Iterator[None]:
+        """Fills ``steps`` with what :attr:`record_step` returns."""
+        record_step = self.record_step
+        if record_step is None:
+            yield
+            return
+
+        def observe(adapter: Adapter, record: dict[str, float]) -> None:
+            with self.clock.paused():
+                steps.append(record_step(frame, adapter.predict(sample), record))
+
+        self.adapter.observe_steps(observe)
+        try:
+            yield
+        finally:
+            self.adapter.observe_steps(None)
 
     def run(self, source: Iterable[Frame | Picture], *, anew: bool = True) -> Iterator[FrameResult]:
         """Yields the result of every frame, in order, as they happen.

@@ -46,6 +46,7 @@ class FrameResult:
             offline method spent on the video before.
         predict_seconds: wall time of the prediction.
         ready_seconds: wall time from taking up the frame to its prediction.
+        steps: with ``TTT.RECORD_STEPS``, what the stream keeps of each gradient step of the update.
     """
 
     frame: Any
@@ -54,6 +55,7 @@ class FrameResult:
     adapt_seconds: float = 0.0
     predict_seconds: float = 0.0
     ready_seconds: float = 0.0
+    steps: list[Any] = field(default_factory=list)
 
     @property
     def loss(self) -> float | None:

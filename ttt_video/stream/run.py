@@ -133,7 +133,7 @@ def _claim(
         flags.update(sink.flags)
     # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on
     # how many were to come, or on how many the videos before them had.
-    if offline or cfg.TTT.FRAME_ORDER == "shuffled" or cfg.TTT.RESET == "never":
+    if offline or cfg.TTT.FRAME_ORDER != "time" or cfg.TTT.RESET == "never":
         flags["--max-frames"] = settings.max_frames
     if cfg.TTT.RESET == "never":
         flags["videos"] = [source.video_id for source in sources]

@@ -12,9 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ..structures import FrameSource
-from ..tasks import build_tasks, differences, score_frame
+from ..structures import Frame, FrameSource
+from ..tasks import Task, build_tasks, differences, score_frame
 from .directory import Row, RunDirectory
+from .records import finite
 from .results import FrameResult
 from .saved_state import UnusableState
 
@@ -127,6 +128,7 @@ class Scores(Sink):
         self.cfg = cfg
         self.dataset_name = dataset_name
         self.names = ("adapted", "frozen") if compare else ("adapted",)
+        self.record_steps = cfg.TTT.RECORD_STEPS
 
     def start(self, video: VideoRun) -> None:
         """Forgets the video before."""
@@ -141,6 +143,9 @@ class Scores(Sink):
         """
         frame, row = results.adapted.frame, results.row
         row.update(score_frame(self.tasks["adapted"], frame, results.adapted.output))
+        if self.record_steps:
+            records = row.get("records", {})
+            row.update(steps_of(self.tasks["adapted"], records, results.adapted.steps))
         if results.frozen is not None:
             scores = score_frame(self.tasks["frozen"], frame, results.frozen.output)
             frozen = {"predict_seconds": results.frozen.predict_seconds, **scores}
@@ -160,6 +165,39 @@ class Scores(Sink):
         for name, tasks in self.tasks.items():
             for task in tasks:
                 task.load_state_dict(state[name][task.name])
+
+
+class StepScores:
+    """Scores the prediction after each gradient step of a labelled frame.
+
+    It has tasks of its own, so that those of the stream see each frame once.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
+        """``cfg`` is resolved."""
+        self.tasks = build_tasks(dataset_name, cfg)
+
+    def __call__(self, frame: Frame, output: Mapping[str, Any], record: dict[str, float]) -> Row:
+        """Returns the step's scalars, and ``records`` and ``metrics`` of the frame's labels."""
+        labelled = [task for task in self.tasks if task.labels(frame)]
+        return {**finite(record), **score_frame(labelled, frame, output)}
+
+
+def steps_of(tasks: Sequence[Task], records: Row, steps: Sequence[Row]) -> Row:
+    """Returns ``records`` and ``steps`` of a row with what is kept of a frame's gradient steps.
+
+    Args:
+        tasks: of the stream.
+        records: of the frame, by task.
+        steps: of :class:`StepScores`.
+    """
+    kept = {
+        task.name: task.with_steps(records[task.name], [s["records"][task.name] for s in steps])
+        for task in tasks
+        if task.name in records and all(task.name in s.get("records", {}) for s in steps)
+    }
+    rows = [{key: value for key, value in step.items() if key != "records"} for step in steps]
+    return {"records": {**records, **kept}, "steps": rows}
 
 
 class Rows(Sink):

@@ -4,7 +4,7 @@ The order of the imports is that of tasks in rows, tables and figures.
 """
 
 from . import semantic, panoptic, instances, steadiness, prediction  # noqa: I001
-from . import colorization, color_statistics
+from . import colorization, color_statistics, image_classes
 from .base import (
     Augmented,
     Difference,
@@ -21,6 +21,7 @@ from .base import (
 )
 from .color_statistics import ColorStatistics
 from .colorization import ColorizationTask
+from .image_classes import ImageClassTask
 from .instances import InstanceTask
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally

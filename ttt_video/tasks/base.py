@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -95,6 +96,7 @@ class Task(DatasetEvaluator):
         input_title: what the frame itself is called in pictures.
         label_titles: what :meth:`label_pictures` of a labelled frame are called.
         class_keys: metadata with the names of the classes; the first key that exists counts.
+        classes_key: config key with the number of the model's classes.
         objects_key: label key of the list of objects; "" where each pixel has a class.
         mappers: values of ``INPUT.DATASET_MAPPER_NAME`` that train for the task, with the way of
             cropping ("crop" or "lsj").
@@ -115,6 +117,7 @@ class Task(DatasetEvaluator):
     input_title: ClassVar[str] = "original"
     label_titles: ClassVar[tuple[str, ...]] = ()
     class_keys: ClassVar[tuple[str, ...]] = CLASS_KEYS
+    classes_key: ClassVar[str] = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     objects_key: ClassVar[str] = ""
     mappers: ClassVar[Mapping[str, str]] = {}
     still_name: ClassVar[str] = ""
@@ -191,6 +194,11 @@ class Task(DatasetEvaluator):
     @abstractmethod
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
         """Returns the record of a labelled frame whose output can be scored."""
+
+    @classmethod
+    def with_steps(cls, record: Record, steps: Sequence[Record]) -> Record:
+        """Returns the record with what it keeps of the records after each gradient step."""
+        return record
 
     @classmethod
     def frame_metrics(cls, record: Record) -> dict[str, float | None]:
@@ -278,6 +286,11 @@ class Task(DatasetEvaluator):
         return classes
 
     @classmethod
+    def image_class(cls, record: Mapping[str, Any]) -> int | None:
+        """Returns the class of a whole image; None for a task of pixels or objects."""
+        return None
+
+    @classmethod
     def draw_labels(cls, canvas: Any, record: Mapping[str, Any], metadata: Any) -> Any:
         """Draws the labels of a record on detectron2's ``Visualizer`` and returns its picture."""
         return canvas.draw_dataset_dict(record)
@@ -292,7 +305,7 @@ class Task(DatasetEvaluator):
     @classmethod
     def predicted_classes(cls, cfg: CfgNode) -> tuple[int, str]:
         """Returns how many classes a config's model predicts, and the word for them."""
-        return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "classes"
+        return attrgetter(cls.classes_key)(cfg), "classes"
 
     @classmethod
     def check_records(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -25,9 +27,8 @@ def check_predicted_classes(cfg: CfgNode, dataset_name: str) -> None:
     """
     if not dataset_name:
         return
-    metadata = MetadataCatalog.get(dataset_name)
     for task in tasks_of(label_type(dataset_name, cfg))[:1]:
-        _compare(dataset_name, len(task.class_names(metadata)), *task.predicted_classes(cfg))
+        _compare(dataset_name, task, *task.predicted_classes(cfg))
 
 
 def check_trained_classes(cfg: CfgNode, dataset_name: str, task: type[Task]) -> None:
@@ -39,8 +40,7 @@ def check_trained_classes(cfg: CfgNode, dataset_name: str, task: type[Task]) -> 
         UserError: the numbers of classes differ, or the values that stand for "no class".
     """
     metadata = MetadataCatalog.get(dataset_name)
-    number = len(task.class_names(metadata))
-    _compare(dataset_name, number, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "classes")
+    _compare(dataset_name, task, attrgetter(task.classes_key)(cfg), "classes")
     ignored, ours = metadata.get("ignore_label"), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     if not task.objects_key and ignored is not None and ignored != ours:
         raise UserError(
@@ -49,10 +49,11 @@ def check_trained_classes(cfg: CfgNode, dataset_name: str, task: type[Task]) -> 
         )
 
 
-def _compare(dataset_name: str, labelled: int, predicted: int, what: str) -> None:
+def _compare(dataset_name: str, task: type[Task], predicted: int, what: str) -> None:
+    labelled = len(task.class_names(MetadataCatalog.get(dataset_name)))
     if labelled and labelled != predicted:
         raise UserError(
             f"data set {dataset_name} has {labelled} classes, but the model {predicted} {what}: "
-            "choose a model of these classes, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES (with "
-            "TTT.NEW_CLASSES True to train a new class layer)"
+            f"choose a model of these classes, or set {task.classes_key} (with TTT.NEW_CLASSES "
+            "True to train a new class layer)"
         )

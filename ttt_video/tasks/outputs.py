@@ -1,4 +1,4 @@
-"""Pure functions of detectron2's outputs: class maps, entropy, finiteness."""
+"""Pure functions of a model's outputs: class maps, entropy, finiteness."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def predicted_classes(output: Mapping[str, Any]) -> frozenset[int]:
     """Returns the classes of a frame's prediction.
 
     They are those of pixels (``sem_seg``), else of segments (``panoptic_seg``), else of
-    ``instances`` that score at least 0.5.
+    ``instances`` that score at least 0.5, or the one of an image (``image_class``).
     """
+    if "image_class" in output:
+        return frozenset({int(output["image_class"].argmax())})
     classes = once(class_map, output)
     if classes is not None:
         return frozenset((np.flatnonzero(np.bincount(classes.ravel() + 1)) - 1).tolist()) - {-1}
@@ -59,13 +61,16 @@ def mean_entropy(output: Mapping[str, Any]) -> float | None:
     """Returns the mean entropy of a frame's prediction in nats; None if it is not finite.
 
     It is the entropy of a pixel's ``sem_seg`` scores, normalised to sum 1, over every fourth row
-    and column, or else that of an instance's score as yes or no. A panoptic map alone has none.
+    and column, or that of an image's class, or else that of an instance's score as yes or no. A
+    panoptic map alone has none.
     """
     entropy = math.nan
     if "sem_seg" in output:
         scores: Tensor = output["sem_seg"][:, ::STRIDE, ::STRIDE].float().clamp(min=0)
         probs = scores / scores.sum(0).clamp(min=1e-12)
         entropy = torch.special.entr(probs).sum(0).mean().item()
+    elif "image_class" in output:
+        entropy = torch.special.entr(output["image_class"].float().softmax(0)).sum().item()
     elif "instances" in output and len(output["instances"]):
         scores = output["instances"].scores.float().clamp(0, 1)
         entropy = (torch.special.entr(scores) + torch.special.entr(1 - scores)).mean().item()

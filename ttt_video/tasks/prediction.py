@@ -62,7 +62,7 @@ class PredictionStatistics(Task):
     """
 
     name = "prediction"
-    output_keys = ("sem_seg", "panoptic_seg", "instances")
+    output_keys = ("sem_seg", "panoptic_seg", "instances", "image_class")
     tally = _FrameTally
 
     def record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:

@@ -16,25 +16,25 @@ from ..errors import UserError
 from ..files import read_json_object, save_torch, write_atomically
 from ..modeling import MaskFormerTTT
 from ..modeling.checkpointer import TTTCheckpointer
+from .stages import Stage
 
 logger = logging.getLogger(__name__)
 
 
 class FrozenParts(HookBase):
-    """Keeps frozen parts in eval mode, so that their features have no stochastic depth.
+    """Keeps parts that do not learn in eval mode: no stochastic depth, no moving batch statistics.
 
     It does so before every step, because evaluations return the whole model to train mode.
     """
 
-    def __init__(self, model: nn.Module):
-        self.frozen = [
-            part for part in model.children() if not any(p.requires_grad for p in part.parameters())
-        ]
+    def __init__(self, model: nn.Module, stage: Stage):
+        frozen = stage.frozen(model)
+        self.frozen = [m for name, m in model.named_modules() if f"{name}.".startswith(frozen)]
 
     def before_step(self) -> None:
         """Called by the trainer."""
         for module in self.frozen:
-            module.eval()
+            module.training = False
 
 
 class KeepBest(HookBase):

@@ -1,7 +1,8 @@
-"""Joint training of encoder f, main-task head h and decoder g on labelled still images.
+"""Training of encoder f, main-task head h and decoder g on still images.
 
-Section 4.1 of the paper: one stage, end to end, on the sum of the main-task loss and the
-reconstruction loss. Everything that detectron2's ``DefaultTrainer`` does is left to it.
+By default it is joint (Section 4.1 of the paper): one stage, end to end, on the sum of the
+main-task loss and the reconstruction loss. ``stages.py`` has the others. Everything that
+detectron2's ``DefaultTrainer`` does is left to it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
@@ -33,8 +35,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.catalog import check_registered
+from ..data.image_folder import register_image_folder
+from ..data.image_mapper import training_mapper
 from ..data.loader import TrainingLoader, TrainingStream
-from ..data.mapper import EvaluationMapper, JointDatasetMapper
+from ..data.mapper import EvaluationMapper
 from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
@@ -45,6 +49,7 @@ from ..tasks import Task, sign, tasks, tasks_of
 from ..tasks.classes import check_predicted_classes, check_trained_classes
 from .directory import LOG_FILE_ONLY
 from .hooks import FrozenParts, KeepBest, ReconstructionPictures
+from .stages import Stage, StageLosses
 from .step import TrainStep, amp_dtype, bare_model
 
 logger = logging.getLogger(__name__)
@@ -53,8 +58,7 @@ logger = logging.getLogger(__name__)
 class JointTrainer(DefaultTrainer):
     """Trains with detectron2's ``DefaultTrainer``, changed for joint training.
 
-    ``TTT.JOINT`` chooses what is trained: f, g and h together ("joint"), f and h ("main_only"), or
-    h on the frozen features of a given f ("probing"). A run with ``SEED >= 0`` gives the same
+    ``TTT.JOINT`` chooses what is trained (:class:`Stage`). A run with ``SEED >= 0`` gives the same
     numbers if it is killed and resumed, with any number of loading processes, as far as the
     device's kernels are deterministic (the CPU's are).
     """
@@ -71,17 +75,25 @@ class JointTrainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give at least 1 iteration, or "
                 "--eval-only to train nothing"
             )
-        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.stage = stage = Stage.from_config(cfg)
+        if not stage.labelled and cfg.DATASETS.TEST:
+            logger.info("TTT.JOINT %s: no main task is trained, and so none evaluated", stage.name)
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.DATASETS.TEST = ()
+        self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         data_loader = self.build_train_loader(cfg, seed=self.seed)
         self.check_evaluation(cfg)
         torch.manual_seed(self.seed)  # so that new weights do not depend on earlier draws
         model = self.build_model(cfg)
+        stage.freeze(model)
         optimizer = self.build_optimizer(cfg, model)
         device = torch.device(cfg.MODEL.DEVICE)
         ids = {} if device.type == "cuda" else {"device_ids": None}
         self._trainer = TrainStep(
-            create_ddp_model(model, broadcast_buffers=False, **ids),
+            create_ddp_model(StageLosses(model, stage), broadcast_buffers=False, **ids),
             data_loader,
             optimizer,
             micro_batch_size=cfg.SOLVER.MICRO_BATCH_SIZE,
@@ -89,22 +101,22 @@ class JointTrainer(DefaultTrainer):
             dtype=amp_dtype(device, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        untrained = () if cfg.TTT.JOINT == "joint" else prefixes(model, "g")
+        untrained = stage.frozen(model, "gh")
         self.checkpointer = TTTCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             new_classes=cfg.TTT.NEW_CLASSES,
             init_recon_from_main=cfg.TTT.RECON.INIT_FROM_MAIN,
-            # Nothing trains g here: saved, it would make the weights look jointly trained.
+            # Saved, a g or h that nothing trains would make the weights look jointly trained.
             leave_out=untrained,
             allow_new=untrained,
             # The features of a given f must not change with a channel that it never saw.
-            extra_channels="zero" if cfg.TTT.JOINT == "probing" else "init",
+            extra_channels="init" if "f" in stage.learns else "zero",
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.register_hooks([FrozenParts(model), *self.build_hooks()])
+        self.register_hooks([FrozenParts(model, stage), *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Does what detectron2 does, and lets the data go on where the checkpoint left them.
@@ -114,7 +126,7 @@ class JointTrainer(DefaultTrainer):
         """
         super().resume_or_load(resume)
         self.data_loader.start_at(self.start_iter)
-        if self.cfg.TTT.JOINT == "probing":
+        if "f" not in self.stage.learns:
             self._take_given_parts(resumed=resume and self.checkpointer.has_checkpoint())
 
     def train(self) -> dict[str, Any] | None:
@@ -157,7 +169,7 @@ class JointTrainer(DefaultTrainer):
     def _take_given_parts(self, resumed: bool) -> None:
         """Makes sure that probing has an f in its weights; a g that is there belongs to it."""
         report = self.checkpointer.report
-        model = bare_model(self.model)
+        model = self.model
         parameters = dict(model.named_parameters())
         lacking = "" if self.cfg.MODEL.WEIGHTS else "MODEL.WEIGHTS is empty"
         if report is not None:
@@ -169,16 +181,21 @@ class JointTrainer(DefaultTrainer):
                 self.checkpointer.leave_out = ()
         if lacking and not resumed:
             raise UserError(
-                f"TTT.JOINT probing trains h on the features of a given f, but {lacking}; set "
-                "MODEL.WEIGHTS to weights that have it"
+                f"TTT.JOINT {self.stage.name} trains h on the features of a given f, but "
+                f"{lacking}; set MODEL.WEIGHTS to weights that have it"
             )
+
+    @property
+    def model(self) -> Any:
+        """The bare model, without its losses and its wrapper for data parallelism."""
+        return bare_model(self._trainer.model).model
 
     def build_hooks(self) -> list[HookBase]:
         """Returns detectron2's hooks, the best checkpoint's and that of the pictures."""
         built = super().build_hooks()
         if not comm.is_main_process():
             return built
-        cfg, model = self.cfg, bare_model(self.model)
+        cfg = self.cfg
         writer = built.pop()  # it runs after those whose numbers it writes
         # The checkpoint is last: all before it is on disk, so that a run that is killed and resumed
         # lacks no evaluation.
@@ -190,10 +207,10 @@ class JointTrainer(DefaultTrainer):
             built.append(KeepBest(self.checkpointer, metric, direction))
         period = cfg.TTT.RECON.PICTURE_PERIOD
         period = cfg.TEST.EVAL_PERIOD if period < 0 else period
-        if period > 0 and cfg.TTT.JOINT == "joint":
+        if period > 0 and self.stage.reconstructs:
             stream = self.data_loader.stream
             images = [stream[i]["image"] for i in range(min(4, len(stream.records)))]
-            built.append(ReconstructionPictures(model, images, period, cfg.INPUT.FORMAT))
+            built.append(ReconstructionPictures(self.model, images, period, cfg.INPUT.FORMAT))
         return [*built, writer, saver]
 
     @classmethod
@@ -226,11 +243,14 @@ class JointTrainer(DefaultTrainer):
                 f"SOLVER.MICRO_BATCH_SIZE is {micro}; it must divide the {total // world_size} "
                 "image(s) of each process in SOLVER.IMS_PER_BATCH"
             )
-        records = load_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        mapper = JointDatasetMapper(cfg, True)
-        mapper.task.check_records(records, everywhere=True)
-        for name in cfg.DATASETS.TRAIN:
-            check_trained_classes(cfg, name, mapper.task)
+        labelled = Stage.from_config(cfg).labelled
+        empty = labelled and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        records = load_records(cfg.DATASETS.TRAIN, empty)
+        mapper = training_mapper(cfg, labelled=labelled)
+        if labelled:
+            mapper.task.check_records(records, everywhere=True)
+            for name in cfg.DATASETS.TRAIN:
+                check_trained_classes(cfg, name, mapper.task)
         return TrainingLoader(
             TrainingStream(records, mapper, seed=seed),
             batch_size=total // world_size,
@@ -329,11 +349,16 @@ def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
     """Returns the records of all named data sets, in the same order on every machine.
 
+    A name may be the path of a folder: of the pictures below it, without labels.
+
     Raises:
         UserError: no name is given, or a data set is unknown, missing on disk or empty.
     """
     if not names:
         raise UserError("DATASETS.TRAIN is empty; name at least one registered data set")
+    for name in names:
+        if name not in DatasetCatalog and Path(name).is_dir():
+            register_image_folder(name, name)
     with _data_set_errors("DATASETS.TRAIN", names):
         records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
     refuse_labels_as_frames(", ".join(names), records)

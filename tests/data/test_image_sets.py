@@ -1,0 +1,409 @@
+"""Image sets: what is read, how it is cropped, corrupted and labelled, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as tv
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from fashion import TEST, TRAIN, VAL, write_fashion_mnist, write_idx
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from ttt_video.config import load_config
+from ttt_video.data.catalog import check_registered, read_pixels
+from ttt_video.data.checking import DatasetCheck, draw_labels
+from ttt_video.data.image_folder import (
+    imagenet_classes,
+    load_class_folders,
+    register_class_folders,
+)
+from ttt_video.data.image_mapper import ImageClassMapper, training_mapper
+from ttt_video.data.loader import seeded
+from ttt_video.data.mapper import EvaluationMapper, JointDatasetMapper
+from ttt_video.data.sources import open_dataset
+from ttt_video.errors import UserError
+from ttt_video.formats.idx import read_idx
+from ttt_video.formats.images import FrameTransform, single_crop
+from ttt_video.world import image_sets
+from ttt_video.world.corruptions import corrupt
+from ttt_video.world.image_sets import FASHION_MNIST_C, corrupt_small
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return write_fashion_mnist(tmp_path / "fashion_mnist", monkeypatch)
+
+
+def config(*opts: object):
+    keys = ("INPUT.MIN_SIZE_TEST", 0, "INPUT.RANDOM_FLIP", "none", "INPUT.IMAGE_SIZE", 28)
+    mapper = ("INPUT.DATASET_MAPPER_NAME", "image_classes")
+    return load_config("joint_cityscapes.yaml", opts=[str(x) for x in (*keys, *mapper, *opts)])
+
+
+def save(file: Path, pixels: np.ndarray = NOISE, **options: object) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, **options)
+    return file
+
+
+# ---- the crop
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 40), (333, 500), (500, 375), (256, 256), (17, 99)])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (37, 30), (33, 32), (28, 28)])
+def test_a_single_crop_is_torchvisions(size, resize, crop):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    bicubic = tv.Resize(resize, InterpolationMode.BICUBIC)
+    expected = tv.Compose([bicubic, tv.CenterCrop(crop)])(Image.fromarray(pixels))
+    assert np.array_equal(single_crop(pixels, resize, crop), np.asarray(expected))
+
+
+def test_a_frame_is_the_single_crop_whatever_the_sizes_of_the_files(tmp_path):
+    for index, shape in enumerate([(40, 60), (70, 30), (28, 28)]):
+        save(tmp_path / f"cat/{index}.png", np.full((*shape, 3), 50 * index, np.uint8))
+    name = "test_image_sets_sizes"
+    DatasetCatalog.register(name, lambda: load_class_folders(tmp_path, ["cat"], name))
+    try:
+        transform = FrameTransform.from_config(config("INPUT.SINGLE_CROP", 32))
+        (source,) = open_dataset(name, transform)
+        frames = list(source)
+        mapped = [EvaluationMapper(config("INPUT.SINGLE_CROP", 32))(r) for r in source.records]
+    finally:
+        DatasetCatalog.remove(name)
+    for index, (frame, other) in enumerate(zip(frames, mapped, strict=True)):
+        assert frame["image"].shape == (3, 28, 28)
+        assert (frame["height"], frame["width"], frame["class_id"]) == (28, 28, 0)
+        assert (frame["image"] == 50 * index).all()
+        assert torch.equal(frame["image"], other["image"])
+        assert (other["height"], other["width"]) == (28, 28)
+
+
+def test_a_crop_larger_than_the_resized_image_is_refused():
+    with pytest.raises(UserError, match=r"SINGLE_CROP is 20; it must be 0, or at least INPUT.IMAG"):
+        config("INPUT.SINGLE_CROP", 20)
+    with pytest.raises(UserError, match=r"SINGLE_CROP is 32; .*MIN_SIZE_TEST 0"):
+        config("INPUT.SINGLE_CROP", 32, "INPUT.MIN_SIZE_TEST", 64)
+
+
+# ---- folders of classes
+
+
+def test_class_folders_have_the_ids_of_the_heads_classes(tmp_path):
+    for name in ("dog/2.png", "dog/10.JPEG", "cat/deeper/a.png"):
+        save(tmp_path / name)
+    records = load_class_folders(tmp_path, ["ant", "cat", "dog"], "pets")
+    found = [(r["image_id"], r["class_id"], r["frame_index"]) for r in records]
+    assert {r["video_id"] for r in records} == {"pets"}
+    assert found == [
+        ("cat/deeper/a.png", 1, 0), ("dog/2.png", 2, 1), ("dog/10.JPEG", 2, 2),
+    ]  # fmt: skip
+
+
+def test_a_class_that_the_head_does_not_know_and_a_picture_in_no_class(tmp_path):
+    save(tmp_path / "cat/0.png")
+    save(tmp_path / "axolotl/0.png")
+    with pytest.raises(UserError, match=r"axolotl is no class that the head knows: .*cat, dog"):
+        load_class_folders(tmp_path, ["cat", "dog"], "pets")
+    (tmp_path / "axolotl/0.png").rename(tmp_path / "0.png")
+    with pytest.raises(UserError, match=r"0\.png is in no class folder: move it into one of cat"):
+        load_class_folders(tmp_path, ["cat", "dog"], "pets")
+
+
+def test_other_kinds_of_pictures_are_what_they_show(tmp_path):
+    grey = NOISE[..., 0]
+    smooth = np.asarray(Image.fromarray(NOISE[:3, :4]).resize((60, 40), Image.Resampling.BICUBIC))
+    Image.fromarray(grey.astype(np.uint16) * 256 + 37).save(tmp_path / "deep.png")
+    Image.fromarray(smooth).convert("CMYK").save(
+        tmp_path / "print.JPEG", "JPEG", quality=100, subsampling=0
+    )
+    mapper = ImageClassMapper(config())
+    for name, expected, error in (
+        ("deep.png", np.stack([grey] * 3, -1), 0),
+        ("print.JPEG", smooth, 6),
+    ):
+        sample = mapper({"file_name": str(tmp_path / name), "class_id": 3})
+        assert sample["class_id"] == 3
+        difference = sample["image"].numpy().transpose(1, 2, 0).astype(int) - expected
+        assert np.abs(difference).max() <= error
+
+
+@pytest.mark.parametrize("content", [b"no picture", NOISE.tobytes()])
+def test_a_picture_that_cannot_be_read_is_told_in_a_line(tmp_path, content):
+    file = tmp_path / "cat/0.JPEG"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"frame .*0\.JPEG cannot be read \(") as error:
+        ImageClassMapper(config())({"file_name": str(file), "class_id": 0})
+    assert "\n" not in str(error.value)
+
+
+def test_imagenet_has_the_published_classes(tmp_path, monkeypatch):
+    folders, names = imagenet_classes()
+    assert len(folders) == len(set(folders)) == len(names) == 1000
+    assert list(folders) == sorted(folders)
+    assert (folders[0], folders[999]) == ("n01440764", "n15075141")
+    assert names[0].startswith("tench")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    save(tmp_path / "imagenet/val/n01443537/a.JPEG")
+    (record,) = DatasetCatalog.get("imagenet_classes_val")
+    assert record["class_id"] == 1
+    assert MetadataCatalog.get("imagenet_classes_val").classes[1].startswith("goldfish")
+
+
+# ---- Fashion-MNIST
+
+
+def test_the_splits_are_the_published_pictures_each_once(fashion):
+    images, labels = fashion
+    sizes = {"train": TRAIN, "val": VAL, "test": TEST}
+    records = {split: DatasetCatalog.get(f"fashion_mnist_{split}") for split in sizes}
+    assert {split: len(own) for split, own in records.items()} == sizes
+    assert not {r["image_id"] for r in records["train"]} & {r["image_id"] for r in records["val"]}
+    for index, record in enumerate(records["test"]):
+        assert record["class_id"] == labels[index]
+        pixels = read_pixels(record)
+        assert pixels.shape == (28, 28, 3)
+        assert (pixels == images[index][..., None]).all()
+    assert records["val"][0]["file_name"].endswith(f"train-images-idx3-ubyte.gz#{TRAIN}")
+    assert MetadataCatalog.get("fashion_mnist_val").classes[9] == "Ankle boot"
+
+
+def test_a_set_is_a_stream_of_images(fashion):
+    images, labels = fashion
+    transform = FrameTransform.from_config(config("INPUT.SINGLE_CROP", 28))
+    (source,) = open_dataset("fashion_mnist_test", transform)
+    assert source.video_id == "fashion_mnist_test"
+    for index, frame in enumerate(source):
+        assert (frame["frame_index"], frame["class_id"]) == (index, labels[index])
+        assert (frame["image"].numpy() == images[index]).all()
+    rows = source.fingerprint()
+    file = Path(source.records[0]["archive_file_name"])
+    write_idx(file, np.zeros((TEST, 28, 28), np.uint8))
+    assert source.fingerprint() != rows  # the archive has another size
+
+
+def test_damaged_idx_files_are_told_in_a_line(tmp_path, fashion):
+    folder = tmp_path / "fashion_mnist"
+    labels, images = (folder / f"t10k-{kind}-ubyte.gz" for kind in ("labels-idx1", "images-idx3"))
+    whole = labels.read_bytes()
+    cases = {
+        "cannot be read": whole[: len(whole) // 2],
+        "is no idx file": gzip.compress(b"\0\0\x0d\x01" + bytes(8)),
+        "says that it holds": gzip.compress(gzip.decompress(whole)[:-1]),
+        "Not a gzipped file": gzip.decompress(whole),
+    }
+    for message, content in cases.items():
+        labels.write_bytes(content)
+        read_idx.cache_clear()
+        with pytest.raises(UserError, match=message) as error:
+            DatasetCatalog.get("fashion_mnist_test")
+        assert "\n" not in str(error.value)
+    write_idx(labels, np.full(TEST, 10, np.uint8))
+    read_idx.cache_clear()
+    with pytest.raises(UserError, match="has label 10, but classes are 0-9"):
+        DatasetCatalog.get("fashion_mnist_test")
+    labels.write_bytes(whole)
+    write_idx(images, np.zeros((3, 28, 28), np.uint8))
+    read_idx.cache_clear()
+    with pytest.raises(UserError, match=r"holds \(3, 28, 28\) bytes, not \(40, 28, 28\)"):
+        DatasetCatalog.get("fashion_mnist_test")
+    images.unlink()
+    with pytest.raises(UserError, match=r"is missing: run datasets/prepare_fashion_mnist\.py"):
+        DatasetCatalog.get("fashion_mnist_test")
+
+
+# ---- corruptions
+
+
+@pytest.mark.parametrize("corruption", FASHION_MNIST_C)
+def test_every_corruption_works_on_28_px_and_grows(corruption):
+    """The same seed gives the same picture, whatever the process drew before."""
+    rows = np.linspace(20, 230, 28).astype(np.uint8)
+    clean = np.repeat((rows[:, None] // 2 + rows[None] // 2)[..., None], 3, 2)
+    clean[8:20, 10:18] = 200
+    changes = []
+    for severity in (1, 3, 5):
+        np.random.seed(severity)  # noqa: NPY002
+        made = corrupt_small(clean, corruption, severity, 7)
+        assert made.shape == (28, 28, 3)
+        assert made.dtype == np.uint8
+        assert np.array_equal(made, corrupt_small(clean, corruption, severity, 7))
+        changes.append(np.abs(made.astype(int) - clean).mean())
+    assert changes[0] > 0
+    assert changes[0] < changes[2]
+    assert np.array_equal(corrupt_small(clean, corruption, 0, 7), clean)
+
+
+def test_noise_has_the_published_strength_at_the_pictures_own_size():
+    """ImageNet-C's severity 5: a standard deviation of 0.38."""
+    clean = np.full((28, 28, 3), 128, np.uint8)
+    made = [corrupt_small(clean, "gaussian_noise", 5, seed) for seed in range(20)]
+    # Values that reach 0 or 1 are cut off; those within one deviation are not.
+    within = np.mean(np.abs(np.stack(made) / 255 - 128 / 255) < 0.38)
+    assert within == pytest.approx(0.6827, abs=0.01)
+
+
+def test_a_blur_is_that_of_the_picture_at_twice_its_size():
+    clean = np.zeros((28, 28, 3), np.uint8)
+    clean[7:21, 7:21] = 200
+    large = np.asarray(Image.fromarray(clean).resize((56, 56), Image.Resampling.BICUBIC))
+    blurred = corrupt(large, "defocus_blur", 5, 3, 0).astype(float)
+    expected = blurred.reshape(28, 2, 28, 2, 3).mean((1, 3))
+    assert np.abs(corrupt_small(clean, "defocus_blur", 5, 3) - expected).max() <= 0.5
+
+
+def test_corrupted_sets_are_always_the_same_and_pictures_differ(fashion):
+    images, labels = fashion
+    name = "fashion_mnist_c_gaussian_noise"
+    first, again = ([read_pixels(r) for r in DatasetCatalog.get(name)] for _ in range(2))
+    assert np.array_equal(first, again)
+    noise = [a.astype(int) - b[..., None] for a, b in zip(first, images, strict=True)]
+    assert not any(np.array_equal(a, b) for a, b in pairwise(noise))
+    (source,) = open_dataset(name, FrameTransform())
+    for frame, pixels in zip(source, first, strict=True):
+        assert (frame["image"].permute(1, 2, 0).numpy() == pixels).all()
+        assert frame["class_id"] == labels[frame["frame_index"]]
+    weaker = [read_pixels(r) for r in DatasetCatalog.get(f"{name}_1")]
+    change = [np.abs(np.stack(each) - images[..., None].astype(int)).mean()
+              for each in (weaker, first)]  # fmt: skip
+    assert change[0] < change[1]
+    assert [r["severity"] for r in DatasetCatalog.get(f"{name}_1")] == [1.0] * TEST
+
+
+def test_two_corruptions_share_out_the_pictures_evenly(fashion):
+    records = DatasetCatalog.get("fashion_mnist_c_gaussian_noise+elastic_transform")
+    names = [record["corruption"] for record in records]
+    for pair in zip(names[::2], names[1::2], strict=True):
+        assert sorted(pair) == ["elastic_transform", "gaussian_noise"]
+    assert len(set(zip(names[::2], names[1::2], strict=True))) == 2  # by chance, not in turn
+    alone = {name: DatasetCatalog.get(f"fashion_mnist_c_{name}") for name in set(names)}
+    for index, record in enumerate(records):
+        expected = alone[record["corruption"]][index]
+        assert np.array_equal(read_pixels(record), read_pixels(expected))
+
+
+def test_a_ramp_has_all_severities_in_any_part_of_the_stream(fashion):
+    severities = [r["severity"] for r in DatasetCatalog.get("fashion_mnist_c_fog_ramp")]
+    for part in (severities[:20], severities[20:]):
+        counts, _ = np.histogram(part, bins=5, range=(0, 5))
+        assert counts.min() >= 3
+    assert len(set(severities)) == TEST
+
+
+def test_imagenet_c_is_read_from_its_tree(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    folders, _ = imagenet_classes()
+    for corruption in ("fog", "contrast"):
+        for severity in range(1, 6):
+            for index in range(6):
+                value = 10 * severity + (100 if corruption == "fog" else 0)
+                pixels = np.full((224, 224, 3), value, np.uint8)
+                path = f"imagenet-c/{corruption}/{severity}/{folders[index % 2 + 5]}/{index}.JPEG"
+                save(tmp_path / path, pixels)
+    records = DatasetCatalog.get("imagenet_c_fog")
+    assert [r["class_id"] for r in records] == [5, 5, 5, 6, 6, 6]
+    assert all(read_pixels(r)[0, 0, 0] == 150 for r in records)
+    assert all(read_pixels(r)[0, 0, 0] == 120 for r in DatasetCatalog.get("imagenet_c_fog_2"))
+    ramp = DatasetCatalog.get("imagenet_c_fog_ramp")
+    assert [read_pixels(r)[0, 0, 0] for r in ramp] == [100 + 10 * r["severity"] for r in ramp]
+    assert {r["severity"] for r in ramp} >= {1, 4, 5}
+    mixed = DatasetCatalog.get("imagenet_c_fog+contrast")
+    assert sorted(read_pixels(r)[0, 0, 0] for r in mixed) == [50] * 3 + [150] * 3
+    (tmp_path / f"imagenet-c/contrast/5/{folders[5]}/0.JPEG").unlink()
+    with pytest.raises(UserError, match="hold different pictures: restore them"):
+        DatasetCatalog.get("imagenet_c_fog+contrast")
+
+
+def test_unknown_names_have_a_short_answer():
+    with pytest.raises(UserError, match="did you mean fashion_mnist_c_glass_blur"):
+        check_registered("fashion_mnist_c_glas_blur")
+    with pytest.raises(
+        UserError, match=r"fashion_mnist_c_<corruption>, fashion_mnist_test"
+    ) as error:
+        check_registered("qqq")
+    assert "glass_blur" not in str(error.value)
+    before = len(DatasetCatalog.list())
+    image_sets.register_corrupted_images()
+    assert len(DatasetCatalog.list()) == before
+
+
+def test_a_set_is_checked_by_its_files_and_classes(fashion, tmp_path):
+    for name in ("fashion_mnist_test", "fashion_mnist_c_gaussian_noise"):
+        check = DatasetCheck(name)
+        text = "\n".join(check.lines)
+        assert f"{TEST} frames in 1 video(s) of {TEST}, {TEST} with image classification" in text
+        assert "images: 1 of 1 files" in text
+        assert "28x28 (32)" in text
+        assert "10 of 10 classes occur, share of images:" in text
+        assert "Trouser 10.00 %" in text
+        # The small set has not the published number of images.
+        assert [p[:24] for p in check.problems] == ["not the published images"] * (
+            "_c_" not in name
+        )
+    (file,) = draw_labels(check, 1, tmp_path / "pictures")
+    assert Image.open(file).size == (28, 28)
+    for file in ("cat/1.png", "cat/2.png", "cat/3.png", "dog/8.png", "dog/9.png"):
+        save(tmp_path / "own" / file)
+    name = "test_image_sets_checked"
+    register_class_folders(name, tmp_path / "own", ["cat", "dog", "eel"])
+    try:
+        check = DatasetCheck(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert check.problems == []
+    assert "never seen: eel" in check.lines
+
+
+# ---- training
+
+
+def test_the_mapper_gives_the_image_and_its_class_alone(fashion):
+    images, labels = fashion
+    record = DatasetCatalog.get("fashion_mnist_test")[4]
+    before = dict(record)
+    sample = training_mapper(config())(record)
+    assert sample.keys() == {"image", "class_id"}
+    assert sample["class_id"] == labels[4]
+    assert (sample["image"].numpy() == images[4]).all()
+    assert record == before
+    assert training_mapper(config(), labelled=False)(record).keys() == {"image"}
+    with pytest.raises(UserError, match="needs 'class_id' in the data set"):
+        training_mapper(config())({"file_name": "a.png"})
+    other = load_config("joint_cityscapes.yaml")
+    assert isinstance(training_mapper(other), JointDatasetMapper)
+
+
+def test_random_parts_are_those_of_the_seed(tmp_path):
+    ramp = np.linspace(0, 255, 60).astype(np.uint8)
+    pixels = np.stack([np.tile(ramp, (40, 1))] * 3, -1)
+    record = {"file_name": str(save(tmp_path / "a.png", pixels)), "class_id": 0}
+    mapper = ImageClassMapper(
+        config("INPUT.RANDOM_RESIZED_CROP", [0.2, 0.5], "INPUT.RANDOM_FLIP", "horizontal")
+    )
+
+    def sample(seed: int) -> np.ndarray:
+        with seeded(0, seed):
+            return mapper(record)["image"].numpy()
+
+    made = [sample(seed) for seed in range(40)]
+    random.seed(9)
+    assert all(np.array_equal(sample(seed), made[seed]) for seed in range(3))
+    assert all(image.shape == (3, 28, 28) for image in made)
+    slopes = np.array([int(image[0, 14, 22]) - int(image[0, 14, 5]) for image in made])
+    assert 8 <= (slopes < 0).sum() <= 32  # mirrored
+    # A part has 0.2 to 0.5 of the area, sides 3:4 to 4:3, in a picture of 60 x 40 px.
+    shares = np.abs(slopes) / 17 * 28 / 255
+    assert 0.2 < shares.min() < shares.max() < 0.75
+    with pytest.raises(UserError, match=r"vertical.*does not have"):
+        ImageClassMapper(config("INPUT.RANDOM_FLIP", "vertical"))
