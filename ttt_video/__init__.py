@@ -10,7 +10,7 @@ from . import shipped
 from .config import add_ttt_config, get_cfg
 from .data.cityscapes import complete_metadata
 from .data.coco_videos import register_coco_videos
-from .data.image_folder import register_imagenet
+from .data.image_folder import register_image_folders
 from .data.kitti_step import register_kitti_step
 from .modeling import MaskFormerTTT
 from .version import __version__
@@ -27,7 +27,7 @@ def register_all() -> None:
     """
     complete_metadata()
     register_coco_videos()
-    register_imagenet()
+    register_image_folders()
     register_kitti_step()
     register_world_stills()
 

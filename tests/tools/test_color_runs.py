@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -83,6 +84,21 @@ def test_a_film_has_no_labels_but_is_measured(flags, tmp_path):
         assert numbers["CDC"] >= 0
         assert not numbers.keys() & {"PSNR", "PSNR_pooled", "SSIM", "CIEDE2000"}
         assert "colorfulness_original" not in numbers
+
+
+@pytest.mark.parametrize("page", ["datasets/README.md", "docs/colorization.md"])
+def test_the_documented_command_colours_ten_films(tmp_path, page):
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    (line,) = re.findall(r"^python tools/stream_eval\.py (.*datasets/lumiere.*)", text, re.M)
+    for film in range(10):
+        video(tmp_path / "lumiere" / f"film_{film}", 2, grey=True)
+    words = line.replace("datasets/lumiere", str(tmp_path / "lumiere")).split()
+    summary = stream(*words, "INPUT.MIN_SIZE_TEST", 32, to=tmp_path / "out")
+    assert summary["frames"] == 20
+    assert len(list((tmp_path / "out").glob("overlay-film_*.mp4"))) == 10
+    for numbers in summary["metrics"].values():
+        assert numbers["colorfulness"] > 0
+        assert "PSNR" not in numbers
 
 
 def test_a_data_set_with_other_labels_is_scored_by_its_colours(flags, tmp_path):

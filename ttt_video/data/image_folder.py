@@ -13,7 +13,12 @@ from ..errors import UserError
 from ..formats.images import IMAGE_SUFFIXES, natural_key
 from .catalog import datasets_root
 
-IMAGENET_SPLITS = ("train", "val")
+SHIPPED_SETS = {
+    f"{name}_color_{split}": f"{name}/{split}"
+    for name in ("imagenet", "photos")
+    for split in ("train", "val")
+}
+"""Data sets by name, with their folders below ``$DETECTRON2_DATASETS``."""
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -73,17 +78,13 @@ def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
     MetadataCatalog.get(name).set(evaluator_type="video_color")
 
 
-def register_imagenet() -> None:
-    """Registers ``imagenet_color_{train,val}``, once.
+def register_image_folders() -> None:
+    """Registers ``SHIPPED_SETS``, once; the folders are looked for when a set is used."""
 
-    Their pictures lie in ``$DETECTRON2_DATASETS/imagenet/{train,val}/``, by class or not.
-    """
+    def load(folder: str) -> list[dict[str, Any]]:
+        return load_image_folder(datasets_root() / folder)
 
-    def load(split: str) -> list[dict[str, Any]]:
-        return load_image_folder(datasets_root() / "imagenet" / split)
-
-    for split in IMAGENET_SPLITS:
-        name = f"imagenet_color_{split}"
+    for name, folder in SHIPPED_SETS.items():
         if name not in DatasetCatalog:
-            DatasetCatalog.register(name, partial(load, split))
+            DatasetCatalog.register(name, partial(load, folder))
             MetadataCatalog.get(name).set(evaluator_type="video_color")
