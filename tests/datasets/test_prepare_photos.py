@@ -16,7 +16,7 @@ from ttt_video.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
 
-import prepare_photos  # noqa: E402
+import prepare_photos
 
 RED = np.full((150, 200, 3), (200, 60, 40), np.uint8)
 GREY = np.full((150, 200, 3), 128, np.uint8)
