@@ -99,6 +99,7 @@ DATASETS = [
     *("imagenet_color_train", "imagenet_color_val"),
     "kitti_step_video_sem_seg_train",
     "kitti_step_video_sem_seg_val",
+    *("photos_color_train", "photos_color_val"),
     *("world_color_train", "world_color_val"),
     "world_panoptic_train",
     "world_panoptic_val",

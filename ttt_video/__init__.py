@@ -13,7 +13,7 @@ from .config import add_ttt_config, get_cfg
 from .data.cityscapes import complete_metadata
 from .data.coco_videos import register_coco_videos
 from .data.fashion_mnist import register_fashion_mnist
-from .data.image_folder import register_imagenet
+from .data.image_folder import register_image_folders
 from .data.kitti_step import register_kitti_step
 from .modeling import MaskFormerTTT
 from .version import __version__
@@ -45,7 +45,7 @@ def register_all() -> None:
     register_coco_videos()
     register_corrupted_images()
     register_fashion_mnist()
-    register_imagenet()
+    register_image_folders()
     register_kitti_step()
     register_world_stills()
 

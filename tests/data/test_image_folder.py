@@ -94,14 +94,15 @@ def test_no_folder_and_no_pictures(tmp_path):
             load_image_folder(tmp_path / name)
 
 
-def test_an_imagenet_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["imagenet", "photos"])
+def test_a_set_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch, name):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(UserError) as error:
-        load_records(("imagenet_color_train",), True)
-    assert str(tmp_path / "imagenet/train") in str(error.value)
+        load_records((f"{name}_color_train",), True)
+    assert str(tmp_path / name / "train") in str(error.value)
     assert "\n" not in str(error.value)
-    add(tmp_path / "imagenet/train/n01440764/a.JPEG")
-    (record,) = load_records(("imagenet_color_train",), True)
+    add(tmp_path / name / "train/n01440764/a.JPEG")
+    (record,) = load_records((f"{name}_color_train",), True)
     assert record["image_id"] == "n01440764/a.JPEG"
 
 

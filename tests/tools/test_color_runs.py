@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from ttt_video.sweeps.cells import read_sweep
 from ttt_video_cli import call
 
 HEIGHT, WIDTH = 64, 96
+DOCS = "docs/colorization.md"
 
 
 def weights_of(folder: Path, *opts: str) -> tuple[str, str, str, str]:
@@ -85,6 +87,22 @@ def test_a_film_has_no_labels_but_is_measured(flags, tmp_path):
         assert numbers["CDC"] >= 0
         assert not numbers.keys() & {"PSNR", "PSNR_pooled", "SSIM", "CIEDE2000"}
         assert "colorfulness_original" not in numbers
+
+
+def test_the_documented_command_colours_ten_films(tmp_path):
+    root = Path(__file__).parents[2]
+    pages = [(root / page).read_text("utf-8") for page in ("datasets/README.md", DOCS)]
+    found = [re.findall(r"^python tools/stream_eval\.py (.*/lumiere .*)", p, re.M) for p in pages]
+    assert found[0] == found[1]
+    for film in range(10):
+        video(tmp_path / "lumiere" / f"film_{film}", 1, grey=True)
+    words = found[0][0].replace("datasets/lumiere", str(tmp_path / "lumiere")).split()
+    summary = stream(*words, "INPUT.MIN_SIZE_TEST", 32, to=tmp_path / "out")
+    assert summary["frames"] == 10
+    assert len(list((tmp_path / "out").glob("overlay-film_*.mp4"))) == 10
+    for numbers in summary["metrics"].values():
+        assert numbers["colorfulness"] > 0
+        assert "PSNR" not in numbers
 
 
 def test_a_data_set_with_other_labels_is_scored_by_its_colours(flags, tmp_path):

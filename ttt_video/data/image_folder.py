@@ -14,7 +14,14 @@ from ..errors import UserError, require
 from ..formats.images import IMAGE_SUFFIXES, natural_key
 from .catalog import datasets_root
 
-IMAGENET_SPLITS = ("train", "val")
+SPLITS = ("train", "val")
+
+COLOR_SETS = {
+    f"{name}_color_{split}": f"{name}/{split}"
+    for name in ("imagenet", "photos")
+    for split in SPLITS
+}
+"""Data sets of colorization, with their folders below ``$DETECTRON2_DATASETS``."""
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -162,22 +169,21 @@ def load_imagenet(split: str) -> list[dict[str, Any]]:
     return load_class_folders(datasets_root() / "imagenet" / split, folders, name)
 
 
-def register_imagenet() -> None:
-    """Registers ``imagenet_{color,classes}_{train,val}``, once.
+def register_image_folders() -> None:
+    """Registers ``COLOR_SETS`` and ``imagenet_classes_{train,val}``, once.
 
-    Their pictures lie in ``$DETECTRON2_DATASETS/imagenet/{train,val}/``, for colorization by class
-    or not.
+    The folders are looked for when a set is used.
     """
 
-    def load_color(split: str) -> list[dict[str, Any]]:
-        return load_image_folder(datasets_root() / "imagenet" / split)
+    def load_colors(folder: str) -> list[dict[str, Any]]:
+        return load_image_folder(datasets_root() / folder)
 
-    for split in IMAGENET_SPLITS:
-        for kind, load, meaning in (
-            ("color", load_color, "video_color"),
-            ("classes", load_imagenet, "image_classes"),
-        ):
-            name = f"imagenet_{kind}_{split}"
-            if name not in DatasetCatalog:
-                DatasetCatalog.register(name, partial(load, split))
-                MetadataCatalog.get(name).set(evaluator_type=meaning)
+    sets = {
+        name: (partial(load_colors, where), "video_color") for name, where in COLOR_SETS.items()
+    }
+    for split in SPLITS:
+        sets[f"imagenet_classes_{split}"] = (partial(load_imagenet, split), "image_classes")
+    for name, (load, meaning) in sets.items():
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, load)
+            MetadataCatalog.get(name).set(evaluator_type=meaning)
