@@ -37,7 +37,7 @@ METHODS = method_names()
 def test_every_shipped_config_merges_and_is_valid(name):
     cfg = load_config(name)
     ours = not name.startswith("baselines/")
-    assert (cfg.MODEL.META_ARCHITECTURE in ("MaskFormerTTT", "ColorizerTTT")) == ours
+    assert (cfg.MODEL.META_ARCHITECTURE in ("MaskFormerTTT", "ColorizerTTT", "ViTMAE")) == ours
     assert (cfg.TTT.METHOD == "none") != ours
     assert cfg.TTT.PRESET == ""
 

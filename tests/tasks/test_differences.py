@@ -56,6 +56,13 @@ def test_colours_are_compared_as_scikit_image_does():
     assert differences(*outputs) == {"color_distance": pytest.approx(expected, rel=1e-4)}
 
 
+def test_images_differ_by_their_highest_logit():
+    outputs = [{"image_class": torch.tensor(x)} for x in ([0.0, 2.0, 1.0], [0.0, 3.0, 0.0])]
+    assert differences(*outputs) == {"other_image_class": 0.0}
+    outputs[1] = {"image_class": torch.tensor([4.0, 3.0, 0.0])}
+    assert differences(*outputs) == {"other_image_class": 100.0}
+
+
 def test_what_no_task_compares_has_no_number():
     assert differences({"boxes": 1}, {"boxes": 2}) == {}
 

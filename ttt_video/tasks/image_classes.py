@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .base import Painter, Task
+from .base import Difference, Painter, Task
 from .labels import LabelInfo
 from .metrics import Metric, Record, Tally, add_counts, mean
 from .registry import TASK_REGISTRY
@@ -110,6 +110,7 @@ class ImageClassTask(Task):
     class_keys = ("classes",)
     classes_key = "MODEL.VIT_MAE.NUM_CLASSES"
     mappers = {"image_classes": "image"}  # noqa: RUF012
+    difference = Difference("other_image_class", "{:.2f} % of the images have another class")
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         label = int(frame["class_id"])
@@ -119,6 +120,12 @@ class ImageClassTask(Task):
     def with_steps(cls, record: Record, steps: Sequence[Record]) -> Record:
         """Keeps the predictions after each step."""
         return {**record, "steps": [{key: step[key] for key in ("top", "score")} for step in steps]}
+
+    @classmethod
+    def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Returns 100 if the highest logits are those of two classes, 0 if of one."""
+        first, second = (int(each["image_class"].argmax()) for each in (output, other))
+        return 100.0 * (first != second)
 
     @classmethod
     def image_class(cls, record: Mapping[str, Any]) -> int | None:
