@@ -37,34 +37,75 @@ def test_terms_are_those_of_loops_over_frames_and_windows():
     main = walk(9, CHUNK + 3)
     recon = 0.5 * (main - rng.normal(size=main.shape) / 60)
     found = estimate_locality(gradients_of(main, recon), windows=WINDOWS, lags=LAGS)
-    scale = (main * recon).sum() / (recon**2).sum()
+    scale = (main**2).sum() / (main * recon).sum()
     assert found.scale == pytest.approx(scale, rel=1e-9)
     assert found.main_norm**2 == pytest.approx((main**2).sum(1).mean(), rel=1e-9)
-    cosine = (main * recon).sum() / math.sqrt((main**2).sum() * (recon**2).sum())
-    assert found.cosine == pytest.approx(cosine, rel=1e-9)
+    assert found.cosine == pytest.approx(cosine_of(main, recon), rel=1e-9)
     delta = main - scale * recon
-    assert found.offset == pytest.approx((delta.mean(0) ** 2).sum(), rel=1e-9)
-    assert found.sigma2 == pytest.approx(delta.var(0, ddof=1).sum(), rel=1e-9)
+    assert (delta * main).sum() == pytest.approx(0, abs=1e-8)
+    sigma2 = delta.var(0, ddof=1).sum()
+    offset = (delta.mean(0) ** 2).sum() - sigma2 / 9
+    assert found.sigma2 == pytest.approx(sigma2, rel=1e-9)
+    assert found.offset == pytest.approx(max(0, offset), rel=1e-9)
+    unit = (recon**2).sum(1).mean()
     for d in LAGS:
-        for drift, x in ((found.drift, main), (found.recon_drift, scale * recon)):
-            wanted = math.sqrt(((x[d:] - x[:-d]) ** 2).sum(1).mean())
+        for drift, x, one in ((found.drift, main, 1), (found.recon_drift, recon, unit)):
+            wanted = math.sqrt(((x[d:] - x[:-d]) ** 2).sum(1).mean() / one)
             assert drift[d] == pytest.approx(wanted, rel=1e-9)
     assert found.beta_eta == found.drift[1]
     for k in WINDOWS:
-        terms = {"bias": [], "variance": [], "error": []}
-        for t in range(max(WINDOWS) - 1, 9):
-            mean_main = main[t - k + 1 : t + 1].mean(0)
-            mean_recon = scale * recon[t - k + 1 : t + 1].mean(0)
-            terms["bias"].append(((mean_main - main[t]) ** 2).sum())
-            terms["variance"].append(((mean_recon - mean_main) ** 2).sum())
-            terms["error"].append(((mean_recon - main[t]) ** 2).sum())
-        for name, values in terms.items():
-            measured = getattr(found.windows[k], name)
-            assert measured == pytest.approx(np.mean(values), rel=1e-9, abs=1e-12), (k, name)
-        bound = k**2 * found.beta_eta**2 + found.sigma2 / k
-        assert found.windows[k].bound == pytest.approx(bound, rel=1e-12)
-    assert found.windows[1].bias == pytest.approx(0, abs=1e-12)
-    assert found.best_error == min(WINDOWS, key=lambda k: found.windows[k].error)
+        places = range(max(WINDOWS) - 1, 9)
+        now = main[list(places)]
+        mean_main, mean_recon = (
+            np.stack([x[t - k + 1 : t + 1].mean(0) for t in places]) for x in (main, recon)
+        )
+        terms = found.windows[k]
+        bias = ((mean_main - now) ** 2).sum(1).mean()
+        assert terms.bias == pytest.approx(bias, rel=1e-9, abs=1e-12)
+        variance = ((mean_main - scale * mean_recon) ** 2).sum(1).mean() - max(0, offset)
+        assert terms.variance == pytest.approx(variance, rel=1e-9)
+        assert terms.cosine == pytest.approx(cosine_of(mean_recon, now), rel=1e-9)
+        bound = k**2 * found.beta_eta**2 + sigma2 / k
+        assert terms.bound == pytest.approx(bound, rel=1e-9)
+    assert found.best_cosine == max(WINDOWS, key=lambda k: found.windows[k].cosine)
+
+
+def cosine_of(left: np.ndarray, right: np.ndarray) -> float:
+    """Of all frames together."""
+    return float((left * right).sum() / math.sqrt((left**2).sum() * (right**2).sum()))
+
+
+@pytest.mark.parametrize("sigma2", [1.0, 100.0])
+def test_noise_between_the_tasks_is_found_however_large(sigma2):
+    """grad l_m stands still and grad l_s is it less delta: the third assumption and no drift."""
+    rng = np.random.default_rng(6)
+    main = np.repeat(rng.normal(size=(1, 4000)) / math.sqrt(4000), 400, 0)
+    delta = math.sqrt(sigma2 / 4000) * rng.normal(size=main.shape)
+    found = estimate_locality(gradients_of(main, main - delta), windows=(1, 4, 16), lags=(1, 2))
+    assert found.scale == pytest.approx(1, rel=0.1)
+    assert found.cosine == pytest.approx(1 / math.sqrt(1 + sigma2), rel=0.1)
+    assert found.sigma2 == pytest.approx(sigma2, rel=0.1)
+    assert found.offset == pytest.approx(0, abs=0.03 * sigma2)
+    for k, terms in found.windows.items():
+        assert terms.cosine == pytest.approx(1 / math.sqrt(1 + sigma2 / k), rel=0.1)
+        assert terms.variance == pytest.approx(sigma2 / k, rel=0.15)
+    assert found.best_cosine == 16
+
+
+def test_a_constant_difference_is_an_offset_and_no_variance():
+    main = walk(60, 2000)
+    apart = np.random.default_rng(7).normal(size=(1, 2000)) / math.sqrt(2000)
+    found = estimate_locality(gradients_of(main, main + apart), windows=(1, 4), lags=(1, 2))
+    assert found.offset == pytest.approx(1, rel=0.1)
+    assert all(abs(terms.variance) < 0.1 for terms in found.windows.values())
+
+
+def test_gradients_that_oppose_each_other_have_no_scale():
+    main = walk(30, 200)
+    found = estimate_locality(gradients_of(main, -main), windows=(1, 2), lags=(1, 2))
+    assert found.cosine == pytest.approx(-1)
+    assert found.scale is found.sigma2 is found.best_bound is found.windows[2].bound is None
+    assert "-1.000" in locality_table([found])
 
 
 def test_noise_of_the_draws_is_in_no_number():
@@ -78,7 +119,9 @@ def test_noise_of_the_draws_is_in_no_number():
     for d in LAGS:
         assert noisy.drift[d] ** 2 == pytest.approx(quiet.drift[d] ** 2, abs=0.5)
     for k in WINDOWS:
-        assert noisy.windows[k].error == pytest.approx(quiet.windows[k].error, abs=0.5)
+        assert noisy.windows[k].bias == pytest.approx(quiet.windows[k].bias, abs=0.5)
+        assert noisy.windows[k].variance == pytest.approx(quiet.windows[k].variance, abs=0.5)
+        assert noisy.windows[k].cosine == pytest.approx(quiet.windows[k].cosine, abs=0.02)
 
 
 def test_the_laws_of_a_walk_seen_through_noise():
@@ -95,12 +138,10 @@ def test_the_laws_of_a_walk_seen_through_noise():
     assert found.best_bound == pytest.approx(3 ** (1 / 3), rel=0.1)
     assert found.best_unlabelled == pytest.approx(math.sqrt(18), rel=0.1)
     for k, terms in found.windows.items():
-        # c fits the noise, too, so it is a little below 1.
-        delta = found.scale**2 * 6 / k + (1 - found.scale) ** 2 * found.main_norm**2
-        assert terms.variance == pytest.approx(delta, rel=0.1)
+        assert terms.variance == pytest.approx(6 / k, rel=0.2)
         assert terms.bias == pytest.approx((k - 1) * (2 * k - 1) / (6 * k), rel=0.1, abs=0.02)
         assert terms.bias <= k**2 * found.beta_eta**2
-    assert found.best_error == 4
+    assert found.best_cosine == 4
 
 
 def test_best_windows_are_the_least_of_their_sums():
@@ -118,8 +159,10 @@ def test_short_videos_and_gradients_of_noise_are_refused():
     main = walk(5, 10)
     with pytest.raises(UserError, match="street has 5 frames; windows and lags of up to 5 frames"):
         estimate_locality(gradients_of(main, main), windows=(1, 5), lags=(1, 2))
-    with pytest.raises(UserError, match="nothing but noise"):
+    with pytest.raises(UserError, match="gradient of l_s is nothing but noise"):
         estimate_locality(gradients_of(main, 0 * main), windows=(1, 2), lags=(1, 2))
+    with pytest.raises(UserError, match="gradient of l_m is nothing but noise"):
+        estimate_locality(gradients_of(0 * main, main), windows=(1, 2), lags=(1, 2))
 
 
 def test_a_sketch_keeps_inner_products_and_sums():
@@ -146,7 +189,7 @@ def test_numbers_become_json_a_table_and_pictures(tmp_path):
     )
     moving = estimate_locality(gradients_of(main, main), windows=(1, 2), lags=(1, 2))
     values = json.loads(json.dumps([still.to_json(), moving.to_json()], allow_nan=False))
-    assert values[0]["best_bound"] is None
+    assert values[0]["best_unlabelled"] is None  # nothing drifts
     assert values[1]["windows"]["2"]["bias"] == moving.windows[2].bias
     table = locality_table([still, moving])
     assert table.count("street") == 2

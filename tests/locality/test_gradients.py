@@ -118,6 +118,15 @@ def test_the_command_writes_numbers_tables_and_pictures(dataset, tmp_path, capsy
         )
 
 
+def test_a_model_of_colours_has_its_labels(dataset, tmp_path):
+    """Its frames are grey, but the colours that l_m compares are not."""
+    out = tmp_path / "out"
+    words = ["--dataset", dataset, "--output", str(out), *FLAGS]
+    locality([*words, "--config", "quick/stream_world_color.yaml", *SMALL])
+    (video,) = json.loads((out / "locality.json").read_text())
+    assert video["main_norm"] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -76,10 +76,17 @@ class ColorBins(nn.Module):
         distances per pixel are computed, not 313.
 
         Args:
-            ab: (B, 2, H, W) floats; values beyond -110 to 110, which sRGB has not, are clipped.
+            ab: (B, 2, H, W) floats; values beyond -110 to 110, which sRGB has not, are clipped, and
+                NaN is grey.
         """
         batch, _, height, width = ab.shape
-        points = at_least_single(ab).permute(0, 2, 3, 1).reshape(-1, 2).clamp(-_REACH, _REACH)
+        points = (
+            at_least_single(ab)
+            .permute(0, 2, 3, 1)
+            .reshape(-1, 2)
+            .nan_to_num()
+            .clamp(-_REACH, _REACH)
+        )
         parts = [self._nearest(part) for part in points.split(_CHUNK)]
         indices, weights = (
             torch.cat(tensors).reshape(batch, height, width, NEIGHBOURS).permute(0, 3, 1, 2)

@@ -51,18 +51,24 @@ def read_pixels(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
-    """Yields the first images of a registered data set, resized like the frames of a stream.
+    """Yields images of a registered data set, resized like the frames of a stream.
+
+    They are the first ones; of a set in several folders, such as classes or cities, they are spread
+    evenly over the set.
 
     Raises:
         UserError: the data set is unknown or cannot be loaded, or an image cannot be read.
     """
     check_registered(name, "--dataset")
     try:
-        records = DatasetCatalog.get(name)[:count]
+        every = DatasetCatalog.get(name)
     except OSError as error:
         raise UserError(
             f"data set {name} of --dataset cannot be loaded ({error}): is DETECTRON2_DATASETS set "
             "to its folder?"
         ) from error
+    records = every[:count]
+    if len({os.path.dirname(record["file_name"]) for record in every}) > 1 and len(every) > count:
+        records = [every[place * len(every) // count] for place in range(count)]
     for record in tqdm(records, desc=name, unit="image"):
         yield transform(transform.view(read_pixels(record)))

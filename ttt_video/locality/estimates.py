@@ -17,21 +17,23 @@ CHUNK = 4096  # entries of the gradients that are worked on at once
 
 @dataclass(frozen=True)
 class WindowTerms:
-    """How far the mean gradient of l_s over k frames is from the gradient of l_m of the last one.
+    """The mean gradient of l_s over k frames beside the gradient of l_m of the last frame t.
 
-    All are squared L2 norms, means over the frames t that have the largest window.
+    All are over the frames t that have the largest window.
 
     Attributes:
-        bias: of mean over the window of grad l_m, less grad l_m(t): what drift does.
-        variance: of the mean over the window of delta: what is left of the tasks' difference.
-        error: of the whole; the sum of both and twice their product.
-        bound: k^2 (beta eta)^2 + sigma^2 / k, the theorem's.
+        bias: |mean over the window of grad l_m, less grad l_m(t)|^2, mean: what drift does.
+        variance: |mean over the window of delta, less delta's own mean|^2, mean; None without a
+            scale.
+        bound: k^2 (beta eta)^2 + sigma^2 / k, the theorem's; None without a scale.
+        cosine: between the window's mean of grad l_s and grad l_m(t), with no scale in it: what a
+            step gets of the direction that it should take.
     """
 
     bias: float
-    variance: float
-    error: float
-    bound: float
+    variance: float | None
+    bound: float | None
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,34 @@ class Locality:
 
     Attributes:
         video_id: the video; frames: their number.
-        scale: the factor c on grad l_s with which it fits grad l_m best, over all frames.
+        scale: the factor c with which delta = grad l_m - c grad l_s has no part along grad l_m, as
+            the theory has it; None if the gradients do not agree (cosine not above 0), and so are
+            all numbers of delta.
         cosine: between grad l_m and grad l_s of a frame, without the noise of the draws.
         main_norm: root mean square of |grad l_m|.
-        offset: |mean of delta|^2, where delta = grad l_m - c grad l_s; the theory has it as 0.
+        offset: |mean of delta|^2; the theory has it as 0.
         sigma2: variance of delta, without its mean.
         drift: root mean square of |grad l_m(t) - grad l_m(t - d)|, by lag d.
-        recon_drift: the same of c grad l_s.
+        recon_drift: the same of grad l_s, in units of its root mean square length.
         beta_eta: drift at lag 1, the theory's bound for one frame.
         best_bound: the theory's k* = (sigma^2 / (2 (beta eta)^2))^(1/3).
-        best_error: the measured window of the smallest error.
+        best_cosine: the measured window of the largest cosine.
         best_unlabelled: the window that the drift of grad l_s alone suggests, without labels.
         windows: the terms by k.
     """
 
     video_id: str
     frames: int
-    scale: float
+    scale: float | None
     cosine: float
     main_norm: float
-    offset: float
-    sigma2: float
+    offset: float | None
+    sigma2: float | None
     drift: dict[int, float]
     recon_drift: dict[int, float]
     beta_eta: float
-    best_bound: float
-    best_error: int
+    best_bound: float | None
+    best_cosine: int
     best_unlabelled: float
     windows: dict[int, WindowTerms]
 
@@ -98,30 +102,36 @@ def estimate_locality(
             f"frames need {longest + 1}: give a longer video or smaller ones"
         )
     mm, ss, ms = _product(main, main), _product(recon, recon), _product(main, recon)
-    if ss <= 0:
-        raise UserError(f"video {gradients.video_id}: the gradient of l_s is nothing but noise")
-    scale = ms / ss
-    delta_mean = _mean_product(main, recon, scale)
-    delta_square = mm - 2 * scale * ms + scale**2 * ss
-    sigma2 = max(0.0, (delta_square - delta_mean) * frames / (frames - 1))
+    for name, square in (("l_m", mm), ("l_s", ss)):
+        if square <= 0:
+            raise UserError(
+                f"video {gradients.video_id}: the gradient of {name} is nothing but noise"
+            )
+    scale = offset = sigma2 = None
+    if ms > 0:
+        scale = mm / ms
+        square = scale**2 * ss - mm  # of delta, which has no product with grad l_m
+        mean_square = _mean_product(main, recon, scale)
+        sigma2 = max(0.0, (square - mean_square) * frames / (frames - 1))
+        offset = max(0.0, mean_square - sigma2 / frames)
     squares = {d: _product(*2 * (main[:, d:] - main[:, :-d],)) for d in lags}
-    recon_squares = {d: scale**2 * _product(*2 * (recon[:, d:] - recon[:, :-d],)) for d in lags}
+    recon_squares = {d: _product(*2 * (recon[:, d:] - recon[:, :-d],)) for d in lags}
     step = squares[1] if 1 in squares else _product(*2 * (main[:, 1:] - main[:, :-1],))
     beta_eta = math.sqrt(max(0.0, step))
-    terms = _window_terms(main, recon, scale, windows, sigma2, max(0.0, step))
+    terms = _window_terms(main, recon, windows, scale, offset, sigma2, max(0.0, step))
     return Locality(
         video_id=gradients.video_id,
         frames=frames,
         scale=scale,
-        cosine=ms / math.sqrt(mm * ss) if mm > 0 else math.nan,
-        main_norm=math.sqrt(max(0.0, mm)),
-        offset=max(0.0, delta_mean),
+        cosine=ms / math.sqrt(mm * ss),
+        main_norm=math.sqrt(mm),
+        offset=offset,
         sigma2=sigma2,
         drift={d: math.sqrt(max(0.0, v)) for d, v in squares.items()},
-        recon_drift={d: math.sqrt(max(0.0, v)) for d, v in recon_squares.items()},
+        recon_drift={d: math.sqrt(max(0.0, v) / ss) for d, v in recon_squares.items()},
         beta_eta=beta_eta,
-        best_bound=best_window(sigma2, beta_eta),
-        best_error=min(terms, key=lambda k: terms[k].error),
+        best_bound=None if sigma2 is None else best_window(sigma2, beta_eta),
+        best_cosine=max(terms, key=lambda k: terms[k].cosine),
         best_unlabelled=window_of_drift(recon_squares),
         windows=terms,
     )
@@ -170,26 +180,32 @@ def _mean_product(main: np.ndarray, recon: np.ndarray, scale: float) -> float:
 def _window_terms(
     main: np.ndarray,
     recon: np.ndarray,
-    scale: float,
     windows: Sequence[int],
-    sigma2: float,
+    scale: float | None,
+    offset: float | None,
+    sigma2: float | None,
     step: float,
 ) -> dict[int, WindowTerms]:
     first = max(windows) - 1  # the same frames for all windows
-    bias, variance, error = (dict.fromkeys(windows, 0.0) for _ in range(3))
+    names = ("bias", "delta", "both", "recon", "main")
+    sums = {k: dict.fromkeys(names, 0.0) for k in windows}
     for start in range(0, main.shape[-1], CHUNK):
         m, s = (x[..., start : start + CHUNK].astype(np.float64) for x in (main, recon))
         now = m[:, first:]
         for k in windows:
             mean_m, mean_s = (_window_mean(x, k)[:, first - k + 1 :] for x in (m, s))
-            for sums, x in (
-                (bias, mean_m - now),
-                (variance, scale * mean_s - mean_m),
-                (error, scale * mean_s - now),
-            ):
-                sums[k] += float((x[0] * x[1]).sum() / now.shape[1])
+            delta = mean_m - (scale or 0.0) * mean_s
+            pairs = (mean_m - now,) * 2, (delta,) * 2, (mean_s, now), (mean_s,) * 2, (now,) * 2
+            for name, (a, b) in zip(names, pairs, strict=True):
+                sums[k][name] += float((a[0] * b[1] + a[1] * b[0]).sum() / 2 / now.shape[1])
     return {
-        k: WindowTerms(bias[k], variance[k], error[k], k**2 * step + sigma2 / k) for k in windows
+        k: WindowTerms(
+            bias=own["bias"],
+            variance=None if offset is None else own["delta"] - offset,
+            bound=None if sigma2 is None else k**2 * step + sigma2 / k,
+            cosine=own["both"] / math.sqrt(max(own["recon"] * own["main"], 1e-300)),
+        )
+        for k, own in sums.items()
     }
 
 

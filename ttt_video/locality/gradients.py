@@ -74,15 +74,21 @@ def labelled_samples(cfg: CfgNode, frames: Iterable[Frame]) -> Iterator[dict[str
     """Yields frames as training samples of the config's task: not augmented, at network size.
 
     Raises:
-        UserError: a frame has no labels of that task.
+        UserError: a frame has no labels of that task, or the task is none of pixels or objects.
     """
+    if cfg.INPUT.DATASET_MAPPER_NAME == "image_classes":
+        raise UserError(
+            "locality is measured on videos, and INPUT.DATASET_MAPPER_NAME is of images"
+        )
     for frame in frames:
         size = tuple(frame["image"].shape[-2:])
         arguments = JointDatasetMapper.from_config(cfg)
         arguments.update(augmentations=[T.Resize(size)], size_divisibility=0)
         record = {key: value for key, value in frame.items() if key != "image"}
         sample = JointDatasetMapper(**arguments)(record)
-        yield {**sample, "image": frame["image"]}  # exactly the stream's
+        if cfg.INPUT.GREY == "off":  # else the colours are the labels, and the model turns it grey
+            sample["image"] = frame["image"]  # exactly the stream's
+        yield sample
 
 
 def measure_gradients(
@@ -113,7 +119,7 @@ def measure_gradients(
     if not hasattr(model, "main_losses"):
         raise UserError(
             f"a {type(model).__name__} has no labelled loss (main_losses): measure locality with a "
-            "MaskFormerTTT or a ColorizerTTT"
+            "model that trains here, such as MaskFormerTTT"
         )
     encoder = {
         name: p for name, p in model.named_parameters() if name.startswith(prefixes(model, "f"))

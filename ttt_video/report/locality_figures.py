@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ TITLES = (
     "video",
     "frames",
     "cosine",
-    "c",
+    "cosine of the best window",
     "sigma^2 / |g|^2",
     "beta eta / |g|",
     "k*, bound",
@@ -28,17 +27,17 @@ def locality_table(found: Sequence[Locality]) -> str:
     """Returns the numbers of all videos as a Markdown table; |g| is the length of grad l_m."""
     rows = []
     for video in found:
-        norm = video.main_norm or math.nan
+        square = None if video.sigma2 is None else video.sigma2 / video.main_norm**2
         rows.append(
             [
                 video.video_id,
                 str(video.frames),
                 f"{video.cosine:.3f}",
-                f"{video.scale:.3g}",
-                f"{video.sigma2 / norm**2:.3g}",
-                f"{video.beta_eta / norm:.3g}",
-                f"{video.best_bound:.2g}",
-                str(video.best_error),
+                f"{video.windows[video.best_cosine].cosine:.3f}",
+                "" if square is None else f"{square:.3g}",
+                f"{video.beta_eta / video.main_norm:.3g}",
+                "" if video.best_bound is None else f"{video.best_bound:.2g}",
+                str(video.best_cosine),
                 f"{video.best_unlabelled:.2g}",
             ]
         )
@@ -46,37 +45,29 @@ def locality_table(found: Sequence[Locality]) -> str:
 
 
 def plot_locality(video: Locality, folder: Path) -> list[Path]:
-    """Draws the terms by window size, and drift by lag; returns the files.
-
-    All values are relative to the mean squared length of grad l_m.
-    """
-    square = video.main_norm**2 or math.nan
+    """Draws the agreement of both gradients by window size, and drift by lag; returns the files."""
     name = file_stem(video.video_id)
     files = [folder / f"windows_{name}.png", folder / f"drift_{name}.png"]
     sizes = list(video.windows)
     with figure_axes(files[0]) as axes:
-        for color, term in zip(PALETTE, ("error", "bias", "variance"), strict=False):
-            values = [getattr(video.windows[k], term) / square for k in sizes]
-            axes.plot(sizes, values, marker="o", color=color, label=f"{term}, measured")
-        bound = [video.windows[k].bound / square for k in sizes]
-        axes.plot(sizes, bound, color="0.5", linestyle="--", label="bound of the theorem")
-        top = max(max(video.windows[k].error for k in sizes) / square, 1.0)
-        axes.set_ylim(0, 1.2 * top)
+        cosines = [video.windows[k].cosine for k in sizes]
+        axes.plot(sizes, cosines, marker="o", color=PALETTE[0])
+        axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(k) for k in sizes])
         axes.set_xlabel("frames in the window, k")
-        axes.set_ylabel("squared distance / |grad l_m|²")
-        axes.set_title(f"{video.video_id}: mean of grad l_s over the window, to grad l_m", size=10)
-        axes.legend(frameon=False)
+        axes.set_ylabel("cosine")
+        axes.set_title(f"{video.video_id}: mean of grad l_s over the window, and grad l_m", size=10)
+    main = {d: value / video.main_norm for d, value in video.drift.items()}
+    drifts = {"l_m": main, "l_s": video.recon_drift}
     with figure_axes(files[1]) as axes:
-        for color, (label, drift) in zip(
-            PALETTE, {"l_m": video.drift, "c l_s": video.recon_drift}.items(), strict=False
-        ):
-            values = [value / video.main_norm for value in drift.values()]
-            axes.plot(list(drift), values, marker="o", color=color, label=f"grad {label}")
+        for color, (label, drift) in zip(PALETTE, drifts.items(), strict=False):
+            axes.plot(
+                list(drift), list(drift.values()), marker="o", color=color, label=f"grad {label}"
+            )
         axes.set_ylim(0)
         axes.set_xlabel("lag d, frames")
-        axes.set_ylabel("rms of |g(t) - g(t - d)| / |grad l_m|")
+        axes.set_ylabel("rms of |g(t) - g(t - d)| / rms of |g|")
         axes.set_title(f"{video.video_id}: drift of the gradients", size=10)
         axes.legend(frameon=False)
     return files

@@ -84,7 +84,6 @@ class Stream:
         self._position, self._watch_seconds = 0, 0.0
 
     @classmethod
-    @classmethod
     def from_pretrained(
         cls,
         config: str | PathLike[str] = DEFAULT_STREAM_CONFIG,

@@ -75,6 +75,11 @@ class JointTrainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give at least 1 iteration, or "
                 "--eval-only to train nothing"
             )
+        if cfg.MODEL.VIT_MAE.HEAD_WEIGHTS:
+            raise UserError(
+                "MODEL.VIT_MAE.HEAD_WEIGHTS names a trained head, for streams: set it to nothing, "
+                "and give MODEL.WEIGHTS one file with all that the training starts from"
+            )
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.stage = stage = Stage.from_config(cfg)
         if not stage.labelled and cfg.DATASETS.TEST:
