@@ -195,3 +195,9 @@ def test_predictions_need_no_table_of_neighbours(monkeypatch):
     assert bins.decode(torch.zeros(1, 313, 2, 2)).shape == (1, 2, 2, 2)
     with pytest.raises(LookupError):
         bins.encode(torch.zeros(1, 2, 2, 2))
+
+
+def test_colours_that_are_not_finite_are_grey():
+    broken = torch.full((1, 2, 1, 1), float("nan"))
+    found = ColorBins().encode(broken)
+    assert torch.equal(found.indices, ColorBins().encode(torch.zeros(1, 2, 1, 1)).indices)

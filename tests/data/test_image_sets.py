@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from ttt_video.config import load_config
-from ttt_video.data.catalog import check_registered, read_pixels
+from ttt_video.data.catalog import check_registered, read_pixels, training_images
 from ttt_video.data.checking import DatasetCheck, draw_labels
 from ttt_video.data.image_folder import (
     imagenet_classes,
@@ -407,3 +407,32 @@ def test_random_parts_are_those_of_the_seed(tmp_path):
     assert 0.2 < shares.min() < shares.max() < 0.75
     with pytest.raises(UserError, match=r"vertical.*does not have"):
         ImageClassMapper(config("INPUT.RANDOM_FLIP", "vertical"))
+
+
+def test_contrast_is_that_of_the_picture_without_a_margin():
+    """ImageNet-C: (x - mean) c + mean, with c = 0.4 and 0.05 at severities 1 and 5."""
+    picture = np.zeros((28, 28, 3), np.uint8)
+    picture[7:21, 7:21] = 200
+    for severity, c in ((1, 0.4), (5, 0.05)):
+        wanted = (picture / 255 - 50 / 255) * c + 50 / 255
+        found = corrupt_small(picture, "contrast", severity, 0) / 255
+        np.testing.assert_allclose(found, wanted, atol=1 / 255)
+
+
+def test_the_published_config_takes_pictures_of_any_size():
+    transform = FrameTransform.from_config(load_config("Base-ViTMAE.yaml"))
+    picture = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
+    assert transform(transform.view(picture)).shape == (3, 224, 224)
+
+
+def test_measured_images_are_spread_over_the_classes(tmp_path):
+    for value, name in enumerate(("n1", "n2", "n3")):
+        for index in range(4):
+            save(tmp_path / name / f"{index}.png", np.full((32, 32, 3), value, np.uint8))
+    register_class_folders("test_spread_classes", tmp_path, ["n1", "n2", "n3"])
+    try:
+        images = list(training_images("test_spread_classes", FrameTransform(), 6))
+    finally:
+        DatasetCatalog.remove("test_spread_classes")
+        MetadataCatalog.remove("test_spread_classes")
+    assert [int(image[0, 0, 0]) for image in images] == [0, 0, 1, 1, 2, 2]

@@ -10,6 +10,8 @@ from PIL import Image
 from tiny import TINY
 
 import ttt_video
+from ttt_video.config import load_config
+from ttt_video.data.pictures import PictureFrames
 from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
@@ -187,3 +189,18 @@ def test_a_colour_model_takes_grey_arrays():
     assert result.labels is None
     (again,) = stream.run([np.stack([frames[0]] * 3, -1)])
     np.testing.assert_array_equal(again.colors, result.colors)
+
+
+def test_pictures_are_cropped_as_a_sources_are(tmp_path):
+    """So pictures of several sizes are frames of one."""
+    cfg = load_config("Base-ViTMAE.yaml")
+    frames = PictureFrames(cfg)
+    for index, (height, width) in enumerate([(300, 400), (256, 500)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        Image.fromarray(pixels).save(folder / "0.png")
+        (theirs,) = FolderSource(folder, FrameTransform.from_config(cfg))
+        ours = frames(pixels, "video", index)
+        assert torch.equal(ours["image"], theirs["image"])
+        assert (ours["height"], ours["width"]) == (224, 224)

@@ -425,7 +425,7 @@ def test_videos_whose_ids_are_no_file_names_have_folders_of_their_own(save):
     [
         ("color", "masks", "--save masks: the model predicts color; its pixels have no class"),
         ("instances", "kitti_step", "--save kitti_step: the model predicts instances"),
-        ("color", "coco", "--save coco: the model predicts color; it has no masks"),
+        ("color", "coco", "--save coco: the model predicts color; coco needs masks"),
         ("semantic", "color", "--save color: the model predicts sem_seg; only models of colours"),
         ("color", "confidence", "--save confidence: the model predicts color; these have no"),
         ("panoptic", "cityscapes", r"classes \(person, bicycle, car, ...\) are not Cityscapes' 19"),

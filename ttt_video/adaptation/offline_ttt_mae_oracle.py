@@ -53,7 +53,10 @@ class OfflineOracleAdapter(OfflineReconstructionAdapter):
     @torch.no_grad()
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Trains on the images of the video, then returns to the step that scored best."""
-        self._labelled = list(video)
+        # All are kept, so without their pictures, which may be far larger than the network's input.
+        self._labelled = [
+            {key: value for key, value in frame.items() if key != "picture"} for frame in video
+        ]
         self._best = (-math.inf, 0, {})
         if self.allow_zero:
             self._consider(0)

@@ -44,7 +44,9 @@ class Wrapper(Adapter):
         return self.inner.adapt(window, generator)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
-        """Has the observer told of the wrapped adapter's steps, and of its own predictions."""
+        """Has the observer told of the wrapped adapter's steps and predictions, which are not yet
+        combined.
+        """
         self.inner.observe_steps(observer)
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:

@@ -133,6 +133,13 @@ class DecodedSource(BaseSource):
                         "skipped: %s (%d so far in video %s)", pixels, num_skipped, self.video_id
                     )
                     continue
+                height, width = pixels.shape[:2]
+                labelled = (record.get("height", height), record.get("width", width))
+                if labelled != (height, width):
+                    raise UserError(
+                        f"frame {name} is {height}x{width} (height x width), but its data set "
+                        f"says {labelled[0]}x{labelled[1]}: register it with its true size"
+                    )
                 pixels = self.transform.view(pixels)
                 height, width = pixels.shape[:2]
                 first = first or (name, height, width)
@@ -141,12 +148,6 @@ class DecodedSource(BaseSource):
                         f"frame {name} is {height}x{width} (height x width), but video "
                         f"{self.video_id} began with {first[1]}x{first[2]} ({first[0]}): "
                         "frames of one video must have one size"
-                    )
-                labelled = (record.get("height", height), record.get("width", width))
-                if labelled != (height, width):
-                    raise UserError(
-                        f"frame {name} is {height}x{width} (height x width), but its data set "
-                        f"says {labelled[0]}x{labelled[1]}: register it with its true size"
                     )
                 frame = {
                     **record,

@@ -44,7 +44,7 @@ class PictureFrames:
         """
         if isinstance(picture, Mapping):
             return cast(Frame, picture)
-        rgb = self._rgb(picture)
+        rgb = self.transform.view(self._rgb(picture))
         height, width = rgb.shape[:2]
         if frame_index == 0 or self._size is None:
             self._size = (height, width)

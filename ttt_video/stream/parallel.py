@@ -50,7 +50,7 @@ class Orders:
         """Returns the orders of a run."""
         # A spawned process knows only the data sets that importing ttt_video registers, and those
         # of the files of --register. Others were registered by a program that calls this.
-        names = [settings.dataset_name, *settings.cfg.DATASETS.TEST]
+        names = [settings.dataset_name, *settings.cfg.DATASETS.TEST, *settings.cfg.DATASETS.TRAIN]
         return cls(settings, {name: MetadataCatalog.get(name).as_dict() for name in names if name})
 
     def build(self, device: str, threads: int) -> StreamEvaluation:

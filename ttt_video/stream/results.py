@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..tasks.colorization import color_picture
-from ..tasks.outputs import CONFIDENT, class_map
+from ..tasks.outputs import CONFIDENT, class_map, confidence
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class FrameResult:
     def scores(self) -> np.ndarray | None:
         """The confidence of each pixel's class, (H, W) float32.
 
-        It is the share of the winning class in the sum of all classes' scores, from 0 to 1.
+        It is the share of the winning class in the sum of all classes' scores, from 0 to 1, and 0
+        where a score is not finite.
         """
         if "sem_seg" not in self.output:
             return None
-        scores = self.output["sem_seg"].float().clamp(min=0)
-        share: np.ndarray = (scores.amax(0) / scores.sum(0).clamp(min=1e-12)).cpu().numpy()
+        share: np.ndarray = confidence(self.output).cpu().numpy()
         return share
 
     @cached_property

@@ -38,7 +38,7 @@ def caption_height(width: int) -> int:
     return min(max(18, 10 + width // 40), 48)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8)  # frames in a row often have the same classes
 def legend(entries: tuple[LegendEntry, ...], width: int) -> np.ndarray:
     """Returns a read-only strip, ``width`` px wide, with a colour and a name for each class.
 

@@ -95,7 +95,7 @@ class Stems:
     """
 
     def __init__(self, source: FrameSource) -> None:
-        """Looks at the names of all files of the source, without reading them."""
+        """Looks at the names of all files of the source."""
         files = source.fingerprint() or []
         own = [Path(str(row[1])).stem for row in files if row[0] is not None]
         folded = {unicodedata.normalize("NFC", stem).casefold() for stem in own}

@@ -7,6 +7,7 @@ these lines at the end, so that a kill leaves no half of one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from ...errors import UserError
-from ...files import write_atomically, writing
+from ...files import remove_leftovers, write_atomically, writing
 from ...formats.images import write_png
 from ...tasks import once
 from ...tasks.outputs import class_map
@@ -43,9 +44,7 @@ class Coco(Format):
 
     def __init__(self, predicted: Predicted) -> None:
         """Refuses models without masks."""
-        predicted.need(
-            self.name, "sem_seg", "panoptic_seg", "instances", fix="it has no masks; --save color"
-        )
+        predicted.need(self.name, "sem_seg", "panoptic_seg", "instances", fix="coco needs masks")
         super().__init__(predicted)
         outputs = predicted.outputs
         self.files = [name for name, key in _FILES.items() if key in outputs] or ["semantic"]
@@ -61,6 +60,7 @@ class Coco(Format):
         if "panoptic" in self.files:
             with writing(place.folder):
                 (place.folder / "panoptic").mkdir(exist_ok=True)
+            remove_leftovers(place.folder / "panoptic")
 
     def frame(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Job:
         """Appends the frame's line, and writes its segment map."""
@@ -218,7 +218,7 @@ def _instances(
     packed: np.ndarray, width: int, classes: list[int], scores: list[float], row: Row
 ) -> None:
     row["annotations"] = [
-        {"category_id": k, "score": score, **encoded}
+        {"category_id": k, "score": score if math.isfinite(score) else 0.0, **encoded}
         for bits, k, score in zip(packed, classes, scores, strict=True)
         if (encoded := _encode(_turned(np.unpackbits(bits, axis=-1, count=width)))) is not None
     ]
