@@ -132,8 +132,9 @@ def report(summary: Row) -> str:
     """The summary in a few lines."""
     from ttt_video.tasks import headlines
 
-    seconds = summary["seconds"]
-    lines = [f"{summary['frames']} frames, {seconds['frame']['mean']:.3f} s per frame"]
+    lines = [f"{summary['frames']} frames"]
+    if summary["frames"]:  # a live source may have sent none in time
+        lines[0] += f", {summary['seconds']['frame']['mean']:.3f} s per frame"
     if summary["loss_recon"] is not None:
         lines.append(f"reconstruction loss {summary['loss_recon']:.4f}")
     if summary["skipped_steps"]:
@@ -180,6 +181,7 @@ def run(args: argparse.Namespace) -> None:
         load_source_model,
     )
     from ttt_video.stream.evaluation import check_sinks
+    from ttt_video.stream.parallel import check_independent
     from ttt_video.stream.saving import SavedPredictions, format_names
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
@@ -205,7 +207,11 @@ def run(args: argparse.Namespace) -> None:
     check_predicted_classes(cfg, args.dataset or "")
     if any(source.live for source in sources):
         args.save_every = 0  # there is nothing to go on from
-        args.workers = max(args.workers, len(sources))  # none ends, so they run at once
+        if len(sources) > 1:  # none ends, so they run at once
+            check_independent(cfg, "give one --source, not a list")
+            args.workers = len(sources)
+    if args.workers > 1:
+        check_independent(cfg)
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder
     output = args.output or Path("output/stream_eval") / datetime.now().strftime("%Y%m%d-%H%M%S")
     dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()

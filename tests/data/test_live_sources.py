@@ -283,6 +283,30 @@ def test_waiting_for_a_picture_is_told_and_ends_in_time(monkeypatch, caplog):
     assert not threads()  # a pause does not hold it up
 
 
+def test_no_picture_in_time_is_no_error(monkeypatch, caplog):
+    FakeCamera(monkeypatch, 0)
+    assert list(LiveSource(0, KEEP, seconds=0.2)) == []
+    assert "camera 0: no picture came in 0.2 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("told", "latest", "fps"),
+    [
+        (30.0, False, 30.0),
+        (30.0, True, None),  # some are dropped
+        (240.0, False, 240.0),
+        (90000.0, False, None),
+        (0.5, False, None),
+        (float("nan"), False, None),
+        (0.0, False, None),
+    ],
+)
+def test_a_rate_that_no_camera_has_is_unknown(monkeypatch, told, latest, fps):
+    camera = FakeCamera(monkeypatch, None)
+    monkeypatch.setattr(camera, "get", lambda _: told)
+    assert LiveSource(0, KEEP, latest=latest).fps == fps
+
+
 def test_an_error_in_the_reader_is_the_consumers(monkeypatch):
     camera = FakeCamera(monkeypatch, None)
     monkeypatch.setattr(camera, "read", lambda: 1 / 0)
@@ -319,7 +343,11 @@ def test_a_list_has_a_source_on_each_line(monkeypatch, tmp_path):
         (None, r"the list of sources .*a\.txt cannot be read: No such file"),
         (b"\xff", r"a\.txt cannot be read: it is no UTF-8 text"),
         (b"# none\n", r"a\.txt names no source: write a URL or a camera's number on each line"),
-        (b"rtsp://u:p@a/1\nrtsp://u:p@a/1\n", r"a\.txt names rtsp://a/1 twice"),
+        (
+            b"# two users\nrtsp://u:p@a/1\nrtsp://v:q@a/1\n",
+            r"a\.txt names rtsp://a/1 in lines 2 and 3, which would write the same files: remove",
+        ),
+        (b"0\n\n00\n", r"a\.txt names camera 0 in lines 1 and 3"),
         (b"street\n", r"'street' is neither a URL, such as .*, nor a camera, such as 0 or /dev/vi"),
     ],
 )

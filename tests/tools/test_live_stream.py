@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from live_servers import sending, transport_stream
 from processes import python_path
 
 from ttt_video.cli import run_tool
-from ttt_video.data import live_sources
+from ttt_video.data import captures, live_sources
+from ttt_video.files import file_stem
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream import parallel
 from ttt_video_cli import call
 
 
@@ -73,6 +76,20 @@ def test_a_duration_ends_a_stream_that_has_gone_silent(flags, tmp_path):
     (video,) = rows_of(tmp_path / "out", "videos.jsonl")
     assert (video["complete"], video["total"]) == (True, None)
     assert video["frames"] == len(rows_of(tmp_path / "out")) > 0
+    # Dropped pictures are missing, so the camera's 25 per second would be too fast.
+    assert overlay(tmp_path / "out" / "overlay.mp4") == (video["frames"], 10)
+
+
+def test_a_stream_that_sends_no_picture_in_time_is_told(
+    flags, tmp_path, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(captures.NetworkStream, "__iter__", lambda self: iter(()))
+    with sending(transport_stream(0, 30)) as url:
+        call("stream", [*flags, "--source", url, "--duration", "0.5"])
+    assert f"{url}: no picture came in 0.5 s" in caplog.text
+    assert "0 frames" in capsys.readouterr().out.splitlines()
+    (video,) = rows_of(tmp_path / "out", "videos.jsonl")
+    assert (video["complete"], video["frames"]) == (True, 0)
 
 
 def check_stopped(out: Path) -> None:
@@ -139,6 +156,78 @@ def test_the_streams_of_a_list_run_at_once(flags, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["workers"], summary["videos"]) == (2, {one: 3, two: 3})
     assert len(list(out.glob("overlay-*.mp4"))) == 2
+
+
+@pytest.mark.slow
+def test_one_silent_stream_of_a_list_does_not_end_the_others(flags, tmp_path):
+    listed, pictures = tmp_path / "list.txt", transport_stream(0, 30)
+    # The silent one is read once, when the list is opened, and again by its worker.
+    with sending(pictures) as one, sending(pictures, b"", hold=True) as two:
+        listed.write_text(f"{one}\n{two}\n")
+        call("stream", [*flags, "--source", str(listed), "--duration", "3"])
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["complete"], [*summary["videos"]]) == (True, [one])
+    ends = {video["video_id"]: video for video in rows_of(out, "videos.jsonl")}
+    assert ends[one]["frames"] == summary["frames"] > 0
+    assert (ends[two]["complete"], ends[two]["frames"]) == (True, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", ["signal", "killed worker"])
+def test_silent_streams_of_a_list_end_whole(flags, tmp_path, capsys, cause, monkeypatch):
+    """A worker is told to stop while it waits for a picture that never comes."""
+    monkeypatch.setattr(parallel, "_PATIENCE", 60.0)  # then it is killed
+    out, listed, pictures = tmp_path / "out", tmp_path / "list.txt", transport_stream(0, 30)
+
+    def stop() -> None:
+        while min(map([row["video_id"] for row in rows_of(out)].count, urls)) < 26:
+            time.sleep(0.1)
+        time.sleep(0.5)  # the few pictures that were sent are used up
+        if cause == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            multiprocessing.active_children()[0].kill()
+
+    silent = (pictures, pictures, b"")  # when the list is opened, for the worker, and from then on
+    with sending(*silent, hold=True) as one, sending(*silent, hold=True) as two:
+        urls = (one, two)
+        listed.write_text(f"{one}\n{two}\n")
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(SystemExit) as end:
+            run_tool(lambda: call("stream", [*flags, "--source", str(listed)]))
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert end.value.code == (143 if cause == "signal" else 2)
+    if cause != "signal":
+        assert "was there enough memory?); all rows are kept\n" in error  # and no --resume
+    ends = {video["video_id"]: video for video in rows_of(out, "videos.jsonl")}
+    assert len(ends) == (2 if cause == "signal" else 1)
+    counts = [row["video_id"] for row in rows_of(out)].count
+    for url, video in ends.items():
+        assert (video["complete"], video["frames"]) == (False, counts(url))
+        assert overlay(out / f"overlay-{file_stem(url)}.mp4") == (counts(url), 25)
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "message"),
+    [
+        (["TTT.RESET", "never"], 2, "builds on the one before: give one --source, not a list"),
+        (["TTT.FRAME_BUDGET_MS", "50"], 2, "each other's time: give one --source, not a list"),
+        (["--workers", "2", "TTT.RESET", "never"], 1, "builds on the one before: use one worker"),
+    ],
+)
+def test_streams_that_cannot_run_at_once_leave_no_folder(
+    flags, tmp_path, capsys, words, streams, message
+):
+    listed, pictures = tmp_path / "list.txt", transport_stream(0, 30)
+    with sending(pictures) as one, sending(pictures) as two:
+        listed.write_text("\n".join([one, two][:streams]))
+        with pytest.raises(SystemExit) as end:
+            run_tool(lambda: call("stream", [*flags, "--source", str(listed), *words]))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -163,5 +163,14 @@ class DecodedSource(BaseSource):
         if passed:
             yield passed, None
         if first is None and after < 0:
-            why = f"all {num_skipped} were skipped" if num_skipped else "it is empty"
-            raise UserError(f"video {self.video_id} has no readable frame: {why}")
+            self._end_without_frames(
+                f"all {num_skipped} were skipped" if num_skipped else "it is empty"
+            )
+
+    def _end_without_frames(self, why: str) -> None:
+        """Refuses a video that gave no frame at all.
+
+        Raises:
+            UserError: always, but a subclass may know better.
+        """
+        raise UserError(f"video {self.video_id} has no readable frame: {why}")

@@ -28,6 +28,9 @@ PAUSES = (1.0, 30.0)
 WAITING = 4
 """Pictures that wait for a busy model, at most."""
 
+RATES = (1.0, 240.0)
+"""Frames per second that are believed; some streams tell their clock's rate, such as 90000."""
+
 _GLANCE = 0.1  # seconds between looks whether to stop
 
 Waiting = tuple[int, Callable[[], np.ndarray]]
@@ -43,7 +46,8 @@ class LiveSource(DecodedSource):
     ``frame_index`` counts the pictures that came, also those that were dropped.
 
     Attributes:
-        fps: frame rate in 1/s; None if it does not tell.
+        fps: frame rate in 1/s; None if it does not tell one that a camera can have, and with
+            ``latest``, because what is left after dropping has no rate.
     """
 
     live = True
@@ -73,13 +77,13 @@ class LiveSource(DecodedSource):
         self.latest = latest
         self.seconds = seconds
         self._connect: Callable[[], Capture] = partial(Camera, self.address)
-        name = f"camera {self.address}"
         if isinstance(self.address, str) and "://" in self.address:
             self._connect = partial(NetworkStream, self.address)
-            name = public_name(self.address)
         self._capture: Capture | None = _interruptible(self._connect)
-        self.fps = self._capture.fps
-        super().__init__(name, None, transform, prefetch=0)
+        rate = self._capture.fps or 0.0
+        self.fps = rate if RATES[0] <= rate <= RATES[1] and not latest else None
+        self._timed_out = False
+        super().__init__(_name(self.address), None, transform, prefetch=0)
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the connection out: another process opens its own."""
@@ -91,6 +95,7 @@ class LiveSource(DecodedSource):
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         capture, self._capture = self._capture, None
         reader = _Reader(self.video_id, self._connect, capture, latest=self.latest)
+        self._timed_out = False
         end = None if self.seconds is None else time.monotonic() + self.seconds
         seen, dropped = -1, 0
         try:
@@ -117,12 +122,20 @@ class LiveSource(DecodedSource):
         while True:
             left = PATIENCE if end is None else min(PATIENCE, end - time.monotonic())
             if left <= 0:
+                self._timed_out = True
                 return None
             try:
                 return reader.get(left)
             except queue.Empty:
                 if left == PATIENCE:
                     logger.warning("%s: still waiting for a picture", self.video_id)
+
+    def _end_without_frames(self, why: str) -> None:
+        """Warns where the time is out, because streams beside this one may be well."""
+        if self._timed_out:
+            logger.warning("%s: no picture came in %g s", self.video_id, self.seconds)
+        else:
+            super()._end_without_frames(why)
 
 
 class _Reader:
@@ -240,6 +253,13 @@ def _address(address: int | str) -> int | str:
     )
 
 
+def _name(address: int | str) -> str:
+    """Returns the video id of an address, as `_address` returns it."""
+    if isinstance(address, str) and "://" in address:
+        return public_name(address)
+    return f"camera {address}"
+
+
 def open_live(
     address: str,
     transform: FrameTransform,
@@ -253,8 +273,8 @@ def open_live(
     `LiveSource`.
 
     Raises:
-        UserError: the file cannot be read or names nothing, or one of them twice; or as for
-            `LiveSource`.
+        UserError: the file cannot be read or names nothing, or two of one name (only user and
+            password differ, or 0 and 00); or as for `LiveSource`.
     """
     addresses = [address]
     if "://" not in address and Path(address).suffix == ".txt":
@@ -268,10 +288,16 @@ def _read_list(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise UserError(f"the list of sources {file} cannot be read: {reason}") from error
-    found = [line for line in lines if line and not line.startswith("#")]
+    found = {n: line for n, line in enumerate(lines, 1) if line and not line.startswith("#")}
     if not found:
         raise UserError(f"{file} names no source: write a URL or a camera's number on each line")
-    twice = next((line for line in found if found.count(line) > 1), None)
-    if twice is not None:
-        raise UserError(f"{file} names {public_name(twice)} twice")
-    return found
+    places: dict[str, int] = {}  # of names, because files are named by them
+    for number, line in found.items():
+        name = _name(_address(line))
+        if name in places:
+            raise UserError(
+                f"{file} names {name} in lines {places[name]} and {number}, which would write the "
+                "same files: remove one"
+            )
+        places[name] = number
+    return list(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -94,12 +94,18 @@ class StreamEvaluation:
         saved = [i for i, s in enumerate(sources) if self._restore(s.video_id)]
         return sources[max(saved, default=0) :]
 
-    def run_video(self, source: FrameSource, *more: Sink) -> None:
+    def run_video(
+        self,
+        source: FrameSource,
+        *more: Sink,
+        through: Callable[[Iterator[Frame]], Iterator[Frame]] = iter,
+    ) -> None:
         """Runs one video from its saved state, or else its start, to its end.
 
         Args:
             source: the video.
             more: sinks of this video alone, after the others.
+            through: hands the frames on; what it raises ends the video as an error of its own.
         """
         max_frames = self.settings.max_frames
         order, seed = self.cfg.TTT.FRAME_ORDER, max(self.cfg.SEED, 0)
@@ -136,7 +142,7 @@ class StreamEvaluation:
             frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
             # Labels are read once, and class maps computed once, whoever asks.
-            shared = (cast(Frame, Shared(frame)) for frame in islice(frames, limit))
+            shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
             for result in self.stream.run(shared, anew=False):
                 video.done, frame_index = video.done + 1, result.frame["frame_index"]
                 self._write(result, sinks)

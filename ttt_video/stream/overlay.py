@@ -104,9 +104,11 @@ class OverlayVideos(Sink):
 
     def _note(self, results: Results) -> str:
         """Returns the number of a frame and, where it is known, its time."""
-        index = results.adapted.frame["frame_index"]
-        time = "" if self.seconds is None else f"   {index * self.seconds:.2f} s"
-        return f"frame {index}{time}"
+        frame = results.adapted.frame
+        index = frame["frame_index"]
+        # Where pictures are dropped, the video's rate does not say when the others came.
+        untimed = self.seconds is None or "dropped" in frame
+        return f"frame {index}" if untimed else f"frame {index}   {index * self.seconds:.2f} s"
 
     def _pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
         """Returns the functions that draw a frame's panels, also in another thread."""

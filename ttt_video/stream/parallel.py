@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from types import FrameType
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +27,7 @@ from ..data.ordering import FirstFrames
 from ..errors import UserError
 from ..plugins import run_files
 from ..processes import end_with
-from ..structures import FrameSource
+from ..structures import Frame, FrameSource
 from .directory import Row
 from .evaluation import StreamEvaluation, check_sinks, incomplete
 from .run import Settings, recorded
@@ -32,6 +36,7 @@ from .source_model import load_source_model
 from .summary import process_facts, source_facts
 
 _PATIENCE = 300.0  # seconds for a worker to finish its frame after it is told to stop
+_GLANCE = 0.1  # seconds between looks whether to stop
 
 
 class _Stopped(Exception):
@@ -72,6 +77,25 @@ def _on(cfg: CfgNode, device: str) -> CfgNode:
     return cfg
 
 
+def check_independent(cfg: CfgNode, remedy: str = "use one worker") -> None:
+    """Refuses what videos that run at once cannot have.
+
+    Args:
+        cfg: resolved.
+        remedy: what the message says to do.
+
+    Raises:
+        UserError: videos build on one another, or have a frame budget.
+    """
+    if cfg.TTT.FRAME_BUDGET_MS:
+        raise UserError(
+            "with TTT.FRAME_BUDGET_MS videos that run at once would take each other's time: "
+            + remedy
+        )
+    if cfg.TTT.RESET == "never":
+        raise UserError(f"with TTT.RESET never every video builds on the one before: {remedy}")
+
+
 def evaluate_in_parallel(
     settings: Settings, sources: Sequence[FrameSource], num_workers: int
 ) -> Row:
@@ -93,13 +117,7 @@ def evaluate_in_parallel(
             that names its video.
     """
     cfg = settings.cfg
-    if cfg.TTT.FRAME_BUDGET_MS:
-        raise UserError(
-            "with TTT.FRAME_BUDGET_MS videos that run at once would take each other's time: use "
-            "one worker"
-        )
-    if cfg.TTT.RESET == "never":
-        raise UserError("with TTT.RESET never every video builds on the one before: use one worker")
+    check_independent(cfg)
     with closing(settings.run):
         cpu = _on(cfg, "cpu")
         model = load_source_model(cpu)
@@ -197,7 +215,9 @@ class _Team:
 
     def _fail(self, worker: _Worker, why: str) -> None:
         video = "" if worker.source is None else f"video {worker.source.video_id}: "
-        raise UserError(f"{video}{why}; all rows are kept, --resume goes on")
+        live = worker.source is not None and worker.source.live
+        kept = "all rows are kept" + ("" if live else ", --resume goes on")
+        raise UserError(f"{video}{why}; {kept}")
 
     def _show(self) -> None:
         running = [w.source.video_id for w in self.workers.values() if w.source is not None]
@@ -245,6 +265,44 @@ class _Report(Sink):
         self.connection.send(("frames", self.video.done))
 
 
+class _Watch:
+    """Ends the wait for a frame where the parent says so, also in a source that is silent."""
+
+    def __init__(self, stop: Event) -> None:
+        """Starts a thread that looks; called in the main thread, which is the one that waits."""
+        self.stop = stop
+        self.waiting = False
+        self._main = threading.get_ident()
+        signal.signal(signal.SIGUSR1, self._interrupt)
+        threading.Thread(target=self._look, name="watch", daemon=True).start()
+
+    def frames(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Hands frames on; raises where the run is to stop before the next one has come."""
+        end = object()
+        while True:
+            self.waiting = True
+            try:
+                frame = next(frames, end)
+            finally:
+                self.waiting = False
+            if frame is end:
+                return
+            yield cast(Frame, frame)
+
+    def _look(self) -> None:
+        # Not stop.wait(): its setter would wait for a process that was killed in it.
+        while True:
+            time.sleep(_GLANCE)
+            if self.waiting and self.stop.is_set():
+                signal.pthread_kill(self._main, signal.SIGUSR1)
+
+    def _interrupt(self, number: int, at: FrameType | None) -> None:
+        # A signal that comes late finds a model at work, or files that are being ended.
+        if self.waiting:
+            self.waiting = False
+            raise _Stopped
+
+
 def _work(orders: Orders, device: str, threads: int, connection: Connection, stop: Event) -> None:
     """A worker: runs the videos it is sent until it is sent None."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -256,8 +314,9 @@ def _work(orders: Orders, device: str, threads: int, connection: Connection, sto
     with suppress(_Stopped, BrokenPipeError, EOFError):  # told to stop, or the parent is gone
         try:
             evaluation = orders.build(device, threads)
+            watch = _Watch(stop)
             while (source := connection.recv()) is not None:
-                evaluation.run_video(source, _Report(connection, stop))
+                evaluation.run_video(source, _Report(connection, stop), through=watch.frames)
                 connection.send(("video",))
             connection.send(("ended", process_facts(torch.device(device))))
         except (_Stopped, BrokenPipeError, EOFError):

@@ -102,7 +102,8 @@ def _claim(
 
     Raises:
         UserError: there are rows of others, or that lack what a row has; or there are any, of a run
-            with a frame budget; or a source lacks what one has.
+            with a frame budget or a live source, of which no states are saved either; or a source
+            lacks what one has.
     """
     run, cfg = settings.run, settings.cfg
     for source in sources:
@@ -118,6 +119,17 @@ def _claim(
                 f"{run.frames_file} has a row without {', '.join(lacking)} (video "
                 f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
             )
+    live = next((source.video_id for source in sources if source.live), None)
+    if live is not None and next(run.rows(), None) is not None:
+        raise UserError(
+            f"the run in {run.path} cannot go on: {live} gives its frames as they come, and those "
+            "of before are gone; choose another --output"
+        )
+    if live is not None and settings.save_every:
+        raise UserError(
+            f"a state is to be saved every {settings.save_every} frames, from which {live} cannot "
+            "go on, because it gives its frames as they come: set save_every to 0"
+        )
     if cfg.TTT.FRAME_BUDGET_MS and next(run.rows(), None) is not None:
         raise UserError(
             f"the run in {run.path} cannot go on: with TTT.FRAME_BUDGET_MS the frames that are run "
