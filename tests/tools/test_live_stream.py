@@ -181,9 +181,12 @@ def test_silent_streams_of_a_list_end_whole(flags, tmp_path, capsys, cause, monk
     out, listed, pictures = tmp_path / "out", tmp_path / "list.txt", transport_stream(0, 30)
 
     def stop() -> None:
-        while min(map([row["video_id"] for row in rows_of(out)].count, urls)) < 26:
-            time.sleep(0.1)
-        time.sleep(0.5)  # the few pictures that were sent are used up
+        seen = 0
+        while min(map([row["video_id"] for row in rows_of(out)].count, urls)) < 26 or (
+            seen < len(rows_of(out))
+        ):
+            seen = len(rows_of(out))
+            time.sleep(12)  # longer than SILENCE, after which FFmpeg gives the last picture
         if cause == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
         else:
