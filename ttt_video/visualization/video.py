@@ -25,8 +25,8 @@ MIN_FPS, MAX_FPS = 1e-4, 1e5
 # 6.1 at 1242x375, 26 and 27 at 2048x1024); where other processes keep both busy, they get a larger
 # share of them (17 and 12, 70 and 56). Their files are 1 to 3 % larger.
 _THREADS = 1
-# Not x264's AVX-512 code: it reads memory that nothing has written. On an AMD EPYC with AVX-512, 1
-# to 20 of 1,000 four-frame videos, each encoded again and again from the same pictures, differed by
+# Not x264's AVX-512 code: it reads memory that nothing has written. On an AMD EPYC with AVX-512, 2
+# to 25 of 1,000 four-frame videos, each encoded again and again from the same pictures, differed by
 # some bytes (x264 build 165 in PyAV 18.1's wheel); none of 10,000 did without it. It is no slower
 # (4.5 ms a frame at 1248x376, and 4.8). x264 takes these names without asking the CPU, so they are
 # given only where it has them.
