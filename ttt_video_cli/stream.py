@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ttt_video.stream.directory import Row
     from ttt_video.structures import FrameSource
 
+NETWORKS = {"INCEPTION": "FID and IS", "LPIPS": "LPIPS"}
+"""Keys of ``TTT.COLOR`` with files of weights that cannot be downloaded everywhere."""
+
 VIDEOS = ("video_dir", "video", "dataset", "camera", "source")  # flags, one of which is given
 
 
@@ -70,6 +73,12 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     )
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of a live source")
     parser.add_argument("--weights", metavar="FILE", help="source weights; overrides MODEL.WEIGHTS")
+    for network, metrics in NETWORKS.items():
+        parser.add_argument(
+            f"--{network.lower()}",
+            metavar="FILE",
+            help=f"weights for {metrics} of colorization; overrides TTT.COLOR.{network}",
+        )
     parser.add_argument(
         "--method", metavar="NAME", help="adaptation method: " + ", ".join(method_names())
     )
@@ -200,6 +209,9 @@ def run(args: argparse.Namespace) -> None:
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
+    for network in NETWORKS:
+        if getattr(args, network.lower()) is not None:
+            cfg.TTT.COLOR[network] = getattr(args, network.lower())
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
     formats = format_names(args.save)

@@ -357,3 +357,13 @@ def test_shipped_sweeps_run_on_tiny_frames(name, tmp_path):
         assert summary["method"] == cell.method
         assert summary["metrics"]["adapted"].keys() >= {"PSNR", "SSIM", "CIEDE2000", "colorfulness"}
         assert summary["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("network", ["inception", "lpips"])
+def test_a_flag_names_the_weights_of_a_metrics_network(flags, tmp_path, network):
+    """Those of another network are refused by the name of the file that the flag gave."""
+    folder = video(tmp_path / "video", 1)
+    wrong = flags[-1]  # the colour model's own
+    words = [*flags, "--video-dir", folder, f"--{network}", wrong]
+    with pytest.raises(UserError, match=rf"TTT.COLOR.{network.upper()} is .*tiny\.safetensors"):
+        stream(*words, to=tmp_path / "out")
