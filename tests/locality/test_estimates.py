@@ -71,7 +71,7 @@ def test_terms_are_those_of_loops_over_frames_and_windows():
 
 
 def cosine_of(left: np.ndarray, right: np.ndarray) -> float:
-    """Of all frames together."""
+    """Returns the cosine over all frames together."""
     return float((left * right).sum() / math.sqrt((left**2).sum() * (right**2).sum()))
 
 

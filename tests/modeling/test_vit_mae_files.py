@@ -67,7 +67,7 @@ def encoder(size: str) -> Shapes:
 
 
 def decoder(size: str) -> Shapes:
-    """What ``mae_pretrain_vit_<size>_full.pth`` and ``mae_visualize_vit_*.pth`` have beside it."""
+    """Returns the decoder of ``mae_pretrain_vit_<size>_full.pth``, and of ``mae_visualize_*``."""
     width, _, patch, patches = ENCODERS[size]
     return {
         "mask_token": (1, 1, 512),
@@ -80,7 +80,7 @@ def decoder(size: str) -> Shapes:
 
 
 def vit_head(size: str) -> Shapes:
-    """What ``prob_lr1e-3_wd.2_blk12_ep20.pth`` has beside the encoder it was trained on."""
+    """Returns the head of ``prob_lr1e-3_wd.2_blk12_ep20.pth``, which has an encoder, too."""
     width, _, _, patches = ENCODERS[size]
     return {
         **layer("classifier_embed", 768, width),
