@@ -98,7 +98,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     )
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
-    parser.add_argument("--fps", type=float, help="of overlay.mp4; default: the video's, else 10")
+    parser.add_argument("--fps", type=float, help="of video files; default: the video's, else 10")
     parser.add_argument(
         "--save",
         action="append",

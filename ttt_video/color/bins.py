@@ -95,7 +95,7 @@ class ColorBins(nn.Module):
         return SoftBins(indices, weights)
 
     def _nearest(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (N, 2) points: indices and weights, (N, 10)."""
+        """Returns indices and weights, (N, 10) each, of (N, 2) points."""
         side = 2 * _REACH // _CELL
         cells = ((points + _REACH) / _CELL).long().clamp(max=side - 1)
         known = self._candidates()[cells[:, 0] * side + cells[:, 1]].long()

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import (
     FolderLock,
     file_stem,
+    make_folder,
     read_json_object,
     remove_leftovers,
     write_atomically,
@@ -63,10 +64,7 @@ class RunDirectory:
                 f"{self.path} already holds a run; add --resume to go on with it, or choose "
                 "another --output (to replace it, delete the folder yourself)"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {self.path} cannot be made: {error.strerror}") from error
+        make_folder(self.path)
         self._recorded: dict[str, FrameRanges] = {}  # the frames whose rows are on disk
         self._open(shared=False)
         for folder in (self.path, *self.path.glob("unfinished/*")):
