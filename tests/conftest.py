@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from tiny import TINY
 from torch import nn
 
 from ttt_video.config import load_config
+
+# Triton reads this where its kernels are defined: without a GPU, its interpreter runs them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tools import what is beside them. Last, because tools/tabulate.py has a library's name.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))

@@ -1,0 +1,49 @@
+"""GPU kernels in Triton, and the one place that decides whether they run.
+
+Every kernel has a reference in plain PyTorch, which runs wherever the kernel does not. Triton comes
+with PyTorch's CUDA builds; this package is imported without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+
+VARIABLE = "TTT_VIDEO_KERNELS"
+"""Environment variable: "auto" (default) runs the kernels on GPUs that have them, "off" runs the
+reference, "on" runs the kernels on any device, as Triton's interpreter does on a CPU."""
+
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability from which the kernels are used: Ampere, the first with bfloat16."""
+
+
+def use_kernels(x: Tensor) -> bool:
+    """Returns whether a tensor is worked on by the kernels."""
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in ("auto", "on", "off"):
+        raise UserError(f"{VARIABLE} is {choice!r}; choose auto, on or off")
+    if choice == "off":
+        return False
+    if choice == "on":
+        return _has_triton()
+    return x.is_cuda and _can_run(x.device)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _can_run(device: torch.device) -> bool:
+    return (
+        torch.version.hip is None
+        and _has_triton()
+        and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    )
