@@ -220,7 +220,8 @@ print([name for name in sys.modules if name.startswith("detectron2.projects.")])
 def test_streams_without_any_optional_package_and_without_pointrends_heads(tmp_path: Path) -> None:
     extras = "cv2,hotcoco,imagecorruptions,panopticapi,skimage,submitit,torch_ms_deform_attn"
     missing = f"{extras},transformers,matplotlib,scipy.optimize,shapely,tensorboard,timm"
-    said = _python("-c", WITHOUT_OPTIONAL_PACKAGES, missing, folder=tmp_path, PYTHONPATH=str(ROOT))
+    code, path = WITHOUT_OPTIONAL_PACKAGES, python_path()
+    said = _python("-c", code, missing, folder=tmp_path, PYTHONPATH=path)
     assert said.splitlines() == ["(19, 32, 64) True", "(19, 32, 64) True", "[]", "[]", "[]"]
 
 
@@ -233,7 +234,7 @@ def test_commands_import_nothing_heavy(tmp_path: Path) -> None:
         "print(len([*pkgutil.iter_modules(cli.__path__)]), len(cli.COMMANDS))\n"
         f"print([name for name in {heavy!r}.split(',') if name in sys.modules])\n"
     )
-    said = _python("-c", code, folder=tmp_path, PYTHONPATH=str(ROOT))
+    said = _python("-c", code, folder=tmp_path, PYTHONPATH=python_path())
     assert said.splitlines() == ["13 12", "[]"]  # a file for each, and the flags they share
 
 

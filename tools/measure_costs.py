@@ -24,6 +24,7 @@ COMMANDS = {
     "attention": "deformable attention by itself, beside a plain reference",
     "saving": "frozen frames whose predictions are saved, in each format",
     "train": "steps of joint training on synthetic images",
+    "gpu": "every part of a frame on a GPU, against targets and PyTorch's own operators",
     "all": "predict, step, loop and attention, one after the other",
 }
 SIZE = (512, 1024)
@@ -40,7 +41,7 @@ def argument_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--steps", type=int, default=3, metavar="N", help="measured")
         command.add_argument("--warmup", type=int, default=1, metavar="N", help="not measured")
-        if name not in ("loop", "constant", "saving"):
+        if name not in ("loop", "constant", "saving", "gpu"):
             command.add_argument(
                 "--batch",
                 type=int,
@@ -71,6 +72,7 @@ from costs.attention import attention
 from costs.comparison import Options
 from costs.constant import constancy
 from costs.environment import environment
+from costs.gpu import Configs, gpu
 from costs.loop import loops
 from costs.report import report
 from costs.saving import savings
@@ -80,7 +82,7 @@ from ttt_video.cli import config_of, run_tool
 from ttt_video.errors import UserError
 from ttt_video.files import make_folder, write_atomically
 
-_ALONE = (("all", "train"), ("all", "saving"))  # what "all" leaves out
+_ALONE = (("all", "train"), ("all", "saving"), ("all", "gpu"))  # what "all" leaves out
 Measure = Callable[[CfgNode, Options], dict[str, Any]]
 
 
@@ -121,6 +123,8 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
         measures["loop"] = partial(loops, overlay=args.overlay)
     if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
+    if args.command == "gpu":
+        measures["gpu"] = partial(gpu, configs=Configs(args.config_file, opts=tuple(args.opts)))
     names = [args.command] if args.command != "all" else [n for n in COMMANDS if n in measures]
     return {name: measures[name] for name in names if (args.command, name) not in _ALONE}
 

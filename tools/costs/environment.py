@@ -80,3 +80,19 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> floa
         synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds[1:])
+
+
+@cache
+def copy_peak(device: torch.device) -> float:
+    """Returns bytes per second of the fastest of some large copies, read and written ones."""
+    count = 2**30 if device.type == "cuda" else 2**26
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds: list[float] = []
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * count / min(seconds[1:])
