@@ -59,6 +59,9 @@ def argument_parser() -> argparse.ArgumentParser:
         if name == "constant":
             command.add_argument("--windows", type=int, nargs="+", default=(16, 256), metavar="K")
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
+        if name == "gpu":
+            command.add_argument("--no-peers", action="store_true", help="leave out the reference")
+            command.add_argument("--only", nargs="+", metavar="PART", help="measure these parts")
         command.add_argument("--output", metavar="FILE", help="also write the results as JSON")
         add_config_arguments(command)
     return parser
@@ -72,7 +75,7 @@ from costs.attention import attention
 from costs.comparison import Options
 from costs.constant import constancy
 from costs.environment import environment
-from costs.gpu import Configs, gpu
+from costs.gpu import PARTS, Configs, gpu
 from costs.loop import loops
 from costs.report import report
 from costs.saving import savings
@@ -124,7 +127,11 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
     if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
     if args.command == "gpu":
-        measures["gpu"] = partial(gpu, configs=Configs(args.config_file, opts=tuple(args.opts)))
+        unknown = sorted({*(args.only or ())} - {*PARTS})
+        if unknown:
+            raise UserError(f"--only names {unknown}; choose among {list(PARTS)}")
+        configs = Configs(args.config_file, opts=tuple(args.opts))
+        measures["gpu"] = partial(gpu, configs=configs, only=args.only or PARTS)
     names = [args.command] if args.command != "all" else [n for n in COMMANDS if n in measures]
     return {name: measures[name] for name in names if (args.command, name) not in _ALONE}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,22 @@ def kernels(choice: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def gpu(_: CfgNode, options: Options, *, configs: Configs) -> dict[str, Any]:
+PARTS = (
+    "parity",
+    "prediction",
+    "step",
+    "frame, release",
+    "frame, realtime",
+    "frame, small model",
+    "around the model",
+    "profile",
+)
+"""What is measured, in this order."""
+
+
+def gpu(
+    _: CfgNode, options: Options, *, configs: Configs, only: Collection[str] = PARTS
+) -> dict[str, Any]:
     """Measures all rows; see the module.
 
     Args:
@@ -101,6 +116,7 @@ def gpu(_: CfgNode, options: Options, *, configs: Configs) -> dict[str, Any]:
         options: ``sizes``' first is that of the full model's frames; ``steps`` and ``warmup``;
             ``peers`` asks for the reference path's seconds, too.
         configs: of the models.
+        only: parts to measure, of :data:`PARTS`.
 
     Returns:
         ``peaks`` (FLOP/s of bf16 products and bytes/s of copies), ``rows`` (by name: seconds of
@@ -118,21 +134,21 @@ def gpu(_: CfgNode, options: Options, *, configs: Configs) -> dict[str, Any]:
     variants = {NOW: _VARIANTS[NOW]}
     if options.peers:
         variants[BEFORE] = _VARIANTS[BEFORE]
-    parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        ("parity", lambda: _parity(configs, size)),
-        ("prediction", lambda: _prediction(configs, size, variants, options)),
-        ("step", lambda: _step(configs, size, variants, options)),
-        ("frame, release", lambda: _frames(configs, "release", size, variants, options)),
-        ("frame, realtime", lambda: _frames(configs, "realtime", size, variants, options)),
-        ("frame, small model", lambda: _small(configs, variants, options)),
-        ("around the model", lambda: _around(configs, size, options)),
-        ("profile", lambda: _profile(configs, size)),
-    ]
-    for name, part in parts:
-        if name == "frame, small model" and configs.small is None:
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "parity": lambda: _parity(configs, size),
+        "prediction": lambda: _prediction(configs, size, variants, options),
+        "step": lambda: _step(configs, size, variants, options),
+        "frame, release": lambda: _frames(configs, "release", size, variants, options),
+        "frame, realtime": lambda: _frames(configs, "realtime", size, variants, options),
+        "frame, small model": lambda: _small(configs, variants, options),
+        "around the model": lambda: _around(configs, size, options),
+        "profile": lambda: _profile(configs, size),
+    }
+    for name in PARTS:
+        if name not in only or (name == "frame, small model" and configs.small is None):
             continue
         start = time.perf_counter()
-        found = part()
+        found = measures[name]()
         found["measured_in_seconds"] = time.perf_counter() - start
         if name in TARGETS:
             found["target"] = {"least": TARGETS[name].least, "aim": TARGETS[name].aim}
