@@ -18,6 +18,14 @@ from torch import nn
 
 from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
 from ..errors import UserError, suggestion
+from ..modeling.graphs import (
+    Capture,
+    GraphRunner,
+    autocast_in_graphs,
+    capture_for,
+    defines_together,
+    surroundings,
+)
 from ..modeling.interface import parts_of
 from .window import SlidingWindow
 
@@ -76,6 +84,9 @@ def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Ad
         adapter = build_adapter(cfg, model, under.name)
     else:
         adapter = ADAPTER_REGISTRY.get(method.runs)(cfg, model)
+        if cfg.TTT.CUDA_GRAPHS == "auto" and hasattr(model, "device"):
+            device: Any = model.device
+            adapter.replay_graphs(capture_for(torch.device(device)))
     for wrapper in method.wrappers:
         adapter = WRAPPER_REGISTRY.get(wrapper).from_config(cfg, adapter)
     return adapter
@@ -145,6 +156,7 @@ class Adapter(ABC):
     offline: bool = False
     updates: bool = True
     _observer: StepObserver | None = None
+    _replayed_prediction: GraphRunner[Any] | None = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -180,7 +192,28 @@ class Adapter(ABC):
     def predict(self, frame: Any) -> dict[str, Any]:
         """Returns detectron2's outputs for one frame, with the current weights in eval mode."""
         with module_mode(self.model, training=False), torch.no_grad():
-            return self.model([frame])[0]
+            if self._replayed_prediction is None:
+                return self.model([frame])[0]
+            model: Any = self.model
+            kind = torch.device(model.device).type
+            with autocast_in_graphs(kind):
+                scores = self._replayed_prediction(frame["image"][None], key=surroundings(kind))
+                return model.finished([frame], scores)[0]
+
+    def replay_graphs(self, capture: Capture | None) -> None:
+        """Has predictions, and steps where the method can, replayed as graphs; None ends that.
+
+        A model whose prediction can be replayed has the methods ``replayed(images)``, from which
+        its tensors come, and ``finished(inputs, tensors)``, its outputs of them
+        (:class:`~ttt_video.modeling.MaskFormerTTT`). All others predict as they do without.
+        """
+        self._replayed_prediction = None
+        model: Any = self.model
+        if capture is not None and defines_together(model, "replayed", "predict"):
+            weights = [*model.parameters(), *model.buffers()]
+            self._replayed_prediction = GraphRunner(
+                model.replayed, capture, name="prediction", weights=weights
+            )
 
     @abstractmethod
     def reset(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
+from ..modeling.graphs import Capture, defines_together
 from ..modeling.interface import adaptable
 from .base import Adapter, module_mode, seeded_layers
 from .moving_parameters import part_names, unfreeze
+from .replay import ReplayedSteps, total_of
 from .settings import PRECISIONS, OptimizerSettings, StepSettings
 from .snapshot import Snapshot
 from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
+
+logger = logging.getLogger(__name__)
 
 HALVINGS = 16
 """Retries of a step of fp16, each with half the loss scale: from 2**16 down to 1."""
@@ -41,6 +46,7 @@ class GradientAdapter(Adapter):
     """
 
     parts: ClassVar[tuple[str, ...]] = ()
+    _replayed: ReplayedSteps | None = None
 
     def __init__(
         self,
@@ -116,6 +122,33 @@ class GradientAdapter(Adapter):
             batch: samples of the window.
             generator: the video's random state, on the CPU.
         """
+
+    def inputs(self, batch: list[Sample], generator: torch.Generator) -> Sequence[Tensor] | None:
+        """Draws all that is random in :meth:`losses`; :meth:`losses_of` does the rest.
+
+        A method that defines both has its steps replayed as graphs. Draws are those of ``losses``,
+        in its order.
+
+        Returns:
+            Tensors, on the device or in pinned memory; None if this batch has no fixed shape, and
+            ``losses`` is then called with the generator as it was.
+        """
+        return None
+
+    def losses_of(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Returns :meth:`losses` of :meth:`inputs`; draws nothing and never waits for a GPU."""
+        raise NotImplementedError(f"{type(self).__name__} has no inputs to replay")
+
+    def replay_graphs(self, capture: Capture | None) -> None:
+        """See :meth:`Adapter.replay_graphs`."""
+        super().replay_graphs(capture)
+        self._replayed = None
+        if capture is None:
+            return
+        if defines_together(self, "losses_of", "losses"):
+            self._replayed = ReplayedSteps(self, capture)
+        else:
+            logger.info("%s takes its steps without CUDA graphs", type(self).__name__)
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Takes ``step.per_frame`` gradient steps, each on a fresh batch from the window.
@@ -213,20 +246,38 @@ class GradientAdapter(Adapter):
     ) -> dict[str, Tensor]:
         """Returns the scalars of a batch; the gradients of its micro-batches add up."""
         sums: dict[str, Tensor] = {}
+        if backward and self._replayed is not None:
+            self._replayed.start()
         random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
         with module_mode(self.model, self.training_step), random:
             for start in range(0, len(batch), self.step.micro_batch_size):
                 micro_batch = batch[start : start + self.step.micro_batch_size]
-                with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
-                    losses = self.losses(micro_batch, generator)
                 share = len(micro_batch) / len(batch)
-                total = torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum()
-                if backward and total.requires_grad:
-                    self.scaler.scale(total * share).backward()
-                for name, loss in losses.items():
-                    value = loss.detach().float() * share
+                values = None
+                if backward and self._replayed is not None:
+                    values = self._replayed(micro_batch, generator, share)
+                if values is None:
+                    with self.autocast():
+                        losses = self.losses(micro_batch, generator)
+                    values = self._learn(losses, share, backward=backward)
+                for name, value in values.items():
                     sums[name] = sums[name] + value if name in sums else value
         return sums
+
+    def autocast(self, *, cache: bool = True) -> AbstractContextManager[Any]:
+        """Returns the context of the step's precision; ``cache`` is autocast's, of casts."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=cache)
+
+    def _learn(
+        self, losses: dict[str, Tensor], share: float, *, backward: bool
+    ) -> dict[str, Tensor]:
+        """Adds a micro-batch's share of the gradient; returns its shares of the scalars."""
+        total = total_of(losses)
+        if backward and total.requires_grad:
+            self.scaler.scale(total * share).backward()
+        return {name: loss.detach().float() * share for name, loss in losses.items()}
 
     @torch.no_grad()
     def _exploded(

@@ -46,6 +46,17 @@ class ReconstructionAdapter(GradientAdapter):
         inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
         return adaptable(self.model).reconstruction_losses(inputs, generator)
 
+    def inputs(self, batch: list[Sample], generator: torch.Generator) -> Sequence[Tensor] | None:
+        """Returns the model's ``masked_batch``; None for models without."""
+        masked_batch = getattr(self.model, "masked_batch", None)
+        if masked_batch is None:
+            return None
+        return masked_batch([self.augment(x["image"], generator) for x in batch], generator)
+
+    def losses_of(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Returns :meth:`losses` of images and masks."""
+        return self.model.masked_losses(*inputs)  # type: ignore[operator]
+
 
 @ADAPTER_REGISTRY.register()
 def online_ttt_mae(cfg: CfgNode, model: nn.Module) -> ReconstructionAdapter:

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..modeling.graphs import stacked, unstacked
 from ..modeling.interface import OBJECT_OUTPUTS, adaptable
 from ..modeling.pixel_classes import pixel_entropy
 from .augmentation import RandomCrop
@@ -45,7 +46,18 @@ class EntropyAdapter(GradientAdapter):
 
         If the model predicts objects, alone or with classes, a pixel may also be of no object.
         """
-        inputs = [{"image": self.augment(x["image"], generator)} for x in batch]
+        return self._entropy([{"image": self.augment(x["image"], generator)} for x in batch])
+
+    def inputs(self, batch: list[Sample], generator: torch.Generator) -> Sequence[Tensor] | None:
+        """Returns the images as one tensor; None if their sizes differ."""
+        images = stacked([self.augment(x["image"], generator) for x in batch])
+        return None if images is None else (images,)
+
+    def losses_of(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Returns :meth:`losses` of stacked images."""
+        return self._entropy(unstacked(inputs[0]))
+
+    def _entropy(self, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         model = adaptable(self.model)
         prediction = model.main_task(inputs)
         background = bool(model.outputs & OBJECT_OUTPUTS)

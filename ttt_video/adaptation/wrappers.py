@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..color.lab import compose, lightness, rgb_to_lab
 from ..errors import UserError
+from ..modeling.graphs import Capture
 from ..tasks.outputs import predicted_classes
 from .augmentation import VoteAugmentation
 from .base import WRAPPER_REGISTRY, Adapter, StepObserver, require_classes
@@ -48,6 +49,10 @@ class Wrapper(Adapter):
         combined.
         """
         self.inner.observe_steps(observer)
+
+    def replay_graphs(self, capture: Capture | None) -> None:
+        """Has the wrapped adapter replay graphs."""
+        self.inner.replay_graphs(capture)
 
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Shows the wrapped adapter the whole video."""

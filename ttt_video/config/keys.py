@@ -308,10 +308,12 @@ METHODS: Mapping[str, Key] = {
     "TTT.ENSEMBLE.WINDOW_SIZE": Key(4, at_least(1)),
 }
 
-# These keys say what a run records, and change no result. Presets leave them alone.
+# These keys say what a run records or how it works, and change no result. Presets leave them alone.
 RECORDING: Mapping[str, Key] = {
     # Rows have the scores and scalars of each gradient step, which costs a prediction per step.
     "TTT.RECORD_STEPS": Key(False),
+    # "auto" replays prediction and step as CUDA graphs on a GPU where shapes repeat.
+    "TTT.CUDA_GRAPHS": Key("auto", choices=("auto", "off")),
 }
 
 KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING}

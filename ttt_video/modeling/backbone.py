@@ -56,8 +56,11 @@ class _Windows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, fill: Tensor | None, places: Places) -> Tensor:
         ctx.places, ctx.filled = places, fill is not None
         out = x.index_select(1, places.tokens)
-        if len(places.padding):
-            out[:, places.padding] = 0 if fill is None else fill.to(out.dtype)
+        if not len(places.padding):
+            return out
+        if fill is None:
+            return out.index_fill_(1, places.padding, 0)  # see _Tokens.backward
+        out[:, places.padding] = fill.to(out.dtype)
         return out
 
     @staticmethod
@@ -84,7 +87,8 @@ class _Tokens(torch.autograd.Function):
         places: Places = ctx.places
         out = grad.index_select(1, places.tokens)
         if len(places.padding):
-            out[:, places.padding] = 0
+            # Not by assignment, which on a GPU copies the number from the CPU: no graph may do so.
+            out.index_fill_(1, places.padding, 0)
         return out, None
 
 

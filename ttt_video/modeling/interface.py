@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -179,8 +180,16 @@ def normalized_images(
     ``mean`` and ``std`` are (3, 1, 1), those of uint8 values, on the model's device. Height and
     width become multiples of ``size_divisibility``.
     """
-    images = [(x["image"].to(mean.device, non_blocking=True) - mean) / std for x in batched_inputs]
-    return ImageList.from_tensors(images, size_divisibility)
+    images = [x["image"].to(mean.device, non_blocking=True) for x in batched_inputs]
+    height, width = images[0].shape[-2:]
+    if any(image.shape[-2:] != (height, width) for image in images):
+        return ImageList.from_tensors([(x - mean) / std for x in images], size_divisibility)
+    # The same numbers in a few operations on the batch, not in a few on each image.
+    pixels = (torch.stack(images) - mean) / std
+    padding = [-side % max(size_divisibility, 1) for side in (height, width)]
+    if any(padding):
+        pixels = F.pad(pixels, (0, padding[1], 0, padding[0]))
+    return ImageList(pixels, [(height, width)] * len(images))
 
 
 def output_size(sample: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

@@ -115,12 +115,23 @@ class PatchMasks:
         pixels on ``device``; those at the right and bottom may be cut. ``generator`` is a CPU
         generator, or None for torch's global one.
         """
-        size = self.patch_size
-        rows, columns = math.ceil(height / size), math.ceil(width / size)
+        return self.enlarged(self.draw_patches(height, width, generator).to(device), height, width)
+
+    def draw_patches(
+        self, height: int, width: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws which patches of an image are shown: (1, rows, columns) float32 on the CPU."""
+        rows, columns = math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
         num_visible = self.num_visible(rows * columns)
-        patches = MASK_KINDS[self.kind](rows, columns, num_visible, generator).to(device)
-        pixels = patches.repeat_interleave(size, 0).repeat_interleave(size, 1)
-        return pixels[None, :height, :width].contiguous()
+        return MASK_KINDS[self.kind](rows, columns, num_visible, generator)[None]
+
+    def enlarged(self, patches: Tensor, height: int, width: int) -> Tensor:
+        """Returns a mask of patches (..., rows, columns) in px, (..., height, width)."""
+        side = self.patch_size
+        *batch, rows, columns = patches.shape
+        pixels = patches[..., :, None, :, None].expand(*batch, rows, side, columns, side)
+        pixels = pixels.reshape(*batch, rows * side, columns * side)
+        return pixels[..., :height, :width].contiguous()
 
     def of_batch(
         self,

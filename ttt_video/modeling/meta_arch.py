@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from .criterion import LossNormalizers, SetCriterion
+from .graphs import unstacked
 from .heads import MaskFormerTTTHead
 from .interface import output_size
 from .matcher import HungarianMatcher, Target
@@ -141,20 +143,49 @@ class MaskFormerTTT(DenseModel):
         ``panoptic_seg``, as ``MODEL.MASK_FORMER.TEST.*`` asks; and ``finite``, a bool.
         """
         images = self.normalize(batched_inputs)
-        outputs = self.sem_seg_head(self.encode(images.tensor))[-1]
-        class_logits = outputs["pred_logits"].float()
+        return self._outputs(batched_inputs, images.image_sizes, self._logits(images.tensor))
+
+    def replayed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the part of :meth:`predict` that a graph can replay, for images of one size.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+
+        Returns:
+            Class logits (B, Q, K + 1), and mask logits (B, Q, h, w) of the padded images.
+        """
+        return self._logits(self.normalize(unstacked(images)).tensor)
+
+    def finished(
+        self, batched_inputs: list[dict[str, Any]], logits: tuple[Tensor, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Returns the rest of :meth:`predict`, of inputs and what :meth:`replayed` returns."""
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        return self._outputs(batched_inputs, sizes, logits)
+
+    def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.sem_seg_head(self.encode(pixels))[-1]
+        return outputs["pred_logits"], outputs["pred_masks"]
+
+    def _outputs(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: Sequence[tuple[int, ...]],
+        logits: tuple[Tensor, Tensor],
+    ) -> list[dict[str, Any]]:
+        class_logits, masks = logits[0].float(), logits[1]
         # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
         results = []
-        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+        for i, (x, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
             mask_logits = F.interpolate(
-                outputs["pred_masks"][i : i + 1].float(),
-                size=images.tensor.shape[-2:],
+                masks[i : i + 1].float(),
+                size=[self._padded(max(sides)) for sides in zip(*image_sizes, strict=True)],
                 mode="bilinear",
                 align_corners=False,
             )[0]
-            height, width = output_size(x, size)
-            result = self.postprocess(class_logits[i], mask_logits, size, height, width)
+            height, width = output_size(x, size)  # type: ignore[arg-type]
+            result = self.postprocess(class_logits[i], mask_logits, size, height, width)  # type: ignore[arg-type]
             # A sum is finite only if its terms are, and it needs no second tensor of their size.
-            scores = class_logits[i].sum() + outputs["pred_masks"][i].sum(dtype=torch.float32)
+            scores = class_logits[i].sum() + masks[i].sum(dtype=torch.float32)
             results.append({**result, "finite": scores.isfinite()})
         return results

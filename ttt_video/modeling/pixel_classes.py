@@ -123,5 +123,5 @@ def image_area(images: ImageList, rows: int, columns: int) -> Tensor:
     inside = torch.zeros(len(images), rows, columns, device=images.tensor.device)
     stride = images.tensor.shape[-1] / columns
     for cells, (height, width) in zip(inside, images.image_sizes, strict=True):
-        cells[: math.ceil(height / stride), : math.ceil(width / stride)] = 1
+        cells[: math.ceil(height / stride), : math.ceil(width / stride)].fill_(1)
     return inside

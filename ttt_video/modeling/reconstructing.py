@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import validate_config
 from ..errors import UserError
+from .graphs import defines_together, stacked, unstacked
 from .heads import PIXELS_PER_QUERY_CELL, ReconstructionHead, registered
 from .interface import (
     MASKFORMER_PARTS,
@@ -126,7 +128,9 @@ class ReconstructingModel(nn.Module):
         (on the CPU) or torch's global one draws over the padded image.
         """
         images = self.normalize(batched_inputs)
-        visible = self.masks.of_batch(batched_inputs, images, generator)
+        return self._losses_of(images, self.masks.of_batch(batched_inputs, images, generator))
+
+    def _losses_of(self, images: ImageList, visible: Tensor) -> dict[str, Tensor]:
         prediction = self.decode(self.encode(images.tensor, visible), visible)
         loss = reconstruction_loss(
             prediction,
@@ -253,6 +257,36 @@ class DenseModel(ReconstructingModel):
             "masks": PatchMasks.from_config(cfg),
             "reconstruction": ReconstructionTask.from_config(cfg),
         }
+
+    def masked_batch(
+        self, images: Sequence[Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        """Draws the masks of images (3, H, W), and nothing else, so that the rest can be replayed.
+
+        :meth:`masked_losses` of the result is :meth:`reconstruction_losses` of the images.
+
+        Returns:
+            The images of :func:`~ttt_video.modeling.graphs.stacked` on their device, and which
+            patches of the padded images are shown: (B, rows, columns) float32 on the CPU, pinned
+            where a GPU fetches it. None, and nothing drawn, if the images differ in size or a
+            subclass has other losses.
+        """
+        batch = stacked(images)
+        if batch is None or not defines_together(self, "masked_losses", "reconstruction_losses"):
+            return None
+        height, width = (self._padded(side) for side in images[0].shape[-2:])
+        patches = [self.masks.draw_patches(height, width, generator) for _ in images]
+        shown = torch.cat(patches)
+        return batch, shown.pin_memory() if self.device.type == "cuda" else shown
+
+    def _padded(self, side: int) -> int:
+        return side + -side % self.size_divisibility
+
+    def masked_losses(self, images: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """Returns :meth:`reconstruction_losses` of a :meth:`masked_batch`; draws nothing."""
+        padded = self.normalize(unstacked(images))
+        patches = patches.to(self.device)[:, None]
+        return self._losses_of(padded, self.masks.enlarged(patches, *padded.tensor.shape[-2:]))
 
     def encode(self, pixels: Tensor, visible: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the features f of (B, 3, H, W) pixels; masked pixels are 0, the mean colour.

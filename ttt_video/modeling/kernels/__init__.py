@@ -25,14 +25,20 @@ LEAST_CAPABILITY = (8, 0)
 
 def use_kernels(x: Tensor) -> bool:
     """Returns whether a tensor is worked on by the kernels."""
-    choice = os.environ.get(VARIABLE, "auto")
-    if choice not in ("auto", "on", "off"):
-        raise UserError(f"{VARIABLE} is {choice!r}; choose auto, on or off")
+    choice = kernels_choice()
     if choice == "off":
         return False
     if choice == "on":
         return _has_triton()
     return x.is_cuda and _can_run(x.device)
+
+
+def kernels_choice() -> str:
+    """Returns what the environment says of the kernels: "auto", "on" or "off"."""
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in ("auto", "on", "off"):
+        raise UserError(f"{VARIABLE} is {choice!r}; choose auto, on or off")
+    return choice
 
 
 @cache
