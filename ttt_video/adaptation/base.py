@@ -19,8 +19,10 @@ from torch import nn
 from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
 from ..errors import UserError, suggestion
 from ..modeling.interface import parts_of
+from .precision import in_precision
 from .window import SlidingWindow
 
+CPU = torch.device("cpu")
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
 Code of adaptation methods by name: functions ``method(cfg, model) -> Adapter``.
@@ -76,6 +78,7 @@ def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Ad
         adapter = build_adapter(cfg, model, under.name)
     else:
         adapter = ADAPTER_REGISTRY.get(method.runs)(cfg, model)
+        adapter.predict_precision = cfg.TTT.PREDICT_PRECISION
     for wrapper in method.wrappers:
         adapter = WRAPPER_REGISTRY.get(wrapper).from_config(cfg, adapter)
     return adapter
@@ -140,10 +143,12 @@ class Adapter(ABC):
     Attributes:
         offline: whether :meth:`watch` must see a whole video before its first prediction.
         updates: whether :meth:`adapt` does anything.
+        predict_precision: of predictions, in :data:`PRECISIONS`; :func:`build_adapter` sets it.
     """
 
     offline: bool = False
     updates: bool = True
+    predict_precision: str = "fp32"
     _observer: StepObserver | None = None
 
     def __init__(self, model: nn.Module) -> None:
@@ -179,8 +184,24 @@ class Adapter(ABC):
 
     def predict(self, frame: Any) -> dict[str, Any]:
         """Returns detectron2's outputs for one frame, with the current weights in eval mode."""
-        with module_mode(self.model, training=False), torch.no_grad():
+        with self.predicting():
             return self.model([frame])[0]
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Puts the model in eval mode and in the precision of predictions, without gradients."""
+        precision = self.predict_precision
+        device = getattr(self.model, "device", CPU)
+        with (
+            module_mode(self.model, training=False),
+            torch.no_grad(),
+            in_precision(device, precision, keep_casts=False),
+        ):
+            yield
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a summary says of how the adapter ran, beside its settings."""
+        return {}
 
     @abstractmethod
     def reset(self) -> None:
