@@ -93,10 +93,11 @@ def keys(node: CfgNode, prefix: str = "") -> dict[str, object]:
 PAPER = {
     "METHOD": "online_ttt_mae", "MASK_RATIO": 0.8, "MASK_PATCH_SIZE": 16, "RECON.REGION": "masked",
     "MASK_KIND": "random",
-    "WINDOW_SIZE": 16, "SAMPLING": "with_replacement", "BATCH_SIZE": 32, "MICRO_BATCH_SIZE": 8,
+    "WINDOW_SIZE": 16, "SAMPLING": "with_replacement", "BATCH_SIZE": 32, "MICRO_BATCH_SIZE": 0,
     "STEPS_PER_FRAME": 1, "UPDATE_EVERY": 1, "FRAME_BUDGET_MS": 0, "PREDICT": "after",
     "FRAME_ORDER": "time", "MODULES": [], "PARAMETERS": "all", "RESET": "video",
-    "STEP_MODE": "eval", "PRECISION": "fp32", "OPTIMIZER.NAME": "SGD", "OPTIMIZER.BASE_LR": 0.01,
+    "STEP_MODE": "eval", "PRECISION": "fp32", "PREDICT_PRECISION": "fp32", "CHECKPOINT": False,
+    "OPTIMIZER.NAME": "SGD", "OPTIMIZER.BASE_LR": 0.01,
     "OPTIMIZER.MOMENTUM": 0.0, "OPTIMIZER.BETAS": [0.9, 0.999], "OPTIMIZER.WEIGHT_DECAY": 0.0,
     "OPTIMIZER.BACKBONE_MULTIPLIER": 1.0, "OPTIMIZER.CLIP_NORM": 0.0, "OPTIMIZER.RESTART": False,
     "OPTIMIZER.MAX_LOSS_GROWTH": 3.0, "OPTIMIZER.SOURCE_PULL": 0.0,
@@ -183,7 +184,7 @@ def test_presets_are_the_published_settings():
     assert (release.OPTIMIZER.NAME, release.OPTIMIZER.BASE_LR) == ("ADAMW", 1e-4)
     assert (release.OPTIMIZER.WEIGHT_DECAY, release.OPTIMIZER.CLIP_NORM) == (0.05, 0.01)
     assert (release.OPTIMIZER.BACKBONE_MULTIPLIER, release.OPTIMIZER.RESTART) == (0.1, True)
-    assert (release.BATCH_SIZE, release.MICRO_BATCH_SIZE) == (32, 8)
+    assert (release.BATCH_SIZE, release.MICRO_BATCH_SIZE) == (32, 0)
     assert (release.SAMPLING, release.STEP_MODE) == ("shuffled_epochs", "train")
     assert (release.PRECISION, list(release.CROP.SIZE)) == ("fp16", [512, 1024])
     assert paper.RECON.NORMALIZE_TARGET is release.RECON.NORMALIZE_TARGET is False

@@ -134,7 +134,7 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.MASK_PATCH_SIZE", -4),
         ("TTT.WINDOW_SIZE", -1),
         ("TTT.BATCH_SIZE", 0),
-        ("TTT.MICRO_BATCH_SIZE", 0),
+        ("TTT.MICRO_BATCH_SIZE", -1),
         ("TTT.STEPS_PER_FRAME", 0),
         ("TTT.UPDATE_EVERY", 0),
         ("TTT.FRAME_BUDGET_MS", -1),

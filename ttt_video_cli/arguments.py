@@ -15,7 +15,7 @@ from typing import NoReturn
 
 # Closed lists of ttt_video, which is not imported yet. A test holds them equal to its own.
 PRESETS = ("paper", "release", "realtime")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 PROTOCOLS = ("standard", "video", "release")
 TABLE_LAYOUTS = ("table1", "table3", "table4", "plain")
 TABLE_FORMATS = ("markdown", "csv", "latex")

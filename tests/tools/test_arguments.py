@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 
 import ttt_video_cli
 from ttt_video.adaptation import method_names
-from ttt_video.adaptation.settings import PRECISIONS
+from ttt_video.adaptation.precision import PRECISIONS
 from ttt_video.config import PRESETS
 from ttt_video.report.tables import FORMATS, LAYOUTS
 from ttt_video.tasks.metrics import PROTOCOLS

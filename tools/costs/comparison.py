@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from costs.clock import Work, measure, spread
 from costs.environment import matmul_peak
 from costs.flops import count_flops
-from ttt_video.adaptation.settings import PRECISIONS
 
 OURS = "ttt_video"
 HUGGING_FACE = "huggingface"
@@ -30,7 +28,7 @@ class Options:
     Attributes:
         sizes: (height, width) of the images, px.
         batches: images at once; none: the measurement's own.
-        precisions: "fp32", "bf16" (autocast), "fp16" (autocast).
+        precisions: names in :data:`~ttt_video.adaptation.precision.PRECISIONS`.
         steps: calls that count.
         warmup: calls before them.
         flops: also count operations.
@@ -50,12 +48,6 @@ class Options:
         batches = self.batches or (batch,)
         for size, batch, precision in itertools.product(self.sizes, batches, self.precisions):
             yield {"size": list(size), "batch": batch, "precision": precision}
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Returns the context in which a forward pass runs in a precision."""
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def difference(ours: Tensor, theirs: Tensor, what: str) -> float:
@@ -85,7 +77,7 @@ def compare(
     runs = measure(works, device, steps=options.steps, warmup=options.warmup)
     result: dict[str, Any] = {"runs": runs}
     if options.flops:
-        peak = matmul_peak(device, PRECISIONS[precision] or torch.float32)
+        peak = matmul_peak(device, precision)
         result["matmul_flop_per_second"] = peak
         for name, work in works.items():
             runs[name]["flop"] = count_flops(work)

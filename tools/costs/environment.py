@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from costs.clock import synchronize
+from ttt_video.adaptation.precision import PRECISIONS, tf32
 
 PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "numpy")
 
@@ -57,17 +58,18 @@ def cpu_name() -> str:
 
 
 @cache
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
-    """Returns FLOP/s of the fastest of some square matrix products, with torch's settings.
+def matmul_peak(device: torch.device, precision: str, size: int = 0) -> float:
+    """Returns FLOP/s of the fastest of some square matrix products.
 
     It is measured once, with up to eight products, fewer if the machine lacks instructions for the
-    type and they take seconds.
+    precision and they take seconds.
 
     Args:
         device: that multiplies.
-        dtype: of both matrices.
+        precision: of the products, in :data:`PRECISIONS`.
         size: rows and columns; 0 takes 8192 on a GPU, else 1024 for float32 and 256 for others.
     """
+    dtype = PRECISIONS[precision] or torch.float32
     if not size:
         small = 1024 if dtype == torch.float32 else 256
         size = 8192 if device.type == "cuda" else small
@@ -76,7 +78,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> floa
     while len(seconds) < 2 or (len(seconds) < 9 and sum(seconds) < 2.0):
         synchronize(device)
         start = time.perf_counter()
-        a @ b
+        with tf32(device, precision == "tf32"):
+            a @ b
         synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds[1:])

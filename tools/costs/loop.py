@@ -93,6 +93,7 @@ def _case(
         "size": list(size),
         "batch": cfg.TTT.BATCH_SIZE,
         "precision": cfg.TTT.PRECISION,
+        "predict_precision": cfg.TTT.PREDICT_PRECISION,
         "method": cfg.TTT.METHOD,
         "overlay": overlay,
         "runs": runs,

@@ -11,12 +11,13 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from costs.clock import Stages
-from costs.comparison import HUGGING_FACE, OURS, Options, autocast, compare, difference
+from costs.comparison import HUGGING_FACE, OURS, Options, compare, difference
 from costs.flops import count_flops, parameter_bytes, saved_bytes
 from costs.inputs import frames, labelled_images, model_of, peer_of
 from ttt_video.adaptation import SlidingWindow, build_adapter
 from ttt_video.adaptation.base import module_mode
 from ttt_video.adaptation.gradient import GradientAdapter
+from ttt_video.adaptation.precision import in_precision
 from ttt_video.errors import UserError
 from ttt_video.modeling.meta_arch import MaskFormerTTT
 from ttt_video.modeling.optimizer import build_optimizer
@@ -52,7 +53,7 @@ def _prediction(
     model: Any, inputs: list[dict[str, Any]], device: torch.device, precision: str
 ) -> Callable[[], object]:
     def run() -> object:
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), in_precision(device, precision, keep_casts=False):
             return model(inputs)
 
     return run
@@ -81,8 +82,6 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
         own.TTT.PRECISION = case["precision"]
         own.TTT.STEPS_PER_FRAME = 1
         own.TTT.BATCH_SIZE = case["batch"]
-        own.TTT.MICRO_BATCH_SIZE = min(case["batch"], cfg.TTT.MICRO_BATCH_SIZE)
-        case["micro_batch"] = own.TTT.MICRO_BATCH_SIZE
         window = SlidingWindow(own.TTT.WINDOW_SIZE or None, device)
         count = min(own.TTT.WINDOW_SIZE or 16, 16)
         video = frames(count, *case["size"])
@@ -95,13 +94,16 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
         if not isinstance(adapters[OURS], GradientAdapter):
             raise UserError(f"--method {own.TTT.METHOD} takes no gradient steps to measure")
         works = {name: _step(adapter, window) for name, adapter in adapters.items()}
+        case["checkpoint"] = cfg.TTT.CHECKPOINT
         case.update(compare(works, device, options, case["precision"]))
         if isinstance(model, MaskFormerTTT):
             stages = Stages(device)
             with stages.watch(model, "recon_head", adapters[OURS].optimizer):
                 works[OURS]()
             case["stages"] = stages.shares()
-        case["saved_activation_bytes"] = _activations(own, model, window)
+        size = adapters[OURS].micro_batches.size([window.current] * case["batch"])
+        case["micro_batch"] = min(size, case["batch"])
+        case["saved_activation_bytes"] = _activations(own, model, window, case["micro_batch"])
         cases.append(case)
     settings = {key: cfg.TTT[key] for key in ("METHOD", "STEP_MODE", "MASK_RATIO")}
     settings.update(optimizer=cfg.TTT.OPTIMIZER.NAME, crop=list(cfg.TTT.CROP.SIZE))
@@ -113,16 +115,14 @@ def _step(adapter: Any, window: SlidingWindow) -> Callable[[], object]:
     return lambda: adapter.adapt(window, generator)
 
 
-def _activations(cfg: CfgNode, model: nn.Module, window: SlidingWindow) -> int:
-    """Returns the bytes that one micro-batch keeps for its backward pass."""
+def _activations(cfg: CfgNode, model: nn.Module, window: SlidingWindow, size: int) -> int:
+    """Returns the bytes that a micro-batch of ``size`` keeps for its backward pass."""
     adapter: Any = build_adapter(cfg, model)
     generator = torch.Generator().manual_seed(0)
-    batch = window.sample(
-        adapter.step.micro_batch_size, sampling="with_replacement", generator=generator
-    )
+    batch = window.sample(size, sampling="with_replacement", generator=generator)
 
     def forward() -> object:
-        with autocast(adapter.device, cfg.TTT.PRECISION):
+        with in_precision(adapter.device, cfg.TTT.PRECISION):
             return adapter.losses(batch, generator)
 
     with module_mode(model, adapter.training_step):

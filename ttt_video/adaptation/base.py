@@ -27,8 +27,10 @@ from ..modeling.graphs import (
     surroundings,
 )
 from ..modeling.interface import parts_of
+from .precision import in_precision
 from .window import SlidingWindow
 
+CPU = torch.device("cpu")
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
 Code of adaptation methods by name: functions ``method(cfg, model) -> Adapter``.
@@ -84,6 +86,7 @@ def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Ad
         adapter = build_adapter(cfg, model, under.name)
     else:
         adapter = ADAPTER_REGISTRY.get(method.runs)(cfg, model)
+        adapter.predict_precision = cfg.TTT.PREDICT_PRECISION
         if cfg.TTT.CUDA_GRAPHS == "auto" and hasattr(model, "device"):
             device: Any = model.device
             adapter.replay_graphs(capture_for(torch.device(device)))
@@ -151,10 +154,12 @@ class Adapter(ABC):
     Attributes:
         offline: whether :meth:`watch` must see a whole video before its first prediction.
         updates: whether :meth:`adapt` does anything.
+        predict_precision: of predictions, in :data:`PRECISIONS`; :func:`build_adapter` sets it.
     """
 
     offline: bool = False
     updates: bool = True
+    predict_precision: str = "fp32"
     _observer: StepObserver | None = None
     _replayed_prediction: GraphRunner[Any] | None = None
 
@@ -191,7 +196,7 @@ class Adapter(ABC):
 
     def predict(self, frame: Any) -> dict[str, Any]:
         """Returns detectron2's outputs for one frame, with the current weights in eval mode."""
-        with module_mode(self.model, training=False), torch.no_grad():
+        with self.predicting():
             if self._replayed_prediction is None:
                 return self.model([frame])[0]
             model: Any = self.model
@@ -214,6 +219,22 @@ class Adapter(ABC):
             self._replayed_prediction = GraphRunner(
                 model.replayed, capture, name="prediction", weights=weights
             )
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Puts the model in eval mode and in the precision of predictions, without gradients."""
+        precision = self.predict_precision
+        device = getattr(self.model, "device", CPU)
+        with (
+            module_mode(self.model, training=False),
+            torch.no_grad(),
+            in_precision(device, precision, keep_casts=False),
+        ):
+            yield
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a summary says of how the adapter ran, beside its settings."""
+        return {}
 
     @abstractmethod
     def reset(self) -> None:

@@ -17,11 +17,15 @@ from torch.func import functional_call
 from ..errors import UserError
 from ..modeling.graphs import Capture, defines_together
 from ..modeling.interface import adaptable
+from ..modeling.optimizer import load_optimizer
+from ..modeling.recomputing import recompute_layers
 from .base import Adapter, module_mode, seeded_layers
+from .micro_batches import MicroBatches
 from .moving_parameters import part_names, unfreeze
+from .precision import PRECISIONS, tf32
 from .replay import ReplayedSteps, total_of
-from .settings import PRECISIONS, OptimizerSettings, StepSettings
-from .snapshot import Snapshot
+from .settings import OptimizerSettings, StepSettings
+from .snapshot import Snapshot, forget, knows_nothing
 from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
 
@@ -87,6 +91,9 @@ class GradientAdapter(Adapter):
         self.dtype = PRECISIONS[step.precision]
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.scaler = self._new_scaler()
+        self.micro_batches = MicroBatches.on(self.device, step.micro_batch_size)
+        if step.checkpoint:
+            recompute_layers(model)
         # Buffers too: batch norm's statistics move in train mode.
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
@@ -161,7 +168,7 @@ class GradientAdapter(Adapter):
         """
         record = self.take_steps(self.step.per_frame, window, generator)
         if self.update.restart:
-            self.optimizer.state.clear()
+            forget(self.optimizer)
         return record
 
     def take_steps(
@@ -212,7 +219,7 @@ class GradientAdapter(Adapter):
         """Does the same with the loss scale as it is; a failure halves the scale."""
         random = generator.get_state()
         buffers = self._buffers()
-        sums = self._batch_losses(batch, generator, backward=True)
+        sums = self._fitting_losses(batch, generator, buffers)
         if all(parameter.grad is None for parameter in self.parameters):
             buffers.restore()
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
@@ -241,6 +248,22 @@ class GradientAdapter(Adapter):
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
 
+    def _fitting_losses(
+        self, batch: list[Sample], generator: torch.Generator, buffers: Snapshot
+    ) -> dict[str, Tensor]:
+        """Returns the scalars of a batch and makes its gradients, in micro-batches that fit."""
+        random = generator.get_state()
+
+        def undo() -> None:
+            generator.set_state(random)
+            buffers.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        def work(samples: list[Sample]) -> dict[str, Tensor]:
+            return self._batch_losses(samples, generator, backward=True)
+
+        return self.micro_batches.run(batch, work, undo)
+
     def _batch_losses(
         self, batch: list[Sample], generator: torch.Generator, *, backward: bool
     ) -> dict[str, Tensor]:
@@ -249,9 +272,10 @@ class GradientAdapter(Adapter):
         if backward and self._replayed is not None:
             self._replayed.start()
         random = seeded_layers(self.device, generator) if self.training_step else nullcontext()
-        with module_mode(self.model, self.training_step), random:
-            for start in range(0, len(batch), self.step.micro_batch_size):
-                micro_batch = batch[start : start + self.step.micro_batch_size]
+        size, products = self.micro_batches.size(batch), tf32(self.device, self.step.allows_tf32)
+        with module_mode(self.model, self.training_step), random, products:
+            for start in range(0, len(batch), size):
+                micro_batch = batch[start : start + size]
                 share = len(micro_batch) / len(batch)
                 values = None
                 if backward and self._replayed is not None:
@@ -340,23 +364,37 @@ class GradientAdapter(Adapter):
         """Returns to the source weights and buffers, bit for bit, with a fresh optimizer."""
         for name, tensor in self._state.items():
             tensor.copy_(self._source[name])
-        self.optimizer.state.clear()
+        forget(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self._new_scaler()
 
     def predict_source(self, frame: Any) -> dict[str, Any]:
         """Predicts with the source weights, without a second model; nothing changes."""
-        with module_mode(self.model, training=False), torch.no_grad():
+        with self.predicting():
             return functional_call(self.model, self._source, ([frame],))[0]
 
+    def facts(self) -> dict[str, Any]:
+        """Returns ``micro_batch_size``, the least that was chosen, if one was."""
+        chosen = self.micro_batches.found.values()
+        return {"micro_batch_size": min(chosen)} if chosen else {}
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns ``tensors`` (those that moved, by name), ``optimizer`` and ``scaler``."""
+        """Returns ``tensors`` (those that moved, by name), ``optimizer`` and ``scaler``.
+
+        ``micro_batches`` is there if they were chosen, so that a resumed run sums in the same
+        order.
+        """
         state = self._state.items()
         moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
+        optimizer = self.optimizer.state_dict()
+        if knows_nothing(self.optimizer):  # a file need not hold zeros of the model's size
+            optimizer["state"] = {}
+        found = self.micro_batches.found
         return {
             "tensors": moved,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
+            **({"micro_batches": dict(found)} if found else {}),
         }
 
     @torch.no_grad()
@@ -365,7 +403,8 @@ class GradientAdapter(Adapter):
         self.reset()
         for name, tensor in state["tensors"].items():
             self._state[name].copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.micro_batches.found.update(state.get("micro_batches", {}))
         self.scaler.load_state_dict(state["scaler"])
 
     def _new_scaler(self) -> torch.amp.GradScaler:

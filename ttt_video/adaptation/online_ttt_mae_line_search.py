@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from .base import ADAPTER_REGISTRY, module_mode
+from .base import ADAPTER_REGISTRY
 from .norm_statistics import Statistics, fit_statistics, measuring, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
 from .window import SlidingWindow
@@ -114,7 +114,7 @@ class LineSearchAdapter(ReconstructionAdapter):
         return torch.cat(shifts).mean()
 
     def _predict_at(self, scale: float, frame: Any) -> dict[str, Any]:
-        with module_mode(self.model, training=False), torch.no_grad():
+        with self.predicting():
             source = [self._source[name] for name in self._moving]
             weights = torch._foreach_lerp(source, [*self._moving.values()], scale)
             named = dict(zip(self._moving, weights, strict=True))

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from ..modeling.interface import parts_of
 from ..modeling.optimizer import make_optimizer, parameter_groups
 from ..modeling.weights import read_checkpoint
+from .precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +95,26 @@ class StepSettings:
     Attributes:
         per_frame: gradient steps per frame.
         batch_size: samples per step.
-        micro_batch_size: samples per forward and backward; the gradient is that of the batch.
+        micro_batch_size: samples per forward and backward; the gradient is that of the batch. 0:
+            see :class:`MicroBatches`.
         sampling: see :meth:`SlidingWindow.sample`.
         mode: "train" or "eval" mode of the model in the step.
-        precision: "fp32", "bf16" or "fp16" (with loss scaling) of the step.
+        precision: of the step, in :data:`PRECISIONS`; "fp16" scales the loss.
+        checkpoint: layers keep their inputs only, and are run again in the backward pass.
     """
 
     per_frame: int = 1
     batch_size: int = 32
-    micro_batch_size: int = 8
+    micro_batch_size: int = 0
     sampling: str = "with_replacement"
     mode: str = "eval"
     precision: str = "fp32"
+    checkpoint: bool = False
+
+    @property
+    def allows_tf32(self) -> bool:
+        """Whether a GPU multiplies float32 in TF32."""
+        return self.precision == "tf32"
 
     def __post_init__(self) -> None:
         if self.mode not in ("train", "eval"):
@@ -126,4 +133,5 @@ class StepSettings:
             sampling=ttt.SAMPLING,
             mode=ttt.STEP_MODE,
             precision=ttt.PRECISION,
+            checkpoint=ttt.CHECKPOINT,
         )

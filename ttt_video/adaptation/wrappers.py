@@ -62,6 +62,10 @@ class Wrapper(Adapter):
         """Returns the wrapped adapter's prediction."""
         return self.inner.predict(frame)
 
+    def facts(self) -> dict[str, Any]:
+        """Returns the wrapped adapter's facts."""
+        return self.inner.facts()
+
     def reset(self) -> None:
         """Resets the wrapped adapter."""
         self.inner.reset()

@@ -177,8 +177,13 @@ ADAPTATION: Mapping[str, Key] = {
     # Number k of frames in explicit memory, the current one included; 0 = no limit.
     "TTT.WINDOW_SIZE": Key(16, at_least(0, "a number of frames, or 0 for no limit")),
     "TTT.BATCH_SIZE": Key(32, at_least(1)),  # samples per gradient step
-    # Samples per forward and backward; gradients accumulate.
-    "TTT.MICRO_BATCH_SIZE": Key(8, at_least(1)),
+    # Samples per forward and backward; gradients accumulate. 0 = on a GPU the largest power of two
+    # that fits its memory, on a CPU 8. It changes rounding alone, but with STEP_MODE train also
+    # what stochastic depth draws for a sample, and which samples batch norms see together.
+    "TTT.MICRO_BATCH_SIZE": Key(0, at_least(0, "a number of samples, or 0 to find one")),
+    # Layers of f and g keep their inputs alone in a step and are run again for their gradients,
+    # which stay the same: about a third more time for a fraction of the memory.
+    "TTT.CHECKPOINT": Key(False),
     "TTT.STEPS_PER_FRAME": Key(1, at_least(1)),  # gradient steps of one update
     # An update is made at the first frame of a video and at every n-th frame after it.
     "TTT.UPDATE_EVERY": Key(
@@ -222,7 +227,11 @@ ADAPTATION: Mapping[str, Key] = {
     "TTT.RESET": Key("video", choices=("video", "frame", "never")),
     # "train" has stochastic depth and dropout in the step; predictions are always in eval mode.
     "TTT.STEP_MODE": Key("eval", choices=("train", "eval")),
-    "TTT.PRECISION": Key("fp32", choices=("fp32", "bf16", "fp16")),  # of the step alone
+    # Of the step, and of predictions. On a GPU "fp32" multiplies exactly and "tf32" with 10 bits of
+    # mantissa, in products and convolutions alike; on a CPU they are the same. "bf16" and "fp16"
+    # are autocast's.
+    "TTT.PRECISION": Key("fp32", choices=("fp32", "tf32", "bf16", "fp16")),
+    "TTT.PREDICT_PRECISION": Key("fp32", choices=("fp32", "tf32", "bf16", "fp16")),
     "TTT.OPTIMIZER.NAME": Key("SGD", choices=("SGD", "ADAMW")),
     "TTT.OPTIMIZER.BASE_LR": Key(0.01, at_least(0)),
     "TTT.OPTIMIZER.MOMENTUM": Key(0.0),  # SGD

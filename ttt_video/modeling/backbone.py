@@ -14,10 +14,10 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
+from .recomputing import run_layer
 
 
 class Places(NamedTuple):
@@ -197,10 +197,7 @@ class FastSwinStage(BasicLayer):
         mask = shift_mask(H, W, self.window_size, self.shift_size, x.device)
         for block in self.blocks:
             block.H, block.W = H, W
-            if self.use_checkpoint:
-                x = checkpoint(block, x, mask, use_reentrant=False)
-            else:
-                x = block(x, mask)
+            x = run_layer(block, x, mask, recompute=self.use_checkpoint)
         if self.downsample is None:
             return x, H, W, x, H, W
         return x, H, W, self.downsample(x, H, W), (H + 1) // 2, (W + 1) // 2

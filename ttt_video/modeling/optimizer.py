@@ -83,14 +83,26 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Returns ``ADAMW`` (with ``betas``) or ``SGD`` over groups of :func:`parameter_groups`.
 
-    Each group is one fused kernel where torch has one for the device.
+    Each group is one fused kernel where torch has one for the device. On a GPU a step can be
+    captured in a graph.
     """
     device = groups[0]["params"][0].device.type
     fused = True if device in ("cuda", "cpu") else None
     if name == "ADAMW":
-        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+        return torch.optim.AdamW(groups, betas=betas, fused=fused, capturable=device == "cuda")
     # lr is required, but every group has its own.
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads ``state``, but keeps how the optimizer computes, which an older file or one of another
+    device may say otherwise: none of it changes a number.
+    """
+    kept = ("fused", "foreach", "capturable")
+    own = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
+    # First in the saved groups, because they decide where the numbers of steps are kept.
+    groups = [{**old, **new} for old, new in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def clip_gradients_before_step(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
 from .position_encoding import sine_position_embedding
+from .recomputing import run_layer
 
 PIXEL_DECODER_REGISTRY = Registry("TTT_PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
@@ -71,6 +72,7 @@ class DeformableEncoder(nn.Module):
 
     def __init__(self, layers: list[EncoderLayer], dim: int, num_levels: int) -> None:
         super().__init__()
+        self.use_checkpoint = False
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
 
@@ -90,7 +92,8 @@ class DeformableEncoder(nn.Module):
         )
         reference = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
         for layer in self.encoder["layers"].children():
-            tokens = layer(tokens, position, reference, shapes)
+            arguments = tokens, position, reference, shapes
+            tokens = run_layer(layer, *arguments, recompute=self.use_checkpoint)
         maps = tokens.transpose(1, 2).split(areas, dim=2)
         return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
 

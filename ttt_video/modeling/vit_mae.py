@@ -22,6 +22,7 @@ from .interface import prefixes
 from .masking import MAEMasks, unpatchify
 from .pixel_classes import MainTask, PixelClasses
 from .position_encoding import mae_position_table
+from .recomputing import run_layer
 from .reconstructing import ReconstructingModel
 from .reconstruction import ReconstructionTask
 from .weights import read_checkpoint
@@ -159,6 +160,7 @@ class ViTMAE(ReconstructingModel):
         """
         h = _HEADS["linear" if classifier is None else "classifier"]
         super().__init__(parts={**_PARTS, "h": h}, **common)
+        self.use_checkpoint = False
         self.linear = classifier is None
         self.image_size, self.patch_size = image_size, self.masks.patch_size
         self.label_smoothing, self.head_weights = label_smoothing, head_weights
@@ -296,7 +298,7 @@ class ViTMAE(ReconstructingModel):
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run_layer(block, tokens, recompute=self.use_checkpoint)
         return self.norm(tokens)
 
     def decode(self, features: Tensor, visible: Tensor) -> Tensor:
@@ -308,7 +310,7 @@ class ViTMAE(ReconstructingModel):
         patches = patches.scatter(1, shown.expand(-1, -1, embedded.shape[-1]), embedded[:, 1:])
         tokens = torch.cat([embedded[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            tokens = block(tokens)
+            tokens = run_layer(block, tokens, recompute=self.use_checkpoint)
         predicted = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
         return unpatchify(predicted, self.patch_size, self.image_size, self.image_size)
 

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..adaptation import NoAdaptation, SlidingWindow
+from ..adaptation import SlidingWindow, build_adapter
 from ..data.ordering import FirstFrames, in_order
 from ..errors import ending_with
 from ..files import save_torch, writing
@@ -57,7 +57,7 @@ class StreamEvaluation:
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.frozen: Stream | None = None
         if settings.compare:
-            adapter = NoAdaptation(copy.deepcopy(model))
+            adapter = build_adapter(self.cfg, copy.deepcopy(model), "none")
             self.frozen = Stream(adapter, SlidingWindow(1, self.device))
         # A method that looks at labels has to score them as the run does.
         named = self.cfg.clone()
@@ -79,11 +79,16 @@ class StreamEvaluation:
             UserError: the folder holds rows of another config, other weights, other flags or
                 other videos.
         """
-        facts, offline = partial(process_facts, self.device), self.stream.adapter.offline
-        with recorded(self.settings, sources, self.source_facts, facts, offline=offline) as summary:
+        offline = self.stream.adapter.offline
+        facts = self.source_facts, self.process_facts
+        with recorded(self.settings, sources, *facts, offline=offline) as summary:
             for source in self._remaining(sources):
                 self.run_video(source, Progress())
         return summary
+
+    def process_facts(self) -> Row:
+        """Returns a summary's entries about this process and how its adapter ran."""
+        return {**process_facts(self.device), **self.stream.adapter.facts()}
 
     def _remaining(self, sources: Sequence[FrameSource]) -> Sequence[FrameSource]:
         """The videos to run: those that are not complete."""

@@ -33,7 +33,7 @@ from .evaluation import StreamEvaluation, check_sinks, incomplete
 from .run import Settings, recorded
 from .sinks import Results, Sink, VideoRun
 from .source_model import load_source_model
-from .summary import process_facts, source_facts
+from .summary import source_facts
 
 _PATIENCE = 300.0  # seconds for a worker to finish its frame after it is told to stop
 _GLANCE = 0.1  # seconds between looks whether to stop
@@ -229,10 +229,13 @@ class _Team:
         """Of all processes that came to their end."""
         devices = sorted({facts["device"] for facts in self.process_facts})
         peaks = [facts["peak_memory_mib"] for facts in self.process_facts]
+        name = "micro_batch_size"
+        chosen = [facts[name] for facts in self.process_facts if name in facts]
         return {
             "workers": self.num_workers,
             "device": ", ".join(devices) or None,
             "peak_memory_mib": max(peaks, default=None),
+            **({name: min(chosen)} if chosen else {}),
         }
 
 
@@ -318,7 +321,7 @@ def _work(orders: Orders, device: str, threads: int, connection: Connection, sto
             while (source := connection.recv()) is not None:
                 evaluation.run_video(source, _Report(connection, stop), through=watch.frames)
                 connection.send(("video",))
-            connection.send(("ended", process_facts(torch.device(device))))
+            connection.send(("ended", evaluation.process_facts()))
         except (_Stopped, BrokenPipeError, EOFError):
             raise
         except UserError as error:
