@@ -37,15 +37,21 @@ _WINDOW = {
 def window_cases(dtype: str, precision: str) -> list[Case]:
     """Returns attention within the windows of a Swin, forward and backward."""
     tensors = {"qkv": f"*{dtype}", "table": "*fp32", "fill": "*fp32"}
-    grads = {"grad_out": f"*{dtype}", "grad_qkv": f"*{dtype}"}
-    grads |= {"grad_bias": "*fp32", "grad_fill": "*fp32"}
+    grads = {"grad_out": f"*{dtype}", "grad_qkv": f"*{dtype}", "sums": "*fp32"}
     sizes = {**dict.fromkeys(_SIZES, "i32"), "scale": "fp32", "programs": "i32"}
+    warps = 8 if dtype == "fp32" else 4
     constants = {**_WINDOW, "PRECISION": precision}
     learns = {"BIAS_GRAD": True, "FILL_GRAD": True}
     forward = {**tensors, "out": f"*{dtype}", **sizes}
     return [
-        Case("window_attention", "_forward_kernel", forward, constants),
-        Case("window_attention", "_backward_kernel", tensors | grads | sizes, constants | learns),
+        Case("window_attention", "_forward_kernel", forward, constants, warps),
+        Case(
+            "window_attention",
+            "_backward_kernel",
+            tensors | grads | sizes,
+            constants | learns,
+            warps,
+        ),
     ]
 
 

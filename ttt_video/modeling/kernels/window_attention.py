@@ -38,6 +38,7 @@ class Launch(NamedTuple):
     """Programs in flight that are aimed at. More of them read biases more often, and the backward
     pass writes a sum of bias gradients per program; fewer leave multiprocessors idle."""
     warps: int
+    """Of half-precision inputs; float32 takes twice as many."""
     stages: int
     """Windows whose loads overlap."""
 
@@ -75,6 +76,8 @@ class _Grid(NamedTuple):
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
         tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        # Without tensor cores, a tile takes twice the registers.
+        warps = launch.warps * (2 if qkv.dtype == torch.float32 else 1)
         head_dim = qkv.shape[-1] // (3 * self.heads)
         return {
             "windows": qkv.shape[0] * self.rows * self.columns,
@@ -92,7 +95,7 @@ class _Grid(NamedTuple):
             "PADDED": self.padded,
             "SHIFTED": self.shift > 0,
             "PRECISION": "tf32" if tf32 else "ieee",
-            "num_warps": launch.warps,
+            "num_warps": warps,
             "num_stages": launch.stages,
         }
 
@@ -215,7 +218,7 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _backward_kernel(
-    qkv, table, fill, grad_out, grad_qkv, grad_bias, grad_fill,
+    qkv, table, fill, grad_out, grad_qkv, sums,
     windows, height, width, rows, columns, shift, heads, scale, programs,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
@@ -223,9 +226,9 @@ def _backward_kernel(
 ):  # fmt: skip
     """Writes one head's gradients of every ``programs``-th window.
 
-    Each token is in one window, so the gradient of ``qkv`` is written once. Those of the biases
-    and of ``fill`` are summed over the program's windows: grad_bias (programs, heads, N, N) and
-    grad_fill (programs, 3, heads, HEAD_DIM). Queries at padding places have no gradient.
+    Each token is in one window, so the gradient of ``qkv`` is written once. Those of the biases,
+    (heads, N, N), and of ``fill``, (3, heads, HEAD_DIM), are summed over the program's windows;
+    ``sums`` has both in a row per program. Queries at padding places have no gradient.
     """
     head = tl.program_id(0)
     bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
@@ -269,17 +272,18 @@ def _backward_kernel(
         tl.store(place + heads * HEAD_DIM, grad_key.to(qkv.dtype.element_ty), mask)
         tl.store(place + 2 * heads * HEAD_DIM, grad_value.to(qkv.dtype.element_ty), mask)
 
-    part = tl.program_id(1) * heads
+    pairs: tl.constexpr = SIDE * SIDE * SIDE * SIDE
+    sums += tl.program_id(1) * heads * (pairs + 3 * HEAD_DIM)
     if BIAS_GRAD:
         row = tl.arange(0, BLOCK_N)[:, None]
         column = tl.arange(0, BLOCK_N)[None, :]
-        pair = ((part + head) * SIDE * SIDE + row) * (SIDE * SIDE) + column
-        tl.store(grad_bias + pair, bias_sum, (row < SIDE * SIDE) & (column < SIDE * SIDE))
+        valid = (row < SIDE * SIDE) & (column < SIDE * SIDE)
+        tl.store(sums + head * pairs + row * (SIDE * SIDE) + column, bias_sum, valid)
     if FILL_GRAD:
-        channel = (3 * part + head) * HEAD_DIM + d
-        tl.store(grad_fill + channel, tl.zeros((BLOCK_D,), dtype), d < HEAD_DIM)
-        tl.store(grad_fill + channel + heads * HEAD_DIM, key_sum, d < HEAD_DIM)
-        tl.store(grad_fill + channel + 2 * heads * HEAD_DIM, value_sum, d < HEAD_DIM)
+        channel = sums + heads * pairs + head * HEAD_DIM + d
+        tl.store(channel, tl.zeros((BLOCK_D,), dtype), d < HEAD_DIM)
+        tl.store(channel + heads * HEAD_DIM, key_sum, d < HEAD_DIM)
+        tl.store(channel + 2 * heads * HEAD_DIM, value_sum, d < HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["heads"])
@@ -333,36 +337,37 @@ class _WindowAttention(torch.autograd.Function):
         programs = grid.programs(qkv, ctx.launch)
         learns_table = ctx.needs_input_grad[1]
         learns_fill = ctx.needs_input_grad[2] and grid.padded
-        # Sums are float32, or float64 where the reference of a test is.
-        sums = torch.promote_types(table.dtype, torch.float32)
         grad_qkv = torch.empty_like(qkv)
-        tokens = grid.side**2
-        biases = table.new_empty((programs, grid.heads, tokens, tokens), dtype=sums)
-        fills = fill.new_empty((programs, qkv.shape[-1]), dtype=sums) if learns_fill else biases
+        biases = grid.heads * grid.side**4
+        # float32, or float64 where a test's inputs are
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        sums = table.new_empty((programs, biases + qkv.shape[-1]), dtype=dtype)
         _backward_kernel[(grid.heads, programs)](
             qkv,
             table,
             fill,
             grad.contiguous(),
             grad_qkv,
-            biases,
-            fills,
+            sums,
             programs=programs,
             BIAS_GRAD=learns_table,
             FILL_GRAD=learns_fill,
             **grid.arguments(qkv, ctx.launch),
         )
-        grad_table = torch.empty_like(table) if learns_table else None
-        if grad_table is not None:
+        total = sums.sum(0) if learns_table or learns_fill else None
+        grad_table = grad_fill = None
+        if total is not None and learns_table:
+            grad_table = torch.empty_like(table)
             _table_kernel[(grid.heads, len(table))](
-                biases.sum(0),
+                total,
                 grad_table,
                 grid.heads,
                 SIDE=grid.side,
-                BLOCK_N=max(16, triton.next_power_of_2(tokens)),
+                BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
                 num_warps=1,
             )
-        grad_fill = fills.sum(0).to(fill.dtype) if learns_fill else None
+        if total is not None and learns_fill:
+            grad_fill = total[biases:].to(fill.dtype)
         return grad_qkv, grad_table, grad_fill, None, None, None
 
 
