@@ -28,7 +28,45 @@ class Case(NamedTuple):
     warps: int = 4
 
 
-CASES: list[Case] = []
+_SIZES = ("windows", "height", "width", "rows", "columns", "shift", "heads")
+_WINDOW = {
+    "SIDE": 7, "HEAD_DIM": 32, "BLOCK_N": 64, "BLOCK_D": 32, "PADDED": True, "SHIFTED": True,
+}  # fmt: skip
+
+
+def window_cases(dtype: str, precision: str) -> list[Case]:
+    """Returns attention within the windows of a Swin, forward and backward."""
+    tensors = {"qkv": f"*{dtype}", "table": "*fp32", "fill": "*fp32"}
+    grads = {"grad_out": f"*{dtype}", "grad_qkv": f"*{dtype}", "sums": "*fp32"}
+    sizes = {**dict.fromkeys(_SIZES, "i32"), "scale": "fp32", "programs": "i32"}
+    warps = 8 if dtype == "fp32" else 4
+    constants = {**_WINDOW, "PRECISION": precision}
+    learns = {"BIAS_GRAD": True, "FILL_GRAD": True}
+    forward = {**tensors, "out": f"*{dtype}", **sizes}
+    return [
+        Case("window_attention", "_forward_kernel", forward, constants, warps),
+        Case(
+            "window_attention",
+            "_backward_kernel",
+            tensors | grads | sizes,
+            constants | learns,
+            warps,
+        ),
+    ]
+
+
+CASES: list[Case] = [
+    *window_cases("bf16", "ieee"),
+    *window_cases("fp32", "ieee"),
+    *window_cases("fp32", "tf32"),
+    Case(
+        "window_attention",
+        "_table_kernel",
+        {"grad_bias": "*fp32", "grad_table": "*fp32", "heads": "i32"},
+        {"SIDE": 7, "BLOCK_N": 64},
+        warps=1,
+    ),
+]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
+from .kernels import use_kernels
 from .recomputing import run_layer
 
 
@@ -105,8 +106,8 @@ class FastSwinBlock(SwinTransformerBlock):
 
         Args:
             x: (B, H * W, C) tokens; H and W are the block's attributes, set by its stage.
-            mask_matrix: (nW, N, N), added to the logits of shifted windows (0 or -100); N tokens
-                in each of nW windows.
+            mask_matrix: (nW, N, N), added to the logits of shifted windows; N tokens in each of
+                nW windows. On a GPU it has to be that of :func:`shift_mask`.
 
         Returns:
             (B, H * W, C).
@@ -115,14 +116,48 @@ class FastSwinBlock(SwinTransformerBlock):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
+        attn = self.attn
+        qkv = attn.qkv(x)
+        out = self._attention_by_kernel(qkv)
+        if out is None:
+            out = self._attention_by_windows(qkv, mask)
+        return attn.proj_drop(attn.proj(out))
+
+    def _attention_by_kernel(self, qkv: Tensor) -> Tensor | None:
+        """Returns (B, H * W, C) from (B, H * W, 3 * C), or None where the kernel does not run.
+
+        The kernel works out :func:`shift_mask` from the places of the tokens.
+        """
+        attn, side = self.attn, self.window_size
+        if not use_kernels(qkv) or (attn.training and attn.attn_drop.p > 0):
+            return None
+        from .kernels.window_attention import can_attend, window_attention  # needs Triton
+
+        if not can_attend(qkv, side):
+            return None
+        return window_attention(
+            qkv,
+            attn.relative_position_bias_table,
+            attn.qkv.bias,
+            height=self.H,
+            width=self.W,
+            side=side,
+            shift=self.shift_size,
+            heads=attn.num_heads,
+            scale=attn.scale,
+        )
+
+    def _attention_by_windows(self, qkv: Tensor, mask: Tensor) -> Tensor:
+        """Returns (B, H * W, C) from (B, H * W, 3 * C)."""
         attn, side, shift = self.attn, self.window_size, self.shift_size
-        batch, _, dim = x.shape
-        places = window_places(self.H, self.W, side, shift, x.device)
-        qkv = _Windows.apply(attn.qkv(x), attn.qkv.bias, places)
+        batch, _, dim = qkv.shape
+        dim //= 3
+        places = window_places(self.H, self.W, side, shift, qkv.device)
+        qkv = _Windows.apply(qkv, attn.qkv.bias, places)
         qkv = qkv.view(-1, side**2, 3, attn.num_heads, dim // attn.num_heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(mask if shift else None, batch).to(qkv.dtype)
-        if bias.requires_grad and x.device.type == "cpu":
+        if bias.requires_grad and qkv.device.type == "cpu":
             # Fused attention has no gradient of its bias on a CPU; torch would need 12 operations.
             out = self._attention_by_products(qkv, bias)
         else:
@@ -136,7 +171,7 @@ class FastSwinBlock(SwinTransformerBlock):
                 scale=attn.scale,
             )
         out = out.transpose(1, 2).reshape(batch, -1, dim)
-        return attn.proj_drop(attn.proj(_Tokens.apply(out, places)))
+        return _Tokens.apply(out, places)
 
     def _attention_by_products(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Returns (windows, heads, N, D) from (3, windows, heads, N, D); the bias may broadcast."""

@@ -1,0 +1,252 @@
+"""Triton's window attention against the reference of the Swin block, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling.backbone.swin import SwinTransformerBlock
+from torch import Tensor
+
+from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT, shift_mask
+from ttt_video.modeling.kernels import VARIABLE
+
+kernel = pytest.importorskip("ttt_video.modeling.kernels.window_attention")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the interpreter's
+FEW = kernel.Launch(programs=4, warps=4, stages=1)  # each walks over several windows
+
+
+def noise(*size: int, seed: int = 1) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def make_block(heads: int, head_dim: int, side: int, shift: int, bias: bool = True):
+    """A block whose weights are large enough that logits, biases and padding matter."""
+    torch.manual_seed(0)
+    block = SwinTransformerBlock(heads * head_dim, heads, side, shift, qkv_bias=bias)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    block.__class__ = FastSwinBlock
+    return block.to(DEVICE)
+
+
+def attention(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int], **options) -> Tensor:
+    """The kernel's, with the block's parameters."""
+    attn = block.attn
+    return kernel.window_attention(
+        qkv,
+        attn.relative_position_bias_table,
+        attn.qkv.bias,
+        height=size[0],
+        width=size[1],
+        side=block.window_size,
+        shift=block.shift_size,
+        heads=attn.num_heads,
+        scale=attn.scale,
+        **options,
+    )
+
+
+def reference(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int]) -> Tensor:
+    block.H, block.W = size
+    mask = shift_mask(*size, block.window_size, block.shift_size, qkv.device)
+    return block._attention_by_windows(qkv, mask.to(qkv.dtype))
+
+
+def gradients(block: FastSwinBlock, qkv: Tensor, out: Tensor) -> dict[str, Tensor | None]:
+    attn = block.attn
+    wanted = {"qkv": qkv, "table": attn.relative_position_bias_table}
+    if attn.qkv.bias is not None:
+        wanted["fill"] = attn.qkv.bias
+    grads = torch.autograd.grad(
+        out, list(wanted.values()), noise(*out.shape, seed=2).to(out.dtype), allow_unused=True
+    )
+    return dict(zip(wanted, grads, strict=True))
+
+
+CASES = {  # batch, size, heads, head_dim, side, shift, bias of the projection
+    "whole": (1, (6, 9), 2, 8, 3, 0, True),
+    "shifted": (1, (6, 9), 2, 8, 3, 1, False),
+    "padded": (1, (5, 7), 3, 4, 3, 0, True),
+    "padded and shifted": (2, (5, 4), 3, 4, 3, 1, True),
+    "padded with zeros": (1, (5, 4), 1, 4, 3, 2, False),
+    "smaller than a window": (2, (2, 3), 1, 24, 4, 2, True),
+    "as published": (1, (9, 13), 1, 32, 7, 3, True),
+    "wide heads": (1, (4, 5), 2, 40, 4, 0, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_the_reference_in_float64(case):
+    batch, size, heads, head_dim, side, shift, bias = case
+    block = make_block(heads, head_dim, side, shift, bias)
+    qkv = noise(batch, size[0] * size[1], 3 * heads * head_dim).requires_grad_()
+    out = attention(block, qkv, size, forward=FEW, backward=FEW)
+    grads = gradients(block, qkv, out)
+
+    exact = copy.deepcopy(block).double()
+    qkv64 = qkv.detach().double().requires_grad_()
+    expected = reference(exact, qkv64, size)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
+    padded = size[0] % side > 0 or size[1] % side > 0
+    for name, grad in gradients(exact, qkv64, expected).items():
+        if name == "fill" and not padded:
+            assert grads[name] is None
+            assert not grad.any()
+            continue
+        error = (grads[name].double() - grad).abs().max() / grad.abs().max()
+        assert error < 2e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errs_as_little_as_the_reference(dtype):
+    """Both against float64; table and fill stay float32, as under autocast.
+
+    Triton's interpreter truncates to bfloat16, which errs twice as much as rounding.
+    """
+    factor = 2.2 if dtype == torch.bfloat16 and DEVICE == "cpu" else 1.3
+    size, side = (5, 7), 3
+    block = make_block(1, 8, side, 1)
+    exact = copy.deepcopy(block).double()
+    qkv = noise(1, 35, 24).to(dtype).requires_grad_()
+    qkv64 = qkv.detach().double().requires_grad_()
+    expected = reference(exact, qkv64, size)
+    expected_grads = gradients(exact, qkv64, expected)
+
+    errors = []
+    for run in (attention, reference):
+        out = run(block, qkv, size)
+        assert out.dtype == dtype
+        results = {"out": out, **gradients(block, qkv, out)}
+        truth = {"out": expected, **expected_grads}
+        errors.append(
+            {
+                name: ((result.double() - truth[name]).norm() / truth[name].norm()).item()
+                for name, result in results.items()
+            }
+        )
+    ours, plain = errors
+    for name, error in ours.items():
+        assert 0 < error < factor * plain[name], name
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the kernels take no float64 on a GPU")
+def test_gradcheck():
+    """Padded and shifted: every gradient against differences."""
+    block = make_block(1, 2, 2, 1).double()
+
+    def run(qkv, table, fill):
+        options = {"height": 3, "width": 2, "side": 2, "shift": 1, "heads": 1, "scale": 0.7}
+        return kernel.window_attention(qkv, table, fill, **options, forward=FEW, backward=FEW)
+
+    inputs = (
+        noise(1, 6, 6).double().requires_grad_(),
+        block.attn.relative_position_bias_table,
+        block.attn.qkv.bias,
+    )
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+def test_sums_repeat_whatever_the_number_of_programs():
+    """More programs than windows are not started, and one program takes all windows."""
+    block = make_block(1, 8, 3, 1)
+    qkv = noise(1, 35, 24).requires_grad_()
+    results = []
+    for programs in (1, 4, 1000):
+        launch = kernel.Launch(programs, warps=4, stages=1)
+        out = attention(block, qkv, (5, 7), forward=launch, backward=launch)
+        results.append((out, gradients(block, qkv, out)))
+    for out, grads in results[1:]:
+        assert torch.equal(out, results[0][0])
+        assert torch.equal(grads["qkv"], results[0][1]["qkv"])
+        for name in ("table", "fill"):
+            torch.testing.assert_close(grads[name], results[0][1][name], rtol=1e-5, atol=1e-4)
+
+
+def count_calls(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes that the kernel is called with from now on."""
+    shapes = []
+    plain = kernel.window_attention
+
+    def counting(qkv, *args, **options):
+        shapes.append(tuple(qkv.shape))
+        return plain(qkv, *args, **options)
+
+    monkeypatch.setattr(kernel, "window_attention", counting)
+    return shapes
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_block_runs_the_kernel_where_kernels_are_on(monkeypatch, shift):
+    shapes = count_calls(monkeypatch)
+    block = make_block(2, 8, 4, shift)
+    block.H, block.W = 6, 5
+    x = noise(2, 30, 16)
+    mask = shift_mask(6, 5, 4, shift, x.device)
+    results = []
+    for choice in ("off", "on"):
+        monkeypatch.setenv(VARIABLE, choice)
+        block.zero_grad()
+        out = block(x, mask)
+        out.square().sum().backward()
+        results.append((out, {n: p.grad.clone() for n, p in block.named_parameters()}))
+        assert len(shapes) == (choice == "on")
+    (expected, expected_grads), (out, grads) = results
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-3)
+    for name, grad in grads.items():
+        error = (grad - expected_grads[name]).abs().max() / expected_grads[name].abs().max()
+        assert error < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "drop"),
+    [(9, torch.float32, 0.0), (3, torch.float64, 0.0), (3, torch.float32, 0.5)],
+    ids=["large windows", "float64", "dropout"],
+)
+def test_block_falls_back_to_the_reference(monkeypatch, side, dtype, drop):
+    shapes = count_calls(monkeypatch)
+    monkeypatch.setenv(VARIABLE, "on")
+    block = make_block(1, 4, side, 1).to(dtype).train()
+    block.attn.attn_drop.p = drop
+    block.H, block.W = 4, 5
+    mask = shift_mask(4, 5, side, 1, torch.device(DEVICE))
+    assert block(noise(1, 20, 4).to(dtype), mask.to(dtype)).isfinite().all()
+    assert not shapes
+    block.eval()
+    block(noise(1, 20, 4).to(dtype), mask.to(dtype))
+    assert len(shapes) == (drop > 0)  # in eval mode nothing is dropped
+
+
+def test_swin_has_the_features_and_gradients_of_the_reference(monkeypatch):
+    """Under checkpointing too, which runs the forward pass twice."""
+    shapes = count_calls(monkeypatch)
+    torch.manual_seed(0)
+    swin = SwinTransformerTTT(
+        out_features=["res2", "res3", "res4", "res5"],
+        in_chans=4,
+        embed_dim=4,
+        depths=[2, 1, 1, 1],
+        num_heads=[1, 1, 1, 2],
+        window_size=4,
+        drop_path_rate=0.0,
+        use_checkpoint=True,
+    ).to(DEVICE)
+    swin.train()
+    x = noise(1, 4, 20, 24)
+    results = []
+    for choice in ("off", "on"):
+        monkeypatch.setenv(VARIABLE, choice)
+        swin.zero_grad()
+        features = swin(x)
+        sum((f * noise(*f.shape)).sum() for f in features.values()).backward()
+        results.append((features, {n: p.grad.clone() for n, p in swin.named_parameters()}))
+    assert len(shapes) == 10
+    (expected, expected_grads), (features, grads) = results
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+    for name, grad in grads.items():
+        scale = expected_grads[name].abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(
+            grad / scale, expected_grads[name] / scale, rtol=0, atol=1e-4, msg=name
+        )

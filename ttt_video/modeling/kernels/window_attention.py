@@ -1,0 +1,414 @@
+"""Attention within (shifted) windows of a feature map, forward and backward, in Triton.
+
+Tokens are read where the projection to queries, keys and values wrote them, and results are written
+where the output projection reads them. Nothing is gathered, rolled or padded in memory, and biases
+and masks of all windows never exist: a program keeps the bias of its head in registers and walks
+over several windows.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton gives the arguments of kernels their types.
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MOST_TOKENS = 64
+"""Tokens of a window, N, up to which the kernels run: one tile of logits stays in registers."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Types of queries, keys and values that the kernels take."""
+
+# Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers.
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_APART = tl.constexpr(-100.0)  # Swin's mask: what is added to logits of tokens of two regions
+
+
+class Launch(NamedTuple):
+    """How a kernel is started."""
+
+    programs: int
+    """Programs in flight that are aimed at. More of them read biases more often, and the backward
+    pass writes a sum of bias gradients per program; fewer leave multiprocessors idle."""
+    warps: int
+    """Of half-precision inputs; float32 takes twice as many."""
+    stages: int
+    """Windows whose loads overlap."""
+
+
+FORWARD = Launch(programs=2048, warps=4, stages=2)
+BACKWARD = Launch(programs=1024, warps=4, stages=1)
+
+
+class _Grid(NamedTuple):
+    """The sizes of one call; see :func:`window_attention`."""
+
+    height: int
+    width: int
+    side: int
+    shift: int
+    heads: int
+    scale: float
+
+    @property
+    def rows(self) -> int:
+        """Rows of windows."""
+        return -(-self.height // self.side)
+
+    @property
+    def columns(self) -> int:
+        """Columns of windows."""
+        return -(-self.width // self.side)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some places of the windows have no token."""
+        return self.height % self.side > 0 or self.width % self.side > 0
+
+    def arguments(self, qkv: Tensor, launch: Launch) -> dict[str, Any]:
+        """Returns the arguments that both kernels share."""
+        # Products of float32 keep their bits unless PyTorch's own products may lose some.
+        tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        # Without tensor cores, a tile takes twice the registers.
+        warps = launch.warps * (2 if qkv.dtype == torch.float32 else 1)
+        head_dim = qkv.shape[-1] // (3 * self.heads)
+        return {
+            "windows": qkv.shape[0] * self.rows * self.columns,
+            "height": self.height,
+            "width": self.width,
+            "rows": self.rows,
+            "columns": self.columns,
+            "shift": self.shift,
+            "heads": self.heads,
+            "scale": self.scale,
+            "SIDE": self.side,
+            "HEAD_DIM": head_dim,
+            "BLOCK_N": max(16, triton.next_power_of_2(self.side**2)),
+            "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+            "PADDED": self.padded,
+            "SHIFTED": self.shift > 0,
+            "PRECISION": "tf32" if tf32 else "ieee",
+            "num_warps": warps,
+            "num_stages": launch.stages,
+        }
+
+    def programs(self, qkv: Tensor, launch: Launch) -> int:
+        """Returns the number of programs of each head."""
+        windows = qkv.shape[0] * self.rows * self.columns
+        return max(1, min(windows, launch.programs // self.heads))
+
+
+# Sizes change with the video: a kernel that is specialised for them would be compiled again.
+_SIZES = ["windows", "height", "width", "rows", "columns", "shift", "heads", "programs"]
+
+
+@triton.jit
+def _places(window, height, width, rows, columns, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns the token at each place of a window, whether there is one, and its mask's region.
+
+    Places are those of the map that was padded to whole windows, then rolled up and left.
+    """
+    place = tl.arange(0, BLOCK_N)
+    row = (window // columns) * SIDE + place // SIDE
+    column = (window % columns) * SIDE + place % SIDE
+    bottom = rows * SIDE
+    right = columns * SIDE
+    region = 3 * ((row >= bottom - SIDE).to(tl.int32) + (row >= bottom - shift).to(tl.int32))
+    region += (column >= right - SIDE).to(tl.int32) + (column >= right - shift).to(tl.int32)
+    row += shift
+    row = tl.where(row >= bottom, row - bottom, row)
+    column += shift
+    column = tl.where(column >= right, column - right, column)
+    exists = (place < SIDE * SIDE) & (row < height) & (column < width)
+    return row * width + column, exists, region
+
+
+@triton.jit
+def _relative_bias(table, head, heads, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns a head's biases of all pairs (query, key), in units of log2; other keys get -inf."""
+    query = tl.arange(0, BLOCK_N)[:, None]
+    key = tl.arange(0, BLOCK_N)[None, :]
+    rows = query // SIDE - key // SIDE + SIDE - 1
+    columns = query % SIDE - key % SIDE + SIDE - 1
+    valid = (query < SIDE * SIDE) & (key < SIDE * SIDE)
+    bias = tl.load(table + (rows * (2 * SIDE - 1) + columns) * heads + head, valid, other=0.0)
+    dtype: tl.constexpr = tl.float64 if bias.dtype == tl.float64 else tl.float32
+    bias = bias.to(dtype) * _LOG2_E
+    return tl.where(key < SIDE * SIDE, bias, float("-inf"))
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    """Returns a matrix product, summed in float32 (float64 of float64)."""
+    dtype: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
+    if _INTERPRETED:
+        a = a.to(dtype)
+        b = b.to(dtype)
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=dtype)
+
+
+@triton.jit
+def _probabilities(query, key, bias, region, scale, SHIFTED: tl.constexpr, PRECISION: tl.constexpr):
+    """Returns exp(logits - the row's largest) and the sum of each row."""
+    logits = _dot(query, tl.trans(key), PRECISION) * (scale * _LOG2_E) + bias
+    if SHIFTED:
+        apart = region[:, None] != region[None, :]
+        logits += tl.where(apart, _APART * _LOG2_E, 0.0)
+    weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
+    return weights, tl.sum(weights, 1)
+
+
+@triton.jit
+def _load(
+    x, fill, head, heads, token, exists, column, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """Returns a head's queries (column 0), keys (1) or values (2) at tokens of one sample.
+
+    ``x`` points to the sample's (tokens, 3, heads, HEAD_DIM). Padding places get ``fill``.
+    """
+    d = tl.arange(0, BLOCK_D)
+    channel = (column * heads + head) * HEAD_DIM + d
+    mask = exists[:, None] & (d < HEAD_DIM)[None, :]
+    out = tl.load(x + token[:, None] * (3 * heads * HEAD_DIM) + channel[None, :], mask, other=0.0)
+    if PADDED:
+        filled = tl.load(fill + channel, d < HEAD_DIM, other=0.0).to(out.dtype)
+        out = tl.where(exists[:, None], out, filled[None, :])
+    return out
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _forward_kernel(
+    qkv, table, fill, out, windows, height, width, rows, columns, shift, heads, scale, programs,
+    SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes one head's attention of every ``programs``-th window.
+
+    qkv (B, tokens, 3, heads, HEAD_DIM), table ((2 SIDE - 1)^2, heads), fill (3, heads, HEAD_DIM),
+    out (B, tokens, heads, HEAD_DIM). Heads are the fast axis of the grid, because they share the
+    cache lines of a token.
+    """
+    head = tl.program_id(0)
+    bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    for index in range(tl.program_id(1), windows, programs):
+        sample = (index // (rows * columns)).to(tl.int64) * height * width
+        token, exists, region = _places(
+            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
+        )
+        x = qkv + sample * (3 * heads * HEAD_DIM)
+        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
+        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
+        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D, PADDED)
+        weights, total = _probabilities(query, key, bias, region, scale, SHIFTED, PRECISION)
+        result = _dot(weights.to(value.dtype), value, PRECISION) / total[:, None]
+        place = out + sample * (heads * HEAD_DIM) + head * HEAD_DIM
+        place = place + token[:, None] * (heads * HEAD_DIM) + d[None, :]
+        mask = exists[:, None] & (d < HEAD_DIM)[None, :]
+        tl.store(place, result.to(out.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _backward_kernel(
+    qkv, table, fill, grad_out, grad_qkv, sums,
+    windows, height, width, rows, columns, shift, heads, scale, programs,
+    SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS_GRAD: tl.constexpr, FILL_GRAD: tl.constexpr,
+):  # fmt: skip
+    """Writes one head's gradients of every ``programs``-th window.
+
+    Each token is in one window, so the gradient of ``qkv`` is written once. Those of the biases,
+    (heads, N, N), and of ``fill``, (3, heads, HEAD_DIM), are summed over the program's windows;
+    ``sums`` has both in a row per program. Queries at padding places have no gradient.
+    """
+    head = tl.program_id(0)
+    bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    dtype: tl.constexpr = bias.dtype
+    bias_sum = tl.zeros((BLOCK_N, BLOCK_N), dtype)
+    key_sum = tl.zeros((BLOCK_D,), dtype)
+    value_sum = tl.zeros((BLOCK_D,), dtype)
+    for index in range(tl.program_id(1), windows, programs):
+        sample = (index // (rows * columns)).to(tl.int64) * height * width
+        token, exists, region = _places(
+            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
+        )
+        x = qkv + sample * (3 * heads * HEAD_DIM)
+        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
+        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
+        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D, PADDED)
+        place = sample * (heads * HEAD_DIM) + head * HEAD_DIM
+        mask = exists[:, None] & (d < HEAD_DIM)[None, :]
+        place = place + token[:, None] * (heads * HEAD_DIM) + d[None, :]
+        grad = tl.load(grad_out + place, mask, other=0.0)
+
+        weights, total = _probabilities(query, key, bias, region, scale, SHIFTED, PRECISION)
+        weights = weights / total[:, None]
+        grad_value = _dot(tl.trans(weights.to(grad.dtype)), grad, PRECISION)
+        grad_logits = _dot(grad, tl.trans(value), PRECISION)
+        grad_logits = weights * (grad_logits - tl.sum(weights * grad_logits, 1)[:, None])
+        if BIAS_GRAD:
+            bias_sum += grad_logits
+        grad_logits = grad_logits.to(query.dtype)
+        grad_query = _dot(grad_logits, key, PRECISION) * scale
+        grad_key = _dot(tl.trans(grad_logits), query, PRECISION) * scale
+        if FILL_GRAD:
+            padding = ((tl.arange(0, BLOCK_N) < SIDE * SIDE) & (exists == 0))[:, None]
+            key_sum += tl.sum(tl.where(padding, grad_key, 0.0), 0)
+            value_sum += tl.sum(tl.where(padding, grad_value, 0.0), 0)
+
+        place = grad_qkv + sample * (3 * heads * HEAD_DIM) + head * HEAD_DIM
+        place = place + token[:, None] * (3 * heads * HEAD_DIM) + d[None, :]
+        tl.store(place, grad_query.to(qkv.dtype.element_ty), mask)
+        tl.store(place + heads * HEAD_DIM, grad_key.to(qkv.dtype.element_ty), mask)
+        tl.store(place + 2 * heads * HEAD_DIM, grad_value.to(qkv.dtype.element_ty), mask)
+
+    pairs: tl.constexpr = SIDE * SIDE * SIDE * SIDE
+    sums += tl.program_id(1) * heads * (pairs + 3 * HEAD_DIM)
+    if BIAS_GRAD:
+        row = tl.arange(0, BLOCK_N)[:, None]
+        column = tl.arange(0, BLOCK_N)[None, :]
+        valid = (row < SIDE * SIDE) & (column < SIDE * SIDE)
+        tl.store(sums + head * pairs + row * (SIDE * SIDE) + column, bias_sum, valid)
+    if FILL_GRAD:
+        channel = sums + heads * pairs + head * HEAD_DIM + d
+        tl.store(channel, tl.zeros((BLOCK_D,), dtype), d < HEAD_DIM)
+        tl.store(channel + heads * HEAD_DIM, key_sum, d < HEAD_DIM)
+        tl.store(channel + 2 * heads * HEAD_DIM, value_sum, d < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["heads"])
+def _table_kernel(grad_bias, grad_table, heads, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Writes the sum of a head's bias gradients over the pairs with one distance.
+
+    grad_bias (heads, N, N), grad_table ((2 SIDE - 1)^2, heads). A program sums in a fixed order,
+    which PyTorch's gradient of an index does only after it sorted all pairs.
+    """
+    head = tl.program_id(0)
+    entry = tl.program_id(1)
+    query = tl.arange(0, BLOCK_N)
+    row = query // SIDE - entry // (2 * SIDE - 1) + SIDE - 1
+    column = query % SIDE - entry % (2 * SIDE - 1) + SIDE - 1
+    valid = (query < SIDE * SIDE) & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
+    pair = (head * SIDE * SIDE + query) * (SIDE * SIDE) + row * SIDE + column
+    total = tl.sum(tl.load(grad_bias + pair, valid, other=0.0), 0)
+    tl.store(grad_table + entry * heads + head, total.to(grad_table.dtype.element_ty))
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Keeps the inputs only; the backward pass computes the probabilities again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        table: Tensor,
+        fill: Tensor | None,
+        grid: _Grid,
+        forward: Launch,
+        backward: Launch,
+    ) -> Tensor:
+        qkv, table = qkv.contiguous(), table.contiguous()
+        if fill is None:  # nobody reads it unless places are padded
+            fill = qkv.new_zeros(qkv.shape[-1]) if grid.padded else qkv
+        ctx.save_for_backward(qkv, table, fill)
+        ctx.grid, ctx.launch = grid, backward
+        out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+        programs = grid.programs(qkv, forward)
+        _forward_kernel[(grid.heads, programs)](
+            qkv, table, fill, out, programs=programs, **grid.arguments(qkv, forward)
+        )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grid: _Grid = ctx.grid
+        qkv, table, fill = ctx.saved_tensors
+        programs = grid.programs(qkv, ctx.launch)
+        learns_table = ctx.needs_input_grad[1]
+        learns_fill = ctx.needs_input_grad[2] and grid.padded
+        grad_qkv = torch.empty_like(qkv)
+        biases = grid.heads * grid.side**4
+        # float32, or float64 where a test's inputs are
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        sums = table.new_empty((programs, biases + qkv.shape[-1]), dtype=dtype)
+        _backward_kernel[(grid.heads, programs)](
+            qkv,
+            table,
+            fill,
+            grad.contiguous(),
+            grad_qkv,
+            sums,
+            programs=programs,
+            BIAS_GRAD=learns_table,
+            FILL_GRAD=learns_fill,
+            **grid.arguments(qkv, ctx.launch),
+        )
+        total = sums.sum(0) if learns_table or learns_fill else None
+        grad_table = grad_fill = None
+        if total is not None and learns_table:
+            grad_table = torch.empty_like(table)
+            _table_kernel[(grid.heads, len(table))](
+                total,
+                grad_table,
+                grid.heads,
+                SIDE=grid.side,
+                BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
+                num_warps=1,
+            )
+        if total is not None and learns_fill:
+            grad_fill = total[biases:].to(fill.dtype)
+        return grad_qkv, grad_table, grad_fill, None, None, None
+
+
+def can_attend(qkv: Tensor, side: int) -> bool:
+    """Returns whether :func:`window_attention` takes these inputs."""
+    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS
+
+
+def window_attention(
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    *,
+    height: int,
+    width: int,
+    side: int,
+    shift: int,
+    heads: int,
+    scale: float,
+    forward: Launch = FORWARD,
+    backward: Launch = BACKWARD,
+) -> Tensor:
+    """Returns the attention of a map's tokens to the tokens of their window: (B, H W, C).
+
+    The map is padded to whole windows and rolled up and left; tokens that only the roll made
+    neighbours get -100 added to their logits. Equals Swin's window attention (Liu et al. 2021,
+    detectron2's ``WindowAttention``) between its two projections, with float32 logits, biases and
+    softmax. Gradients are deterministic.
+
+    Per token, C values are written and 3 C read forward; 4 C read and 3 C written backward.
+
+    Args:
+        qkv: (B, H W, 3 C) queries, keys and values of each token, as its projection gives them.
+        table: ((2 side - 1)^2, heads) relative position biases.
+        fill: (3 C,) what padding places hold, the bias of the projection; zero if None.
+        height, width: H and W, in tokens.
+        side: of a window, in tokens; its square is at most :data:`MOST_TOKENS`.
+        shift: tokens that the map is rolled by, in [0, side).
+        heads: number of heads; divides C.
+        scale: factor of the products of queries and keys.
+        forward, backward: how the kernels are started.
+    """
+    grid = _Grid(height, width, side, shift, heads, scale)
+    return _WindowAttention.apply(qkv, table, fill, grid, forward, backward)
