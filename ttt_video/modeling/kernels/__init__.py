@@ -11,7 +11,7 @@ import os
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UserError
 
@@ -33,6 +33,14 @@ def use_kernels(x: Tensor) -> bool:
     if choice == "on":
         return _has_triton()
     return x.is_cuda and _can_run(x.device)
+
+
+def fuses_norms(x: Tensor, *norms: nn.Module) -> bool:
+    """Returns whether the kernels work on a tensor in place of normalisations.
+
+    A normalisation with a hook is called as a module, because the hook wants its input.
+    """
+    return use_kernels(x) and not any(norm._forward_hooks for norm in norms)
 
 
 @cache
