@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 os.environ["TRITON_INTERPRET"] = "0"  # before the kernels are defined
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -55,7 +56,68 @@ def window_cases(dtype: str, precision: str) -> list[Case]:
     ]
 
 
+def _norm_cases() -> list[Case]:
+    """Layer norms: a block's second one in Swin's last stage, and one of the pixel decoder."""
+    swin = {"DIM": 768, "BLOCK_ROWS": 2, "BLOCK_DIM": 1024}
+    decoder = {"DIM": 256, "BLOCK_ROWS": 8, "BLOCK_DIM": 256}
+    counts = dict.fromkeys(("rows", "tokens", "positions"), "i32")
+    forward = {
+        **dict.fromkeys(("x", "weight", "bias", "mean", "rstd"), "*fp32"),
+        **dict.fromkeys(("delta", "gain", "total", "full", "position", "low", "query"), ""),
+        **counts,
+    }
+    backward = {
+        **dict.fromkeys(("grad_total", "grad_full", "grad_low", "grad_query"), ""),
+        **dict.fromkeys(("total", "weight", "mean", "rstd", "grad_x", "partial"), "*fp32"),
+        **dict.fromkeys(("gain", "grad_delta"), ""),
+        **{name: counts[name] for name in ("rows", "tokens")},
+    }
+
+    def case(kernel: str, base: dict[str, str], sizes: dict[str, Any], **types: str) -> Case:
+        types = {**base, **types}
+        absent = {name: None for name, kind in types.items() if not kind}
+        constants = {**sizes, **absent, "ACC": tl.float32}
+        if kernel == "norm_rows":
+            constants["EPS"] = 1e-5
+        return Case("norms", kernel, types, constants, 4 if kernel == "norm_rows" else 8)
+
+    half, single = "*bf16", "*fp32"
+    return [
+        case("norm_rows", forward, swin, delta=half, gain=half, total=single, full=half),
+        case(
+            "norm_rows",
+            forward,
+            decoder,
+            delta=half,
+            total=single,
+            full=single,
+            low=half,
+            position=single,
+            query=half,
+        ),
+        case(
+            "norm_rows_backward",
+            backward,
+            swin,
+            grad_total=single,
+            grad_full=half,
+            gain=half,
+            grad_delta=half,
+        ),
+        case(
+            "norm_rows_backward",
+            backward,
+            decoder,
+            grad_full=single,
+            grad_low=half,
+            grad_query=half,
+            grad_delta=half,
+        ),
+    ]
+
+
 CASES: list[Case] = [
+    *_norm_cases(),
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),
     *window_cases("fp32", "tf32"),

@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
-from torch import Tensor
+from detectron2.modeling.backbone.swin import (
+    BasicLayer,
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+)
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
-from .kernels import use_kernels
+from .kernels import fuses_norms, use_kernels
 from .recomputing import run_layer
 
 
@@ -93,6 +98,26 @@ class _Tokens(torch.autograd.Function):
         return out, None
 
 
+class Stream(NamedTuple):
+    """A residual stream whose last sum is outstanding, because the next norm can take it along.
+
+    The stream is ``x + gain * branch``, both (B, H W, C); ``gain`` (B,) is None without stochastic
+    depth, ``branch`` before the first block.
+    """
+
+    x: Tensor
+    branch: Tensor | None = None
+    gain: Tensor | None = None
+
+    def settled(self) -> Tensor:
+        """Returns the sum."""
+        if self.branch is None:
+            return self.x
+        if self.gain is None:
+            return self.x + self.branch
+        return self.x + self.branch * self.gain[:, None, None]
+
+
 class FastSwinBlock(SwinTransformerBlock):
     """detectron2's Swin block with less work for the same numbers.
 
@@ -112,8 +137,37 @@ class FastSwinBlock(SwinTransformerBlock):
         Returns:
             (B, H * W, C).
         """
+        if fuses_norms(x, self.norm1, self.norm2):
+            return self.fused(x, None, None, mask_matrix).settled()
         x = x + self.drop_path(self._attention(self.norm1(x), mask_matrix))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def fused(self, x: Tensor, branch: Tensor | None, gain: Tensor | None, mask: Tensor) -> Stream:
+        """Does the same by kernels that sum, normalise and cast in one pass.
+
+        Args:
+            x, branch, gain: a :class:`Stream`.
+            mask: as in :meth:`forward`.
+        """
+        from .kernels.norms import add_layer_norm, layer_norm
+
+        if branch is None:
+            hidden = layer_norm(x, self.norm1)
+        else:
+            x, hidden = add_layer_norm(x, branch, self.norm1, gain=gain)
+        attended = self._attention(hidden, mask)
+        x, hidden = add_layer_norm(x, attended, self.norm2, gain=self._gain(attended))
+        branch = self.mlp(hidden)
+        return Stream(x, branch, self._gain(branch))
+
+    def _gain(self, branch: Tensor) -> Tensor | None:
+        """Returns (B,) factors as torchvision's stochastic depth draws them, or None."""
+        drop = self.drop_path
+        if not isinstance(drop, StochasticDepth) or not drop.training:
+            return None
+        kept = 1 - drop.p
+        gain = torch.empty(len(branch), dtype=branch.dtype, device=branch.device).bernoulli_(kept)
+        return gain.div_(kept) if kept > 0 else gain
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         attn = self.attn
@@ -230,12 +284,42 @@ class FastSwinStage(BasicLayer):
         ``x`` is (B, H * W, C).
         """
         mask = shift_mask(H, W, self.window_size, self.shift_size, x.device)
-        for block in self.blocks:
-            block.H, block.W = H, W
-            x = run_layer(block, x, mask, recompute=self.use_checkpoint)
+        norms = (norm for block in self.blocks for norm in (block.norm1, block.norm2))
+        if fuses_norms(x, *norms):
+            stream = Stream(x)
+            for block in self.blocks:
+                block.H, block.W = H, W
+                recompute, draws = self.use_checkpoint, block.training
+                stream = run_layer(block.fused, *stream, mask, recompute=recompute, draws=draws)
+            x = stream.settled()
+        else:
+            x = self._by_blocks(x, H, W, mask)
         if self.downsample is None:
             return x, H, W, x, H, W
         return x, H, W, self.downsample(x, H, W), (H + 1) // 2, (W + 1) // 2
+
+    def _by_blocks(self, x: Tensor, height: int, width: int, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            block.H, block.W = height, width
+            x = run_layer(block, x, mask, recompute=self.use_checkpoint, draws=block.training)
+        return x
+
+
+class FastPatchMerging(PatchMerging):
+    """detectron2's downsampling, whose four slices are one copy where the kernels run."""
+
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        """Maps (B, H * W, C) tokens to (B, ceil(H / 2) * ceil(W / 2), 2 C)."""
+        if not fuses_norms(x, self.norm):
+            return super().forward(x, H, W)
+        from .kernels.norms import layer_norm
+
+        dim = x.shape[-1]
+        x = F.pad(x.view(-1, H, W, dim), (0, 0, 0, W % 2, 0, H % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
+        # The channels of a square go down its left column, then its right one.
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(len(x), -1, 4 * dim)
+        return self.reduction(layer_norm(x, self.norm))
 
 
 @BACKBONE_REGISTRY.register()
@@ -258,6 +342,8 @@ class SwinTransformerTTT(SwinTransformer):
             super().__init__(drop_path_rate=0.0, **swin)
         for layer in self.layers:
             layer.__class__ = FastSwinStage
+            if layer.downsample is not None:
+                layer.downsample.__class__ = FastPatchMerging
         blocks = [block for layer in self.layers for block in layer.blocks]
         rates = torch.linspace(0, drop_path_rate, len(blocks)).tolist()
         for block, rate in zip(blocks, rates, strict=True):
@@ -286,9 +372,42 @@ class SwinTransformerTTT(SwinTransformer):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Encodes (B, 4, H, W) into the feature maps named in ``out_features``."""
-        features = super().forward(x)
+        if self._is_fused(x):
+            features = self._fused(x)
+        else:
+            features = super().forward(x)
         renamed = {f"res{int(name[1:]) + 2}": feature for name, feature in features.items()}
         return {name: renamed[name] for name in self._out_features}
+
+    def _is_fused(self, x: Tensor) -> bool:
+        norms: list[nn.Module] = [getattr(self, f"norm{i}") for i in self.out_indices]
+        if self.ape or self.patch_embed.norm is None:
+            return False
+        return fuses_norms(x, self.patch_embed.norm, *norms)
+
+    def _fused(self, x: Tensor) -> dict[str, Tensor]:
+        """Does detectron2's forward pass on tokens alone; the features are channels-last.
+
+        They have the dtype of the convolutions that read them.
+        """
+        from .kernels.norms import layer_norm
+
+        projection = self.patch_embed.proj
+        rows, columns = self.patch_embed.patch_size
+        x = F.pad(x, (0, -x.shape[-1] % columns, 0, -x.shape[-2] % rows))
+        height, width = x.shape[-2] // rows, x.shape[-1] // columns
+        # Patches do not overlap, so the convolution is a product.
+        x = x.unflatten(3, (width, columns)).unflatten(2, (height, rows))
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), height * width, -1)
+        x = F.linear(x, projection.weight.flatten(1), projection.bias)
+        x = self.pos_drop(layer_norm(x, self.patch_embed.norm, for_products=False))
+        features = {}
+        for i, layer in enumerate(self.layers):
+            out, rows, columns, x, height, width = layer(x, height, width)
+            if i in self.out_indices:
+                out = layer_norm(out, getattr(self, f"norm{i}"))
+                features[f"p{i}"] = out.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+        return features
 
     @property
     def size_divisibility(self) -> int:

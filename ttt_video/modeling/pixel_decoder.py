@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,12 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
+from .kernels import fuses_norms
 from .position_encoding import sine_position_embedding
-from .recomputing import run_layer
+from .recomputing import Result, run_layer
+
+if TYPE_CHECKING:
+    from .kernels.norms import Normed
 
 PIXEL_DECODER_REGISTRY = Registry("TTT_PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
@@ -66,6 +71,26 @@ class EncoderLayer(nn.Module):
         hidden = self.linear2(self.dropout2(F.relu(self.linear1(tokens))))
         return self.norm2(tokens + self.dropout3(hidden))
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is active, which the kernels leave to :meth:`forward`."""
+        return self.training and self.dropout1.p > 0
+
+    def fused(
+        self, tokens: Normed, reference: Tensor, shapes: Shapes, position: Tensor | None
+    ) -> Normed:
+        """Does the same by kernels that sum, normalise and cast in one pass.
+
+        ``tokens`` hold the query of this layer; ``position`` is what the next one's query adds.
+        """
+        from .kernels.norms import norm_of_sum
+
+        assert tokens.query is not None
+        attended = self.self_attn(tokens.query, reference, tokens.low, shapes)
+        tokens = norm_of_sum(tokens.full, attended, self.norm1)
+        hidden = self.linear2(F.relu(self.linear1(tokens.low)))
+        return norm_of_sum(tokens.full, hidden, self.norm2, position)
+
 
 class DeformableEncoder(nn.Module):
     """A transformer encoder over the tokens of several feature maps at once."""
@@ -91,11 +116,31 @@ class DeformableEncoder(nn.Module):
             dim=1,
         )
         reference = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
-        for layer in self.encoder["layers"].children():
-            arguments = tokens, position, reference, shapes
-            tokens = run_layer(layer, *arguments, recompute=self.use_checkpoint)
+        tokens = self._attend(tokens, position, reference, shapes)
         maps = tokens.transpose(1, 2).split(areas, dim=2)
         return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
+
+    def _attend(
+        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes
+    ) -> Tensor:
+        layers: list[EncoderLayer] = [*self.encoder["layers"].children()]  # type: ignore[list-item]
+        norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
+        if not fuses_norms(tokens, *norms) or any(layer.drops for layer in layers):
+            for layer in layers:
+                tokens = self._run(layer, layer, tokens, position, reference, shapes)
+            return tokens
+        from .kernels.norms import Normed, product_dtype
+
+        low = product_dtype(tokens)
+        stream = Normed(tokens, tokens.to(low), (tokens + position).to(low))
+        for layer in layers:
+            following = None if layer is layers[-1] else position[0]
+            stream = self._run(layer, layer.fused, stream, reference, shapes, following)
+        return stream.full
+
+    def _run(self, layer: EncoderLayer, run: Callable[..., Result], *arguments: Any) -> Result:
+        draws = layer.drops
+        return run_layer(run, *arguments, recompute=self.use_checkpoint, draws=draws)
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

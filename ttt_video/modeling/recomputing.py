@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 
+Result = TypeVar("Result")
 
-def run_layer(layer: nn.Module, *arguments: Any, recompute: bool) -> Tensor:
+
+def run_layer(run: Callable[..., Result], *arguments: Any, recompute: bool, draws: bool) -> Result:
     """Runs a layer, which is to run again in the backward pass if ``recompute`` is set.
 
-    Nothing is different without gradients. Random layers draw the same again.
+    Nothing is different without gradients. A layer that ``draws`` at random draws the same again.
     """
     if not (recompute and torch.is_grad_enabled()):
-        return layer(*arguments)
-    # The random state is kept for layers that draw; to read it makes the host wait for a GPU.
-    return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=layer.training)
+        return run(*arguments)
+    # To read the random state makes the host wait for a GPU, so it is kept only if it is needed.
+    return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=draws)
 
 
 def recompute_layers(model: nn.Module) -> None:

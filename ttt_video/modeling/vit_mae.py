@@ -298,7 +298,7 @@ class ViTMAE(ReconstructingModel):
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         for block in self.blocks:
-            tokens = run_layer(block, tokens, recompute=self.use_checkpoint)
+            tokens = run_layer(block, tokens, recompute=self.use_checkpoint, draws=block.training)
         return self.norm(tokens)
 
     def decode(self, features: Tensor, visible: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ class ViTMAE(ReconstructingModel):
         patches = patches.scatter(1, shown.expand(-1, -1, embedded.shape[-1]), embedded[:, 1:])
         tokens = torch.cat([embedded[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            tokens = run_layer(block, tokens, recompute=self.use_checkpoint)
+            tokens = run_layer(block, tokens, recompute=self.use_checkpoint, draws=block.training)
         predicted = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
         return unpatchify(predicted, self.patch_size, self.image_size, self.image_size)
 

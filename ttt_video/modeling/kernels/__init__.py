@@ -11,7 +11,7 @@ import os
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UserError
 
@@ -39,6 +39,14 @@ def kernels_choice() -> str:
     if choice not in ("auto", "on", "off"):
         raise UserError(f"{VARIABLE} is {choice!r}; choose auto, on or off")
     return choice
+
+
+def fuses_norms(x: Tensor, *norms: nn.Module) -> bool:
+    """Returns whether the kernels work on a tensor in place of normalisations.
+
+    A normalisation with a hook is called as a module, because the hook wants its input.
+    """
+    return use_kernels(x) and not any(norm._forward_hooks for norm in norms)
 
 
 @cache
