@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,6 +22,7 @@ from ..structures import Frame, FrameSource
 from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
 from .directory import Row
+from .handover import Handover, HandoverBehind
 from .loop import Stream
 from .records import finite
 from .results import FrameResult
@@ -55,6 +55,10 @@ class StreamEvaluation:
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
         self.source_facts = source_facts(model)
         self.device: torch.device = model.device  # type: ignore[assignment]
+        behind = self.device.type == "cuda" if settings.behind is None else settings.behind
+        # A frame budget pays for what sinks do, so that they have to do it in the loop.
+        in_loop = not behind or self.cfg.TTT.FRAME_BUDGET_MS
+        self._handover = Handover if in_loop else HandoverBehind
         self.frozen: Stream | None = None
         if settings.compare:
             adapter = NoAdaptation(copy.deepcopy(model))
@@ -133,7 +137,8 @@ class StreamEvaluation:
             with ending_with(*(partial(end_sink, sink) for sink in reversed(started))):
                 pass
 
-        with ending_with(end):
+        handover = self._handover(sinks, video, self.stream.clock)
+        with ending_with(handover.close, end):
             for sink in sinks:
                 sink.start(video)
                 started.append(sink)
@@ -144,11 +149,13 @@ class StreamEvaluation:
             # Labels are read once, and class maps computed once, whoever asks.
             shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
             for result in self.stream.run(shared, anew=False):
-                video.done, frame_index = video.done + 1, result.frame["frame_index"]
-                self._write(result, sinks)
+                done, frame_index = done + 1, result.frame["frame_index"]
+                handover.write(self._results(result))
                 del result  # or its output would take the device's memory during the next frame
-                if self.save_every and video.done % self.save_every == 0:
+                if self.save_every and done % self.save_every == 0:
+                    handover.flush()
                     self._save(video, frame_index)
+            handover.flush()
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)
@@ -161,8 +168,8 @@ class StreamEvaluation:
             if before is not None:
                 self.run.remove_unfinished(before)
 
-    def _write(self, result: FrameResult, sinks: Sequence[Sink]) -> None:
-        """Hands one frame's results to all sinks."""
+    def _results(self, result: FrameResult) -> Results:
+        """Returns what sinks take, with the frozen model's prediction where there is one."""
         result = replace(result, output=Shared(result.output))
         frozen = None
         if self.frozen is not None:
@@ -172,10 +179,7 @@ class StreamEvaluation:
         row: Row = {key: result.frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
         row["predict_seconds"] = result.predict_seconds
-        results = Results(result, frozen, row)
-        for sink in sinks:
-            with self.stream.clock.paused() if sink.measures else nullcontext():
-                sink.write(results)
+        return Results(result, frozen, row)
 
     def _state_file(self, video_id: str) -> Path:
         return self.run.unfinished(video_id) / "state.pth"

@@ -75,8 +75,10 @@ class Sink:
             state = sink.save()      # now and then (--save-every), for the resumed run's load()
         sink.end(video)              # also of a video that was stopped: see video.complete
 
-    All methods do nothing unless a subclass says what. A run with several workers gives each of
-    them a copy of the sink, which must be picklable then.
+    All methods do nothing unless a subclass says what. On a GPU (``Settings.behind``) ``write`` is
+    called in a thread, frame by frame, while the loop works on the frames after it; all other
+    methods are called when no ``write`` runs and every earlier one has ended. A run with several
+    workers gives each of them a copy of the sink, which must be picklable then.
 
     Attributes:
         measures: whether it would not be there without a measurement of the stream, so that a frame
