@@ -43,6 +43,8 @@ class ListSource(BaseSource):
 class Calls(Sink):
     """Calls a function with the index of each frame; notes the calls."""
 
+    behind = True
+
     def __init__(self, call=lambda index: None):
         self.call = call
         self.written: list[int] = []
@@ -240,11 +242,16 @@ def test_a_frame_that_cannot_be_read_leaves_those_before_it(evaluate, make_video
     assert rows_of() == [0, 1]
 
 
-@pytest.mark.parametrize(("opts", "behind"), [((), None), (("TTT.FRAME_BUDGET_MS", 60_000), True)])
-def test_sinks_work_in_the_loop_on_a_cpu_and_within_a_budget(evaluate, make_video, opts, behind):
-    """There they would take the model's cores; and a budget pays for them."""
+@pytest.mark.parametrize(
+    ("opts", "behind", "others"),
+    [((), None, []), (("TTT.FRAME_BUDGET_MS", 60_000), True, []), ((), True, [Sink()])],
+    ids=["cpu", "budget", "sink"],
+)
+def test_sinks_work_in_the_loop_where_they_should(evaluate, make_video, opts, behind, others):
+    """On a CPU, whose cores the model needs; within a budget, which pays for them; and beside a
+    sink that may look at the model."""
     sink = Calls()
-    evaluate([ListSource(make_video("a", 2))], "run", *opts, sinks=[sink], behind=behind)
+    evaluate([ListSource(make_video("a", 2))], "run", *opts, sinks=[sink, *others], behind=behind)
     assert sink.threads == {threading.current_thread()}
 
 

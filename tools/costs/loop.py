@@ -121,6 +121,8 @@ def tool_loop(
 class _Times(Sink):
     """Notes the seconds of each frame."""
 
+    behind = True
+
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.last = time.perf_counter()

@@ -57,8 +57,7 @@ class StreamEvaluation:
         self.device: torch.device = model.device  # type: ignore[assignment]
         behind = self.device.type == "cuda" if settings.behind is None else settings.behind
         # A frame budget pays for what sinks do, so that they have to do it in the loop.
-        in_loop = not behind or self.cfg.TTT.FRAME_BUDGET_MS
-        self._handover = Handover if in_loop else HandoverBehind
+        self.behind = behind and not self.cfg.TTT.FRAME_BUDGET_MS
         self.frozen: Stream | None = None
         if settings.compare:
             adapter = NoAdaptation(copy.deepcopy(model))
@@ -137,7 +136,8 @@ class StreamEvaluation:
             with ending_with(*(partial(end_sink, sink) for sink in reversed(started))):
                 pass
 
-        handover = self._handover(sinks, video, self.stream.clock)
+        behind = self.behind and all(sink.behind for sink in sinks)
+        handover = (HandoverBehind if behind else Handover)(sinks, video, self.stream.clock)
         with ending_with(handover.close, end):
             for sink in sinks:
                 sink.start(video)

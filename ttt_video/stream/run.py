@@ -33,8 +33,8 @@ class Settings:
         max_frames: of each video; None for all.
         register: files that a worker runs first.
         behind: whether sinks work in a thread behind the loop, with the same results; None: where
-            the model is on a GPU. On a CPU they would take the model's cores. With a frame budget,
-            which pays for them, they never do.
+            the model is on a GPU. On a CPU they would take the model's cores. They never do with a
+            frame budget, which pays for them, or with a sink that is not :attr:`Sink.behind`.
     """
 
     cfg: CfgNode
