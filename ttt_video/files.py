@@ -9,7 +9,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -105,22 +105,29 @@ class WriteBehind:
     Once a job has failed, none of those after it is run.
     """
 
-    def __init__(self, name: str) -> None:
-        """``name`` is the thread's."""
+    def __init__(self, name: str, depth: int = _QUEUE) -> None:
+        """
+        Args:
+            name: of the thread.
+            depth: jobs that may be unfinished when :meth:`submit` returns, at least 1.
+        """
+        self._depth = depth
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._pending: deque[Future[None]] = deque()
         self._error: BaseException | None = None
 
     def submit(self, job: Callable[[], object]) -> None:
         """Queues a job, and waits where too many are queued; raises what went wrong with one."""
-        if len(self._pending) >= _QUEUE:
-            self._pending.popleft().result()
+        self._wait(self._depth - 1)
         self._pending.append(self._pool.submit(self._run, job))
 
     def flush(self) -> None:
         """Waits for all jobs; raises what went wrong with one, every time."""
-        while self._pending:
-            self._pending.popleft().result()
+        self._wait(0)
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong with a job, without waiting for any."""
         if self._error is not None:
             raise self._error
 
@@ -131,9 +138,14 @@ class WriteBehind:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _wait(self, unfinished: int) -> None:
+        """Waits until no more jobs than this are unfinished; raises what went wrong with one."""
+        while len(self._pending) > unfinished:
+            wait([self._pending[0]])  # where this is interrupted, the job stays in the queue
+            self._pending.popleft().result()
+
     def _run(self, job: Callable[[], object]) -> None:
-        if self._error is not None:
-            raise self._error
+        self.check()
         try:
             job()
         except BaseException as error:

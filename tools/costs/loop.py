@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from costs.inputs import model_of, write_video
 from ttt_video.adaptation import SlidingWindow
 from ttt_video.adaptation.gradient import GradientAdapter
 from ttt_video.adaptation.settings import OptimizerSettings
+from ttt_video.data.grey import open_videos
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
 from ttt_video.formats.images import FrameTransform, read_rgb
@@ -109,7 +111,7 @@ def tool_loop(
 ) -> list[dict[str, float]]:
     """Runs one video as ``tools/stream_eval.py``; returns the seconds of frames and their parts."""
     with closing(RunDirectory(folder)) as run:
-        (source,) = open_dataset(dataset, FrameTransform.from_config(cfg))
+        (source,) = open_videos(cfg, partial(open_dataset, dataset))
         videos = [OverlayVideos(cfg, folder, fps=10.0, single=True)] if overlay else []
         settings = Settings(cfg, run, dataset, sinks=videos)
         evaluation, times = StreamEvaluation(settings, model_of(cfg)), _Times()
@@ -119,6 +121,8 @@ def tool_loop(
 
 class _Times(Sink):
     """Notes the seconds of each frame."""
+
+    behind = True
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -28,7 +29,9 @@ def open_videos(
         cfg: resolved.
         open_sources: opens them, with a transform that makes the network's input.
     """
-    transform = FrameTransform.from_config(cfg)
+    # Sources call it in the thread that decodes ahead, so that pinning costs the loop no time.
+    pinned = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    transform = FrameTransform.from_config(cfg, pinned=pinned)
     if cfg.INPUT.GREY == "off":
         return open_sources(transform)
     keep = cfg.INPUT.GREY == "made"

@@ -194,6 +194,8 @@ class FrameTransform:
         max_size: int = 1333,
         format: str = "RGB",
         single_crop: tuple[int, int] | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         """Checks and keeps the settings.
 
@@ -202,6 +204,7 @@ class FrameTransform:
             max_size: limit of the longer side in pixels; it takes precedence over ``min_size``.
             format: channel order of the output, "RGB" or "BGR".
             single_crop: (shorter side, side of the crop) in pixels; None takes whole pictures.
+            pinned: whether images lie in memory that a GPU copies from while the CPU goes on.
         """
         if min_size < 0 or max_size < 1:
             raise UserError(
@@ -214,13 +217,14 @@ class FrameTransform:
         self.max_size = max_size
         self.format = format
         self.single_crop = single_crop
+        self.pinned = pinned
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> FrameTransform:
+    def from_config(cls, cfg: CfgNode, *, pinned: bool = False) -> FrameTransform:
         """Takes ``INPUT.`` MIN_SIZE_TEST, MAX_SIZE_TEST, FORMAT, SINGLE_CROP and IMAGE_SIZE."""
         size = cfg.INPUT
         crop = (size.SINGLE_CROP, size.IMAGE_SIZE) if size.SINGLE_CROP else None
-        return cls(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST, size.FORMAT, crop)
+        return cls(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST, size.FORMAT, crop, pinned=pinned)
 
     def view(self, rgb: np.ndarray) -> np.ndarray:
         """Returns the part of a picture that is the frame: its single crop, or all of it."""
@@ -242,7 +246,10 @@ class FrameTransform:
             rgb = resize.apply_image(np.ascontiguousarray(rgb))
         if self.format == "BGR":
             rgb = rgb[:, :, ::-1]
-        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+        planes = rgb.transpose(2, 0, 1)
+        image = torch.empty(planes.shape, dtype=torch.uint8, pin_memory=self.pinned)
+        np.copyto(image.numpy(), planes)
+        return image
 
 
 def single_crop(rgb: np.ndarray, resize: int, crop: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,6 +22,7 @@ from ..structures import Frame, FrameSource
 from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
 from .directory import Row
+from .handover import Handover, HandoverBehind
 from .loop import Stream
 from .records import finite
 from .results import FrameResult
@@ -55,6 +55,9 @@ class StreamEvaluation:
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
         self.source_facts = source_facts(model)
         self.device: torch.device = model.device  # type: ignore[assignment]
+        behind = self.device.type == "cuda" if settings.behind is None else settings.behind
+        # A frame budget pays for what sinks do, so that they have to do it in the loop.
+        self.behind = behind and not self.cfg.TTT.FRAME_BUDGET_MS
         self.frozen: Stream | None = None
         if settings.compare:
             adapter = build_adapter(self.cfg, copy.deepcopy(model), "none")
@@ -138,7 +141,9 @@ class StreamEvaluation:
             with ending_with(*(partial(end_sink, sink) for sink in reversed(started))):
                 pass
 
-        with ending_with(end):
+        behind = self.behind and all(sink.behind for sink in sinks)
+        handover = (HandoverBehind if behind else Handover)(sinks, video, self.stream.clock)
+        with ending_with(handover.close, end):
             for sink in sinks:
                 sink.start(video)
                 started.append(sink)
@@ -149,11 +154,13 @@ class StreamEvaluation:
             # Labels are read once, and class maps computed once, whoever asks.
             shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
             for result in self.stream.run(shared, anew=False):
-                video.done, frame_index = video.done + 1, result.frame["frame_index"]
-                self._write(result, sinks)
+                done, frame_index = done + 1, result.frame["frame_index"]
+                handover.write(self._results(result))
                 del result  # or its output would take the device's memory during the next frame
-                if self.save_every and video.done % self.save_every == 0:
+                if self.save_every and done % self.save_every == 0:
+                    handover.flush()
                     self._save(video, frame_index)
+            handover.flush()
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)
@@ -166,8 +173,8 @@ class StreamEvaluation:
             if before is not None:
                 self.run.remove_unfinished(before)
 
-    def _write(self, result: FrameResult, sinks: Sequence[Sink]) -> None:
-        """Hands one frame's results to all sinks."""
+    def _results(self, result: FrameResult) -> Results:
+        """Returns what sinks take, with the frozen model's prediction where there is one."""
         result = replace(result, output=Shared(result.output))
         frozen = None
         if self.frozen is not None:
@@ -177,10 +184,7 @@ class StreamEvaluation:
         row: Row = {key: result.frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
         row["predict_seconds"] = result.predict_seconds
-        results = Results(result, frozen, row)
-        for sink in sinks:
-            with self.stream.clock.paused() if sink.measures else nullcontext():
-                sink.write(results)
+        return Results(result, frozen, row)
 
     def _state_file(self, video_id: str) -> Path:
         return self.run.unfinished(video_id) / "state.pth"

@@ -190,14 +190,16 @@ class Stream:
         frame = self.frame_of(picture)
         if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
-        sample, pushing = self.clock.time(self._push, frame)
+        follow = self.clock.follow  # it waits for the device once, when all work is given out
+        sample, push_seconds = follow(self._push, frame)
         if self.predict_first:
-            output, predicting = self.clock.time(self.adapter.predict, sample)
+            output, predict_seconds = follow(self.adapter.predict, sample)
         steps: list[Any] = []
         with self._recording(frame, sample, steps):
-            record, adapting = self.clock.time(self._adapt)
+            record, adapt_seconds = follow(self._adapt)
         if not self.predict_first:
-            output, predicting = self.clock.time(self.adapter.predict, sample)
+            output, predict_seconds = follow(self.adapter.predict, sample)
+        pushing, adapting, predicting = push_seconds(), adapt_seconds(), predict_seconds()
         ready = pushing + predicting + (0.0 if self.predict_first else adapting)
         adapting += pushing + self._watch_seconds
         self._position, self._watch_seconds = self._position + 1, 0.0

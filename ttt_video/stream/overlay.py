@@ -39,6 +39,8 @@ class OverlayVideos(Sink):
     above, the classes below. What is drawn depends on the frame and its results alone.
     """
 
+    behind = True
+
     def __init__(
         self,
         cfg: CfgNode,

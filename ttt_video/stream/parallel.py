@@ -251,6 +251,8 @@ def _places(device: str, num_workers: int) -> list[tuple[str, int]]:
 class _Report(Sink):
     """Tells the parent how far a video is; stops it where the parent says so."""
 
+    behind = True
+
     def __init__(self, connection: Connection, stop: Event) -> None:
         self.connection = connection
         self.stop = stop

@@ -32,6 +32,9 @@ class Settings:
             run goes on; 0 saves none, and interrupted videos start anew.
         max_frames: of each video; None for all.
         register: files that a worker runs first.
+        behind: whether sinks work in a thread behind the loop, with the same results; None: where
+            the model is on a GPU. On a CPU they would take the model's cores. They never do with a
+            frame budget, which pays for them, or with a sink that is not :attr:`Sink.behind`.
     """
 
     cfg: CfgNode
@@ -42,6 +45,7 @@ class Settings:
     save_every: int = 0
     max_frames: int | None = None
     register: Sequence[str] = ()
+    behind: bool | None = None
 
 
 @contextmanager

@@ -81,10 +81,15 @@ class Sink:
     Attributes:
         measures: whether it would not be there without a measurement of the stream, so that a frame
             budget does not pay for it.
+        behind: whether ``write`` needs nothing but its argument, such as the model, which may have
+            adapted to later frames by then. If all sinks of a run say so, ``write`` may be called
+            in a thread behind the loop (``Settings.behind``), frame by frame; all other methods are
+            called in the loop, after every earlier ``write`` has ended.
         flags: what a user asked for, by flag; a run goes on only with the same.
     """
 
     measures: ClassVar[bool] = False
+    behind: ClassVar[bool] = False
     flags: Mapping[str, Any] = MappingProxyType({})
 
     def check(self, outputs: frozenset[str]) -> None:
@@ -122,6 +127,7 @@ class Scores(Sink):
     """Scores each prediction by the tasks of the data set, and adds the numbers to the row."""
 
     measures = True
+    behind = True
 
     def __init__(self, cfg: CfgNode, dataset_name: str, *, compare: bool) -> None:
         """``cfg`` is resolved; ``compare``: there are results of the frozen model, too."""
@@ -203,6 +209,8 @@ def steps_of(tasks: Sequence[Task], records: Row, steps: Sequence[Row]) -> Row:
 class Rows(Sink):
     """Writes each row to the run's folder, once; there it survives the process."""
 
+    behind = True
+
     def __init__(self, run: RunDirectory) -> None:
         """``run``: the folder."""
         self.run = run
@@ -240,6 +248,8 @@ class Rows(Sink):
 
 class Progress(Sink):
     """Shows a bar for each video."""
+
+    behind = True
 
     def start(self, video: VideoRun) -> None:
         """Opens the bar; frames of an earlier run say nothing about the speed of this one."""

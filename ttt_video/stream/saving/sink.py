@@ -40,6 +40,8 @@ class SavedPredictions(Sink):
     saved. A run that goes on writes the frames after the state again, with the same bytes.
     """
 
+    behind = True
+
     def __init__(
         self,
         cfg: CfgNode,

@@ -1,0 +1,30 @@
+"""Compares the folders of runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def timeless(value):
+    """JSON without what a clock or the memory of the process decides."""
+    if isinstance(value, dict):
+        measured = ("seconds", "peak_memory_mib")
+        return {
+            k: timeless(v) for k, v in value.items()
+            if k not in measured and not k.endswith("_seconds")
+        }  # fmt: skip
+    return value
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Every file of a finished run, times aside."""
+    found: dict[str, object] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.name == "frames.jsonl":
+            found[file.name] = [timeless(json.loads(line)) for line in file.open()]
+        elif file.suffix == ".json":
+            found[file.name] = timeless(json.loads(file.read_text()))
+        else:
+            found[str(file.relative_to(folder))] = file.read_bytes() if file.is_file() else None
+    return found
