@@ -60,7 +60,6 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--windows", type=int, nargs="+", default=(16, 256), metavar="K")
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
         if name == "gpu":
-            command.add_argument("--no-peers", action="store_true", help="leave out the reference")
             command.add_argument("--only", nargs="+", metavar="PART", help="measure these parts")
         command.add_argument("--output", metavar="FILE", help="also write the results as JSON")
         add_config_arguments(command)

@@ -126,7 +126,7 @@ def gpu(
     device = torch.device(configs.load(None).MODEL.DEVICE)
     result: dict[str, Any] = {
         "peaks": {
-            "matmul_flop_per_second": matmul_peak(device, torch.bfloat16),
+            "matmul_flop_per_second": matmul_peak(device, "bf16"),
             "copy_bytes_per_second": copy_peak(device),
         },
         "rows": {},
@@ -170,8 +170,8 @@ def summary(name: str, found: dict[str, Any]) -> str:
             line += f"  step {run['step'] * 1e3:.1f}, prediction {run['prediction'] * 1e3:.1f}"
         if run.get("peak_memory_bytes"):
             line += f"  {run['peak_memory_bytes'] / 2**30:.1f} GiB"
-        if "micro_batch" in run:
-            line += f"  micro-batch {run['micro_batch']}"
+        for fact, value in run.get("facts", {}).items():
+            line += f"  {fact} {value}"
         if "target" in found and variant == NOW:
             line += f"  (at least {found['target']['least'] * 1e3:.0f}"
             line += f", aim {found['target']['aim'] * 1e3:.0f})"
@@ -225,7 +225,7 @@ def _step(
         flops = count_flops(lambda: adapter.adapt(window, generator))
     found = _runs(works, flops * configs.load("release").TTT.BATCH_SIZE, configs, options)
     for name, run in found["runs"].items():
-        run["micro_batch"] = adapters[name].step.micro_batch_size
+        run["facts"] = adapters[name].facts()
     return found
 
 
@@ -253,7 +253,7 @@ def _runs(
 ) -> dict[str, Any]:
     device = torch.device(configs.load(None).MODEL.DEVICE)
     runs = measure(works, device, steps=options.steps, warmup=options.warmup)
-    peak = matmul_peak(device, torch.bfloat16)
+    peak = matmul_peak(device, "bf16")
     for run in runs.values():
         run["share_of_peak"] = flops / run["seconds"]["median"] / peak
     return {"runs": runs, "flop": flops}
