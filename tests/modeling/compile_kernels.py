@@ -116,7 +116,36 @@ def _norm_cases() -> list[Case]:
     ]
 
 
+def _deformable() -> list[Case]:
+    """The full model's sizes in bfloat16 and float32, and heads of 24 channels."""
+    cases = []
+    for kind, dim in (("bf16", 32), ("fp32", 32), ("bf16", 24)):
+        inputs = ["values", "levels", "reference", "offsets", "logits", "tokens", "queries"]
+        types = [f"*{kind}", "*i32", "*fp32", f"*{kind}", f"*{kind}", "i32", "i32"]
+        forward = {"out": f"*{kind}", **dict(zip(inputs, types, strict=True))}
+        grads = dict.fromkeys(("grad_offsets", "grad_logits", "grad"), f"*{kind}")
+        sizes = {"HEADS": 8, "DIM": dim, "LEVELS": 3, "POINTS": 4, "WIDE": 32}
+        constants = {**sizes, "COMPUTE": tl.float32}
+        cases += [
+            Case(
+                "deformable",
+                "forward_kernel",
+                forward,
+                {**constants, "GROUP": 1, "BLOCK": 32 if kind == "bf16" else 16},
+            ),
+            Case(
+                "deformable",
+                "backward_kernel",
+                {"grad_values": "*fp32", **grads, **forward},
+                {**constants, "GROUP": 4, "BLOCK": 4},
+                warps=1,
+            ),
+        ]
+    return cases
+
+
 CASES: list[Case] = [
+    *_deformable(),
     *_norm_cases(),
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),
@@ -136,7 +165,13 @@ def main() -> None:
     for case in CASES:
         module = importlib.import_module(f"ttt_video.modeling.kernels.{case.module}")
         signature = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
-        source = ASTSource(getattr(module, case.kernel), signature, case.constants)
+        # PyTorch's memory is aligned, and Triton tells its compiler so.
+        aligned = {
+            (i,): [["tt.divisibility", 16]]
+            for i, kind in enumerate(signature.values())
+            if kind.startswith("*")
+        }
+        source = ASTSource(getattr(module, case.kernel), signature, case.constants, aligned)
         for capability in (80, 90):
             compiled = triton.compile(
                 source,

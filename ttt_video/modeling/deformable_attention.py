@@ -1,7 +1,8 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
 
-A CPU runs loops that Numba compiles. Other devices run PyTorch's ``grid_sample``, or the package
-``torch-ms-deform-attn`` where it is installed and was built for them.
+A CPU runs loops that Numba compiles, and a GPU kernels in Triton. Other devices run PyTorch's
+``grid_sample``, or the package ``torch-ms-deform-attn`` where it is installed and was built for
+them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .kernels import use_kernels
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -187,11 +190,17 @@ class MSDeformAttn(nn.Module):
         batch, queries, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         values = self.value_proj(value).view(batch, value.shape[1], heads, -1)
-        weights = self.attention_weights(query).view(batch, queries, heads, levels * points)
+        logits = self.attention_weights(query)
+        offsets = self.sampling_offsets(query)
+        if use_kernels(values):
+            from .kernels import deformable  # it needs Triton
+
+            return self.output_proj(deformable.attend(values, shapes, reference, offsets, logits))
+        weights = logits.view(batch, queries, heads, levels * points)
         weights = weights.softmax(-1).view(batch, queries, heads, levels, points)
         # Offsets are in pixels of their level. Positions stay in float32 under autocast: bfloat16
         # resolves 1/256 of the image, which is several pixels.
-        offsets = self.sampling_offsets(query).view(batch, queries, heads, -1)
+        offsets = offsets.view(batch, queries, heads, -1)
         places = reference.repeat(1, levels * points)[:, None]
         sizes = _widths_and_heights(shapes, points, reference.dtype, query.device)
         locations = places + offsets.to(reference.dtype) / sizes
