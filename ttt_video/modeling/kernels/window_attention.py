@@ -22,6 +22,10 @@ from torch.autograd.function import once_differentiable
 MOST_TOKENS = 64
 """Tokens of a window, N, up to which the kernels run: one tile of logits stays in registers."""
 
+WIDEST_HEAD = 32
+"""Channels of a head up to which the kernels run: those of every published Swin. A tile of twice as
+many does not fit registers in float32."""
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Types of queries, keys and values that the kernels take."""
 
@@ -38,13 +42,15 @@ class Launch(NamedTuple):
     """Programs in flight that are aimed at. More of them read biases more often, and the backward
     pass writes a sum of bias gradients per program; fewer leave multiprocessors idle."""
     warps: int
-    """Of half-precision inputs; float32 takes twice as many."""
     stages: int
     """Windows whose loads overlap."""
 
 
 FORWARD = Launch(programs=2048, warps=4, stages=2)
 BACKWARD = Launch(programs=1024, warps=4, stages=1)
+# Without tensor cores, a tile takes so many registers that 4 warps, or a second stage, spill.
+FORWARD_FP32 = Launch(programs=2048, warps=8, stages=1)
+BACKWARD_FP32 = Launch(programs=1024, warps=8, stages=1)
 
 
 class _Grid(NamedTuple):
@@ -76,8 +82,6 @@ class _Grid(NamedTuple):
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
         tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
-        # Without tensor cores, a tile takes twice the registers.
-        warps = launch.warps * (2 if qkv.dtype == torch.float32 else 1)
         head_dim = qkv.shape[-1] // (3 * self.heads)
         return {
             "windows": qkv.shape[0] * self.rows * self.columns,
@@ -95,7 +99,7 @@ class _Grid(NamedTuple):
             "PADDED": self.padded,
             "SHIFTED": self.shift > 0,
             "PRECISION": "tf32" if tf32 else "ieee",
-            "num_warps": warps,
+            "num_warps": launch.warps,
             "num_stages": launch.stages,
         }
 
@@ -371,9 +375,10 @@ class _WindowAttention(torch.autograd.Function):
         return grad_qkv, grad_table, grad_fill, None, None, None
 
 
-def can_attend(qkv: Tensor, side: int) -> bool:
+def can_attend(qkv: Tensor, side: int, heads: int) -> bool:
     """Returns whether :func:`window_attention` takes these inputs."""
-    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS
+    head_dim = qkv.shape[-1] // (3 * heads)
+    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
 
 
 def window_attention(
@@ -387,8 +392,8 @@ def window_attention(
     shift: int,
     heads: int,
     scale: float,
-    forward: Launch = FORWARD,
-    backward: Launch = BACKWARD,
+    forward: Launch | None = None,
+    backward: Launch | None = None,
 ) -> Tensor:
     """Returns the attention of a map's tokens to the tokens of their window: (B, H W, C).
 
@@ -408,7 +413,10 @@ def window_attention(
         shift: tokens that the map is rolled by, in [0, side).
         heads: number of heads; divides C.
         scale: factor of the products of queries and keys.
-        forward, backward: how the kernels are started.
+        forward, backward: how the kernels are started; by the type of ``qkv`` if None.
     """
+    exact = qkv.dtype == torch.float32
+    forward = forward or (FORWARD_FP32 if exact else FORWARD)
+    backward = backward or (BACKWARD_FP32 if exact else BACKWARD)
     grid = _Grid(height, width, side, shift, heads, scale)
     return _WindowAttention.apply(qkv, table, fill, grid, forward, backward)
