@@ -63,8 +63,7 @@ CASES: list[Case] = [
         "window_attention",
         "_table_kernel",
         {"grad_bias": "*fp32", "grad_table": "*fp32", "heads": "i32"},
-        {"SIDE": 7, "BLOCK_N": 64},
-        warps=1,
+        {"SIDE": 7, "BLOCK_N": 64, "ENTRIES": 16},
     ),
 ]
 

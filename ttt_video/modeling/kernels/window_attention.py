@@ -29,6 +29,7 @@ many does not fit registers in float32."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Types of queries, keys and values that the kernels take."""
 
+_ENTRIES = 16  # of the table, that one program writes
 # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -291,21 +292,25 @@ def _backward_kernel(
 
 
 @triton.jit(do_not_specialize=["heads"])
-def _table_kernel(grad_bias, grad_table, heads, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Writes the sum of a head's bias gradients over the pairs with one distance.
+def _table_kernel(
+    grad_bias, grad_table, heads,
+    SIDE: tl.constexpr, BLOCK_N: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """Writes the sum of a head's bias gradients over all pairs with one distance, per distance.
 
-    grad_bias (heads, N, N), grad_table ((2 SIDE - 1)^2, heads). A program sums in a fixed order,
-    which PyTorch's gradient of an index does only after it sorted all pairs.
+    grad_bias (heads, N, N), grad_table ((2 SIDE - 1)^2, heads). The order of a sum is fixed;
+    PyTorch's gradient of an index would have to sort all pairs for that.
     """
     head = tl.program_id(0)
-    entry = tl.program_id(1)
-    query = tl.arange(0, BLOCK_N)
-    row = query // SIDE - entry // (2 * SIDE - 1) + SIDE - 1
-    column = query % SIDE - entry % (2 * SIDE - 1) + SIDE - 1
+    entry = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
+    query = tl.arange(0, BLOCK_N)[None, :]
+    row = query // SIDE - (entry // (2 * SIDE - 1))[:, None] + SIDE - 1
+    column = query % SIDE - (entry % (2 * SIDE - 1))[:, None] + SIDE - 1
     valid = (query < SIDE * SIDE) & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
     pair = (head * SIDE * SIDE + query) * (SIDE * SIDE) + row * SIDE + column
-    total = tl.sum(tl.load(grad_bias + pair, valid, other=0.0), 0)
-    tl.store(grad_table + entry * heads + head, total.to(grad_table.dtype.element_ty))
+    total = tl.sum(tl.load(grad_bias + pair, valid, other=0.0), 1)
+    kept = entry < (2 * SIDE - 1) * (2 * SIDE - 1)
+    tl.store(grad_table + entry * heads + head, total.to(grad_table.dtype.element_ty), kept)
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -362,13 +367,14 @@ class _WindowAttention(torch.autograd.Function):
         grad_table = grad_fill = None
         if total is not None and learns_table:
             grad_table = torch.empty_like(table)
-            _table_kernel[(grid.heads, len(table))](
+            _table_kernel[(grid.heads, triton.cdiv(len(table), _ENTRIES))](
                 total,
                 grad_table,
                 grid.heads,
                 SIDE=grid.side,
                 BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
-                num_warps=1,
+                ENTRIES=_ENTRIES,
+                num_warps=4,
             )
         if total is not None and learns_fill:
             grad_fill = total[biases:].to(fill.dtype)
