@@ -65,16 +65,6 @@ class _Grid(NamedTuple):
     scale: float
 
     @property
-    def rows(self) -> int:
-        """Rows of windows."""
-        return -(-self.height // self.side)
-
-    @property
-    def columns(self) -> int:
-        """Columns of windows."""
-        return -(-self.width // self.side)
-
-    @property
     def padded(self) -> bool:
         """Whether some places of the windows have no token."""
         return self.height % self.side > 0 or self.width % self.side > 0
@@ -85,13 +75,12 @@ class _Grid(NamedTuple):
         tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
         head_dim = qkv.shape[-1] // (3 * self.heads)
         return {
-            "windows": qkv.shape[0] * self.rows * self.columns,
+            "batch": len(qkv),
             "height": self.height,
             "width": self.width,
-            "rows": self.rows,
-            "columns": self.columns,
             "shift": self.shift,
             "heads": self.heads,
+            "programs": self.programs(qkv, launch),
             "scale": self.scale,
             "SIDE": self.side,
             "HEAD_DIM": head_dim,
@@ -106,25 +95,26 @@ class _Grid(NamedTuple):
 
     def programs(self, qkv: Tensor, launch: Launch) -> int:
         """Returns the number of programs of each head."""
-        windows = qkv.shape[0] * self.rows * self.columns
-        return max(1, min(windows, launch.programs // self.heads))
+        rows, columns = triton.cdiv(self.height, self.side), triton.cdiv(self.width, self.side)
+        return max(1, min(len(qkv) * rows * columns, launch.programs // self.heads))
 
 
 # Sizes change with the video: a kernel that is specialised for them would be compiled again.
-_SIZES = ["windows", "height", "width", "rows", "columns", "shift", "heads", "programs"]
+_SIZES = ["batch", "height", "width", "shift", "heads", "programs"]
 
 
 @triton.jit
-def _places(window, height, width, rows, columns, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+def _places(window, height, width, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Returns the token at each place of a window, whether there is one, and its mask's region.
 
     Places are those of the map that was padded to whole windows, then rolled up and left.
     """
+    bottom = tl.cdiv(height, SIDE) * SIDE
+    columns = tl.cdiv(width, SIDE)
+    right = columns * SIDE
     place = tl.arange(0, BLOCK_N)
     row = (window // columns) * SIDE + place // SIDE
     column = (window % columns) * SIDE + place % SIDE
-    bottom = rows * SIDE
-    right = columns * SIDE
     region = 3 * ((row >= bottom - SIDE).to(tl.int32) + (row >= bottom - shift).to(tl.int32))
     region += (column >= right - SIDE).to(tl.int32) + (column >= right - shift).to(tl.int32)
     row += shift
@@ -191,7 +181,7 @@ def _load(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
-    qkv, table, fill, out, windows, height, width, rows, columns, shift, heads, scale, programs,
+    qkv, table, fill, out, batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -204,11 +194,10 @@ def _forward_kernel(
     head = tl.program_id(0)
     bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    for index in range(tl.program_id(1), windows, programs):
-        sample = (index // (rows * columns)).to(tl.int64) * height * width
-        token, exists, region = _places(
-            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
-        )
+    windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
+    for index in range(tl.program_id(1), batch * windows, programs):
+        sample = (index // windows).to(tl.int64) * height * width
+        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
         query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
         key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
@@ -224,7 +213,7 @@ def _forward_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _backward_kernel(
     qkv, table, fill, grad_out, grad_qkv, sums,
-    windows, height, width, rows, columns, shift, heads, scale, programs,
+    batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
     BIAS_GRAD: tl.constexpr, FILL_GRAD: tl.constexpr,
@@ -242,11 +231,10 @@ def _backward_kernel(
     bias_sum = tl.zeros((BLOCK_N, BLOCK_N), dtype)
     key_sum = tl.zeros((BLOCK_D,), dtype)
     value_sum = tl.zeros((BLOCK_D,), dtype)
-    for index in range(tl.program_id(1), windows, programs):
-        sample = (index // (rows * columns)).to(tl.int64) * height * width
-        token, exists, region = _places(
-            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
-        )
+    windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
+    for index in range(tl.program_id(1), batch * windows, programs):
+        sample = (index // windows).to(tl.int64) * height * width
+        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
         query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
         key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
@@ -332,9 +320,8 @@ class _WindowAttention(torch.autograd.Function):
         ctx.save_for_backward(qkv, table, fill)
         ctx.grid, ctx.launch = grid, backward
         out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
-        programs = grid.programs(qkv, forward)
-        _forward_kernel[(grid.heads, programs)](
-            qkv, table, fill, out, programs=programs, **grid.arguments(qkv, forward)
+        _forward_kernel[(grid.heads, grid.programs(qkv, forward))](
+            qkv, table, fill, out, **grid.arguments(qkv, forward)
         )
         return out
 
@@ -358,7 +345,6 @@ class _WindowAttention(torch.autograd.Function):
             grad.contiguous(),
             grad_qkv,
             sums,
-            programs=programs,
             BIAS_GRAD=learns_table,
             FILL_GRAD=learns_fill,
             **grid.arguments(qkv, ctx.launch),
