@@ -187,7 +187,7 @@ class FastSwinBlock(SwinTransformerBlock):
             return None
         from .kernels.window_attention import can_attend, window_attention  # needs Triton
 
-        if not can_attend(qkv, side):
+        if not can_attend(qkv, side, attn.num_heads):
             return None
         return window_attention(
             qkv,

@@ -22,9 +22,14 @@ from torch.autograd.function import once_differentiable
 MOST_TOKENS = 64
 """Tokens of a window, N, up to which the kernels run: one tile of logits stays in registers."""
 
+WIDEST_HEAD = 32
+"""Channels of a head up to which the kernels run: those of every published Swin. A tile of twice as
+many does not fit registers in float32."""
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Types of queries, keys and values that the kernels take."""
 
+_ENTRIES = 16  # of the table, that one program writes
 # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -38,13 +43,15 @@ class Launch(NamedTuple):
     """Programs in flight that are aimed at. More of them read biases more often, and the backward
     pass writes a sum of bias gradients per program; fewer leave multiprocessors idle."""
     warps: int
-    """Of half-precision inputs; float32 takes twice as many."""
     stages: int
     """Windows whose loads overlap."""
 
 
 FORWARD = Launch(programs=2048, warps=4, stages=2)
 BACKWARD = Launch(programs=1024, warps=4, stages=1)
+# Without tensor cores, a tile takes so many registers that 4 warps, or a second stage, spill.
+FORWARD_FP32 = Launch(programs=2048, warps=8, stages=1)
+BACKWARD_FP32 = Launch(programs=1024, warps=8, stages=1)
 
 
 class _Grid(NamedTuple):
@@ -58,16 +65,6 @@ class _Grid(NamedTuple):
     scale: float
 
     @property
-    def rows(self) -> int:
-        """Rows of windows."""
-        return -(-self.height // self.side)
-
-    @property
-    def columns(self) -> int:
-        """Columns of windows."""
-        return -(-self.width // self.side)
-
-    @property
     def padded(self) -> bool:
         """Whether some places of the windows have no token."""
         return self.height % self.side > 0 or self.width % self.side > 0
@@ -76,17 +73,14 @@ class _Grid(NamedTuple):
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
         tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
-        # Without tensor cores, a tile takes twice the registers.
-        warps = launch.warps * (2 if qkv.dtype == torch.float32 else 1)
         head_dim = qkv.shape[-1] // (3 * self.heads)
         return {
-            "windows": qkv.shape[0] * self.rows * self.columns,
+            "batch": len(qkv),
             "height": self.height,
             "width": self.width,
-            "rows": self.rows,
-            "columns": self.columns,
             "shift": self.shift,
             "heads": self.heads,
+            "programs": self.programs(qkv, launch),
             "scale": self.scale,
             "SIDE": self.side,
             "HEAD_DIM": head_dim,
@@ -95,31 +89,32 @@ class _Grid(NamedTuple):
             "PADDED": self.padded,
             "SHIFTED": self.shift > 0,
             "PRECISION": "tf32" if tf32 else "ieee",
-            "num_warps": warps,
+            "num_warps": launch.warps,
             "num_stages": launch.stages,
         }
 
     def programs(self, qkv: Tensor, launch: Launch) -> int:
         """Returns the number of programs of each head."""
-        windows = qkv.shape[0] * self.rows * self.columns
-        return max(1, min(windows, launch.programs // self.heads))
+        rows, columns = triton.cdiv(self.height, self.side), triton.cdiv(self.width, self.side)
+        return max(1, min(len(qkv) * rows * columns, launch.programs // self.heads))
 
 
 # Sizes change with the video: a kernel that is specialised for them would be compiled again.
-_SIZES = ["windows", "height", "width", "rows", "columns", "shift", "heads", "programs"]
+_SIZES = ["batch", "height", "width", "shift", "heads", "programs"]
 
 
 @triton.jit
-def _places(window, height, width, rows, columns, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+def _places(window, height, width, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Returns the token at each place of a window, whether there is one, and its mask's region.
 
     Places are those of the map that was padded to whole windows, then rolled up and left.
     """
+    bottom = tl.cdiv(height, SIDE) * SIDE
+    columns = tl.cdiv(width, SIDE)
+    right = columns * SIDE
     place = tl.arange(0, BLOCK_N)
     row = (window // columns) * SIDE + place // SIDE
     column = (window % columns) * SIDE + place % SIDE
-    bottom = rows * SIDE
-    right = columns * SIDE
     region = 3 * ((row >= bottom - SIDE).to(tl.int32) + (row >= bottom - shift).to(tl.int32))
     region += (column >= right - SIDE).to(tl.int32) + (column >= right - shift).to(tl.int32)
     row += shift
@@ -186,7 +181,7 @@ def _load(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
-    qkv, table, fill, out, windows, height, width, rows, columns, shift, heads, scale, programs,
+    qkv, table, fill, out, batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -199,11 +194,10 @@ def _forward_kernel(
     head = tl.program_id(0)
     bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    for index in range(tl.program_id(1), windows, programs):
-        sample = (index // (rows * columns)).to(tl.int64) * height * width
-        token, exists, region = _places(
-            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
-        )
+    windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
+    for index in range(tl.program_id(1), batch * windows, programs):
+        sample = (index // windows).to(tl.int64) * height * width
+        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
         query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
         key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
@@ -219,7 +213,7 @@ def _forward_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _backward_kernel(
     qkv, table, fill, grad_out, grad_qkv, sums,
-    windows, height, width, rows, columns, shift, heads, scale, programs,
+    batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
     BIAS_GRAD: tl.constexpr, FILL_GRAD: tl.constexpr,
@@ -237,11 +231,10 @@ def _backward_kernel(
     bias_sum = tl.zeros((BLOCK_N, BLOCK_N), dtype)
     key_sum = tl.zeros((BLOCK_D,), dtype)
     value_sum = tl.zeros((BLOCK_D,), dtype)
-    for index in range(tl.program_id(1), windows, programs):
-        sample = (index // (rows * columns)).to(tl.int64) * height * width
-        token, exists, region = _places(
-            index % (rows * columns), height, width, rows, columns, shift, SIDE, BLOCK_N
-        )
+    windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
+    for index in range(tl.program_id(1), batch * windows, programs):
+        sample = (index // windows).to(tl.int64) * height * width
+        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
         query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
         key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
@@ -287,21 +280,25 @@ def _backward_kernel(
 
 
 @triton.jit(do_not_specialize=["heads"])
-def _table_kernel(grad_bias, grad_table, heads, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Writes the sum of a head's bias gradients over the pairs with one distance.
+def _table_kernel(
+    grad_bias, grad_table, heads,
+    SIDE: tl.constexpr, BLOCK_N: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """Writes the sum of a head's bias gradients over all pairs with one distance, per distance.
 
-    grad_bias (heads, N, N), grad_table ((2 SIDE - 1)^2, heads). A program sums in a fixed order,
-    which PyTorch's gradient of an index does only after it sorted all pairs.
+    grad_bias (heads, N, N), grad_table ((2 SIDE - 1)^2, heads). The order of a sum is fixed;
+    PyTorch's gradient of an index would have to sort all pairs for that.
     """
     head = tl.program_id(0)
-    entry = tl.program_id(1)
-    query = tl.arange(0, BLOCK_N)
-    row = query // SIDE - entry // (2 * SIDE - 1) + SIDE - 1
-    column = query % SIDE - entry % (2 * SIDE - 1) + SIDE - 1
+    entry = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
+    query = tl.arange(0, BLOCK_N)[None, :]
+    row = query // SIDE - (entry // (2 * SIDE - 1))[:, None] + SIDE - 1
+    column = query % SIDE - (entry % (2 * SIDE - 1))[:, None] + SIDE - 1
     valid = (query < SIDE * SIDE) & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
     pair = (head * SIDE * SIDE + query) * (SIDE * SIDE) + row * SIDE + column
-    total = tl.sum(tl.load(grad_bias + pair, valid, other=0.0), 0)
-    tl.store(grad_table + entry * heads + head, total.to(grad_table.dtype.element_ty))
+    total = tl.sum(tl.load(grad_bias + pair, valid, other=0.0), 1)
+    kept = entry < (2 * SIDE - 1) * (2 * SIDE - 1)
+    tl.store(grad_table + entry * heads + head, total.to(grad_table.dtype.element_ty), kept)
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -323,9 +320,8 @@ class _WindowAttention(torch.autograd.Function):
         ctx.save_for_backward(qkv, table, fill)
         ctx.grid, ctx.launch = grid, backward
         out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
-        programs = grid.programs(qkv, forward)
-        _forward_kernel[(grid.heads, programs)](
-            qkv, table, fill, out, programs=programs, **grid.arguments(qkv, forward)
+        _forward_kernel[(grid.heads, grid.programs(qkv, forward))](
+            qkv, table, fill, out, **grid.arguments(qkv, forward)
         )
         return out
 
@@ -349,7 +345,6 @@ class _WindowAttention(torch.autograd.Function):
             grad.contiguous(),
             grad_qkv,
             sums,
-            programs=programs,
             BIAS_GRAD=learns_table,
             FILL_GRAD=learns_fill,
             **grid.arguments(qkv, ctx.launch),
@@ -358,22 +353,24 @@ class _WindowAttention(torch.autograd.Function):
         grad_table = grad_fill = None
         if total is not None and learns_table:
             grad_table = torch.empty_like(table)
-            _table_kernel[(grid.heads, len(table))](
+            _table_kernel[(grid.heads, triton.cdiv(len(table), _ENTRIES))](
                 total,
                 grad_table,
                 grid.heads,
                 SIDE=grid.side,
                 BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
-                num_warps=1,
+                ENTRIES=_ENTRIES,
+                num_warps=4,
             )
         if total is not None and learns_fill:
             grad_fill = total[biases:].to(fill.dtype)
         return grad_qkv, grad_table, grad_fill, None, None, None
 
 
-def can_attend(qkv: Tensor, side: int) -> bool:
+def can_attend(qkv: Tensor, side: int, heads: int) -> bool:
     """Returns whether :func:`window_attention` takes these inputs."""
-    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS
+    head_dim = qkv.shape[-1] // (3 * heads)
+    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
 
 
 def window_attention(
@@ -387,8 +384,8 @@ def window_attention(
     shift: int,
     heads: int,
     scale: float,
-    forward: Launch = FORWARD,
-    backward: Launch = BACKWARD,
+    forward: Launch | None = None,
+    backward: Launch | None = None,
 ) -> Tensor:
     """Returns the attention of a map's tokens to the tokens of their window: (B, H W, C).
 
@@ -408,7 +405,10 @@ def window_attention(
         shift: tokens that the map is rolled by, in [0, side).
         heads: number of heads; divides C.
         scale: factor of the products of queries and keys.
-        forward, backward: how the kernels are started.
+        forward, backward: how the kernels are started; by the type of ``qkv`` if None.
     """
+    exact = qkv.dtype == torch.float32
+    forward = forward or (FORWARD_FP32 if exact else FORWARD)
+    backward = backward or (BACKWARD_FP32 if exact else BACKWARD)
     grid = _Grid(height, width, side, shift, heads, scale)
     return _WindowAttention.apply(qkv, table, fill, grid, forward, backward)
