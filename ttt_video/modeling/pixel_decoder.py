@@ -277,7 +277,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(finest), levels
 
     def _is_fused(self, features: dict[str, Tensor]) -> bool:
-        norms = [norm for _, norm in self.input_proj.children()]  # type: ignore[misc]
+        norms: list[nn.Module] = [list(module.children())[1] for module in self.input_proj]
         norms += [getattr(self, name).norm for pair in self.fpn_modules for name in pair]
         if not all(isinstance(norm, nn.GroupNorm) for norm in norms):
             return False
