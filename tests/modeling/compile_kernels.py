@@ -144,9 +144,59 @@ def _deformable() -> list[Case]:
     return cases
 
 
+def _group_norm_cases() -> list[Case]:
+    """Group norms of the FPN: of a lateral map with a coarser one, and before a ReLU."""
+    half, single = "*bf16", "*fp32"
+    block = {"BLOCK_ROWS": 16, "BLOCK_DIM": 256}
+    sizes: dict[str, Any] = {"DIM": 256, "ACC": tl.float32, **block}
+    counts = dict.fromkeys(("height", "width", "coarse_height", "coarse_width"), "i32")
+    affine = dict.fromkeys(("mean", "rstd", "weight", "bias"), single)
+    statistics = {"EPS": 1e-5, "DIM": 256, "GROUP": 8, "ACC": tl.float32, "BLOCK_ROWS": 16}
+    given = {"grad": half, "x": half, **affine}
+    means = {"along": single, "level": single}
+
+    def case(kernel: str, signature: dict[str, str], constants: dict[str, Any]) -> Case:
+        return Case("group_norms", kernel, signature, constants, warps=8)
+
+    return [
+        case("part_statistics", {"x": half, "parts": single, "tokens": "i32"}, sizes),
+        case(
+            "group_statistics",
+            {"parts": single, "mean": single, "rstd": single, "tokens": "i32", "count": "i32"},
+            {**statistics, "BLOCK_PARTS": 64, "BLOCK_GROUP": 8},
+        ),
+        case(
+            "normalise",
+            {"x": half, **affine, "coarse": single, "out": half, **counts},
+            {**sizes, "RELU": False, "GROUP": 8},
+        ),
+        case(
+            "normalise",
+            {"x": half, **affine, "out": half, **counts},
+            {**sizes, "RELU": True, "GROUP": 8, "coarse": None},
+        ),
+        case(
+            "part_gradients",
+            {**given, "parts": single, "tokens": "i32"},
+            {**sizes, "RELU": True, "GROUP": 8},
+        ),
+        case(
+            "input_gradients",
+            {**given, **means, "out": half, "tokens": "i32"},
+            {**sizes, "RELU": True, "GROUP": 8},
+        ),
+        case(
+            "coarse_gradients",
+            {"grad": half, "out": single, **counts},
+            {**sizes, "TALL": 6, "WIDE": 6},
+        ),
+    ]
+
+
 CASES: list[Case] = [
     *_deformable(),
     *_norm_cases(),
+    *_group_norm_cases(),
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),
     *window_cases("fp32", "tf32"),

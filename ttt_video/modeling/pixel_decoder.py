@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,11 +104,13 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps [(B, C, h, w), ...] to maps of the same shapes."""
-        batch, dim = features[0].shape[:2]
-        device = features[0].device
         shapes = tuple((f.shape[2], f.shape[3]) for f in features)
-        areas = [h * w for h, w in shapes]
         tokens = torch.cat([f.flatten(2) for f in features], dim=2).transpose(1, 2)
+        return maps_of_levels(self.encode(tokens, shapes), shapes)
+
+    def encode(self, tokens: Tensor, shapes: Shapes) -> Tensor:
+        """Maps (B, S, C) tokens of all levels, one after the other, to tokens."""
+        dim, device = tokens.shape[-1], tokens.device
         position = torch.cat(
             [
                 sine_position_embedding(h, w, dim, device).flatten(2).transpose(1, 2) + embed
@@ -115,14 +118,7 @@ class DeformableEncoder(nn.Module):
             ],
             dim=1,
         )
-        reference = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
-        tokens = self._attend(tokens, position, reference, shapes)
-        maps = tokens.transpose(1, 2).split(areas, dim=2)
-        return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
-
-    def _attend(
-        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes
-    ) -> Tensor:
+        reference = reference_points(shapes, device)
         layers: list[EncoderLayer] = [*self.encoder["layers"].children()]  # type: ignore[list-item]
         norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
         if not fuses_norms(tokens, *norms) or any(layer.drops for layer in layers):
@@ -141,6 +137,24 @@ class DeformableEncoder(nn.Module):
     def _run(self, layer: EncoderLayer, run: Callable[..., Result], *arguments: Any) -> Result:
         draws = layer.drops
         return run_layer(run, *arguments, recompute=self.use_checkpoint, draws=draws)
+
+
+def maps_of_levels(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
+    """Returns (B, S, C) tokens as [(B, C, h, w), ...], which share their memory."""
+    batch, _, dim = tokens.shape
+    maps = tokens.transpose(1, 2).split([h * w for h, w in shapes], dim=2)
+    return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+def reference_points(shapes: Shapes, device: torch.device) -> Tensor:
+    """Returns the pixel centres of all levels, one after the other: (S, 2) float32.
+
+    They are made once per size and shared, as they take a dozen operations; callers must not write
+    to them.
+    """
+    return torch.cat([pixel_centres(h, w, device) for h, w in shapes])
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
@@ -253,6 +267,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         Returns:
             (B, mask_dim, H/4, W/4) and [(B, dim, h, w), ...] from the coarsest level to the finest.
         """
+        if self._is_fused(features):
+            return self._fused(features)
         projected = [
             proj(features[name])
             for name, proj in zip(self.transformer_in_features, self.input_proj, strict=True)
@@ -266,3 +282,50 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
             finest = getattr(self, output)(lateral + upsampled)
         return self.mask_features(finest), levels
+
+    def _is_fused(self, features: dict[str, Tensor]) -> bool:
+        norms: list[nn.Module] = [list(module.children())[1] for module in self.input_proj]
+        norms += [getattr(self, name).norm for pair in self.fpn_modules for name in pair]
+        if not all(isinstance(norm, nn.GroupNorm) for norm in norms):
+            return False
+        return fuses_norms(next(iter(features.values())), *norms)
+
+    def _fused(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Does the same on channels-last maps, by kernels that normalise, add and cast in one pass.
+
+        Convolutions of one pixel are products of tokens. The mask features are channels-last.
+        """
+        from .kernels.channels_last import group_norm
+        from .kernels.norms import full_dtype, product_dtype
+
+        def product(x: Tensor, conv: nn.Conv2d) -> Tensor:
+            return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+        sizes: dict[str, tuple[int, int]] = {
+            name: (x.shape[2], x.shape[3]) for name, x in features.items()
+        }
+        tokens = {name: x.flatten(2).transpose(1, 2) for name, x in features.items()}
+        projected = []
+        for name, module in zip(self.transformer_in_features, self.input_proj, strict=True):
+            conv, norm = module.children()
+            x = product(tokens[name], conv)  # type: ignore[arg-type]
+            projected.append(group_norm(x, norm, sizes[name], dtype=full_dtype(x)))  # type: ignore[arg-type]
+        shapes = tuple(sizes[name] for name in self.transformer_in_features)
+        encoded = self.transformer.encode(torch.cat(projected, 1), shapes)
+        size = shapes[-1]
+        finest = encoded[:, -size[0] * size[1] :]
+        for i, name in enumerate(self.fpn_features, start=1):
+            adapter, output = (getattr(self, module) for module in self.fpn_modules[i - 1])
+            x = product(tokens[name], adapter)
+            low, full = product_dtype(x), full_dtype(x)
+            coarse, size = (finest, size), sizes[name]
+            x = group_norm(x, adapter.norm, size, dtype=low, coarse=coarse)
+            x = x.unflatten(1, size).permute(0, 3, 1, 2)
+            x = F.conv2d(x, output.weight, output.bias, padding=output.padding)
+            x = x.permute(0, 2, 3, 1).flatten(1, 2)
+            # The last one feeds a product alone, any other a sum.
+            dtype = low if i == len(self.fpn_features) else full
+            finest = group_norm(x, output.norm, size, dtype=dtype, relu=True)
+        mask_features = product(finest, self.mask_features)
+        mask_features = mask_features.unflatten(1, size).permute(0, 3, 1, 2)
+        return mask_features, maps_of_levels(encoded, shapes)

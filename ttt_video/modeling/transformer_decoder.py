@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,11 @@ from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from .kernels import fuses_norms
 from .position_encoding import sine_position_embedding
+
+if TYPE_CHECKING:
+    from .kernels.norms import Normed
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TTT_TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
@@ -57,6 +61,12 @@ class Residual(nn.Module):
         if self.pre_norm:
             return x + self.update(self.norm(x), *args)
         return self.norm(x + self.update(x, *args))
+
+    def fused(self, x: Normed, position: Tensor, update: Tensor) -> Normed:
+        """Adds an update and normalises in one pass; ``position`` is what queries add."""
+        from .kernels.norms import norm_of_sum
+
+        return norm_of_sum(x.full, update, self.norm, position)
 
     def update(self, x: Tensor, *args: Tensor) -> Tensor:
         raise NotImplementedError
@@ -224,6 +234,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 )
             )
 
+        if self._is_fused(mask_features):
+            return self._fused(memories, positions, coarse_features, mask_features, every_layer)
         query_position = self.query_embed.weight.expand(batch, -1, -1)
         queries = self.query_feat.weight.expand(batch, -1, -1)
         predictions = []
@@ -244,9 +256,59 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         predictions.append(self.predict(queries, mask_features))
         return predictions
 
+    def _is_fused(self, x: Tensor) -> bool:
+        layers = [module for module in self.modules() if isinstance(module, Residual)]
+        if any(layer.pre_norm for layer in layers):
+            return False
+        return fuses_norms(x, self.decoder_norm, *(layer.norm for layer in layers))
+
+    def _fused(
+        self,
+        memories: list[Tensor],
+        positions: list[Tensor],
+        coarse_features: list[Tensor],
+        mask_features: Tensor,
+        every_layer: bool,
+    ) -> list[dict[str, Tensor]]:
+        """Does the layers by kernels that sum, normalise and cast in one pass.
+
+        Keys and values of a level are cast once for all layers that read it.
+        """
+        from .kernels.norms import Normed, product_dtype
+
+        low = product_dtype(memories[0])
+        keys = [(x + p).to(low) for x, p in zip(memories, positions, strict=True)]
+        values = [x.to(low) for x in memories]
+        position = self.query_embed.weight
+        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        x = Normed(queries, queries.to(low), (queries + position).to(low))
+        predictions = []
+        for i in range(len(self.transformer_ffn_layers)):
+            at = i % self.num_feature_levels
+            if every_layer:
+                predictions.append(self.predict(x.full, mask_features))
+            allowed = self.attention_mask(x.full, coarse_features[at])
+            cross = cast(CrossAttentionLayer, self.transformer_cross_attention_layers[i])
+            update = cross.multihead_attn(x.query, keys[at], values[at], allowed)
+            x = cross.fused(x, position, update)
+            among = cast(SelfAttentionLayer, self.transformer_self_attention_layers[i])
+            x = among.fused(x, position, among.self_attn(x.query, x.query, x.low))
+            feed_forward = cast(FFNLayer, self.transformer_ffn_layers[i])
+            x = feed_forward.fused(x, position, feed_forward.update(x.low))
+        predictions.append(self.predict(x.full, mask_features))
+        return predictions
+
+    def _normed(self, queries: Tensor) -> Tensor:
+        """Returns the queries as predictions read them."""
+        if not fuses_norms(queries, self.decoder_norm):
+            return self.decoder_norm(queries)
+        from .kernels.norms import layer_norm
+
+        return layer_norm(queries, self.decoder_norm)
+
     def predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         """Returns class and mask logits of (B, Q, C) queries."""
-        queries = self.decoder_norm(queries)
+        queries = self._normed(queries)
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
         if self.class_embed is None:
             return {"pred_masks": masks}
@@ -255,6 +317,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     @torch.no_grad()
     def attention_mask(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
         """Returns (B, Q, h * w) bool, True inside a query's mask, or everywhere if it is empty."""
-        embed = self.mask_embed(self.decoder_norm(queries))
+        embed = self.mask_embed(self._normed(queries))
         inside = torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2) >= 0
         return inside | ~inside.any(dim=-1, keepdim=True)

@@ -308,7 +308,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _full_dtype(x: Tensor, delta: Tensor | None = None) -> torch.dtype:
+def full_dtype(x: Tensor, delta: Tensor | None = None) -> torch.dtype:
     """Returns the dtype that PyTorch's layer norm gives: float32 at least under autocast."""
     dtype = x.dtype if delta is None else torch.promote_types(x.dtype, delta.dtype)
     if torch.is_autocast_enabled(x.device.type):
@@ -324,7 +324,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, *, for_products: bool = True) -> T
         norm: over C, with weight and bias.
         for_products: False gives the dtype of PyTorch's layer norm.
     """
-    dtype = _full_dtype(x)
+    dtype = full_dtype(x)
     if for_products and torch.is_autocast_enabled(x.device.type):
         dtype = product_dtype(x)
     wanted = _Wanted(full=dtype)
@@ -342,7 +342,7 @@ def add_layer_norm(
         norm: over C, with weight and bias.
         gain: (B,) factors of the images' deltas, as stochastic depth draws them, or None.
     """
-    dtype = _full_dtype(x, delta)
+    dtype = full_dtype(x, delta)
     if torch.is_autocast_enabled(x.device.type):
         dtype = product_dtype(x)
     wanted = _Wanted(total=True, full=dtype)
@@ -374,7 +374,7 @@ def norm_of_sum(
         norm: over C, with weight and bias.
         position: (..., C) or (B, ..., C), which the query adds; None gives no query.
     """
-    dtype, low = _full_dtype(x, delta), product_dtype(x)
+    dtype, low = full_dtype(x, delta), product_dtype(x)
     wanted = _Wanted(full=dtype, low=None if low == dtype else low)
     _, full, cast, query = _Norm.apply(
         x, delta, None, position, norm.weight, norm.bias, norm.eps, wanted
