@@ -15,11 +15,13 @@ class Snapshot:
         self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> None:
         self._tensors = [*tensors]
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._values = _copies(self._tensors)
         self._optimizer = optimizer
         states = {} if optimizer is None else optimizer.state
+        found = [v for own in states.values() for v in own.values() if isinstance(v, Tensor)]
+        copies = iter(_copies(found))
         self._state = {
-            parameter: {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}
+            parameter: {k: next(copies) if isinstance(v, Tensor) else v for k, v in own.items()}
             for parameter, own in states.items()
         }
 
@@ -36,3 +38,12 @@ class Snapshot:
         if self._optimizer is not None:
             self._optimizer.state.clear()
             self._optimizer.state.update(self._state)
+
+
+@torch.no_grad()
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns copies, made by a few kernels on a GPU and not by one for each tensor."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    if copies:
+        torch._foreach_copy_(copies, tensors)
+    return copies
