@@ -292,7 +292,7 @@ def defines_together(owner: object, replayed: str, plain: str) -> bool:
     def definer(name: str) -> type | None:
         return next((kind for kind in type(owner).__mro__ if name in vars(kind)), None)
 
-    if plain in vars(owner):  # set on the object itself
+    if plain in getattr(owner, "__dict__", {}):  # set on the object itself
         return False
     first, second = definer(replayed), definer(plain)
     return first is not None and (second is None or issubclass(first, second))
