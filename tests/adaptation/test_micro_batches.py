@@ -90,10 +90,10 @@ def test_what_two_and_three_samples_take_decides_the_size(caplog):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("hidden", [0, 25])
+@pytest.mark.parametrize("hidden", [0, 30])
 def test_trials_and_failures_leave_no_trace(mode, hidden):
     """The step is that of an adapter that was told the size: draws, buffers and gradients."""
-    memory = MadeUpMemory(60 / SHARE, hidden=hidden)  # with 25 more, 4 samples do not fit
+    memory = MadeUpMemory(60 / SHARE, hidden=hidden)  # with 30 more, 4 samples do not fit
     settings = {"mode": mode, "name": "ADAMW", "lr": 0.01}
     found = adapter_on(memory, **settings)
     told = adapter_on(MadeUpMemory(1e9), given=2 if hidden else 4, **settings)

@@ -86,7 +86,9 @@ def test_casts_outlive_their_use_only_where_they_are_kept():
         assert casts == (3 if kept else 5)  # the input; weight and bias once or twice
 
 
-@pytest.mark.parametrize("method", ["none", "online_ttt_mae", "majority_vote", "tent"])
+@pytest.mark.parametrize(
+    "method", ["none", "online_ttt_mae", "majority_vote", "temporal_smoothing"]
+)
 def test_every_method_predicts_in_the_precision_of_the_config(
     tiny_cfg, tiny_model, make_video, method
 ):
