@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -255,6 +256,26 @@ def test_sinks_work_in_the_loop_where_they_should(evaluate, make_video, opts, be
     assert sink.threads == {threading.current_thread()}
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_only_the_row_waits_for_the_device(evaluate, make_video, monkeypatch, behind):
+    """Three parts of each frame are timed; behind the loop their seconds are read in the thread."""
+    waits = []
+    follow = Clock.follow
+
+    def watched(clock, call, *arguments):
+        result, seconds = follow(clock, call, *arguments)
+
+        def read():
+            waits.append(threading.current_thread() is threading.main_thread())
+            return seconds()
+
+        return result, read
+
+    monkeypatch.setattr(Clock, "follow", watched)
+    evaluate([ListSource(make_video("a", 3))], behind=behind)
+    assert waits == [not behind] * 9
+
+
 def test_on_a_gpu_a_frame_is_kept_until_the_device_has_read_it(monkeypatch):
     """The thread's stream starts after the loop's work and is waited for, also after an error."""
     events: list[object] = []
@@ -288,7 +309,7 @@ def test_on_a_gpu_a_frame_is_kept_until_the_device_has_read_it(monkeypatch):
     video = VideoRun(ListSource([{"video_id": "a"}]), None)
     thread = HandoverBehind([Calls(write)], video, Clock("cuda:1"))
     for index in range(2):
-        thread.write(SimpleNamespace(row={"frame_index": index}))
+        thread.write(partial(SimpleNamespace, row={"frame_index": index}))
     with pytest.raises(UserError, match="full"):
         thread.close()
     written = [["enter", ("wait", "ready"), index, "end", "leave"] for index in range(2)]

@@ -153,9 +153,9 @@ class StreamEvaluation:
             limit = None if max_frames is None else max_frames - done
             # Labels are read once, and class maps computed once, whoever asks.
             shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
-            for result in self.stream.run(shared, anew=False):
-                done, frame_index = done + 1, result.frame["frame_index"]
-                handover.write(self._results(result))
+            for frame, result in self._steps(shared, behind=behind):
+                done, frame_index = done + 1, frame["frame_index"]
+                handover.write(partial(self._results, result, self._frozen_result(frame)))
                 del result  # or its output would take the device's memory during the next frame
                 if self.save_every and done % self.save_every == 0:
                     handover.flush()
@@ -173,14 +173,35 @@ class StreamEvaluation:
             if before is not None:
                 self.run.remove_unfinished(before)
 
-    def _results(self, result: FrameResult) -> Results:
-        """Returns what sinks take, with the frozen model's prediction where there is one."""
+    def _steps(
+        self, frames: Iterator[Frame], *, behind: bool
+    ) -> Iterator[tuple[Frame, Callable[[], FrameResult]]]:
+        """Yields each frame with a function that returns its result.
+
+        ``behind``: the loop goes on before the device has done its work.
+        """
+        if behind:
+            assert isinstance(self.stream, Stream)
+            for frame in self.stream.frames_of(frames, anew=False):
+                yield frame, self.stream.begin(frame)
+            return
+        for result in self.stream.run(frames, anew=False):
+            yield result.frame, partial(_itself, result)
+            del result
+
+    def _frozen_result(self, frame: Frame) -> FrameResult | None:
+        """Returns the frozen model's result where there is such a model."""
+        if self.frozen is None:
+            return None
+        with self.stream.clock.paused():
+            frozen = self.frozen.step(frame)
+        frozen.output = Shared(frozen.output)
+        return frozen
+
+    def _results(self, begun: Callable[[], FrameResult], frozen: FrameResult | None) -> Results:
+        """Returns what sinks take, once the device has done its work."""
+        result = begun()
         result = replace(result, output=Shared(result.output))
-        frozen = None
-        if self.frozen is not None:
-            with self.stream.clock.paused():
-                frozen = self.frozen.step(result.frame)
-            frozen.output = Shared(frozen.output)
         row: Row = {key: result.frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
         row["predict_seconds"] = result.predict_seconds
@@ -223,6 +244,10 @@ class StreamEvaluation:
         anew = "the run" if self.builds_up else f"video {video_id}"
         logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
+
+
+def _itself(result: FrameResult) -> FrameResult:
+    return result
 
 
 def check_sinks(sinks: Sequence[Sink], model: nn.Module) -> None:

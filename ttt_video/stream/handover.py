@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -32,8 +32,9 @@ class Handover:
         """
         self.sinks, self.video, self.clock = sinks, video, clock
 
-    def write(self, results: Results) -> None:
-        """Hands over the results of a frame; raises what a sink raises."""
+    def write(self, make: Callable[[], Results]) -> None:
+        """Hands over the results of a frame, which ``make`` returns; raises what a sink raises."""
+        results = make()
         self.video.done += 1
         for sink in self.sinks:
             with self.clock.paused() if sink.measures else nullcontext():
@@ -64,13 +65,16 @@ class HandoverBehind(Handover):
         self._stream = torch.cuda.Stream(clock.device) if cuda else None
         self._thread = WriteBehind("sinks", DEPTH)
 
-    def write(self, results: Results) -> None:
-        """Queues the results of a frame; waits where :data:`DEPTH` frames are not yet written."""
+    def write(self, make: Callable[[], Results]) -> None:
+        """Queues the results of a frame; waits where :data:`DEPTH` frames are not yet written.
+
+        ``make`` is called in the thread and waits for the device's work, which the loop does not.
+        """
         self._thread.check()  # before more is computed that would not be written
         ready = None
         if self._stream is not None:
             ready = torch.cuda.current_stream(self.clock.device).record_event()
-        self._thread.submit(partial(self._write, results, ready))
+        self._thread.submit(partial(self._write, make, ready))
 
     def flush(self) -> None:
         """See the base class."""
@@ -80,7 +84,8 @@ class HandoverBehind(Handover):
         """See the base class."""
         self._thread.close()
 
-    def _write(self, results: Results, ready: torch.cuda.Event | None) -> None:
+    def _write(self, make: Callable[[], Results], ready: torch.cuda.Event | None) -> None:
+        results = make()
         self.video.done += 1
         if self._stream is None or ready is None:
             self._hand_round(results)

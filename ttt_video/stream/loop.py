@@ -187,23 +187,36 @@ class Stream:
         Args:
             picture: a frame, or a picture, which follows those before it.
         """
+        return self.begin(picture)()
+
+    def begin(self, picture: Frame | Picture) -> Callable[[], FrameResult]:
+        """Does as :meth:`step`, without waiting for the last of the device's work.
+
+        Returns:
+            A function that waits for it and returns the result; any thread may call it, also while
+            later frames run.
+        """
         frame = self.frame_of(picture)
         if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
-        follow = self.clock.follow  # it waits for the device once, when all work is given out
-        sample, push_seconds = follow(self._push, frame)
+        sample, pushing = self.clock.follow(self._push, frame)
         if self.predict_first:
-            output, predict_seconds = follow(self.adapter.predict, sample)
+            output, predicting = self.clock.follow(self.adapter.predict, sample)
         steps: list[Any] = []
         with self._recording(frame, sample, steps):
-            record, adapt_seconds = follow(self._adapt)
+            record, adapting = self.clock.follow(self._adapt)
         if not self.predict_first:
-            output, predict_seconds = follow(self.adapter.predict, sample)
-        pushing, adapting, predicting = push_seconds(), adapt_seconds(), predict_seconds()
-        ready = pushing + predicting + (0.0 if self.predict_first else adapting)
-        adapting += pushing + self._watch_seconds
+            output, predicting = self.clock.follow(self.adapter.predict, sample)
+        watched = self._watch_seconds
         self._position, self._watch_seconds = self._position + 1, 0.0
-        return FrameResult(frame, output, record, adapting, predicting, ready, steps)
+
+        def result() -> FrameResult:
+            push, adapt, predict = pushing(), adapting(), predicting()
+            ready = push + predict + (0.0 if self.predict_first else adapt)
+            seconds = (adapt + (push + watched), predict, ready)
+            return FrameResult(frame, output, record, *seconds, steps)
+
+        return result
 
     def _push(self, frame: Frame) -> dict[str, Any]:
         sample = self.window.push(frame)
