@@ -26,9 +26,7 @@ WIDEST_HEAD = 32
 """Channels of a head up to which the kernels run: those of every published Swin. A tile of twice as
 many does not fit registers in float32."""
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Types of queries, keys and values that the kernels take."""
-
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ENTRIES = 16  # of the table, that one program writes
 # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -72,23 +70,20 @@ class _Grid(NamedTuple):
     def arguments(self, qkv: Tensor, launch: Launch) -> dict[str, Any]:
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
-        tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        exact = qkv.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
         head_dim = qkv.shape[-1] // (3 * self.heads)
+        sizes = self._asdict()
         return {
+            "SIDE": sizes.pop("side"),
+            **sizes,
             "batch": len(qkv),
-            "height": self.height,
-            "width": self.width,
-            "shift": self.shift,
-            "heads": self.heads,
             "programs": self.programs(qkv, launch),
-            "scale": self.scale,
-            "SIDE": self.side,
             "HEAD_DIM": head_dim,
             "BLOCK_N": max(16, triton.next_power_of_2(self.side**2)),
             "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
             "PADDED": self.padded,
             "SHIFTED": self.shift > 0,
-            "PRECISION": "tf32" if tf32 else "ieee",
+            "PRECISION": "ieee" if exact else "tf32",
             "num_warps": launch.warps,
             "num_stages": launch.stages,
         }
@@ -329,40 +324,30 @@ class _WindowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grid: _Grid = ctx.grid
+        launch: Launch = ctx.launch
         qkv, table, fill = ctx.saved_tensors
-        programs = grid.programs(qkv, ctx.launch)
+        programs = grid.programs(qkv, launch)
         learns_table = ctx.needs_input_grad[1]
         learns_fill = ctx.needs_input_grad[2] and grid.padded
-        grad_qkv = torch.empty_like(qkv)
+        learns = {"BIAS_GRAD": learns_table, "FILL_GRAD": learns_fill}
         biases = grid.heads * grid.side**4
         # float32, or float64 where a test's inputs are
         dtype = torch.promote_types(table.dtype, torch.float32)
         sums = table.new_empty((programs, biases + qkv.shape[-1]), dtype=dtype)
+        grad, grad_qkv = grad.contiguous(), torch.empty_like(qkv)
         _backward_kernel[(grid.heads, programs)](
-            qkv,
-            table,
-            fill,
-            grad.contiguous(),
-            grad_qkv,
-            sums,
-            BIAS_GRAD=learns_table,
-            FILL_GRAD=learns_fill,
-            **grid.arguments(qkv, ctx.launch),
+            qkv, table, fill, grad, grad_qkv, sums, **learns, **grid.arguments(qkv, launch)
         )
-        total = sums.sum(0) if learns_table or learns_fill else None
+        total = sums.sum(0)
         grad_table = grad_fill = None
-        if total is not None and learns_table:
+        if learns_table:
             grad_table = torch.empty_like(table)
-            _table_kernel[(grid.heads, triton.cdiv(len(table), _ENTRIES))](
-                total,
-                grad_table,
-                grid.heads,
-                SIDE=grid.side,
-                BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
-                ENTRIES=_ENTRIES,
-                num_warps=4,
+            programs = triton.cdiv(len(table), _ENTRIES)
+            block = max(16, triton.next_power_of_2(grid.side**2))
+            _table_kernel[(grid.heads, programs)](
+                total, grad_table, grid.heads, SIDE=grid.side, BLOCK_N=block, ENTRIES=_ENTRIES
             )
-        if total is not None and learns_fill:
+        if learns_fill:
             grad_fill = total[biases:].to(fill.dtype)
         return grad_qkv, grad_table, grad_fill, None, None, None
 
@@ -370,7 +355,7 @@ class _WindowAttention(torch.autograd.Function):
 def can_attend(qkv: Tensor, side: int, heads: int) -> bool:
     """Returns whether :func:`window_attention` takes these inputs."""
     head_dim = qkv.shape[-1] // (3 * heads)
-    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
+    return qkv.dtype in _DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
 
 
 def window_attention(
