@@ -30,9 +30,7 @@ class Case(NamedTuple):
 
 
 _SIZES = ("batch", "height", "width", "shift", "heads", "programs")
-_WINDOW = {
-    "SIDE": 7, "HEAD_DIM": 32, "BLOCK_N": 64, "BLOCK_D": 32, "PADDED": True, "SHIFTED": True,
-}  # fmt: skip
+_WINDOW = {"SIDE": 7, "HEAD_DIM": 32, "BLOCK_N": 64, "BLOCK_D": 32}
 
 
 def window_cases(dtype: str, precision: str) -> list[Case]:

@@ -23,12 +23,9 @@ MOST_TOKENS = 64
 """Tokens of a window, N, up to which the kernels run: one tile of logits stays in registers."""
 
 WIDEST_HEAD = 32
-"""Channels of a head up to which the kernels run: those of every published Swin. A tile of twice as
-many does not fit registers in float32."""
+"""Channels of a head up to which the kernels run: those of every published Swin."""
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Types of queries, keys and values that the kernels take."""
-
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ENTRIES = 16  # of the table, that one program writes
 # Triton's interpreter multiplies the bit patterns of bfloat16 as if they were integers.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -40,11 +37,10 @@ class Launch(NamedTuple):
     """How a kernel is started."""
 
     programs: int
-    """Programs in flight that are aimed at. More of them read biases more often, and the backward
-    pass writes a sum of bias gradients per program; fewer leave multiprocessors idle."""
+    """At most, over all heads. More read biases more often, and each writes a sum of their
+    gradients; fewer leave multiprocessors idle."""
     warps: int
-    stages: int
-    """Windows whose loads overlap."""
+    stages: int  # windows whose loads overlap
 
 
 FORWARD = Launch(programs=2048, warps=4, stages=2)
@@ -64,31 +60,21 @@ class _Grid(NamedTuple):
     heads: int
     scale: float
 
-    @property
-    def padded(self) -> bool:
-        """Whether some places of the windows have no token."""
-        return self.height % self.side > 0 or self.width % self.side > 0
-
     def arguments(self, qkv: Tensor, launch: Launch) -> dict[str, Any]:
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
-        tf32 = qkv.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        exact = qkv.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
         head_dim = qkv.shape[-1] // (3 * self.heads)
+        sizes = self._asdict()
         return {
+            "SIDE": sizes.pop("side"),
+            **sizes,
             "batch": len(qkv),
-            "height": self.height,
-            "width": self.width,
-            "shift": self.shift,
-            "heads": self.heads,
             "programs": self.programs(qkv, launch),
-            "scale": self.scale,
-            "SIDE": self.side,
             "HEAD_DIM": head_dim,
             "BLOCK_N": max(16, triton.next_power_of_2(self.side**2)),
             "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
-            "PADDED": self.padded,
-            "SHIFTED": self.shift > 0,
-            "PRECISION": "tf32" if tf32 else "ieee",
+            "PRECISION": "ieee" if exact else "tf32",
             "num_warps": launch.warps,
             "num_stages": launch.stages,
         }
@@ -105,24 +91,34 @@ _SIZES = ["batch", "height", "width", "shift", "heads", "programs"]
 
 @triton.jit
 def _places(window, height, width, shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Returns the token at each place of a window, whether there is one, and its mask's region.
+    """Returns the token at each place of a window and whether there is one; and of the window, over
+    which edges of the map tokens were rolled into it (1 right, 2 bottom, 3 both; 0 none) and
+    whether it may have padding.
 
     Places are those of the map that was padded to whole windows, then rolled up and left.
     """
     bottom = tl.cdiv(height, SIDE) * SIDE
-    columns = tl.cdiv(width, SIDE)
-    right = columns * SIDE
+    right = tl.cdiv(width, SIDE) * SIDE
+    top = (window // tl.cdiv(width, SIDE)) * SIDE
+    left = (window % tl.cdiv(width, SIDE)) * SIDE
+    edges = (left + SIDE + shift > right).to(tl.int32)
+    edges += (top + SIDE + shift > bottom).to(tl.int32) * 2
+    may_pad = (top + SIDE + shift > height) | (left + SIDE + shift > width)
     place = tl.arange(0, BLOCK_N)
-    row = (window // columns) * SIDE + place // SIDE
-    column = (window % columns) * SIDE + place % SIDE
-    region = 3 * ((row >= bottom - SIDE).to(tl.int32) + (row >= bottom - shift).to(tl.int32))
-    region += (column >= right - SIDE).to(tl.int32) + (column >= right - shift).to(tl.int32)
-    row += shift
+    row = top + shift + place // SIDE
     row = tl.where(row >= bottom, row - bottom, row)
-    column += shift
+    column = left + shift + place % SIDE
     column = tl.where(column >= right, column - right, column)
     exists = (place < SIDE * SIDE) & (row < height) & (column < width)
-    return row * width + column, exists, region
+    return row * width + column, exists, edges, may_pad
+
+
+@triton.jit
+def _regions(shift, SIDE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns, at each place of a window, which edges the roll brought its token over (1, 2, 3)."""
+    place = tl.arange(0, BLOCK_N)
+    right = (place % SIDE >= SIDE - shift).to(tl.int32)
+    return right + (place // SIDE >= SIDE - shift).to(tl.int32) * 2
 
 
 @triton.jit
@@ -135,8 +131,7 @@ def _relative_bias(table, head, heads, SIDE: tl.constexpr, BLOCK_N: tl.constexpr
     valid = (query < SIDE * SIDE) & (key < SIDE * SIDE)
     bias = tl.load(table + (rows * (2 * SIDE - 1) + columns) * heads + head, valid, other=0.0)
     dtype: tl.constexpr = tl.float64 if bias.dtype == tl.float64 else tl.float32
-    bias = bias.to(dtype) * _LOG2_E
-    return tl.where(key < SIDE * SIDE, bias, float("-inf"))
+    return tl.where(key < SIDE * SIDE, bias.to(dtype) * _LOG2_E, float("-inf"))
 
 
 @triton.jit
@@ -150,30 +145,30 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _probabilities(query, key, bias, region, scale, SHIFTED: tl.constexpr, PRECISION: tl.constexpr):
+def _probabilities(query, key, bias, regions, edges, scale, PRECISION: tl.constexpr):
     """Returns exp(logits - the row's largest) and the sum of each row."""
     logits = _dot(query, tl.trans(key), PRECISION) * (scale * _LOG2_E) + bias
-    if SHIFTED:
-        apart = region[:, None] != region[None, :]
-        logits += tl.where(apart, _APART * _LOG2_E, 0.0)
+    if edges > 0:
+        region = regions & edges
+        logits += tl.where(region[:, None] != region[None, :], _APART * _LOG2_E, 0.0)
     weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
     return weights, tl.sum(weights, 1)
 
 
 @triton.jit
 def _load(
-    x, fill, head, heads, token, exists, column, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr,
+    x, fill, head, heads, token, exists, column: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Returns a head's queries (column 0), keys (1) or values (2) at tokens of one sample.
+    """Returns a head's queries (column 0), keys (1) or values (2) of one window.
 
-    ``x`` points to the sample's (tokens, 3, heads, HEAD_DIM). Padding places get ``fill``.
+    ``x`` points to (tokens, 3, heads, HEAD_DIM) of the window's sample.
     """
     d = tl.arange(0, BLOCK_D)
     channel = (column * heads + head) * HEAD_DIM + d
     mask = exists[:, None] & (d < HEAD_DIM)[None, :]
     out = tl.load(x + token[:, None] * (3 * heads * HEAD_DIM) + channel[None, :], mask, other=0.0)
-    if PADDED:
+    if column > 0:  # results of queries at padding are dropped
         filled = tl.load(fill + channel, d < HEAD_DIM, other=0.0).to(out.dtype)
         out = tl.where(exists[:, None], out, filled[None, :])
     return out
@@ -183,7 +178,7 @@ def _load(
 def _forward_kernel(
     qkv, table, fill, out, batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes one head's attention of every ``programs``-th window.
 
@@ -193,16 +188,17 @@ def _forward_kernel(
     """
     head = tl.program_id(0)
     bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
+    regions = _regions(shift, SIDE, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
     for index in range(tl.program_id(1), batch * windows, programs):
         sample = (index // windows).to(tl.int64) * height * width
-        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
+        token, exists, edges, _ = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
-        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
-        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
-        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D, PADDED)
-        weights, total = _probabilities(query, key, bias, region, scale, SHIFTED, PRECISION)
+        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D)
+        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D)
+        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D)
+        weights, total = _probabilities(query, key, bias, regions, edges, scale, PRECISION)
         result = _dot(weights.to(value.dtype), value, PRECISION) / total[:, None]
         place = out + sample * (heads * HEAD_DIM) + head * HEAD_DIM
         place = place + token[:, None] * (heads * HEAD_DIM) + d[None, :]
@@ -215,7 +211,7 @@ def _backward_kernel(
     qkv, table, fill, grad_out, grad_qkv, sums,
     batch, height, width, shift, heads, programs, scale,
     SIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
     BIAS_GRAD: tl.constexpr, FILL_GRAD: tl.constexpr,
 ):  # fmt: skip
     """Writes one head's gradients of every ``programs``-th window.
@@ -226,6 +222,7 @@ def _backward_kernel(
     """
     head = tl.program_id(0)
     bias = _relative_bias(table, head, heads, SIDE, BLOCK_N)
+    regions = _regions(shift, SIDE, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     dtype: tl.constexpr = bias.dtype
     bias_sum = tl.zeros((BLOCK_N, BLOCK_N), dtype)
@@ -234,17 +231,18 @@ def _backward_kernel(
     windows = tl.cdiv(height, SIDE) * tl.cdiv(width, SIDE)
     for index in range(tl.program_id(1), batch * windows, programs):
         sample = (index // windows).to(tl.int64) * height * width
-        token, exists, region = _places(index % windows, height, width, shift, SIDE, BLOCK_N)
+        window = index % windows
+        token, exists, edges, may_pad = _places(window, height, width, shift, SIDE, BLOCK_N)
         x = qkv + sample * (3 * heads * HEAD_DIM)
-        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D, False)
-        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D, PADDED)
-        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D, PADDED)
+        query = _load(x, fill, head, heads, token, exists, 0, HEAD_DIM, BLOCK_D)
+        key = _load(x, fill, head, heads, token, exists, 1, HEAD_DIM, BLOCK_D)
+        value = _load(x, fill, head, heads, token, exists, 2, HEAD_DIM, BLOCK_D)
         place = sample * (heads * HEAD_DIM) + head * HEAD_DIM
         mask = exists[:, None] & (d < HEAD_DIM)[None, :]
         place = place + token[:, None] * (heads * HEAD_DIM) + d[None, :]
         grad = tl.load(grad_out + place, mask, other=0.0)
 
-        weights, total = _probabilities(query, key, bias, region, scale, SHIFTED, PRECISION)
+        weights, total = _probabilities(query, key, bias, regions, edges, scale, PRECISION)
         weights = weights / total[:, None]
         grad_value = _dot(tl.trans(weights.to(grad.dtype)), grad, PRECISION)
         grad_logits = _dot(grad, tl.trans(value), PRECISION)
@@ -254,7 +252,7 @@ def _backward_kernel(
         grad_logits = grad_logits.to(query.dtype)
         grad_query = _dot(grad_logits, key, PRECISION) * scale
         grad_key = _dot(tl.trans(grad_logits), query, PRECISION) * scale
-        if FILL_GRAD:
+        if may_pad:
             padding = ((tl.arange(0, BLOCK_N) < SIDE * SIDE) & (exists == 0))[:, None]
             key_sum += tl.sum(tl.where(padding, grad_key, 0.0), 0)
             value_sum += tl.sum(tl.where(padding, grad_value, 0.0), 0)
@@ -315,8 +313,7 @@ class _WindowAttention(torch.autograd.Function):
         backward: Launch,
     ) -> Tensor:
         qkv, table = qkv.contiguous(), table.contiguous()
-        if fill is None:  # nobody reads it unless places are padded
-            fill = qkv.new_zeros(qkv.shape[-1]) if grid.padded else qkv
+        fill = qkv.new_zeros(qkv.shape[-1]) if fill is None else fill
         ctx.save_for_backward(qkv, table, fill)
         ctx.grid, ctx.launch = grid, backward
         out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
@@ -329,40 +326,29 @@ class _WindowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grid: _Grid = ctx.grid
+        launch: Launch = ctx.launch
         qkv, table, fill = ctx.saved_tensors
-        programs = grid.programs(qkv, ctx.launch)
-        learns_table = ctx.needs_input_grad[1]
-        learns_fill = ctx.needs_input_grad[2] and grid.padded
-        grad_qkv = torch.empty_like(qkv)
+        programs = grid.programs(qkv, launch)
+        _, learns_table, learns_fill, *_ = ctx.needs_input_grad
+        learns = {"BIAS_GRAD": learns_table, "FILL_GRAD": learns_fill}
         biases = grid.heads * grid.side**4
         # float32, or float64 where a test's inputs are
         dtype = torch.promote_types(table.dtype, torch.float32)
         sums = table.new_empty((programs, biases + qkv.shape[-1]), dtype=dtype)
+        grad, grad_qkv = grad.contiguous(), torch.empty_like(qkv)
         _backward_kernel[(grid.heads, programs)](
-            qkv,
-            table,
-            fill,
-            grad.contiguous(),
-            grad_qkv,
-            sums,
-            BIAS_GRAD=learns_table,
-            FILL_GRAD=learns_fill,
-            **grid.arguments(qkv, ctx.launch),
+            qkv, table, fill, grad, grad_qkv, sums, **learns, **grid.arguments(qkv, launch)
         )
-        total = sums.sum(0) if learns_table or learns_fill else None
+        total = sums.sum(0)
         grad_table = grad_fill = None
-        if total is not None and learns_table:
+        if learns_table:
             grad_table = torch.empty_like(table)
-            _table_kernel[(grid.heads, triton.cdiv(len(table), _ENTRIES))](
-                total,
-                grad_table,
-                grid.heads,
-                SIDE=grid.side,
-                BLOCK_N=max(16, triton.next_power_of_2(grid.side**2)),
-                ENTRIES=_ENTRIES,
-                num_warps=4,
+            programs = triton.cdiv(len(table), _ENTRIES)
+            block = max(16, triton.next_power_of_2(grid.side**2))
+            _table_kernel[(grid.heads, programs)](
+                total, grad_table, grid.heads, SIDE=grid.side, BLOCK_N=block, ENTRIES=_ENTRIES
             )
-        if total is not None and learns_fill:
+        if learns_fill:
             grad_fill = total[biases:].to(fill.dtype)
         return grad_qkv, grad_table, grad_fill, None, None, None
 
@@ -370,7 +356,7 @@ class _WindowAttention(torch.autograd.Function):
 def can_attend(qkv: Tensor, side: int, heads: int) -> bool:
     """Returns whether :func:`window_attention` takes these inputs."""
     head_dim = qkv.shape[-1] // (3 * heads)
-    return qkv.dtype in DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
+    return qkv.dtype in _DTYPES and side**2 <= MOST_TOKENS and head_dim <= WIDEST_HEAD
 
 
 def window_attention(
