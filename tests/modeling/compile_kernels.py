@@ -34,7 +34,8 @@ def _deformable() -> list[Case]:
     cases = []
     for kind, dim in (("bf16", 32), ("fp32", 32), ("bf16", 24)):
         inputs = ["values", "levels", "reference", "offsets", "logits", "tokens", "queries"]
-        types = [f"*{kind}", "*i32", "*fp32", f"*{kind}", f"*{kind}", "i32", "i32"]
+        pairs = "*i32" if kind == "bf16" else "*i64"
+        types = [f"*{kind}", "*i32", "*fp32", pairs, f"*{kind}", "i32", "i32"]
         forward = {"out": f"*{kind}", **dict(zip(inputs, types, strict=True))}
         grads = dict.fromkeys(("grad_offsets", "grad_logits", "grad"), f"*{kind}")
         sizes = {"HEADS": 8, "DIM": dim, "LEVELS": 3, "POINTS": 4, "WIDE": 32}
@@ -44,7 +45,8 @@ def _deformable() -> list[Case]:
                 "deformable",
                 "forward_kernel",
                 forward,
-                {**constants, "GROUP": 1, "BLOCK": 32 if kind == "bf16" else 16},
+                {**constants, "GROUP": 1, "BLOCK": 16},
+                warps=2,
             ),
             Case(
                 "deformable",
