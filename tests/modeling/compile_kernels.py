@@ -45,7 +45,7 @@ def _deformable() -> list[Case]:
                 "deformable",
                 "forward_kernel",
                 forward,
-                {**constants, "GROUP": 1, "BLOCK": 16},
+                {**constants, "GROUP": 1, "BLOCK": 16 if kind == "bf16" else 8},
                 warps=2,
             ),
             Case(

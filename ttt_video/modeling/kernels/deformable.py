@@ -33,8 +33,8 @@ Shapes = tuple[tuple[int, int], ...]
 
 FORWARD_WARPS = 2
 """Warps of a program; from four, Triton 3.8 moves places between threads through memory."""
-FORWARD_WIDTH = 8
-"""Channels of a thread: 8 of bfloat16 are the widest load, 16 bytes."""
+FORWARD_BYTES = 16
+"""Bytes of a thread's channels: the widest load."""
 FORWARD_HEADS = 1
 """Heads of a program. With one, its rows are neighbouring queries, which read the same pixels."""
 
@@ -132,11 +132,12 @@ def run_forward(
     inputs: Inputs,
     *,
     warps: int = FORWARD_WARPS,
-    width: int = FORWARD_WIDTH,
+    width: int | None = None,
     heads: int = FORWARD_HEADS,
 ) -> Tensor:
-    """Launches the forward kernel; the constants say what the options are."""
+    """Launches the forward kernel; ``width`` is channels of a thread, the constants say the rest."""
     values, reference = inputs.values, inputs.reference
+    width = width or FORWARD_BYTES // values.dtype.itemsize
     out = values.new_empty(values.shape[0], reference.shape[0], values.shape[2] * values.shape[3])
     grid, constants = _launch(inputs, warps, width, heads)
     with torch.cuda.device_of(values):
