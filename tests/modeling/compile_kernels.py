@@ -67,13 +67,14 @@ def main() -> None:
     for case in CASES:
         module = importlib.import_module(f"ttt_video.modeling.kernels.{case.module}")
         signature = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
+        kernel = getattr(module, case.kernel)
         # PyTorch's memory is aligned, and Triton tells its compiler so.
         aligned = {
-            (i,): [["tt.divisibility", 16]]
-            for i, kind in enumerate(signature.values())
+            (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+            for name, kind in signature.items()
             if kind.startswith("*")
         }
-        source = ASTSource(getattr(module, case.kernel), signature, case.constants, aligned)
+        source = ASTSource(kernel, signature, case.constants, aligned)
         for capability in (80, 90):
             compiled = triton.compile(
                 source,

@@ -135,7 +135,7 @@ def run_forward(
     width: int | None = None,
     heads: int = FORWARD_HEADS,
 ) -> Tensor:
-    """Launches the forward kernel; ``width`` is channels of a thread, the constants say the rest."""
+    """Launches the forward kernel; ``width`` is channels of a thread, constants say the rest."""
     values, reference = inputs.values, inputs.reference
     width = width or FORWARD_BYTES // values.dtype.itemsize
     out = values.new_empty(values.shape[0], reference.shape[0], values.shape[2] * values.shape[3])
