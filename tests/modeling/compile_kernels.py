@@ -119,7 +119,8 @@ def _deformable() -> list[Case]:
     cases = []
     for kind, dim in (("bf16", 32), ("fp32", 32), ("bf16", 24)):
         inputs = ["values", "levels", "reference", "offsets", "logits", "tokens", "queries"]
-        types = [f"*{kind}", "*i32", "*fp32", f"*{kind}", f"*{kind}", "i32", "i32"]
+        pairs = "*i32" if kind == "bf16" else "*i64"
+        types = [f"*{kind}", "*i32", "*fp32", pairs, f"*{kind}", "i32", "i32"]
         forward = {"out": f"*{kind}", **dict(zip(inputs, types, strict=True))}
         grads = dict.fromkeys(("grad_offsets", "grad_logits", "grad"), f"*{kind}")
         sizes = {"HEADS": 8, "DIM": dim, "LEVELS": 3, "POINTS": 4, "WIDE": 32}
@@ -129,7 +130,8 @@ def _deformable() -> list[Case]:
                 "deformable",
                 "forward_kernel",
                 forward,
-                {**constants, "GROUP": 1, "BLOCK": 32 if kind == "bf16" else 16},
+                {**constants, "GROUP": 1, "BLOCK": 16 if kind == "bf16" else 8},
+                warps=2,
             ),
             Case(
                 "deformable",
@@ -212,13 +214,14 @@ def main() -> None:
     for case in CASES:
         module = importlib.import_module(f"ttt_video.modeling.kernels.{case.module}")
         signature = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
+        kernel = getattr(module, case.kernel)
         # PyTorch's memory is aligned, and Triton tells its compiler so.
         aligned = {
-            (i,): [["tt.divisibility", 16]]
-            for i, kind in enumerate(signature.values())
+            (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+            for name, kind in signature.items()
             if kind.startswith("*")
         }
-        source = ASTSource(getattr(module, case.kernel), signature, case.constants, aligned)
+        source = ASTSource(kernel, signature, case.constants, aligned)
         for capability in (80, 90):
             compiled = triton.compile(
                 source,

@@ -73,7 +73,7 @@ CASES = [  # levels, heads, channels, points, queries
     pytest.param(ODD, 2, 3, 2, 5, id="odd-sizes"),
     pytest.param(((4, 7),), 3, 8, 4, 3, id="three-heads"),
     pytest.param(((3, 1), (1, 4)), 1, 1, 5, 7, id="lines-and-one-channel"),
-    pytest.param(((2, 3), (1, 1)), 8, 32, 4, 1, id="as-in-the-full-model"),
+    pytest.param(((2, 3),), 8, 32, 4, 1, id="as-in-the-full-model"),
 ]
 
 
@@ -108,16 +108,17 @@ def test_gradients_by_differences():
     )
 
 
-@pytest.mark.parametrize(("warps", "width", "heads"), [(2, 1, 1), (2, 4, 2), (4, 8, 4)], ids=str)
+@pytest.mark.parametrize(("warps", "width", "heads"), [(4, 1, 1), (4, 8, 4)], ids=str)
 def test_blocks_of_any_size_give_the_same(warps, width, heads):
     """Three heads fill no power of two, and five queries no block."""
     values, reference, offsets, logits = random_inputs(ODD, 3, 6, 1, queries=5)
-    inputs = (values, kernel._levels(ODD, values.device), reference, offsets, logits)
-    out = kernel.run_forward(*inputs)
+    levels = kernel._levels(ODD, values.device)
+    inputs = kernel.Inputs(values, levels, reference, offsets, logits)
+    out = kernel.run_forward(inputs)
     options = {"warps": warps, "width": width, "heads": heads}
-    torch.testing.assert_close(kernel.run_forward(*inputs, **options), out, rtol=0, atol=1e-13)
-    grads = kernel.run_backward(out, *inputs, out)
-    for one, two in zip(kernel.run_backward(out, *inputs, out, **options), grads, strict=True):
+    torch.testing.assert_close(kernel.run_forward(inputs, **options), out, rtol=0, atol=1e-13)
+    grads = kernel.run_backward(out, out, inputs)
+    for one, two in zip(kernel.run_backward(out, out, inputs, **options), grads, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
@@ -190,6 +191,7 @@ def test_tensors_that_do_not_fit_are_refused():
         (values, reference[1:], offsets, logits),
         (values, reference, offsets[..., 1:], logits),
         (values, reference, offsets, logits[..., 1:]),
+        (values, reference, offsets, logits.float()),
     ):
         with pytest.raises(ValueError, match="do not fit together"):
             kernel.attend(wrong[0], ODD, *wrong[1:])
@@ -205,6 +207,10 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func.overloadpacket.__name__)
         return func(*args, **kwargs or {})
+
+    def work(self) -> list[str]:
+        """The names in order of the alphabet, without those of views."""
+        return sorted(name for name in self.names if name not in ("view", "detach"))
 
 
 class _Launches:
@@ -230,10 +236,10 @@ def test_nothing_works_beside_the_kernels_and_nothing_comes_from_the_cpu(monkeyp
     with _Operators() as forward:
         out = kernel.attend(values, ODD, reference, offsets, logits)
     with _Operators() as backward:
-        kernel.run_backward(out, values, levels, reference, offsets, logits, out)
+        kernel.run_backward(out, out, kernel.Inputs(values, levels, reference, offsets, logits))
     assert launches.count == 2
-    assert forward.names == ["new_empty"]
-    assert sorted(backward.names) == ["_to_copy", "empty_like", "empty_like", "zeros_like"]
+    assert forward.work() == ["new_empty"]
+    assert backward.work() == ["_to_copy", "empty_like", "empty_like", "zeros_like"]
 
 
 # ---- where it is used

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), without a compiler.
 
-A CPU runs loops that Numba compiles, and a GPU kernels in Triton. Other devices run PyTorch's
-``grid_sample``, or the package ``torch-ms-deform-attn`` where it is installed and was built for
-them.
+A CPU runs loops that Numba compiles, and a GPU runs Triton's kernels (:mod:`.kernels.deformable`).
+Other devices run PyTorch's ``grid_sample``, or the package ``torch-ms-deform-attn`` where it is
+installed and was built for them.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def compiled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights
 def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]:
     """Returns the fastest implementation on a device type ("cpu", "cuda"), tried once.
 
-    On a CPU the package's loops are slower than ours.
+    Our kernels come before it, where they run. On a CPU the package's loops are slower than ours.
     """
     if device_type == "cpu" or importlib.util.find_spec(COMPILED) is None:
         return deformable_attention
