@@ -11,6 +11,7 @@ from test_gradient_steps import ToyAdapter, assert_same, seeded, toy, weights, w
 
 from ttt_video.adaptation import SlidingWindow
 from ttt_video.adaptation.micro_batches import ON_CPU, SHARE, MicroBatches
+from ttt_video.adaptation.wrappers import MajorityVote
 from ttt_video.errors import UserError
 
 WHOLE = 1000
@@ -176,3 +177,9 @@ def test_a_cpu_takes_a_fixed_number():
     assert sizes(adapter) == [ON_CPU, ON_CPU, 1]
     assert adapter.facts() == {}
     assert "micro_batches" not in adapter.state_dict()
+
+
+def test_a_wrapper_tells_the_size():
+    adapter = adapter_on(MadeUpMemory(60 / SHARE))
+    adapter.adapt(window(), seeded())
+    assert MajorityVote(adapter, predictions=1, augment=None).facts() == {"micro_batch_size": 4}

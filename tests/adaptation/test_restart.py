@@ -104,3 +104,18 @@ def test_a_loaded_state_does_not_say_how_to_compute():
     load_optimizer(optimizer, state)
     for group in optimizer.param_groups:
         assert (group["fused"], group["capturable"], group["lr"]) == (True, False, 0.5)
+
+
+@pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+def test_a_step_after_a_restart_is_undone_to_the_restart(name):
+    """No copy is made of AdamW's zeros."""
+    parameters, groups = network()
+    optimizer = make_optimizer(name, groups, momentum=0.9)
+    take_steps(optimizer, parameters, 1, seed=0)
+    forget(optimizer)
+    before = Snapshot(parameters, optimizer)
+    assert len(before._state_values) == (0 if name == "ADAMW" else 2)
+    take_steps(optimizer, parameters, 1, seed=1)
+    assert not knows_nothing(optimizer)
+    before.restore()
+    assert not any(bool(tensor.any()) for tensor in state_tensors(optimizer))

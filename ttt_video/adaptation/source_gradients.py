@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..modeling.interface import is_within
 from .base import module_mode
+from .precision import tf32
 from .window import Sample
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def measure_gradients(
     squares = {name: torch.zeros((), device=p.device) for name, p in names.items()}
     count = 0
     for batch in batches:
-        with module_mode(adapter.model, adapter.training_step):
+        with module_mode(adapter.model, adapter.training_step), tf32(adapter.device, False):
             losses = adapter.losses(batch, generator)
             torch.stack([v for k, v in losses.items() if k.startswith("loss_")]).sum().backward()
         count += 1
