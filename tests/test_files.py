@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 
 import pytest
 import torch
 
+from ttt_video import files
 from ttt_video.errors import UserError
-from ttt_video.files import FolderLock, remove_leftovers, save_torch, write_atomically
+from ttt_video.files import FolderLock, WriteBehind, remove_leftovers, save_torch, write_atomically
 
 DEAD = 99_999_999
 """No process has this number: Linux has at most 2**22."""
@@ -91,3 +93,39 @@ def test_a_folder_that_was_removed_is_noticed(tmp_path, again):
     with pytest.raises(UserError, match="was removed or replaced"):
         lock.check()
     lock.close()
+
+
+def test_jobs_behind_are_run_though_a_wait_for_them_is_interrupted(monkeypatch):
+    """As by Ctrl-C: those that were queued are run before the thread ends."""
+    go, done = threading.Event(), []
+
+    def interrupted(pending):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    thread = WriteBehind("test", 2)
+    thread.submit(lambda: done.append(go.wait(20)))
+    thread.submit(lambda: done.append("second"))
+    monkeypatch.setattr(files, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        thread.submit(lambda: done.append("not queued"))
+    go.set()
+    thread.close()
+    assert done == [True, "second"]
+
+
+def test_what_went_wrong_behind_is_known_without_waiting():
+    def fail():
+        raise UserError("full")
+
+    thread, ended = WriteBehind("test"), threading.Event()
+    thread.check()
+    thread.submit(fail)
+    with pytest.raises(UserError, match="full"):
+        thread.flush()
+    thread.submit(ended.set)
+    with pytest.raises(UserError, match="full"):
+        thread.check()
+    with pytest.raises(UserError, match="full"):
+        thread.close()
+    assert not ended.is_set()

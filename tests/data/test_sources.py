@@ -25,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttt_video.config import get_cfg
+from ttt_video.config import get_cfg, load_config
 from ttt_video.data import BaseSource
 from ttt_video.data.decoded_source import run_ahead
+from ttt_video.data.grey import open_videos
 from ttt_video.data.sources import (
     DatasetSource,
     FolderSource,
@@ -37,6 +38,7 @@ from ttt_video.data.sources import (
     open_video,
 )
 from ttt_video.errors import UserError
+from ttt_video.formats import images
 from ttt_video.formats.images import BadFrame, FrameTransform, natural_key, read_rgb
 from ttt_video.structures import FrameSource
 
@@ -261,6 +263,27 @@ def test_transform_is_default_predictors(format, min_size, max_size):
     assert image.dtype == torch.uint8
     assert image.is_contiguous()
     np.testing.assert_array_equal(image.numpy(), resized.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "pinned"),
+    [("cuda:1", True, True), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_frames_are_pinned_for_a_gpu_alone(tmp_path, monkeypatch, device, gpu, pinned):
+    cfg = load_config("quick/stream_world.yaml", opts=["MODEL.DEVICE", device])
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    (video,) = open_videos(cfg, lambda transform: [FolderSource(tmp_path, transform)])
+    made, empty = [], torch.empty
+
+    def noted(*args, pin_memory, **more):
+        made.append(pin_memory)
+        return empty(*args, **more)
+
+    monkeypatch.setattr(images.torch, "empty", noted)
+    image = video.transform(picture(0))
+    assert made == [pinned]
+    assert torch.equal(image, FrameTransform.from_config(cfg)(picture(0)))
 
 
 def test_transform_leaves_the_global_random_state_alone():

@@ -153,14 +153,7 @@ class StreamEvaluation:
             limit = None if max_frames is None else max_frames - done
             # Labels are read once, and class maps computed once, whoever asks.
             shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
-            for frame, result in self._steps(shared, behind=behind):
-                done, frame_index = done + 1, frame["frame_index"]
-                handover.write(partial(self._results, result, self._frozen_result(frame)))
-                del result  # or its output would take the device's memory during the next frame
-                if self.save_every and done % self.save_every == 0:
-                    handover.flush()
-                    self._save(video, frame_index)
-            handover.flush()
+            self._run_frames(shared, video, handover, behind=behind)
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)
@@ -172,6 +165,21 @@ class StreamEvaluation:
             self._save(video, -1)
             if before is not None:
                 self.run.remove_unfinished(before)
+
+    def _run_frames(
+        self, frames: Iterator[Frame], video: VideoRun, handover: Handover, *, behind: bool
+    ) -> None:
+        """Runs frames of a video into its sinks and saves states between them."""
+        done = video.done
+        for frame, result in self._steps(frames, behind=behind):
+            done += 1
+            frozen = self._frozen_step(frame, behind=behind)
+            handover.write(partial(self._results, result, frozen))
+            del result, frozen  # or outputs would take the device's memory during the next frame
+            if self.save_every and done % self.save_every == 0:
+                handover.flush()
+                self._save(video, frame["frame_index"])
+        handover.flush()
 
     def _steps(
         self, frames: Iterator[Frame], *, behind: bool
@@ -189,19 +197,23 @@ class StreamEvaluation:
             yield result.frame, partial(_itself, result)
             del result
 
-    def _frozen_result(self, frame: Frame) -> FrameResult | None:
-        """Returns the frozen model's result where there is such a model."""
+    def _frozen_step(self, frame: Frame, *, behind: bool) -> Callable[[], FrameResult] | None:
+        """Returns what :meth:`_steps` does of the frozen model, where there is one."""
         if self.frozen is None:
             return None
+        if behind:
+            return self.frozen.begin(frame)
         with self.stream.clock.paused():
-            frozen = self.frozen.step(frame)
-        frozen.output = Shared(frozen.output)
-        return frozen
+            return partial(_itself, self.frozen.step(frame))
 
-    def _results(self, begun: Callable[[], FrameResult], frozen: FrameResult | None) -> Results:
+    def _results(
+        self, begun: Callable[[], FrameResult], frozen_begun: Callable[[], FrameResult] | None
+    ) -> Results:
         """Returns what sinks take, once the device has done its work."""
-        result = begun()
+        result, frozen = begun(), None if frozen_begun is None else frozen_begun()
         result = replace(result, output=Shared(result.output))
+        if frozen is not None:
+            frozen.output = Shared(frozen.output)
         row: Row = {key: result.frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
         row["predict_seconds"] = result.predict_seconds
