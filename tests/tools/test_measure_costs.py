@@ -198,6 +198,29 @@ def test_everything_in_one_command(run):
 # ---- peers
 
 
+def test_parts_of_a_gpus_frame(run):
+    opts = ["TTT.BATCH_SIZE", "2", "TTT.CROP.SIZE", "[32, 64]"]
+    only = ["parity", "prediction", "step", "frame, release", "around the model", "profile"]
+    results, printed = run("gpu", "--only", *only, opts=opts)
+    part = results["gpu"]
+    assert set(part["rows"]) == {"prediction", "step", "frame, release"}
+    for row in part["rows"].values():
+        assert set(row["runs"]) == {"now", "reference"}
+        for one in row["runs"].values():
+            check_seconds(one["seconds"])
+        assert 0 < row["target"]["aim"] <= row["target"]["least"]
+    release = part["rows"]["frame, release"]["runs"]["now"]
+    assert release["seconds"]["median"] > max(release["step"], release["prediction"])
+    parity = part["parity"]["difference"]
+    # On a CPU both paths are one.
+    assert parity["fp32"] == {"scores": 0, "same_classes": 1, "loss": 0, "gradient": 0}
+    assert parity["bf16"] == parity["bf16, reference path"]
+    assert 0 < parity["bf16"]["scores"] < 0.1
+    assert 0 < part["around the model"]["share"] < 1
+    assert part["profile"]["profiles"] == {}  # there is no device to watch
+    assert "(at least 200, aim 90)" in printed
+
+
 @needs_transformers
 def test_the_peers_step_is_ours(tiny_cfg, tiny_model, make_video):
     """Three steps in a row: loss and gradient norm."""
@@ -253,6 +276,7 @@ def test_the_plain_loop_gives_the_same_losses(tiny_cfg, tmp_path):
         (["constant", "--windows", "0", "--steps", "1", *TINY], "windows hold at least 1 frame"),
         (["loop", "--steps", "1", *TINY, "TTT.METHOD", "none"], "add --no-peers"),
         (["step", "--no-peers", *SMALL, *TINY, "TTT.METHOD", "none"], "no gradient steps"),
+        (["gpu", "--only", "steps"], "--only names .*steps.*; choose among"),
     ],
 )
 def test_mistakes_are_one_line(tool, args, words):

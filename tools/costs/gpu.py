@@ -177,7 +177,11 @@ def summary(name: str, found: dict[str, Any]) -> str:
             line += f", aim {found['target']['aim'] * 1e3:.0f})"
         lines.append(line)
     if "difference" in found:
-        lines += [f"{name:20} {what}: {value}" for what, value in found["difference"].items()]
+        for what, own in found["difference"].items():
+            lines.append(
+                f"{name:20} {what}: scores {own['scores']:.1e}, same classes "
+                f"{own['same_classes']:.4%}, loss {own['loss']:.1e}, gradient {own['gradient']:.1e}"
+            )
     for work, profile in found.get("profiles", {}).items():
         lines.append(
             f"{work:20} the device is busy for {profile['busy']:.0%} of {profile['wall'] * 1e3:.1f}"
@@ -320,7 +324,12 @@ def _around(configs: Configs, size: tuple[int, int], options: Options) -> dict[s
 
 
 def _parity(configs: Configs, size: tuple[int, int]) -> dict[str, Any]:
-    """Compares predictions and gradients with those of the reference path in fp32."""
+    """Compares predictions and gradients with those of the reference path in fp32.
+
+    Returns:
+        ``difference``: by path, the relative difference (L2) of ``scores``, ``gradient`` and
+        ``loss``, and the share of pixels with the ``same_classes``.
+    """
     reference = ("fp32", "off", "off")
     cases = {
         "fp32": ("fp32", "auto", "auto"),
@@ -328,15 +337,16 @@ def _parity(configs: Configs, size: tuple[int, int]) -> dict[str, Any]:
         "bf16, reference path": ("bf16", "off", "off"),
     }
     scores, gradients, loss = _outputs(configs, size, *reference)
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, float]] = {}
     for name, case in cases.items():
         own_scores, own_gradients, own_loss = _outputs(configs, size, *case)
         same = (own_scores.argmax(0) == scores.argmax(0)).float().mean()
-        gradient = _relative(own_gradients, gradients)
-        found[name] = (
-            f"scores {_relative(own_scores, scores):.1e}, same classes {same:.4%}, "
-            f"loss {abs(own_loss - loss) / loss:.1e}, gradient {gradient:.1e}"
-        )
+        found[name] = {
+            "scores": _relative(own_scores, scores),
+            "same_classes": float(same),
+            "loss": abs(own_loss - loss) / loss,
+            "gradient": _relative(own_gradients, gradients),
+        }
     return {"difference": found}
 
 
