@@ -221,13 +221,14 @@ class GradientAdapter(Adapter):
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
+        # Copied before the read, so that a GPU does not wait for the host afterwards.
+        before = Snapshot(self.parameters, self.optimizer) if may_undo else None
         # All scalars in one transfer, because every read from a GPU waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
-            may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
-            before = Snapshot(self.parameters, self.optimizer) if may_undo else None
             if 0 < clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
                 torch._foreach_mul_(grads, clip_norm / (grad_norm + 1e-6))
             self.scaler.step(self.optimizer)
