@@ -17,7 +17,7 @@ WAITS = {
 }
 """Operations that no CUDA graph can record, because the host waits or copies."""
 
-COPIED = {torch.ops.aten.index_put_, torch.ops.aten.index_put, torch.ops.aten.where}
+COPIED = {torch.ops.aten.index_put_, torch.ops.aten.index_put}
 """Operations that a GPU gets numbers for by a copy, as tensors of shape ()."""
 
 
