@@ -162,6 +162,44 @@ def test_shorter_batches_of_a_frame_budget(adapter_of, window, capture):
     assert capture.recorded == 2
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_graphs_give_way_where_memory_is_short(adapter_of, window, capture, monkeypatch, mode):
+    """The step is taken anew, on the same draws and without what was added already."""
+    records = []
+    for recorder in (capture, None):
+        adapter, random = adapter_of(recorder, mode=mode, batch_size=5), seeded()
+        records.append([adapter.adapt(LimitedWindow(window, 4), random) for _ in range(2)])
+        if recorder is not None:
+            adapter.predict(window.current), adapter.predict(window.current)
+            original, failures = adapter.losses_of, [torch.cuda.OutOfMemoryError("too large")]
+
+            def short(images, patches, original=original, failures=failures):
+                if len(images) == 1 and failures:  # the third micro-batch of a step
+                    raise failures.pop()
+                return original(images, patches)
+
+            monkeypatch.setattr(adapter, "losses_of", short)
+            recorded = capture.recorded
+        records[-1] += [adapter.adapt(window, random) for _ in range(2)]
+        if recorder is not None:
+            assert not failures
+            assert capture.recorded > recorded  # graphs are back
+    assert records[0] == records[1]
+
+
+def test_memory_that_graphs_do_not_hold_is_not_asked_for_twice(adapter_of, window, capture):
+    adapter, calls = adapter_of(capture), []
+
+    def fails(*inputs):
+        calls.append(inputs)
+        raise torch.cuda.OutOfMemoryError("too large")
+
+    adapter.losses_of = fails
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        adapter.adapt(window, seeded())
+    assert len(calls) == 1
+
+
 def test_a_stream_goes_on_from_a_saved_state(adapter_of, window, capture):
     plain, adapter = adapter_of(None, name="ADAMW"), adapter_of(capture, name="ADAMW")
     random = seeded()

@@ -150,6 +150,11 @@ class GradientAdapter(Adapter):
         else:
             logger.info("%s takes its steps without CUDA graphs", type(self).__name__)
 
+    def drop_graphs(self) -> bool:
+        """See :meth:`Adapter.drop_graphs`."""
+        dropped = self._replayed is not None and self._replayed.drop_graphs()
+        return super().drop_graphs() or dropped
+
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Takes ``step.per_frame`` gradient steps, each on a fresh batch from the window.
 
@@ -212,7 +217,7 @@ class GradientAdapter(Adapter):
         """Does the same with the loss scale as it is; a failure halves the scale."""
         random = generator.get_state()
         buffers = self._buffers()
-        sums = self._batch_losses(batch, generator, backward=True)
+        sums = self._losses_in_memory(batch, generator, buffers)
         if all(parameter.grad is None for parameter in self.parameters):
             buffers.restore()
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
@@ -241,6 +246,20 @@ class GradientAdapter(Adapter):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
+
+    def _losses_in_memory(
+        self, batch: list[Sample], generator: torch.Generator, buffers: Snapshot
+    ) -> dict[str, Tensor]:
+        """Returns the scalars of a batch and adds its gradients up; graphs give way to memory."""
+        random = generator.get_state()
+        try:
+            return self._batch_losses(batch, generator, backward=True)
+        except torch.cuda.OutOfMemoryError:
+            if not self.drop_graphs():
+                raise
+        buffers.restore()
+        generator.set_state(random)
+        return self._batch_losses(batch, generator, backward=True)
 
     def _batch_losses(
         self, batch: list[Sample], generator: torch.Generator, *, backward: bool
