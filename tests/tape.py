@@ -17,6 +17,9 @@ WAITS = {
 }
 """Operations that no CUDA graph can record, because the host waits or copies."""
 
+COPIED = {torch.ops.aten.index_put_, torch.ops.aten.index_put}
+"""Operations that a GPU gets numbers for by a copy, as tensors of shape ()."""
+
 
 class Tape(TorchDispatchMode):
     """Keeps operations with the tensors that they read and write.
@@ -34,6 +37,8 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in WAITS:
             raise RuntimeError(f"{func} cannot be recorded: {WAITS[func]}")
+        if func.overloadpacket in COPIED and any(x.dim() == 0 for x in tensors((args, kwargs))):
+            raise RuntimeError(f"{func} cannot be recorded: a number is copied to the device")
         if func._schema.is_mutable:
             for x in tensors((args, kwargs)):
                 if place(x) not in self.own:

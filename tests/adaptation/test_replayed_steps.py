@@ -17,6 +17,7 @@ from ttt_video.adaptation import RandomCrop, ReconstructionAdapter, SlidingWindo
 from ttt_video.adaptation.gradient import HALVINGS
 from ttt_video.adaptation.window import LimitedWindow
 from ttt_video.config import load_config
+from ttt_video.errors import UserError
 from ttt_video.stream import Stream
 
 ADAMW = ["TTT.OPTIMIZER.NAME", "ADAMW", "TTT.OPTIMIZER.BASE_LR", "0.001"]
@@ -160,6 +161,44 @@ def test_shorter_batches_of_a_frame_budget(adapter_of, window, capture):
     assert records(capture) == records(None)
     # Micro-batches of 2 and of 1; a sample's share of a batch is an input.
     assert capture.recorded == 2
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_graphs_give_way_where_memory_is_short(adapter_of, window, capture, monkeypatch, mode):
+    """The step is taken anew, on the same draws and without what was added already."""
+    records = []
+    for recorder in (capture, None):
+        adapter, random = adapter_of(recorder, mode=mode, batch_size=5), seeded()
+        records.append([adapter.adapt(LimitedWindow(window, 4), random) for _ in range(2)])
+        if recorder is not None:
+            adapter.predict(window.current), adapter.predict(window.current)
+            original, failures = adapter.losses_of, [torch.cuda.OutOfMemoryError("too large")]
+
+            def short(images, patches, original=original, failures=failures):
+                if len(images) == 1 and failures:  # the third micro-batch of a step
+                    raise failures.pop()
+                return original(images, patches)
+
+            monkeypatch.setattr(adapter, "losses_of", short)
+            recorded = capture.recorded
+        records[-1] += [adapter.adapt(window, random) for _ in range(2)]
+        if recorder is not None:
+            assert not failures
+            assert capture.recorded > recorded  # graphs are back
+    assert records[0] == records[1]
+
+
+def test_memory_that_graphs_do_not_hold_is_not_asked_for_twice(adapter_of, window, capture):
+    adapter, calls = adapter_of(capture), []
+
+    def fails(*inputs):
+        calls.append(inputs)
+        raise torch.cuda.OutOfMemoryError("too large")
+
+    adapter.losses_of = fails
+    with pytest.raises(UserError, match="2 samples of a step on frames of .* do not fit"):
+        adapter.adapt(window, seeded())
+    assert len(calls) == 1
 
 
 def test_a_stream_goes_on_from_a_saved_state(adapter_of, window, capture):

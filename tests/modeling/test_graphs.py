@@ -139,11 +139,11 @@ def test_a_call_that_failed_is_no_first_call(capture):
     def fails_at_first(x: Tensor) -> Tensor:
         calls.append(x)
         if len(calls) == 1:
-            raise torch.OutOfMemoryError("too large")
+            raise torch.cuda.OutOfMemoryError("too large")
         return x + 1
 
     run = runner_of(fails_at_first, capture)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         run(numbers(1.0))
     run(numbers(1.0))
     assert capture.recorded == 0

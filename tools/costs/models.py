@@ -97,6 +97,7 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
         case["checkpoint"] = cfg.TTT.CHECKPOINT
         case.update(compare(works, device, options, case["precision"]))
         if isinstance(model, MaskFormerTTT):
+            adapters[OURS].replay_graphs(None)  # a replay calls no module
             stages = Stages(device)
             with stages.watch(model, "recon_head", adapters[OURS].optimizer):
                 works[OURS]()

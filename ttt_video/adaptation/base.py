@@ -199,11 +199,19 @@ class Adapter(ABC):
         with self.predicting():
             if self._replayed_prediction is None:
                 return self.model([frame])[0]
-            model: Any = self.model
-            kind = torch.device(model.device).type
-            with autocast_in_graphs(kind):
-                scores = self._replayed_prediction(frame["image"][None], key=surroundings(kind))
-                return model.finished([frame], scores)[0]
+            try:
+                return self._predict_by_graphs(self._replayed_prediction, frame)
+            except torch.cuda.OutOfMemoryError:
+                if not self.drop_graphs():
+                    raise
+            return self._predict_by_graphs(self._replayed_prediction, frame)
+
+    def _predict_by_graphs(self, run: GraphRunner[Any], frame: Any) -> dict[str, Any]:
+        model: Any = self.model
+        kind = torch.device(model.device).type
+        with autocast_in_graphs(kind):
+            scores = run(frame["image"][None], key=surroundings(kind))
+            return model.finished([frame], scores)[0]
 
     def replay_graphs(self, capture: Capture | None) -> None:
         """Has predictions, and steps where the method can, replayed as graphs; None ends that.
@@ -235,6 +243,16 @@ class Adapter(ABC):
     def facts(self) -> dict[str, Any]:
         """Returns what a summary says of how the adapter ran, beside its settings."""
         return {}
+
+    def drop_graphs(self) -> bool:
+        """Frees the memory of recorded graphs, where other work needs it; they are recorded anew.
+
+        Returns:
+            Whether there were any.
+        """
+        dropped = self._replayed_prediction is not None and self._replayed_prediction.clear()
+        torch.cuda.empty_cache()  # does nothing without a GPU
+        return dropped
 
     @abstractmethod
     def reset(self) -> None:

@@ -157,6 +157,11 @@ class GradientAdapter(Adapter):
         else:
             logger.info("%s takes its steps without CUDA graphs", type(self).__name__)
 
+    def drop_graphs(self) -> bool:
+        """See :meth:`Adapter.drop_graphs`."""
+        dropped = self._replayed is not None and self._replayed.drop_graphs()
+        return super().drop_graphs() or dropped
+
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Takes ``step.per_frame`` gradient steps, each on a fresh batch from the window.
 
@@ -228,13 +233,14 @@ class GradientAdapter(Adapter):
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
+        # Copied before the read, so that a GPU does not wait for the host afterwards.
+        before = Snapshot(self.parameters, self.optimizer) if may_undo else None
         # All scalars in one transfer, because every read from a GPU waits for all work before it.
         *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
         if moved:
-            may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
-            before = Snapshot(self.parameters, self.optimizer) if may_undo else None
             if 0 < clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
                 torch._foreach_mul_(grads, clip_norm / (grad_norm + 1e-6))
             self.scaler.step(self.optimizer)
@@ -260,6 +266,12 @@ class GradientAdapter(Adapter):
             self.optimizer.zero_grad(set_to_none=True)
 
         def work(samples: list[Sample]) -> dict[str, Tensor]:
+            try:
+                return self._batch_losses(samples, generator, backward=True)
+            except torch.cuda.OutOfMemoryError:
+                if not self.drop_graphs():  # they give way before the micro-batch does
+                    raise
+            undo()
             return self._batch_losses(samples, generator, backward=True)
 
         return self.micro_batches.run(batch, work, undo)

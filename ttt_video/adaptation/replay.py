@@ -42,6 +42,10 @@ class ReplayedSteps:
         for parameter in self._adapter.parameters:
             parameter.grad = self._gradients.get(parameter)
 
+    def drop_graphs(self) -> bool:
+        """Drops the graphs, and returns whether there were any; gradients keep their tensors."""
+        return self._runner.clear()
+
     def __call__(
         self, batch: list[Sample], generator: torch.Generator, share: float
     ) -> dict[str, Tensor] | None:

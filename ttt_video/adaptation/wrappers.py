@@ -54,6 +54,10 @@ class Wrapper(Adapter):
         """Has the wrapped adapter replay graphs."""
         self.inner.replay_graphs(capture)
 
+    def drop_graphs(self) -> bool:
+        """Drops the graphs of the wrapped adapter."""
+        return self.inner.drop_graphs()
+
     def watch(self, video: Iterable[Any], generator: torch.Generator) -> None:
         """Shows the wrapped adapter the whole video."""
         self.inner.watch(video, generator)

@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,6 +55,16 @@ class Capture(Protocol):
         """
 
 
+class _CudaGraph:
+    """Holds a graph, so that one sees when it is dropped."""
+
+    def __init__(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
 class CudaCapture:
     """Records CUDA graphs, which share one pool of memory: no two of them run at once.
 
@@ -65,24 +76,29 @@ class CudaCapture:
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[_CudaGraph] = weakref.WeakSet()
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
         """Runs work on the stream of the recordings, whose libraries then have their workspaces."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = work()
-        current.wait_stream(self._stream)
-        return result
+        try:
+            with torch.cuda.stream(self._stream):
+                return work()
+        finally:  # what is left of work that failed may still write
+            current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         """See :meth:`Capture.record`; waits for the device."""
-        graph = torch.cuda.CUDAGraph()
+        if not self._alive:  # torch frees a pool without graphs, which then takes no more
+            self._pool = torch.cuda.graph_pool_handle()
+        recorded = _CudaGraph()
         with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            recorded.graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             result = work()
-        return result, graph.replay
+        self._alive.add(recorded)
+        return result, recorded.replay
 
 
 def capture_for(device: torch.device) -> Capture | None:
@@ -175,10 +191,15 @@ class GraphRunner(Generic[Result]):
         recorded.replay()
         return recorded.result
 
-    def clear(self) -> None:
-        """Drops all graphs, whose memory is then free once every runner of a capture did so."""
+    def clear(self) -> bool:
+        """Drops all graphs, and returns whether there were any.
+
+        Their memory is free once every runner of a capture did so.
+        """
+        had_graphs = bool(self._graphs)
         self._graphs.clear()
         self._seen.clear()
+        return had_graphs
 
     def _drop_if_moved(self) -> None:
         """Drops graphs that read where a weight was; a tenth of a millisecond for 1,000 weights."""
