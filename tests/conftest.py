@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+
+# Triton reads this where kernels are defined, and its own (tl.sum) where torchvision imports it:
+# without a GPU, its interpreter runs them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from hypothesis import settings
@@ -19,10 +25,6 @@ from tiny import TINY
 from torch import nn
 
 from ttt_video.config import load_config
-
-# Triton reads this where its kernels are defined: without a GPU, its interpreter runs them.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tools import what is beside them. Last, because tools/tabulate.py has a library's name.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
