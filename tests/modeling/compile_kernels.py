@@ -138,7 +138,24 @@ def _group_norm_cases() -> list[Case]:
     ]
 
 
-CASES: list[Case] = [*_norm_cases(), *_group_norm_cases()]
+SEMANTIC = Case(
+    "semantic",
+    "semantic_rows",
+    {
+        **{"masks": "*bf16", "probs": "*fp32", "out": "*fp32"},
+        **dict.fromkeys(("height", "width", "rows", "columns"), "i32"),
+        **dict.fromkeys(("scale_y", "scale_x"), "fp32"),
+    },
+    {
+        **{"NUM_QUERIES": 100, "NUM_CLASSES": 19},
+        **{"BLOCK_QUERIES": 16, "BLOCK_CLASSES": 32, "BLOCK_PIXELS": 128},
+    },
+    warps=8,
+)
+"""Semantic scores of the 100 queries of head h."""
+
+
+CASES: list[Case] = [*_norm_cases(), *_group_norm_cases(), SEMANTIC]
 
 
 def main() -> None:

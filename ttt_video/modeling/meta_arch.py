@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
@@ -143,18 +142,14 @@ class MaskFormerTTT(DenseModel):
         images = self.normalize(batched_inputs)
         outputs = self.sem_seg_head(self.encode(images.tensor))[-1]
         class_logits = outputs["pred_logits"].float()
-        # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
+        padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            mask_logits = F.interpolate(
-                outputs["pred_masks"][i : i + 1].float(),
-                size=images.tensor.shape[-2:],
-                mode="bilinear",
-                align_corners=False,
-            )[0]
-            height, width = output_size(x, size)
-            result = self.postprocess(class_logits[i], mask_logits, size, height, width)
+            masks = outputs["pred_masks"][i]
+            result = self.postprocess.of_small_masks(
+                class_logits[i], masks, padded, size, *output_size(x, size)
+            )
             # A sum is finite only if its terms are, and it needs no second tensor of their size.
-            scores = class_logits[i].sum() + outputs["pred_masks"][i].sum(dtype=torch.float32)
+            scores = class_logits[i].sum() + masks.sum(dtype=torch.float32)
             results.append({**result, "finite": scores.isfinite()})
         return results
