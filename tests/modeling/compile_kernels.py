@@ -108,7 +108,7 @@ def _group_norm_cases() -> list[Case]:
         case(
             "group_statistics",
             {"parts": single, "mean": single, "rstd": single, "tokens": "i32", "count": "i32"},
-            {**statistics, "BLOCK_PARTS": 64, "BLOCK_GROUP": 8},
+            {**statistics, "BLOCK_PARTS": 64, "BLOCK_GROUPS": 4, "BLOCK_GROUP": 8},
         ),
         case(
             "normalise",

@@ -173,7 +173,7 @@ def plain_group_norm(x, norm, size, relu, coarse, coarse_size):
 )
 def test_group_norm_equals_float64s(monkeypatch, dtype, dim, groups, size, coarse_size):
     """ReLUs and coarser maps, in blocks smaller than a map and parts of several blocks."""
-    monkeypatch.setattr(group_norms, "ELEMENTS", 128)
+    monkeypatch.setattr(group_norms, "ELEMENTS", 256)
     monkeypatch.setattr(group_norms, "PARTS", 4)
     exact_norm = noisy(nn.GroupNorm(groups, dim)).double()
     norm = copy.deepcopy(exact_norm).to(torch.promote_types(dtype, torch.float32))
