@@ -155,7 +155,15 @@ SEMANTIC = Case(
 """Semantic scores of the 100 queries of head h."""
 
 
-CASES: list[Case] = [*_norm_cases(), *_group_norm_cases(), SEMANTIC]
+MASKS = Case(
+    "masks",
+    "mask_rows",
+    {"logits": "*bf16", "bias": "*bf16", "columns": "i32", "stride": "i32"},
+    {"BLOCK_COLUMNS": 1024},
+)
+
+
+CASES: list[Case] = [*_norm_cases(), *_group_norm_cases(), SEMANTIC, MASKS]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Semantic scores of small masks in Triton, against PyTorch's in float64."""
+"""Semantic scores of small masks, and attention masks, in Triton, against PyTorch's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ttt_video.modeling.kernels import VARIABLE
 from ttt_video.modeling.postprocess import Postprocessing, semantic_inference
 
 pytest.importorskip("triton")
+kernel_masks = pytest.importorskip("ttt_video.modeling.kernels.masks")
 semantic = pytest.importorskip("ttt_video.modeling.kernels.semantic")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,3 +58,22 @@ def test_outputs_are_those_without_kernels(monkeypatch, output):
         found.append(result["sem_seg"])
     assert found[0].shape == (3, *output)
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 37])
+def test_bias_masks_what_is_outside(monkeypatch, columns):
+    """Rows of several blocks, of no mask at all, of zeros and of a mask in the last place alone."""
+    monkeypatch.setattr(kernel_masks, "BLOCK", 16)
+    _, rows = logits(6, 1, 1, columns)
+    rows = rows.view(2, 3, columns)
+    rows[0, 0] = -1.0
+    rows[0, 1] = 0.0
+    rows[0, 2, :] = -1.0
+    rows[0, 2, -1] = 1.0
+    inside = rows >= 0
+    allowed = inside | ~inside.any(-1, keepdim=True)
+    bias = kernel_masks.attention_bias(rows, torch.bfloat16)
+    assert (bias.dtype, bias.shape) == (torch.bfloat16, rows.shape)
+    assert [stride % 16 for stride in bias.stride()] == [0, 0, 1]
+    assert torch.equal(bias == 0, allowed)
+    assert torch.equal(bias == -torch.inf, ~allowed)
