@@ -5,9 +5,9 @@ are float32 (float64 of float64), from means and squared deviations of parts, so
 costs no digits. What follows a norm is a ReLU or, in the FPN, the sum with a coarser map that is
 enlarged bilinearly: neither is written to memory by itself.
 
-Bytes per element of the FPN's finest map under bfloat16 autocast, forward: 30 before (cast 2 + 4,
-norm 4 + 4 + 4, enlarged map 4, sum 4 + 4, cast ... each read and written), 6 after (2 for the
-statistics, 2 + 2 for the rest).
+Bytes per element of the FPN's finest map under bfloat16 autocast, forward: a norm and the sum with
+a coarser map take 40 by PyTorch's operations (cast 6, norm 12, enlarged map 4, sum 12, cast 6) and 7
+here; a norm and a ReLU 32 and 6.
 """
 
 from __future__ import annotations
