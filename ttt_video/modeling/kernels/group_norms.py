@@ -6,7 +6,7 @@ costs no digits. What follows a norm is a ReLU or, in the FPN, the sum with a co
 enlarged bilinearly: neither is written to memory by itself.
 
 Bytes per element of the FPN's finest map under bfloat16 autocast, forward: a norm and the sum with
-a coarser map take 40 by PyTorch's operations (cast 6, norm 12, enlarged map 4, sum 12, cast 6) and 7
+a coarser map take 40 by PyTorch's operations (cast 6, norm 12, enlarged map 4, sum 12, cast 6), 7
 here; a norm and a ReLU 32 and 6.
 """
 
