@@ -196,7 +196,7 @@ def test_memory_that_graphs_do_not_hold_is_not_asked_for_twice(adapter_of, windo
         raise torch.cuda.OutOfMemoryError("too large")
 
     adapter.losses_of = fails
-    with pytest.raises(UserError, match="2 samples of a step on frames of .* do not fit"):
+    with pytest.raises(UserError, match=r"2 samples of a step on frames of \d+x\d+ do not fit"):
         adapter.adapt(window, seeded())
     assert len(calls) == 1
 

@@ -163,7 +163,7 @@ def _group_norm_cases() -> list[Case]:
         case(
             "group_statistics",
             {"parts": single, "mean": single, "rstd": single, "tokens": "i32", "count": "i32"},
-            {**statistics, "BLOCK_PARTS": 64, "BLOCK_GROUP": 8},
+            {**statistics, "BLOCK_PARTS": 64, "BLOCK_GROUPS": 4, "BLOCK_GROUP": 8},
         ),
         case(
             "normalise",
@@ -193,10 +193,37 @@ def _group_norm_cases() -> list[Case]:
     ]
 
 
+SEMANTIC = Case(
+    "semantic",
+    "semantic_rows",
+    {
+        **{"masks": "*bf16", "probs": "*fp32", "out": "*fp32"},
+        **dict.fromkeys(("height", "width", "rows", "columns"), "i32"),
+        **dict.fromkeys(("scale_y", "scale_x"), "fp32"),
+    },
+    {
+        **{"NUM_QUERIES": 100, "NUM_CLASSES": 19},
+        **{"BLOCK_QUERIES": 16, "BLOCK_CLASSES": 32, "BLOCK_PIXELS": 128},
+    },
+    warps=8,
+)
+"""Semantic scores of the 100 queries of head h."""
+
+
+MASKS = Case(
+    "masks",
+    "mask_rows",
+    {"logits": "*bf16", "bias": "*bf16", "columns": "i32", "stride": "i32"},
+    {"BLOCK_COLUMNS": 1024},
+)
+
+
 CASES: list[Case] = [
     *_deformable(),
     *_norm_cases(),
     *_group_norm_cases(),
+    SEMANTIC,
+    MASKS,
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),
     *window_cases("fp32", "tf32"),

@@ -315,7 +315,9 @@ class FastPatchMerging(PatchMerging):
         from .kernels.norms import layer_norm
 
         dim = x.shape[-1]
-        x = F.pad(x.view(-1, H, W, dim), (0, 0, 0, W % 2, 0, H % 2))
+        x = x.view(-1, H, W, dim)
+        if H % 2 or W % 2:
+            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
         # The channels of a square go down its left column, then its right one.
         x = x.permute(0, 1, 3, 4, 2, 5).reshape(len(x), -1, 4 * dim)
@@ -394,7 +396,9 @@ class SwinTransformerTTT(SwinTransformer):
 
         projection = self.patch_embed.proj
         rows, columns = self.patch_embed.patch_size
-        x = F.pad(x, (0, -x.shape[-1] % columns, 0, -x.shape[-2] % rows))
+        right, below = -x.shape[-1] % columns, -x.shape[-2] % rows
+        if right or below:
+            x = F.pad(x, (0, right, 0, below))
         height, width = x.shape[-2] // rows, x.shape[-1] // columns
         # Patches do not overlap, so the convolution is a product.
         x = x.unflatten(3, (width, columns)).unflatten(2, (height, rows))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
@@ -160,7 +159,7 @@ class MaskFormerTTT(DenseModel):
         self, batched_inputs: list[dict[str, Any]], logits: tuple[Tensor, Tensor]
     ) -> list[dict[str, Any]]:
         """Returns the rest of :meth:`predict`, of inputs and what :meth:`replayed` returns."""
-        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        sizes = [(x["image"].shape[-2], x["image"].shape[-1]) for x in batched_inputs]
         return self._outputs(batched_inputs, sizes, logits)
 
     def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,22 +169,18 @@ class MaskFormerTTT(DenseModel):
     def _outputs(
         self,
         batched_inputs: list[dict[str, Any]],
-        image_sizes: Sequence[tuple[int, ...]],
+        image_sizes: Sequence[tuple[int, int]],
         logits: tuple[Tensor, Tensor],
     ) -> list[dict[str, Any]]:
-        class_logits, masks = logits[0].float(), logits[1]
-        # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
+        class_logits, all_masks = logits[0].float(), logits[1]
+        height, width = (self._padded(max(sides)) for sides in zip(*image_sizes, strict=True))
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
-            mask_logits = F.interpolate(
-                masks[i : i + 1].float(),
-                size=[self._padded(max(sides)) for sides in zip(*image_sizes, strict=True)],
-                mode="bilinear",
-                align_corners=False,
-            )[0]
-            height, width = output_size(x, size)  # type: ignore[arg-type]
-            result = self.postprocess(class_logits[i], mask_logits, size, height, width)  # type: ignore[arg-type]
+            masks = all_masks[i]
+            result = self.postprocess.of_small_masks(
+                class_logits[i], masks, (height, width), size, *output_size(x, size)
+            )
             # A sum is finite only if its terms are, and it needs no second tensor of their size.
-            scores = class_logits[i].sum() + masks[i].sum(dtype=torch.float32)
+            scores = class_logits[i].sum() + masks.sum(dtype=torch.float32)
             results.append({**result, "finite": scores.isfinite()})
         return results

@@ -37,7 +37,8 @@ class Attention(nn.MultiheadAttention):
     ) -> Tensor:
         """Attends with (B, Q, C) queries over (B, S, C) keys and values; returns (B, Q, C).
 
-        ``allowed`` (B, Q, S) bool is True where a query may look; None allows everything.
+        ``allowed`` (B, Q, S) bool is True where a query may look, or of the queries' dtype what is
+        added to the logits; None allows everything.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
@@ -274,6 +275,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         Keys and values of a level are cast once for all layers that read it.
         """
+        from .kernels.masks import attention_bias
         from .kernels.norms import Normed, product_dtype
 
         low = product_dtype(memories[0])
@@ -287,7 +289,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             at = i % self.num_feature_levels
             if every_layer:
                 predictions.append(self.predict(x.full, mask_features))
-            allowed = self.attention_mask(x.full, coarse_features[at])
+            with torch.no_grad():
+                logits = self._coarse_logits(x.full, coarse_features[at])
+                allowed = attention_bias(logits, low)
             cross = cast(CrossAttentionLayer, self.transformer_cross_attention_layers[i])
             update = cross.multihead_attn(x.query, keys[at], values[at], allowed)
             x = cross.fused(x, position, update)
@@ -317,6 +321,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     @torch.no_grad()
     def attention_mask(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
         """Returns (B, Q, h * w) bool, True inside a query's mask, or everywhere if it is empty."""
-        embed = self.mask_embed(self._normed(queries))
-        inside = torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2) >= 0
+        inside = self._coarse_logits(queries, coarse_features) >= 0
         return inside | ~inside.any(dim=-1, keepdim=True)
+
+    def _coarse_logits(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
+        """Returns the mask logits (B, Q, h * w) of a level."""
+        embed = self.mask_embed(self._normed(queries))
+        return torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2)

@@ -63,7 +63,10 @@ class _GroupNorm(torch.autograd.Function):
         mean, rstd = x.new_empty((2, batch, how.groups), dtype=acc)
         out = torch.empty_like(x, dtype=how.dtype)
         kernels.part_statistics[(batch, count)](x, parts, tokens, **sizes)
-        kernels.group_statistics[(batch, how.groups)](
+        block_parts, block_group = triton.next_power_of_2(count), triton.next_power_of_2(group)
+        block_groups = max(1, kernels.MERGED // (block_parts * block_group))
+        block_groups = min(block_groups, triton.next_power_of_2(how.groups))
+        kernels.group_statistics[(batch, triton.cdiv(how.groups, block_groups))](
             parts,
             mean,
             rstd,
@@ -74,8 +77,9 @@ class _GroupNorm(torch.autograd.Function):
             GROUP=group,
             ACC=sizes["ACC"],
             BLOCK_ROWS=rows,
-            BLOCK_PARTS=triton.next_power_of_2(count),
-            BLOCK_GROUP=triton.next_power_of_2(group),
+            BLOCK_PARTS=block_parts,
+            BLOCK_GROUPS=block_groups,
+            BLOCK_GROUP=block_group,
         )
         kernels.normalise[(triton.cdiv(tokens, rows), batch)](
             x,
