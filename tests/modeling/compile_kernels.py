@@ -147,11 +147,11 @@ def _deformable() -> list[Case]:
 def _group_norm_cases() -> list[Case]:
     """Group norms of the FPN: of a lateral map with a coarser one, and before a ReLU."""
     half, single = "*bf16", "*fp32"
-    block = {"BLOCK_ROWS": 16, "BLOCK_DIM": 256}
+    block = {"BLOCK_ROWS": 32, "BLOCK_DIM": 256}
     sizes: dict[str, Any] = {"DIM": 256, "ACC": tl.float32, **block}
     counts = dict.fromkeys(("height", "width", "coarse_height", "coarse_width"), "i32")
     affine = dict.fromkeys(("mean", "rstd", "weight", "bias"), single)
-    statistics = {"EPS": 1e-5, "DIM": 256, "GROUP": 8, "ACC": tl.float32, "BLOCK_ROWS": 16}
+    statistics = {"EPS": 1e-5, "DIM": 256, "GROUP": 8, "ACC": tl.float32, "BLOCK_ROWS": 32}
     given = {"grad": half, "x": half, **affine}
     means = {"along": single, "level": single}
 
@@ -193,23 +193,6 @@ def _group_norm_cases() -> list[Case]:
     ]
 
 
-SEMANTIC = Case(
-    "semantic",
-    "semantic_rows",
-    {
-        **{"masks": "*bf16", "probs": "*fp32", "out": "*fp32"},
-        **dict.fromkeys(("height", "width", "rows", "columns"), "i32"),
-        **dict.fromkeys(("scale_y", "scale_x"), "fp32"),
-    },
-    {
-        **{"NUM_QUERIES": 100, "NUM_CLASSES": 19},
-        **{"BLOCK_QUERIES": 16, "BLOCK_CLASSES": 32, "BLOCK_PIXELS": 128},
-    },
-    warps=8,
-)
-"""Semantic scores of the 100 queries of head h."""
-
-
 MASKS = Case(
     "masks",
     "mask_rows",
@@ -222,7 +205,6 @@ CASES: list[Case] = [
     *_deformable(),
     *_norm_cases(),
     *_group_norm_cases(),
-    SEMANTIC,
     MASKS,
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),

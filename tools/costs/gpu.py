@@ -283,7 +283,8 @@ def _frames(
 def _small(configs: Configs, variants: dict[str, Any], options: Options) -> dict[str, Any]:
     runs = {}
     for name, (choice, opts) in variants.items():
-        cfg = load_config(configs.small, None, [*_BF16, *opts[:2]])
+        device = configs.load(None).MODEL.DEVICE  # the small model's config asks for a CPU
+        cfg = load_config(configs.small, None, [*_BF16, *opts[:2], "MODEL.DEVICE", device])
         with kernels(choice):
             runs[name] = _stream(cfg, (128, 256), options)
     return {"runs": runs}

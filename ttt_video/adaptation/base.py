@@ -18,6 +18,7 @@ from torch import nn
 
 from ..config.methods import ENSEMBLE, NamedMethod, named_method, shipped_methods
 from ..errors import UserError, suggestion
+from ..modeling.cast_weights import CastWeights
 from ..modeling.graphs import (
     Capture,
     GraphRunner,
@@ -224,8 +225,10 @@ class Adapter(ABC):
         model: Any = self.model
         if capture is not None and defines_together(model, "replayed", "predict"):
             weights = [*model.parameters(), *model.buffers()]
+            parts = parts_of(model)
+            cast = CastWeights(model, [name for role in "fh" for name in parts.get(role, ())])
             self._replayed_prediction = GraphRunner(
-                model.replayed, capture, name="prediction", weights=weights
+                cast.replayed, capture, name="prediction", weights=weights
             )
 
     @contextmanager

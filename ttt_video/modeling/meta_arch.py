@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
@@ -174,12 +175,14 @@ class MaskFormerTTT(DenseModel):
     ) -> list[dict[str, Any]]:
         class_logits, all_masks = logits[0].float(), logits[1]
         height, width = (self._padded(max(sides)) for sides in zip(*image_sizes, strict=True))
+        # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
             masks = all_masks[i]
-            result = self.postprocess.of_small_masks(
-                class_logits[i], masks, (height, width), size, *output_size(x, size)
-            )
+            enlarged = F.interpolate(
+                masks[None].float(), size=(height, width), mode="bilinear", align_corners=False
+            )[0]
+            result = self.postprocess(class_logits[i], enlarged, size, *output_size(x, size))
             # A sum is finite only if its terms are, and it needs no second tensor of their size.
             scores = class_logits[i].sum() + masks.sum(dtype=torch.float32)
             results.append({**result, "finite": scores.isfinite()})

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -16,10 +15,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..errors import UserError
-from .kernels import use_kernels
-
-KERNEL_CLASSES = 128
-"""Most classes whose sums one program of the kernel holds."""
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -180,34 +175,6 @@ class Postprocessing:
         keys = ("sem_seg", "instances", "panoptic_seg")
         asked = (self.semantic, self.instance, self.panoptic)
         return frozenset(itertools.compress(keys, asked))
-
-    def of_small_masks(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        padded: tuple[int, int],
-        image_size: tuple[int, int],
-        height: int,
-        width: int,
-    ) -> dict[str, Any]:
-        """Makes the outputs of one image, of mask logits at the decoder's stride: (Q, h, w).
-
-        They are enlarged to the height and width ``padded``. Everything else is as in a call.
-        """
-        alone = self.semantic and not (self.resize_masks or self.instance or self.panoptic)
-        few = class_logits.shape[-1] - 1 <= KERNEL_CLASSES
-        if alone and few and use_kernels(mask_logits) and not mask_logits.requires_grad:
-            from .kernels.semantic import semantic_scores
-
-            scores = semantic_scores(class_logits, mask_logits, padded, image_size)
-            if (height, width) != image_size:
-                scores = sem_seg_postprocess(scores, image_size, height, width)
-            return {"sem_seg": scores}
-        # Images go one at a time, as full-size masks of all queries are by far the largest tensors.
-        masks = F.interpolate(
-            mask_logits[None].float(), size=padded, mode="bilinear", align_corners=False
-        )[0]
-        return self(class_logits, masks, image_size, height, width)
 
     def __call__(
         self,
