@@ -96,6 +96,7 @@ class GradientAdapter(Adapter):
             recompute_layers(model)
         # Buffers too: batch norm's statistics move in train mode.
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._forgotten = True  # the optimizer has not stepped since it was made or restarted
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
         self._scales: dict[nn.Parameter, Tensor | float] = {}
@@ -173,7 +174,7 @@ class GradientAdapter(Adapter):
         """
         record = self.take_steps(self.step.per_frame, window, generator)
         if self.update.restart:
-            forget(self.optimizer)
+            self._forget()
         return record
 
     def take_steps(
@@ -233,23 +234,34 @@ class GradientAdapter(Adapter):
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
-        may_undo, clip_norm = bool(self.update.max_loss_growth), self.update.clip_norm
-        # Copied before the read, so that a GPU does not wait for the host afterwards.
-        before = Snapshot(self.parameters, self.optimizer) if may_undo else None
+        scalars = torch.stack([*sums.values(), grad_norm])
+        before, forgotten = None, self._forgotten
+        if self.update.max_loss_growth:
+            before = Snapshot(self.parameters, self.optimizer, forgotten=forgotten)
+        if ahead := self._updates_ahead():
+            self._update_if_finite(grads, scalars)
+        promised = (
+            self._promised(norms, before) if ahead and before else torch.zeros_like(grad_norm)
+        )
         # All scalars in one transfer, because every read from a GPU waits for all work before it.
-        *values, norm = torch.stack([*sums.values(), grad_norm]).tolist()
+        *values, norm, change = torch.cat([scalars, promised[None]]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
-        if moved:
-            if 0 < clip_norm < norm + 1e-6:  # as nn.utils.clip_grad_norm_, but never by 1
-                torch._foreach_mul_(grads, clip_norm / (grad_norm + 1e-6))
+        if moved and not ahead:
+            if 0 < self.update.clip_norm < norm + 1e-6:
+                torch._foreach_mul_(grads, self._clipping(grad_norm))
             self.scaler.step(self.optimizer)
             self._pull_to_source()
-            if before and self._exploded(total_loss(losses), norms, before, batch, random):
-                before.restore()
-                moved = False
+            change = float(self._promised(norms, before)) if before else 0.0
+        if moved and before and self._exploded(total_loss(losses), change, batch, random):
+            moved = False
+        self._forgotten = forgotten and not moved
         if not moved:
             buffers.restore()
+            if before:
+                before.restore()
+            elif ahead and forgotten:  # momentum that the fused SGD has made, but not filled
+                self._forget()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
@@ -315,37 +327,74 @@ class GradientAdapter(Adapter):
             self.scaler.scale(total * share).backward()
         return {name: loss.detach().float() * share for name, loss in losses.items()}
 
-    @torch.no_grad()
-    def _exploded(
-        self,
-        loss: float,
-        norms: list[Tensor],
-        before: Snapshot,
-        batch: list[Sample],
-        random: Tensor,
-    ) -> bool:
-        """Returns whether the step that was just taken has made its own loss far too large.
+    def _updates_ahead(self) -> bool:
+        """Returns whether the update is issued before the host knows that the step is sound.
 
-        The loss is computed again only after a large step: one that, along the gradient, would
-        remove more than :data:`LARGE` of the loss. For any optimizer the norms of gradient and step
-        bound that, tensor by tensor.
+        A GPU has then work while the host waits, and the update itself looks whether all is finite.
+        It cannot where the scaler looks itself, nor where weights are also pulled back, unless a
+        copy of them is kept.
+        """
+        return self.device.type == "cuda" and self._can_update_ahead()
+
+    def _can_update_ahead(self) -> bool:
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        restores = bool(self.update.max_loss_growth) or not self.update.source_pull
+        return fused and restores and not self.scaler.is_enabled()
+
+    def _update_if_finite(self, grads: list[Tensor], scalars: Tensor) -> None:
+        """Clips and updates; a fused optimizer does nothing if one of the scalars is not finite.
+
+        The last of the scalars is the gradient's norm.
+        """
+        if self.update.clip_norm:
+            torch._foreach_mul_(grads, self._clipping(scalars[-1]).clamp(max=1.0))
+        # Fused optimizers have this protocol for gradient scalers.
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = (~scalars.isfinite()).any().float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+        self._pull_to_source()
+
+    def _clipping(self, grad_norm: Tensor) -> Tensor:
+        """Returns the factor of ``nn.utils.clip_grad_norm_``, which may be above 1."""
+        return self.update.clip_norm / (grad_norm + 1e-6)
+
+    @torch.no_grad()
+    def _promised(self, norms: list[Tensor], before: Snapshot) -> Tensor:
+        """Returns a bound on what the step removes of the loss along the gradient: a scalar.
+
+        For any optimizer the norms of gradient and step bound that, tensor by tensor.
 
         Args:
-            loss: of the step.
-            norms: of the clipped gradients of those parameters that have one.
+            norms: of the gradients of those parameters that have one.
             before: the parameters before the step.
-            batch: of the step.
-            random: state of the generator that drew the step's masks.
         """
-        if loss <= 0:  # it cannot grow by a factor
-            return False
         moving = zip(self.parameters, before.distances(), strict=True)
         lengths = {p: distance for p, distance in moving if p.grad is not None}
         changes = torch._foreach_mul(norms, [*lengths.values()])
         if self._scales:
             scales: list[Any] = [self._scales[p] for p in lengths]
             torch._foreach_div_(changes, scales)
-        if float(torch.stack(changes).sum()) <= LARGE * loss:
+        return torch.stack(changes).sum()
+
+    @torch.no_grad()
+    def _exploded(self, loss: float, change: float, batch: list[Sample], random: Tensor) -> bool:
+        """Returns whether the step that was just taken has made its own loss far too large.
+
+        The loss is computed again only after a large step: one that, along the gradient, may remove
+        more than :data:`LARGE` of the loss.
+
+        Args:
+            loss: of the step.
+            change: see :meth:`_promised`.
+            batch: of the step.
+            random: state of the generator that drew the step's masks.
+        """
+        if loss <= 0:  # it cannot grow by a factor
+            return False
+        if change <= LARGE * loss:
             return False
         buffers = self._buffers()
         generator = torch.Generator()
@@ -376,9 +425,14 @@ class GradientAdapter(Adapter):
         """Returns to the source weights and buffers, bit for bit, with a fresh optimizer."""
         for name, tensor in self._state.items():
             tensor.copy_(self._source[name])
-        forget(self.optimizer)
+        self._forget()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self._new_scaler()
+
+    def _forget(self) -> None:
+        """Makes the optimizer as if it had never taken a step."""
+        forget(self.optimizer)
+        self._forgotten = True
 
     def predict_source(self, frame: Any) -> dict[str, Any]:
         """Predicts with the source weights, without a second model; nothing changes."""
@@ -399,7 +453,9 @@ class GradientAdapter(Adapter):
         state = self._state.items()
         moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
         optimizer = self.optimizer.state_dict()
-        if knows_nothing(self.optimizer):  # a file need not hold zeros of the model's size
+        if self._forgotten or knows_nothing(
+            self.optimizer
+        ):  # a file need not hold zeros of the model's size
             optimizer["state"] = {}
         found = self.micro_batches.found
         return {
@@ -416,6 +472,7 @@ class GradientAdapter(Adapter):
         for name, tensor in state["tensors"].items():
             self._state[name].copy_(tensor)
         load_optimizer(self.optimizer, state["optimizer"])
+        self._forgotten = False
         self.micro_batches.found.update(state.get("micro_batches", {}))
         self.scaler.load_state_dict(state["scaler"])
 

@@ -9,18 +9,22 @@ from torch import Tensor
 
 
 class Snapshot:
-    """Copies some tensors and, if there is one, an optimizer's state."""
+    """Copies some tensors and, if there is one, an optimizer's state.
+
+    No copy is made of a state that is ``forgotten``: it is twice the model in zeros.
+    """
 
     def __init__(
-        self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
+        self,
+        tensors: Iterable[Tensor],
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        forgotten: bool = False,
     ) -> None:
         self._tensors = [*tensors]
         self._values = _copies(self._tensors)
         self._optimizer = optimizer
-        # A restarted state is twice the model in zeros.
-        self._state: list[Tensor] = []
-        if optimizer is not None and not _no_steps(optimizer):
-            self._state = state_tensors(optimizer)
+        self._state = [] if optimizer is None or forgotten else state_tensors(optimizer)
         self._state_values = _copies(self._state)
 
     @torch.no_grad()
@@ -71,15 +75,4 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
 
 def knows_nothing(optimizer: torch.optim.Optimizer) -> bool:
     """Returns whether SGD or AdamW is as if it had never taken a step."""
-    return _no_steps(optimizer) or not any(bool(t.any()) for t in state_tensors(optimizer))
-
-
-def _no_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether AdamW's numbers of steps are all 0; False for SGD, which has none.
-
-    The host waits for the device, which a graph that is being captured cannot.
-    """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return False
-    steps = [own["step"] for own in optimizer.state.values() if "step" in own]
-    return bool(steps) and not bool(torch.stack(steps).any())
+    return not any(bool(tensor.any()) for tensor in state_tensors(optimizer))
