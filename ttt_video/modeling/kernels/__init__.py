@@ -11,6 +11,7 @@ import os
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -47,6 +48,50 @@ def fuses_norms(x: Tensor, *norms: nn.Module) -> bool:
     A normalisation with a hook is called as a module, because the hook wants its input.
     """
     return use_kernels(x) and not any(norm._forward_hooks for norm in norms)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Returns whether one of the modules has a hook, which only its call as a module runs."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def run_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Returns linear(x), (..., D) from (..., C); where the kernels run, backward is theirs."""
+    if not _fuses_linears(x, linear):
+        return linear(x)
+    from .linear import linear as fused
+
+    return fused(x, linear.weight, linear.bias)
+
+
+def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
+    """Returns second(activation(first(x))); where the kernels run, backward is theirs.
+
+    The activation is ReLU, or else GELU, the exact one.
+    """
+    if not _fuses_linears(x, first, second):
+        hidden = first(x)
+        return second(F.relu(hidden) if relu else F.gelu(hidden))
+    from .linear import mlp
+
+    return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
+
+
+def _fuses_linears(x: Tensor, *linears: nn.Module) -> bool:
+    """Returns whether the kernels work on a tensor in place of linear layers.
+
+    Only backward is faster, so not without gradients. A layer of another class, such as one of low
+    rank in its place, means another function.
+    """
+    if not (torch.is_grad_enabled() and use_kernels(x)) or has_hooks(*linears):
+        return False
+    return all(type(linear) is nn.Linear for linear in linears)
 
 
 @cache
