@@ -14,6 +14,7 @@ from ttt_video.modeling import deformable_attention, kernels
 from ttt_video.modeling.backbone import FastPatchMerging, FastSwinBlock, shift_mask
 from ttt_video.modeling.deformable_attention import MSDeformAttn, sampled_attention
 from ttt_video.modeling.pixel_decoder import EncoderLayer, EncoderSizes, reference_points
+from ttt_video.modeling.transformer_decoder import MLP, Attention, FFNLayer
 
 kernel = pytest.importorskip("ttt_video.modeling.kernels.linear")
 
@@ -191,7 +192,7 @@ def of_module(run, module: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> di
         out = run(module.to(kind), *inputs)
     out.backward(noise(*out.shape, seed=9).to(out.dtype))
     grads = {f"input {i}": x.grad for i, x in enumerate(inputs)}
-    grads |= {name: p.grad for name, p in module.named_parameters()}
+    grads |= {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     assert all(grad.dtype == kind for grad in grads.values())
     return {"output": out.detach(), **grads}
 
@@ -201,17 +202,17 @@ def assert_module_agrees(
     module: nn.Module,
     dtype: torch.dtype,
     *inputs: Tensor,
+    weights: int,
     monkeypatch: pytest.MonkeyPatch,
     reference: torch.dtype = torch.float64,
 ) -> None:
-    """All its linear layers must run by the kernels, and agree with the plain modules."""
+    """All its ``weights`` must run by the kernels, and agree with the plain modules."""
     calls = []
     apply = kernel._Linear.apply, kernel._Mlp.apply
     monkeypatch.setattr(kernel._Linear, "apply", lambda *a: calls.append(a) or apply[0](*a))
     monkeypatch.setattr(kernel._Mlp, "apply", lambda *a: calls.append(a) or apply[1](*a))
     found = of_module(run, copy.deepcopy(module), dtype, *inputs)
-    weights = sum(isinstance(x, nn.Parameter) and x.dim() == 2 for call in calls for x in call)
-    assert weights == sum(isinstance(m, nn.Linear) for m in module.modules())
+    assert weights == sum(2 if len(call) == 6 else 1 for call in calls)
     monkeypatch.setenv(kernels.VARIABLE, "off")
     expected = of_module(run, module, reference, *inputs)
     assert found.keys() == expected.keys()
@@ -234,7 +235,7 @@ def test_swin_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None
     def run(block: nn.Module, x: Tensor) -> Tensor:
         return block(x, mask.to(x.dtype))
 
-    assert_module_agrees(run, block, dtype, noise(2, 35, 16), monkeypatch=monkeypatch)
+    assert_module_agrees(run, block, dtype, noise(2, 35, 16), weights=4, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -247,8 +248,24 @@ def test_patch_merging(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> N
         merging,
         dtype,
         noise(2, 35, 8),
+        weights=1,
         monkeypatch=monkeypatch,
     )
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_attention_of_the_query_decoder(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.ModuleList([Attention(16, 2), FFNLayer(16, 24, False), MLP([16, 16, 8])]).to(DEVICE)
+
+    def run(layer: nn.ModuleList, queries: Tensor, memory: Tensor) -> Tensor:
+        attention, feedforward, last = layer
+        return last(feedforward.update(attention(queries, memory, memory)))
+
+    inputs = noise(2, 5, 16), noise(2, 12, 16, seed=1)
+    assert_module_agrees(run, layer, dtype, *inputs, weights=8, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -275,7 +292,9 @@ def test_layer_of_the_pixel_decoder(dtype: torch.dtype, monkeypatch: pytest.Monk
     # Rounded places may be on another side of a pixel, where gradients jump.
     nn.init.uniform_(layer.self_attn.sampling_offsets.bias, -2, 2)
     inputs = noise(2, 26, 16), noise(2, 26, 16, seed=1)
-    assert_module_agrees(run, layer, dtype, *inputs, monkeypatch=monkeypatch, reference=dtype)
+    assert_module_agrees(
+        run, layer, dtype, *inputs, weights=6, monkeypatch=monkeypatch, reference=dtype
+    )
 
 
 def test_a_layer_with_a_hook_or_of_another_class_is_called() -> None:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
-from .kernels import fuses_norms, has_hooks, run_linear, run_mlp, use_kernels
+from .kernels import fuses_norms, has_hooks, run_linear, run_mlp, run_product, use_kernels
 from .recomputing import run_layer
 
 
@@ -407,7 +407,7 @@ class SwinTransformerTTT(SwinTransformer):
         # Patches do not overlap, so the convolution is a product.
         x = x.unflatten(3, (width, columns)).unflatten(2, (height, rows))
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), height * width, -1)
-        x = F.linear(x, projection.weight.flatten(1), projection.bias)
+        x = run_product(x, projection.weight.flatten(1), projection.bias)
         x = self.pos_drop(layer_norm(x, self.patch_embed.norm, for_products=False))
         features = {}
         for i, layer in enumerate(self.layers):

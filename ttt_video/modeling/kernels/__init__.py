@@ -61,13 +61,18 @@ def has_hooks(*modules: nn.Module) -> bool:
     )
 
 
-def run_linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Returns linear(x), (..., D) from (..., C); where the kernels run, backward is theirs."""
-    if not _fuses_linears(x, linear):
-        return linear(x)
-    from .linear import linear as fused
+def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs."""
+    if not _fuses_products(x):
+        return F.linear(x, weight, bias)
+    from .linear import linear
 
-    return fused(x, linear.weight, linear.bias)
+    return linear(x, weight, bias)
+
+
+def run_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Returns layer(x) by :func:`run_product`: (..., D) from (..., C)."""
+    return run_product(x, layer.weight, layer.bias) if _is_plain(layer) else layer(x)
 
 
 def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
@@ -75,7 +80,7 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
 
     The activation is ReLU, or else GELU, the exact one.
     """
-    if not _fuses_linears(x, first, second):
+    if not (_fuses_products(x) and _is_plain(first) and _is_plain(second)):
         hidden = first(x)
         return second(F.relu(hidden) if relu else F.gelu(hidden))
     from .linear import mlp
@@ -83,15 +88,15 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
     return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
 
 
-def _fuses_linears(x: Tensor, *linears: nn.Module) -> bool:
-    """Returns whether the kernels work on a tensor in place of linear layers.
+def _fuses_products(x: Tensor) -> bool:
+    """Returns whether the kernels multiply a tensor: backward alone is faster."""
+    return torch.is_grad_enabled() and use_kernels(x)
 
-    Only backward is faster, so not without gradients. A layer of another class, such as one of low
-    rank in its place, means another function.
-    """
-    if not (torch.is_grad_enabled() and use_kernels(x)) or has_hooks(*linears):
-        return False
-    return all(type(linear) is nn.Linear for linear in linears)
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Returns whether a layer does no more than ``nn.Linear``, as one of low rank does."""
+    forward = getattr(layer.forward, "__func__", None)
+    return forward is nn.Linear.forward and not has_hooks(layer)
 
 
 @cache
