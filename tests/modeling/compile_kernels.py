@@ -20,13 +20,17 @@ from triton.compiler import ASTSource
 
 
 class Case(NamedTuple):
-    """A kernel with the types of its arguments, as Triton writes them, and its constants."""
+    """A kernel with the types of its arguments, as Triton writes them, and its constants.
+
+    ``multiples`` are sizes that are multiples of 16, which Triton finds out at a call.
+    """
 
     module: str
     kernel: str
     signature: dict[str, str]
     constants: dict[str, Any]
     warps: int = 4
+    multiples: tuple[str, ...] = ()
 
 
 _SIZES = ("batch", "height", "width", "shift", "heads", "programs")
@@ -201,7 +205,38 @@ MASKS = Case(
 )
 
 
+def _linear_cases() -> list[Case]:
+    """Sums of bias gradients, and the activations of MLPs forward and backward."""
+    cases = []
+    for kind in ("bf16", "fp32"):
+        gelu = {"ACC": tl.float32, "EXACT": kind == "fp32"}
+        sizes = {"total": "i32", "width": "i32"}
+        tensors = {"grad": f"*{kind}", "kept": f"*{kind}", "out": f"*{kind}", "sums": "*fp32"}
+        parts = {"x": f"*{kind}", "sums": "*fp32", **sizes}
+        cases += [
+            Case("linear", "column_sums", parts, {"ROWS": 32, "COLUMNS": 128}, 4, (*sizes,)),
+            Case(
+                "linear",
+                "gelu_kernel",
+                {"x": f"*{kind}", "out": f"*{kind}", "total": "i32"},
+                {**gelu, "BLOCK": 2048},
+                4,
+                ("total",),
+            ),
+        ]
+        for relu in (False, True):
+            tile = {"RELU": relu, "ROWS": 16, "COLUMNS": 128}
+            signature = {**tensors, **sizes}
+            cases.append(
+                Case("linear", "activation_gradients", signature, {**gelu, **tile}, 4, (*sizes,))
+            )
+    last = {"x": "*fp32", "sums": "*fp32", "total": "i32", "width": "i32"}
+    tile = {"ROWS": 512, "COLUMNS": 16}
+    return [*cases, Case("linear", "column_sums", last, tile, 8, ("total", "width"))]
+
+
 CASES: list[Case] = [
+    *_linear_cases(),
     *_deformable(),
     *_norm_cases(),
     *_group_norm_cases(),
@@ -228,7 +263,7 @@ def main() -> None:
         aligned = {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
             for name, kind in signature.items()
-            if kind.startswith("*")
+            if kind.startswith("*") or name in case.multiples
         }
         source = ASTSource(kernel, signature, case.constants, aligned)
         for capability in (80, 90):

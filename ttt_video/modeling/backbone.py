@@ -13,6 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import (
     BasicLayer,
+    Mlp,
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
@@ -22,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
-from .kernels import fuses_norms, use_kernels
+from .kernels import fuses_norms, has_hooks, run_linear, run_mlp, run_product, use_kernels
 from .recomputing import run_layer
 
 
@@ -157,7 +158,7 @@ class FastSwinBlock(SwinTransformerBlock):
             x, hidden = add_layer_norm(x, branch, self.norm1, gain=gain)
         attended = self._attention(hidden, mask)
         x, hidden = add_layer_norm(x, attended, self.norm2, gain=self._gain(attended))
-        branch = self.mlp(hidden)
+        branch = self._mlp(hidden)
         return Stream(x, branch, self._gain(branch))
 
     def _gain(self, branch: Tensor) -> Tensor | None:
@@ -171,11 +172,18 @@ class FastSwinBlock(SwinTransformerBlock):
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         attn = self.attn
-        qkv = attn.qkv(x)
+        qkv = run_linear(attn.qkv, x)
         out = self._attention_by_kernel(qkv)
         if out is None:
             out = self._attention_by_windows(qkv, mask)
-        return attn.proj_drop(attn.proj(out))
+        return attn.proj_drop(run_linear(attn.proj, out))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        mlp = self.mlp
+        known = type(mlp) is Mlp and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+        if not known or (mlp.training and mlp.drop.p > 0) or has_hooks(mlp, mlp.act, mlp.drop):
+            return mlp(x)
+        return run_mlp(mlp.fc1, mlp.fc2, x, relu=False)
 
     def _attention_by_kernel(self, qkv: Tensor) -> Tensor | None:
         """Returns (B, H * W, C) from (B, H * W, 3 * C), or None where the kernel does not run.
@@ -321,7 +329,7 @@ class FastPatchMerging(PatchMerging):
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
         # The channels of a square go down its left column, then its right one.
         x = x.permute(0, 1, 3, 4, 2, 5).reshape(len(x), -1, 4 * dim)
-        return self.reduction(layer_norm(x, self.norm))
+        return run_linear(self.reduction, layer_norm(x, self.norm))
 
 
 @BACKBONE_REGISTRY.register()
@@ -403,7 +411,7 @@ class SwinTransformerTTT(SwinTransformer):
         # Patches do not overlap, so the convolution is a product.
         x = x.unflatten(3, (width, columns)).unflatten(2, (height, rows))
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), height * width, -1)
-        x = F.linear(x, projection.weight.flatten(1), projection.bias)
+        x = run_product(x, projection.weight.flatten(1), projection.bias)
         x = self.pos_drop(layer_norm(x, self.patch_embed.norm, for_products=False))
         features = {}
         for i, layer in enumerate(self.layers):

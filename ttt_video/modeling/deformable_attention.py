@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .kernels import use_kernels
+from .kernels import run_linear, use_kernels
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -189,13 +189,14 @@ class MSDeformAttn(nn.Module):
         """
         batch, queries, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        values = self.value_proj(value).view(batch, value.shape[1], heads, -1)
-        logits = self.attention_weights(query)
-        offsets = self.sampling_offsets(query)
+        values = run_linear(self.value_proj, value).view(batch, value.shape[1], heads, -1)
+        logits = run_linear(self.attention_weights, query)
+        offsets = run_linear(self.sampling_offsets, query)
         if use_kernels(values):
             from .kernels import deformable  # it needs Triton
 
-            return self.output_proj(deformable.attend(values, shapes, reference, offsets, logits))
+            out = deformable.attend(values, shapes, reference, offsets, logits)
+            return run_linear(self.output_proj, out)
         weights = logits.view(batch, queries, heads, levels * points)
         weights = weights.softmax(-1).view(batch, queries, heads, levels, points)
         # Offsets are in pixels of their level. Positions stay in float32 under autocast: bfloat16

@@ -17,7 +17,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
-from .kernels import fuses_norms
+from .kernels import fuses_norms, run_mlp, run_product
 from .position_encoding import sine_position_embedding
 from .recomputing import Result, run_layer
 
@@ -89,7 +89,7 @@ class EncoderLayer(nn.Module):
         assert tokens.query is not None
         attended = self.self_attn(tokens.query, reference, tokens.low, shapes)
         tokens = norm_of_sum(tokens.full, attended, self.norm1)
-        hidden = self.linear2(F.relu(self.linear1(tokens.low)))
+        hidden = run_mlp(self.linear1, self.linear2, tokens.low, relu=True)
         return norm_of_sum(tokens.full, hidden, self.norm2, position)
 
 
@@ -299,7 +299,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         from .kernels.norms import full_dtype, product_dtype
 
         def product(x: Tensor, conv: nn.Conv2d) -> Tensor:
-            return F.linear(x, conv.weight.flatten(1), conv.bias)
+            return run_product(x, conv.weight.flatten(1), conv.bias)
 
         sizes: dict[str, tuple[int, int]] = {
             name: (x.shape[2], x.shape[3]) for name, x in features.items()

@@ -13,7 +13,7 @@ from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from .kernels import fuses_norms
+from .kernels import fuses_norms, run_linear, run_mlp, run_product
 from .position_encoding import sine_position_embedding
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class Attention(nn.MultiheadAttention):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            run_product(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         mask = None if allowed is None else allowed.unsqueeze(1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return run_linear(self.out_proj, out.transpose(1, 2).flatten(2))
 
 
 class Residual(nn.Module):
@@ -106,7 +106,7 @@ class FFNLayer(Residual):
         self.linear2 = nn.Linear(feedforward, dim)
 
     def update(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self.linear2(F.relu(self.linear1(x)))
+        return run_mlp(self.linear1, self.linear2, x, relu=True)
 
 
 class MLP(nn.Module):
@@ -118,8 +118,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+            x = F.relu(run_linear(layer, x))  # type: ignore[arg-type]
+        return run_linear(self.layers[-1], x)  # type: ignore[arg-type]
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()

@@ -11,6 +11,7 @@ import os
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -47,6 +48,55 @@ def fuses_norms(x: Tensor, *norms: nn.Module) -> bool:
     A normalisation with a hook is called as a module, because the hook wants its input.
     """
     return use_kernels(x) and not any(norm._forward_hooks for norm in norms)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Returns whether one of the modules has a hook, which only its call as a module runs."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs."""
+    if not _fuses_products(x):
+        return F.linear(x, weight, bias)
+    from .linear import linear
+
+    return linear(x, weight, bias)
+
+
+def run_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Returns layer(x) by :func:`run_product`: (..., D) from (..., C)."""
+    return run_product(x, layer.weight, layer.bias) if _is_plain(layer) else layer(x)
+
+
+def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
+    """Returns second(activation(first(x))); where the kernels run, backward is theirs.
+
+    The activation is ReLU, or else GELU, the exact one.
+    """
+    if not (_fuses_products(x) and _is_plain(first) and _is_plain(second)):
+        hidden = first(x)
+        return second(F.relu(hidden) if relu else F.gelu(hidden))
+    from .linear import mlp
+
+    return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
+
+
+def _fuses_products(x: Tensor) -> bool:
+    """Returns whether the kernels multiply a tensor: backward alone is faster."""
+    return torch.is_grad_enabled() and use_kernels(x)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Returns whether a layer does no more than ``nn.Linear``, as one of low rank does."""
+    forward = getattr(layer.forward, "__func__", None)
+    return forward is nn.Linear.forward and not has_hooks(layer)
 
 
 @cache
