@@ -200,7 +200,7 @@ def test_everything_in_one_command(run):
 
 def test_parts_of_a_gpus_frame(run):
     opts = ["TTT.BATCH_SIZE", "2", "TTT.CROP.SIZE", "[32, 64]"]
-    only = ["parity", "prediction", "step", "frame, release", "around the model", "profile"]
+    only = ["parity", "prediction", "step", "frame, release", "around the model", "memory"]
     results, printed = run("gpu", "--only", *only, opts=opts)
     part = results["gpu"]
     assert set(part["rows"]) == {"prediction", "step", "frame, release"}
@@ -217,7 +217,8 @@ def test_parts_of_a_gpus_frame(run):
     assert parity["bf16"] == parity["bf16, reference path"]
     assert 0 < parity["bf16"]["scores"] < 0.1
     assert 0 < part["around the model"]["share"] < 1
-    assert part["profile"]["profiles"] == {}  # there is no device to watch
+    assert [case["micro_batch"] for case in part["memory"]["cases"]] == [32, 16, 8, 4, 2]
+    assert all(case["peak_memory_bytes"] > 2**20 for case in part["memory"]["cases"])
     assert "(at least 200, aim 90)" in printed
 
 

@@ -101,6 +101,7 @@ PARTS = (
     "frame, realtime",
     "frame, small model",
     "around the model",
+    "memory",
     "profile",
 )
 """What is measured, in this order."""
@@ -142,6 +143,7 @@ def gpu(
         "frame, realtime": lambda: _frames(configs, "realtime", size, variants, options),
         "frame, small model": lambda: _small(configs, variants, options),
         "around the model": lambda: _around(configs, size, options),
+        "memory": lambda: _memory(configs, size),
         "profile": lambda: _profile(configs, size),
     }
     for name in PARTS:
@@ -182,6 +184,11 @@ def summary(name: str, found: dict[str, Any]) -> str:
                 f"{name:20} {what}: scores {own['scores']:.1e}, same classes "
                 f"{own['same_classes']:.4%}, loss {own['loss']:.1e}, gradient {own['gradient']:.1e}"
             )
+    for case in found.get("cases", ()):
+        lines.append(
+            f"{name:20} micro-batch {case['micro_batch']:2d}, checkpoint {case['checkpoint']}: "
+            f"{case['peak_memory_bytes'] / 2**30:.1f} GiB, {case['seconds'] * 1e3:.0f} ms"
+        )
     for work, profile in found.get("profiles", {}).items():
         lines.append(
             f"{work:20} the device is busy for {profile['busy']:.0%} of {profile['wall'] * 1e3:.1f}"
@@ -233,9 +240,9 @@ def _step(
     return found
 
 
-def _adapter(cfg: CfgNode, size: tuple[int, int]) -> tuple[Any, SlidingWindow]:
-    """Returns an adapter and a full window of noise."""
-    adapter = build_adapter(cfg, model_of(cfg))
+def _adapter(cfg: CfgNode, size: tuple[int, int], model: Any = None) -> tuple[Any, SlidingWindow]:
+    """Returns an adapter, of a new model if none is given, and a full window of noise."""
+    adapter = build_adapter(cfg, model or model_of(cfg))
     count = cfg.TTT.WINDOW_SIZE or 16
     window = SlidingWindow(count, cfg.MODEL.DEVICE)
     video = frames(count, *size)
@@ -322,6 +329,29 @@ def _around(configs: Configs, size: tuple[int, int], options: Options) -> dict[s
     frame = spread([row["frame"] for row in rows])["median"]
     model = spread([row["step"] + row["prediction"] for row in rows])["median"]
     return {"seconds": frame - model, "share": (frame - model) / frame, "frame_seconds": frame}
+
+
+def _memory(configs: Configs, size: tuple[int, int]) -> dict[str, Any]:
+    """Says what a step of the release needs, with model and optimizer, and how long it takes."""
+    model = model_of(configs.load("release"))
+    cases = []
+    for micro_batch, checkpoint in ((32, False), (16, False), (8, False), (4, False), (2, True)):
+        opts = ("TTT.MICRO_BATCH_SIZE", str(micro_batch), "TTT.CHECKPOINT", str(checkpoint))
+        adapter, window = _adapter(configs.load("release", *opts), size, model)
+        generator = torch.Generator().manual_seed(0)
+        device = adapter.device
+        reset_peak_memory(device)
+        seconds = []
+        for _ in range(3):  # the second one is recorded
+            start = time.perf_counter()
+            adapter.adapt(window, generator)
+            synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        case = {"micro_batch": micro_batch, "checkpoint": checkpoint, "seconds": seconds[-1]}
+        cases.append({**case, "peak_memory_bytes": peak_memory(device)})
+        adapter.drop_graphs()
+        del adapter, window
+    return {"cases": cases}
 
 
 def _parity(configs: Configs, size: tuple[int, int]) -> dict[str, Any]:
