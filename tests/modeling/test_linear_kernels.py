@@ -322,3 +322,15 @@ def test_predictions_are_the_plain_layers(monkeypatch: pytest.MonkeyPatch) -> No
         x = noise(1, 6, 8).float()
         out = kernels.run_linear(attention.value_proj, x)
     assert torch.equal(out, attention.value_proj(x))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_mlp_of_a_prediction(relu: bool) -> None:
+    first, second = nn.Linear(8, 24).to(DEVICE), nn.Linear(24, 8).to(DEVICE)
+    x = noise(1, 6, 8).float()
+    with torch.no_grad():
+        out = kernels.run_mlp(first, second, x, relu=relu)
+        hidden = first(x)
+        expected = second(F.relu(hidden) if relu else F.gelu(hidden))
+    assert not out.requires_grad
+    torch.testing.assert_close(out, expected)

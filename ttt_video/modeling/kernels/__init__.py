@@ -63,7 +63,7 @@ def has_hooks(*modules: nn.Module) -> bool:
 
 def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs."""
-    if not _fuses_products(x):
+    if not (torch.is_grad_enabled() and use_kernels(x)):
         return F.linear(x, weight, bias)
     from .linear import linear
 
@@ -76,21 +76,16 @@ def run_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
-    """Returns second(activation(first(x))); where the kernels run, backward is theirs.
+    """Returns second(activation(first(x))); where the kernels run, they apply the activation.
 
-    The activation is ReLU, or else GELU, the exact one.
+    It is ReLU, or else GELU, the exact one.
     """
-    if not (_fuses_products(x) and _is_plain(first) and _is_plain(second)):
+    if not (use_kernels(x) and _is_plain(first) and _is_plain(second)):
         hidden = first(x)
         return second(F.relu(hidden) if relu else F.gelu(hidden))
     from .linear import mlp
 
     return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
-
-
-def _fuses_products(x: Tensor) -> bool:
-    """Returns whether the kernels multiply a tensor: backward alone is faster."""
-    return torch.is_grad_enabled() and use_kernels(x)
 
 
 def _is_plain(layer: nn.Linear) -> bool:
