@@ -101,8 +101,8 @@ PARTS = (
     "frame, realtime",
     "frame, small model",
     "around the model",
-    "memory",
     "profile",
+    "memory",
 )
 """What is measured, in this order."""
 
@@ -143,8 +143,8 @@ def gpu(
         "frame, realtime": lambda: _frames(configs, "realtime", size, variants, options),
         "frame, small model": lambda: _small(configs, variants, options),
         "around the model": lambda: _around(configs, size, options),
-        "memory": lambda: _memory(configs, size),
         "profile": lambda: _profile(configs, size),
+        "memory": lambda: _memory(configs, size),
     }
     for name in PARTS:
         if name not in only or (name == "frame, small model" and configs.small is None):
