@@ -125,14 +125,14 @@ def test_a_frame_has_its_number_and_time(tiny_cfg, results, tmp_path, monkeypatc
         videos = OverlayVideos(tiny_cfg, tmp_path, fps=asked, single=True)
         videos.start(VideoRun(source, tmp_path))
         assert videos.video.fps == (asked or own or 10)
-        overlay_video._draw(*videos._pictures(results[5]), videos._note(results[5]))
+        overlay_video._draw(*videos.pictures(results[5]), videos._note(results[5]))
     # A folder does not tell its rate, so the time of its frames is unknown unless one is asked for.
     assert notes == ["frame 5   0.20 s", "frame 5   0.20 s", "frame 5   1.00 s", "frame 5"]
     # Nor is it known where pictures were dropped before it, whatever rate is asked for.
     results[5].adapted.frame["dropped"] = 3
     videos.asked_fps = 5.0
     videos.start(VideoRun(source, tmp_path))
-    overlay_video._draw(*videos._pictures(results[5]), videos._note(results[5]))
+    overlay_video._draw(*videos.pictures(results[5]), videos._note(results[5]))
     assert notes[-1] == "frame 5"
 
 

@@ -39,6 +39,10 @@ class Stream:
 
     :meth:`from_config` and :meth:`from_pretrained` make streams that take pictures as well as
     frames: (H, W, 3) uint8 arrays and Pillow images.
+
+    Attributes:
+        learning: False has frames only predicted, with the weights as they are. It may be set
+            between two frames, and is no part of a state.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Stream:
         self.clock, self.generator = clock or Clock(window.device), torch.Generator()
         self.pictures = pictures
         self.record_step = record_step
+        self.learning = True
         self.video_id: str | None = None  # of the video that runs
         self._position, self._watch_seconds = 0, 0.0
 
@@ -228,7 +233,7 @@ class Stream:
         return sample
 
     def _adapt(self) -> dict[str, float]:
-        due = self._position % self.update_every == 0
+        due = self.learning and self._position % self.update_every == 0
         return self.adapter.adapt(self.window, self.generator) if due else {}
 
     @contextmanager

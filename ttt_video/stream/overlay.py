@@ -90,7 +90,7 @@ class OverlayVideos(Sink):
 
     def write(self, results: Results) -> None:
         """Adds one frame, which is drawn in the encoder's thread."""
-        self.video.write(partial(_draw, *self._pictures(results), self._note(results)))
+        self.video.write(partial(_draw, *self.pictures(results), self._note(results)))
 
     def save(self) -> dict[str, Any]:
         """Finishes the current part; returns the names of all."""
@@ -102,7 +102,7 @@ class OverlayVideos(Sink):
 
     def panels(self, results: Results) -> Panels:
         """Returns titled (height, width, 3) uint8 pictures of one frame."""
-        return _panels(*self._pictures(results))
+        return _panels(*self.pictures(results))
 
     def _note(self, results: Results) -> str:
         """Returns the number of a frame and, where it is known, its time."""
@@ -112,7 +112,7 @@ class OverlayVideos(Sink):
         untimed = self.seconds is None or "dropped" in frame
         return f"frame {index}" if untimed else f"frame {index}   {index * self.seconds:.2f} s"
 
-    def _pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
+    def pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
         """Returns the functions that draw a frame's panels, also in another thread."""
         frame = results.adapted.frame
         models = {"frozen": results.frozen, self.method: results.adapted}
