@@ -97,7 +97,7 @@ class Player:
         check_predicted_classes(cfg, "")
         if cfg.TTT.FRAME_ORDER != "time":
             raise UserError(
-                f"TTT.FRAME_ORDER is {cfg.TTT.FRAME_ORDER}; the live page shows videos in time order"
+                f"TTT.FRAME_ORDER is {cfg.TTT.FRAME_ORDER}; the live page takes time alone"
             )
         self.outputs = frozenset(getattr(model, "outputs", ()))
         if not self.outputs & {"sem_seg", "panoptic_seg", "instances", "color"}:

@@ -189,11 +189,13 @@ async def serve(
     Raises:
         UserError: the port is taken, or there is no such host; or what ended the stream.
     """
-    runner = web.AppRunner(LiveServer(player, token).application(), access_log=None)
+    runner = web.AppRunner(
+        LiveServer(player, token).application(), access_log=None, shutdown_timeout=1.0
+    )
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port, shutdown_timeout=1.0).start()
+            await web.TCPSite(runner, host, port).start()
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
