@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import ToolParser, add_config_arguments, method_names
+from .stream import choose_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -132,15 +133,12 @@ def run(args: argparse.Namespace) -> None:
     """Checks, builds, serves."""
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
-    from ttt_video.config import DEFAULT_STREAM_CONFIG
     from ttt_video.data.grey import open_videos
     from ttt_video.live import Player
     from ttt_video.live.server import serve
     from ttt_video.stream import load_source_model
 
-    if args.config_file is None:
-        args.config_file = DEFAULT_STREAM_CONFIG
-        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+    choose_config(args)
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights

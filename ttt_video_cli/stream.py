@@ -106,6 +106,13 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         metavar="FORMATS",
         help="predictions as files: masks,coco,cityscapes,kitti_step,confidence,color",
     )
+    parser.add_argument(
+        "--save-weights",
+        action="append",
+        default=[],
+        metavar="WHEN",
+        help="the adapted model as files: last,best-loss,every:N",
+    )
     add_config_arguments(parser)
     return parser
 
@@ -172,11 +179,25 @@ def report(summary: Row) -> str:
     return "\n".join(lines)
 
 
+def choose_config(args: argparse.Namespace) -> None:
+    """Takes the config in the weights, or else the default one, where none is named; says which."""
+    from ttt_video.config import DEFAULT_STREAM_CONFIG
+    from ttt_video.stream.source_model import config_of_weights
+
+    if args.config_file is not None:
+        return
+    args.config_file = config_of_weights(args.weights)
+    if args.config_file is not None:
+        print(f"config: that of {args.weights} (no --config given)")
+        return
+    args.config_file = DEFAULT_STREAM_CONFIG
+    print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+
+
 def run(args: argparse.Namespace) -> None:
     """Checks, builds, streams."""
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
-    from ttt_video.config import DEFAULT_STREAM_CONFIG
     from ttt_video.data.grey import open_videos
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
@@ -191,6 +212,7 @@ def run(args: argparse.Namespace) -> None:
     )
     from ttt_video.stream.evaluation import check_sinks
     from ttt_video.stream.parallel import check_independent
+    from ttt_video.stream.saved_weights import SavedWeights, weight_moments
     from ttt_video.stream.saving import SavedPredictions, format_names
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
@@ -203,9 +225,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
     if args.fps is not None:
         check_fps(args.fps)
-    if args.config_file is None:
-        args.config_file = DEFAULT_STREAM_CONFIG
-        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+    choose_config(args)
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
@@ -214,7 +234,7 @@ def run(args: argparse.Namespace) -> None:
             cfg.TTT.COLOR[network] = getattr(args, network.lower())
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
-    formats = format_names(args.save)
+    formats, moments = format_names(args.save), weight_moments(args.save_weights)
     sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
     if any(source.live for source in sources):
@@ -236,6 +256,8 @@ def run(args: argparse.Namespace) -> None:
                 cfg, folder, formats, fps=args.fps, compare=args.compare, dataset_name=dataset
             )
         )
+    if moments:
+        sinks.append(SavedWeights(cfg, folder, moments, dataset_name=dataset))
     if model is not None:
         check_sinks(sinks, model)
     run = RunDirectory(output, resume=args.resume)
