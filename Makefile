@@ -33,7 +33,7 @@ demo: setup
 	$(RUN) tools/demo.py $(ARGS)
 
 live: setup
-	$(RUN) -m ttt_video live --world $(ARGS)
+	$(RUN) tools/live.py --world $(ARGS)
 
 benchmark: setup
 	$(RUN) tools/sweep.py benchmark $(ARGS)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +65,14 @@ def refused(argv: list[str], capsys) -> str:
 )
 def test_flags_that_do_not_go_together(argv, match, capsys):
     assert match in refused(argv, capsys)
+
+
+def test_the_commands_of_the_page_are_right():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^ttt-video live (.*)$", page, re.M)
+    assert len(shown) == 3
+    for words in shown:
+        live.argument_parser().parse(shlex.split(words))
 
 
 def test_a_page_shows_one_live_source(flags, tmp_path):
