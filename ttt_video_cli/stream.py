@@ -47,6 +47,8 @@ class StreamParser(ToolParser):
         """Parses the arguments; exactly one flag must name videos."""
         args = super().parse(argv)
         self._check_live(args)
+        if args.view == "split" and (not args.compare or args.no_video):
+            self.error("--view split shows the frozen model, too, in a video: give --compare")
         if all(getattr(args, name) is None for name in VIDEOS):
             lone = args.opts[0] if args.opts else ""
             said = f"; {lone!r} stands where KEY VALUE overrides do" if lone else ""
@@ -97,6 +99,12 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         "--workers", type=int, default=1, metavar="N", help="videos to run at once, on all GPUs"
     )
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
+    parser.add_argument(
+        "--view",
+        choices=("panels", "split"),
+        default="panels",
+        help="the overlay's pictures side by side, or a moving bar between frozen and adapted",
+    )
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     parser.add_argument("--fps", type=float, help="of video files; default: the video's, else 10")
     parser.add_argument(
@@ -249,7 +257,16 @@ def run(args: argparse.Namespace) -> None:
     dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()
     if not args.no_video:
         single = len(sources) == 1
-        sinks.append(OverlayVideos(cfg, folder, fps=args.fps, single=single, dataset_name=dataset))
+        sinks.append(
+            OverlayVideos(
+                cfg,
+                folder,
+                fps=args.fps,
+                single=single,
+                dataset_name=dataset,
+                split=args.view == "split",
+            )
+        )
     if formats:
         sinks.append(
             SavedPredictions(

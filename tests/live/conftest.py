@@ -79,5 +79,4 @@ def studio(tiny_cfg, tiny_model, make_video, tmp_path) -> Iterator[Studio]:
     made = Studio(tiny_cfg, tiny_model, make_video("a", 60, 64, 64), tmp_path / "out")
     yield made
     made.tap.let(None)
-    if made.player._thread.ident is not None:
-        made.player.stop()
+    made.player.stop()

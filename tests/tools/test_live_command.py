@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -94,6 +95,14 @@ def test_another_method_has_the_settings_of_the_flags(flags):
     other = live.config_of_method(args, cfg, "tent")
     assert (other.TTT.METHOD, other.TTT.WINDOW_SIZE) == ("tent", 2)
     assert other.MODEL.WEIGHTS == cfg.MODEL.WEIGHTS
+
+
+def test_a_port_that_is_taken_is_one_line(flags):
+    pytest.importorskip("aiohttp")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"port {port} .*: choose another --port"):
+            call("live", [*flags, "--port", port])
 
 
 def test_without_aiohttp_one_line_says_so(flags, monkeypatch):

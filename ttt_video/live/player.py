@@ -135,7 +135,8 @@ class Player:
         """Ends after the current frame; saved files are whole."""
         self._stopping.set()
         self._going.set()
-        self._thread.join(timeout=10)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout=10)
         with self._turn:
             self._saver.end()
 
