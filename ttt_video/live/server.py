@@ -49,9 +49,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class _Client:
     """A browser: the newest frame that it has not got, and whether the state has changed."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    def __init__(self, socket: web.WebSocketResponse, shown: Shown | None) -> None:
         self.socket = socket
-        self.shown: Shown | None = None
+        self.shown = shown
         self.state_changed = True
         self.news = asyncio.Event()
         self.news.set()
@@ -72,6 +72,7 @@ class LiveServer:
         """
         self.player, self.token = player, token
         self.clients: set[_Client] = set()
+        self.newest: Shown | None = None
         self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
 
     def application(self) -> web.Application:
@@ -98,6 +99,7 @@ class LiveServer:
         self._drawing.shutdown(wait=False, cancel_futures=True)
 
     def _offer(self, shown: Shown) -> None:
+        self.newest = shown
         for client in self.clients:
             client.shown = shown  # in place of one that it was too slow for
             client.news.set()
@@ -132,7 +134,7 @@ class LiveServer:
             raise web.HTTPServiceUnavailable(text=f"{CLIENTS} browsers are there already")
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=4 * LONGEST)
         await socket.prepare(request)
-        client = _Client(socket)
+        client = _Client(socket, self.newest)  # else a page opened in a pause would be empty
         self.clients.add(client)
         sending = asyncio.create_task(self._send(client))
         try:

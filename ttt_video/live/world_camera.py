@@ -45,7 +45,7 @@ class WorldCamera(DecodedSource):
             clock: gives seconds.
             sleep: waits for so many seconds.
         """
-        super().__init__(f"world {seed}", None, transform, prefetch=0)
+        super().__init__(f"world_{seed}", None, transform, prefetch=0)
         self.fps = float(FRAMES_PER_SECOND)
         self._drive = ShiftedVideo(WorldVideo(seed, FRAMES), SHIFT)
         self._clock, self._sleep = clock, sleep
