@@ -331,3 +331,13 @@ def test_a_port_that_cannot_be_had_is_one_line(studio, host):
 def test_the_page_names_every_command():
     text = live_server.PAGE.read_text(encoding="utf-8")
     assert all(f'ask("{name}"' in text for name in COMMANDS)
+
+
+def test_of_two_frames_a_slow_browser_gets_the_later_one(studio):
+    server = LiveServer(studio.player)
+    client = live_server._Client(None, None)
+    server.clients.add(client)
+    for shown in ("first", "second"):
+        server._offer(shown)
+    assert (client.shown, server.newest) == ("second", "second")
+    assert client.news.is_set()
