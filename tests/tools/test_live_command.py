@@ -77,6 +77,7 @@ def test_the_commands_of_the_page_are_right():
 
 
 def test_a_page_shows_one_live_source(flags, tmp_path):
+    pytest.importorskip("aiohttp")
     listed = tmp_path / "two.txt"
     part = transport_stream(0, 12)
     with sending(part) as first, sending(part) as second:
