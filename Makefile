@@ -13,10 +13,11 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4
 export GOMP_SPINCOUNT ?= 3000
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark demo format help lint setup test test-all test-slow
+.PHONY: benchmark demo format help lint live setup test test-all test-slow
 
 help:
 	@echo "make demo       install what is missing, then adapt a model to a video and show it"
+	@echo "make live       the same as a page in your browser, on a street that never ends"
 	@echo "make test       install what is missing, then run the fast tests"
 	@echo "make test-slow  the other tests; make test-all runs both"
 	@echo "make benchmark  install what is missing, then compare all methods; ARGS=--quick is shorter"
@@ -30,6 +31,9 @@ setup: $(VENV)/bin/python
 
 demo: setup
 	$(RUN) tools/demo.py $(ARGS)
+
+live: setup
+	$(RUN) tools/live.py --world $(ARGS)
 
 benchmark: setup
 	$(RUN) tools/sweep.py benchmark $(ARGS)

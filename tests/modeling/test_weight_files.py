@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 from ttt_video.errors import UserError
@@ -41,6 +42,18 @@ def test_every_format_gives_back_what_was_written(tmp_path, suffix):
     W.write_checkpoint(WEIGHTS, path, {"made by": "a test"})
     assert same(W.read_checkpoint(path), WEIGHTS)
     assert os.listdir(tmp_path) == [path.name]  # no temporary file stays behind
+
+
+def test_the_same_weights_and_metadata_are_the_same_bytes(tmp_path):
+    metadata = {str(k): "x" * k for k in range(20)}  # safetensors itself writes a random order
+    written = []
+    for number in range(3):
+        W.save_safetensors(WEIGHTS, tmp_path / f"{number}.safetensors", metadata)
+        written.append((tmp_path / f"{number}.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+    with safe_open(tmp_path / "0.safetensors", "pt") as opened:
+        assert opened.metadata() == {**metadata, "format": "pt"}
+    assert (int.from_bytes(written[0][:8], "little")) % 8 == 0  # readers want aligned data
 
 
 def test_the_bytes_decide_the_format_not_the_name(tmp_path):

@@ -85,7 +85,10 @@ def test_wrong_arguments_are_one_line_and_import_nothing_that_takes_long():
         ([], "usage: ttt-video [-h] [--version] COMMAND ...\n\ncommands:\n  stream "),
         (["weights"], "usage: ttt-video weights [-h] COMMAND ...\n\ncommands:\n  convert "),
         (["steam"], "error: no command 'steam': did you mean stream; ttt-video --help"),
-        (["demo"], "error: no command 'demo': choose from stream, train, sweep, table, plot, "),
+        (
+            ["demo"],
+            "error: no command 'demo': choose from stream, live, train, sweep, table, plot, ",
+        ),
         (["weights", "norm"], "error: no command 'norm': did you mean norms; ttt-video wei"),
         (["stream"], "error: no video: give --video FILE, --video-dir DIR, --dataset NAME, --c"),
         (["stream", "a.mp4"], "error: no video: give --video FILE, --video-dir DIR, --dataset "),

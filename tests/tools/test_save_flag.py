@@ -18,6 +18,7 @@ from test_readme import commands, python_blocks
 from ttt_video.errors import UserError
 from ttt_video.formats.labels import read_class_map
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream.saved_weights import weight_moments
 from ttt_video.stream.saving import FORMAT_REGISTRY, format_names
 from ttt_video_cli import call
 from ttt_video_cli.stream import argument_parser
@@ -55,13 +56,26 @@ def test_the_page_lists_every_format_and_its_commands_are_right():
     assert rows == list(format_names([",".join(rows)]))
     assert sorted(rows) == sorted(form.name for _, form in FORMAT_REGISTRY)
     shown = commands(PAGE)
-    assert len(shown) == 4
-    for command in shown:
+    assert len(shown) == 6
+    for number, command in enumerate(shown):
         program, script, *words = shlex.split(command)
         assert (program, script) == ("python", "tools/stream_eval.py")
         args = argument_parser().parse(words)
-        assert args.save
+        assert bool(args.save) == (number < 4)
+        assert bool(args.save_weights) == (number == 4)
         format_names(args.save)
+        weight_moments(args.save_weights)
+
+
+def test_the_second_command_takes_what_the_first_has_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain.write_mp4(tmp_path / "street.mp4", 2)
+    for command in commands(PAGE)[4:]:
+        words = shlex.split(command)[2:]
+        call("stream", [*words, "--no-video", "--save-every", "0"])
+    assert sorted(f.name for f in (tmp_path / "output/adapted/weights/street").iterdir()) == [
+        "000001.safetensors", "last.safetensors",
+    ]  # fmt: skip
 
 
 def test_the_code_on_the_page_reads_what_is_saved(flags, tmp_path, monkeypatch, capsys):
@@ -138,6 +152,7 @@ def test_workers_write_the_same_files_also_in_a_format_of_ones_own(flags, tmp_pa
         plain.write_frames(tmp_path / "videos" / video, 3)
     words = ["--register", EXAMPLE, *flags[:4], "--video-dir", str(tmp_path / "videos")]
     words += ["--no-video", "--save-every", "2", "--save", "masks,coco,npy"]
+    words += ["--save-weights", "last,every:2"]
     for name, workers in (("one", "1"), ("two", "2")):
         subprocess.run(
             [
@@ -149,6 +164,6 @@ def test_workers_write_the_same_files_also_in_a_format_of_ones_own(flags, tmp_pa
             capture_output=True,
         )
     assert saved(tmp_path / "one") == saved(tmp_path / "two")
-    assert len(saved(tmp_path / "one")) == 2 * (4 + 1 + 3)
+    assert len(saved(tmp_path / "one")) == 2 * (4 + 1 + 3 + 2)
     for file in saved(tmp_path / "one"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

@@ -769,7 +769,14 @@ def test_values_that_cannot_work(refused, tmp_path, flags, words):
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--video-dir", "a", "--video", "b"], ["--video", "a", "--on-bad-frame", "hope"]]
+    "flags",
+    [
+        [],
+        ["--video-dir", "a", "--video", "b"],
+        ["--video", "a", "--on-bad-frame", "hope"],
+        ["--video", "a", "--view", "split"],  # of which two models?
+        ["--video", "a", "--view", "split", "--compare", "--no-video"],
+    ],
 )
 def test_flags_that_argparse_refuses(tool, flags, capsys):
     with pytest.raises(SystemExit) as stop:

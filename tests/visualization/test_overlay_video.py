@@ -125,14 +125,14 @@ def test_a_frame_has_its_number_and_time(tiny_cfg, results, tmp_path, monkeypatc
         videos = OverlayVideos(tiny_cfg, tmp_path, fps=asked, single=True)
         videos.start(VideoRun(source, tmp_path))
         assert videos.video.fps == (asked or own or 10)
-        overlay_video._draw(*videos._pictures(results[5]), videos._note(results[5]))
+        overlay_video._draw(*videos.pictures(results[5]), videos._note(results[5]), None)
     # A folder does not tell its rate, so the time of its frames is unknown unless one is asked for.
     assert notes == ["frame 5   0.20 s", "frame 5   0.20 s", "frame 5   1.00 s", "frame 5"]
     # Nor is it known where pictures were dropped before it, whatever rate is asked for.
     results[5].adapted.frame["dropped"] = 3
     videos.asked_fps = 5.0
     videos.start(VideoRun(source, tmp_path))
-    overlay_video._draw(*videos._pictures(results[5]), videos._note(results[5]))
+    overlay_video._draw(*videos.pictures(results[5]), videos._note(results[5]), None)
     assert notes[-1] == "frame 5"
 
 
@@ -186,3 +186,26 @@ def test_a_drawn_frame_is_checked_like_any_other(tmp_path):
     writer.write(lambda: np.zeros((2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"\(2, 2\) uint8"):
         writer.close()
+
+
+def test_a_bar_moves_between_frozen_and_adapted(tiny_cfg, make_video, tmp_path):
+    def labelled(k: int, frame) -> FrameResult:
+        scores = torch.zeros(19, 64, 96)
+        scores[k] = 1
+        return FrameResult(frame, {"sem_seg": scores})
+
+    split = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True, split=True)
+    plain = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
+    assert (split.flags, plain.flags) == ({"--view": "split"}, {})
+    for index, place in ((0, 0.05), (20, 0.5), (40, 0.95), (80, 0.05)):
+        frame = {**make_video("a", 1)[0], "frame_index": index}
+        results = Results(labelled(0, frame), labelled(10, frame), {})
+        ((title, picture),) = split.panels(results).items()
+        assert title == "frozen | online_ttt_mae"
+        panels = plain.panels(results)
+        edge = round(96 * place)
+        assert (picture[:, : edge - 1] == panels["frozen"][:, : edge - 1]).all()
+        assert (picture[:, edge + 1 :] == panels["online_ttt_mae"][:, edge + 1 :]).all()
+        assert (picture[:, edge - 1 : edge + 1] == 255).all()
+    alone = Results(labelled(0, frame), None, {})
+    assert split.panels(alone).keys() == {"original", "online_ttt_mae"}

@@ -50,6 +50,18 @@ def _keys(cfg: CfgNode, section: str = "") -> Iterator[str]:
             yield f"{section}{name}"
 
 
+def read_config(text: str, what: str) -> CfgNode:
+    """Returns the content of a resolved config, without the device of the machine that made it.
+
+    Raises:
+        UserError: ``what``, from which the text is, has no config there.
+    """
+    with _merging(f"the config in {what}"):
+        content = CfgNode.load_cfg(text)
+        content.MODEL.pop("DEVICE", None)
+    return content
+
+
 @contextmanager
 def _merging(what: str) -> Iterator[None]:
     """Turns exceptions of yacs and PyYAML about bad input into one line."""
@@ -151,7 +163,7 @@ def key_values(opts: Sequence[str]) -> dict[str, str]:
 
 
 def load_config(
-    config_file: str | None,
+    config_file: str | CfgNode | None,
     preset: str | None = None,
     opts: Sequence[str] = (),
     *,
@@ -162,8 +174,9 @@ def load_config(
 
     It is not frozen. The file's settings for the selected method (``TTT.BY_METHOD``) are part of
     the file. ``TTT.METHOD`` among the overrides selects a method, too. ``MODEL.DEVICE`` defaults to
-    the GPU if PyTorch finds one. A file with ``!!python/`` tags, which run code (some of
-    Mask2Former's have them), is read only with ``allow_unsafe_yaml``.
+    the GPU if PyTorch finds one. ``config_file`` may also be the content of a resolved config. A
+    file with ``!!python/`` tags, which run code (some of Mask2Former's have them), is read only
+    with ``allow_unsafe_yaml``.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,7 +184,10 @@ def load_config(
     method = overrides.get("TTT.METHOD", method)
     # The method within an ensemble comes first.
     methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
-    if config_file is not None:
+    if isinstance(config_file, CfgNode):
+        with _merging("the config in the weights"):
+            cfg.merge_from_other_cfg(config_file)
+    elif config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
             _check_bases(file)

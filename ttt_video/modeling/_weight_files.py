@@ -185,12 +185,22 @@ def write_checkpoint(
         save_torch(path, {"model": tensors})
         return
     if path.suffix == ".safetensors":
-        content = safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})})
+        content = _in_order(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
     else:
         known = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in tensors.items()}
         arrays = {name: tensor.numpy() for name, tensor in known.items()}
         content = pickle.dumps({"model": arrays, "__author__": "ttt_video"}, protocol=4)
     write_atomically(path, lambda part: part.write_bytes(content), durable=True)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sorts the metadata of a safetensors file, which the library writes in a random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def save_safetensors(

@@ -50,6 +50,8 @@ class StreamEvaluation:
         self.run, self.cfg = settings.run, settings.cfg
         check_predicted_classes(self.cfg, settings.dataset_name)
         check_sinks(settings.sinks, model)
+        for sink in settings.sinks:
+            sink.attach(model)
         # With a frame budget there is no going on, and a state takes long to write.
         self.save_every = 0 if self.cfg.TTT.FRAME_BUDGET_MS else settings.save_every
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before

@@ -19,7 +19,7 @@ from ..structures import Frame, FrameSource, StepResult, video_seed
 from .budget import BudgetedStream
 from .clock import Clock
 from .results import FrameResult
-from .source_model import load_source_model
+from .source_model import config_of_weights, load_source_model
 
 StepRecorder = Callable[[Frame, Mapping[str, Any], dict[str, float]], Any]
 """Returns what is to be kept of a gradient step: of the frame with its labels, the prediction after
@@ -39,6 +39,10 @@ class Stream:
 
     :meth:`from_config` and :meth:`from_pretrained` make streams that take pictures as well as
     frames: (H, W, 3) uint8 arrays and Pillow images.
+
+    Attributes:
+        learning: False has frames only predicted, with the weights as they are. It may be set
+            between two frames, and is no part of a state.
     """
 
     def __init__(
@@ -80,13 +84,14 @@ class Stream:
         self.clock, self.generator = clock or Clock(window.device), torch.Generator()
         self.pictures = pictures
         self.record_step = record_step
+        self.learning = True
         self.video_id: str | None = None  # of the video that runs
         self._position, self._watch_seconds = 0, 0.0
 
     @classmethod
     def from_pretrained(
         cls,
-        config: str | PathLike[str] = DEFAULT_STREAM_CONFIG,
+        config: str | PathLike[str] | None = None,
         *,
         weights: str | PathLike[str] | None = None,
         method: str | None = None,
@@ -98,7 +103,8 @@ class Stream:
         """Builds model and stream of a config, as ``tools/stream_eval.py`` does.
 
         Args:
-            config: a config file, or the name of a shipped one, such as "quick/stream_world".
+            config: a config file, or the name of a shipped one, such as "quick/stream_world"; None:
+                that in the weights (``--save-weights``), or else :data:`DEFAULT_STREAM_CONFIG`.
             weights: file of the source weights; None: those that the config names.
             method: adaptation method, such as "tent"; None: the config's.
             preset: settings to merge on top, such as "realtime".
@@ -112,7 +118,10 @@ class Stream:
         """
         given = {"MODEL.WEIGHTS": weights, "MODEL.DEVICE": device}
         named = [word for key, value in given.items() if value for word in (key, fspath(value))]
-        cfg = load_config(fspath(config), preset, [*map(str, opts), *named], method=method)
+        content = config_of_weights(weights) if config is None else fspath(config)
+        cfg = load_config(
+            content or DEFAULT_STREAM_CONFIG, preset, [*map(str, opts), *named], method=method
+        )
         check_device(cfg.MODEL.DEVICE)
         return cls.from_config(cfg, load_source_model(cfg), color=color)
 
@@ -228,7 +237,7 @@ class Stream:
         return sample
 
     def _adapt(self) -> dict[str, float]:
-        due = self._position % self.update_every == 0
+        due = self.learning and self._position % self.update_every == 0
         return self.adapter.adapt(self.window, self.generator) if due else {}
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..files import file_stem
 from ..structures import Frame
 from ..tasks import Painter, drawn_task, overlay_painter
 from ..visualization.legend import LegendEntry
-from ..visualization.overlay import side_by_side, to_rgb
+from ..visualization.overlay import side_by_side, split_picture, to_rgb
 from ..visualization.video import check_fps
 from .sinks import Results, Sink, VideoRun
 from .video_parts import VideoParts, video_fps
@@ -30,6 +31,9 @@ Pictures = dict[str, Callable[[], np.ndarray]]
 SIDES = (480, 3840)
 """Pixels: narrower pictures are enlarged, so that their words can be read; and decoders have limits
 for the sides of a whole video."""
+
+SWEEP = 80
+"""Frames in which the bar moves to and fro once."""
 
 
 class OverlayVideos(Sink):
@@ -49,6 +53,7 @@ class OverlayVideos(Sink):
         fps: float | None = None,
         single: bool,
         dataset_name: str = "",
+        split: bool = False,
     ) -> None:
         """
         Args:
@@ -58,6 +63,8 @@ class OverlayVideos(Sink):
             single: there is one video; its file is ``overlay.mp4``, not ``overlay-VIDEO.mp4``.
             dataset_name: of the videos, whose metadata has the colours; where there is none, the
                 first test set of the config has them.
+            split: show both models in one picture, with a bar between them that moves to and fro;
+                frames without a frozen prediction are shown as without it.
         """
         if fps is not None:
             check_fps(fps)
@@ -68,6 +75,8 @@ class OverlayVideos(Sink):
         self.folder = folder
         self.asked_fps = fps
         self.single = single
+        self.split = split
+        self.flags = {"--view": "split"} if split else {}
         self._parts: list[str] = []
 
     def load(self, state: dict[str, Any]) -> None:
@@ -90,7 +99,8 @@ class OverlayVideos(Sink):
 
     def write(self, results: Results) -> None:
         """Adds one frame, which is drawn in the encoder's thread."""
-        self.video.write(partial(_draw, *self._pictures(results), self._note(results)))
+        draw = partial(_draw, *self.pictures(results), self._note(results), self._bar(results))
+        self.video.write(draw)
 
     def save(self) -> dict[str, Any]:
         """Finishes the current part; returns the names of all."""
@@ -102,7 +112,13 @@ class OverlayVideos(Sink):
 
     def panels(self, results: Results) -> Panels:
         """Returns titled (height, width, 3) uint8 pictures of one frame."""
-        return _panels(*self._pictures(results))
+        return _panels(*self.pictures(results), self._bar(results))[0]
+
+    def _bar(self, results: Results) -> float | None:
+        """Returns where the bar is, as a share of the width; None where there is none."""
+        if not self.split or results.frozen is None:
+            return None
+        return 0.5 - 0.45 * math.cos(2 * math.pi * results.adapted.frame["frame_index"] / SWEEP)
 
     def _note(self, results: Results) -> str:
         """Returns the number of a frame and, where it is known, its time."""
@@ -112,7 +128,7 @@ class OverlayVideos(Sink):
         untimed = self.seconds is None or "dropped" in frame
         return f"frame {index}" if untimed else f"frame {index}   {index * self.seconds:.2f} s"
 
-    def _pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
+    def pictures(self, results: Results) -> tuple[Pictures, dict[str, Painter]]:
         """Returns the functions that draw a frame's panels, also in another thread."""
         frame = results.adapted.frame
         models = {"frozen": results.frozen, self.method: results.adapted}
@@ -138,16 +154,25 @@ def _of_grey(grey: Tensor) -> np.ndarray:
     return np.repeat(grey[0].cpu().numpy()[:, :, None], 3, axis=2)
 
 
-def _panels(shown: Pictures, painters: dict[str, Painter]) -> Panels:
-    """Draws the frame, the predictions over it, and the labels."""
+def _panels(
+    shown: Pictures, painters: dict[str, Painter], bar: float | None
+) -> tuple[Panels, dict[str, Painter]]:
+    """Draws the frame, the predictions over it, and the labels; says who drew which panel."""
     (title, picture), *labels = shown.items()
     image = picture()
     panels = {title: image, **{name: paint(image) for name, paint in painters.items()}}
-    return panels | {name: picture() for name, picture in labels}
+    if bar is not None:
+        left, right = painters
+        both = f"{left} | {right}"
+        panels = {both: split_picture(panels[left], panels[right], bar)}
+        painters = {both: painters[right]}
+    return panels | {name: picture() for name, picture in labels}, painters
 
 
-def _draw(shown: Pictures, painters: dict[str, Painter], note: str) -> np.ndarray:
-    panels = _panels(shown, painters)
+def _draw(
+    shown: Pictures, painters: dict[str, Painter], note: str, bar: float | None
+) -> np.ndarray:
+    panels, painters = _panels(shown, painters, bar)
     legends = [_legend_of(painters.get(title)) for title in panels]
     pictures = list(panels.values())
     return side_by_side(pictures, list(panels), legends=legends, note=note, sides=SIDES)

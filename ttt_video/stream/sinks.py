@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 from tqdm import tqdm
 
 from ..structures import Frame, FrameSource
@@ -67,7 +68,7 @@ class Results:
 class Sink:
     """Takes what streams give. A run calls each of its sinks like this::
 
-        sink.check(model.outputs)    # once, before the first video
+        sink.check(model.outputs)    # once, before the first video; then sink.attach(model)
         sink.load(state)             # only where an interrupted video goes on: what save() gave
         sink.start(video)            # video.done of its frames were written before
         for results in streams:
@@ -97,6 +98,13 @@ class Sink:
 
         Raises:
             UserError: the sink cannot do with them what it is for.
+        """
+
+    def attach(self, model: nn.Module) -> None:
+        """Is given the model with its source weights, once, after :meth:`check`.
+
+        In :meth:`write` of a sink that is not :attr:`behind`, it has the weights that the frame's
+        update left.
         """
 
     def load(self, state: dict[str, Any]) -> None:

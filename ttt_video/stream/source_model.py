@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..config.loading import read_config
 from ..errors import UserError
 from ..modeling.interface import drop_part, prefixes
+from ..modeling.weight_header import name_classes, read_header
 from ..modeling.weights import load_weights, read_checkpoint
+
+
+def config_of_weights(path: str | PathLike[str] | None) -> CfgNode | None:
+    """Returns the config that ``--save-weights`` put into a file, and names its classes.
+
+    None where there is no file or no such config in it.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    header = None if path is None else read_header(path)
+    if header is None:
+        return None
+    name_classes(header)
+    return read_config(header["config"], str(path))
 
 
 def load_source_model(cfg: CfgNode) -> nn.Module:

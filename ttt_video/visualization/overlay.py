@@ -182,6 +182,15 @@ def legend_entries(
     )
 
 
+def split_picture(left: np.ndarray, right: np.ndarray, bar: float) -> np.ndarray:
+    """Joins two pictures of one size at a white bar, a share of the width from the left."""
+    width = left.shape[1]
+    place, thickness = round(bar * width), 1 + width // 250
+    joined = np.concatenate([left[:, :place], right[:, place:]], axis=1)
+    joined[:, max(place - thickness, 0) : place + thickness] = 255
+    return joined
+
+
 def grid_columns(count: int, height: float, width: float) -> int:
     """Returns how many pictures stand in a row: four are 2 x 2, others one row or one column.
 
