@@ -26,8 +26,9 @@ DISTRIBUTIONS = {
     "yaml": "PyYAML",
     "torch_ms_deform_attn": "torch-ms-deform-attn",
 }
-# Not declared: an installed detectron2 is left alone, and the other asks for a second OpenCV.
-UNDECLARED = {"detectron2", "imagecorruptions"}
+# Not declared: an installed detectron2 is left alone, the second asks for a second OpenCV, and the
+# third comes with PyTorch where it can be used.
+UNDECLARED = {"detectron2", "imagecorruptions", "triton"}
 
 
 def arguments_of_setup() -> dict[str, Any]:
