@@ -60,3 +60,14 @@ def test_weights_that_are_pulled_need_a_copy():
     assert not ToyAdapter(toy(), source_pull=0.1, max_loss_growth=0.0)._can_update_ahead()
     assert not ToyAdapter(toy(), precision="fp16")._can_update_ahead()
     assert not ToyAdapter(toy())._updates_ahead()  # on a CPU the host knows at once
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum(monkeypatch):
+    """The fused SGD makes momentum of whatever is in the memory, and fills it only in a step."""
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full_like(x, math.nan))
+    adapter = Ahead(toy(), momentum=0.9)
+    adapter.load_state_dict(ToyAdapter(toy(), momentum=0.9).state_dict())  # of before any step
+    adapter.spoil = lambda loss, call: loss * (math.nan if call == 1 else 1.0)
+    generator = seeded()
+    assert [adapter.adapt(window(), generator)["skipped_steps"] for _ in range(2)] == [1, 0]
+    assert all(bool(p.isfinite().all()) for p in adapter.model.parameters())

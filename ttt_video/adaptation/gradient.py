@@ -174,7 +174,7 @@ class GradientAdapter(Adapter):
         """
         record = self.take_steps(self.step.per_frame, window, generator)
         if self.update.restart:
-            self._forget()
+            self._restart()
         return record
 
     def take_steps(
@@ -261,7 +261,7 @@ class GradientAdapter(Adapter):
             if before:
                 before.restore()
             elif ahead and forgotten:  # momentum that the fused SGD has made, but not filled
-                self._forget()
+                self._restart()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
@@ -425,11 +425,11 @@ class GradientAdapter(Adapter):
         """Returns to the source weights and buffers, bit for bit, with a fresh optimizer."""
         for name, tensor in self._state.items():
             tensor.copy_(self._source[name])
-        self._forget()
+        self._restart()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self._new_scaler()
 
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         """Makes the optimizer as if it had never taken a step."""
         forget(self.optimizer)
         self._forgotten = True
@@ -472,7 +472,7 @@ class GradientAdapter(Adapter):
         for name, tensor in state["tensors"].items():
             self._state[name].copy_(tensor)
         load_optimizer(self.optimizer, state["optimizer"])
-        self._forgotten = False
+        self._forgotten = knows_nothing(self.optimizer)
         self.micro_batches.found.update(state.get("micro_batches", {}))
         self.scaler.load_state_dict(state["scaler"])
 

@@ -41,6 +41,7 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
             skipped += int(record["skipped_steps"])
             self.after_step(step)
         self.optimizer.state.clear()  # it is not needed again
+        self._forgotten = True
         self._record = {"offline_steps": self.num_steps, **record, "skipped_steps": skipped}
 
     def after_step(self, step: int) -> None:
