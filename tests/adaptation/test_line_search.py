@@ -92,12 +92,17 @@ def test_one_scale_is_another_method_bit_for_bit(cfg, tiny_model, make_video, sc
         assert torch.equal(a.output["sem_seg"], b.output["sem_seg"])
 
 
-def test_the_search_does_not_move_the_weights(cfg, tiny_model, make_video):
-    """Only predictions follow it: losses are those of the method without."""
-    video = make_video(num_frames=4)
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_search_does_not_move_the_weights(cfg, tiny_model, make_video, restart):
+    """Only predictions follow it: losses are those of the method without, whose optimizer begins
+    anew with each video, or each frame.
+    """
+    cfg.TTT.OPTIMIZER.MOMENTUM, cfg.TTT.OPTIMIZER.RESTART = 0.9, restart
+    video = [*make_video("a", num_frames=3), *make_video("b", num_frames=3)]
     ours = run(cfg, tiny_model, video, "TTT.LINE_SEARCH.SCALES", [0.0, 3.0])
     theirs = run(cfg, tiny_model, video, "TTT.METHOD", "online_ttt_mae")
     assert [r.record["loss_recon"] for r in ours] == [r.record["loss_recon"] for r in theirs]
+    assert {r.record["scale"] for r in ours[:3]} == {ours[0].record["scale"]}  # one search
 
 
 def shifts_of(adapter: LineSearchAdapter, monkeypatch, rows: list[list[float]]) -> None:

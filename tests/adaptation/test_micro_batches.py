@@ -20,11 +20,15 @@ WHOLE = 1000
 
 class MadeUpMemory:
     """Has room for ``room`` bytes beside the model. A pass of n samples takes ``fixed + n * each``
-    bytes, and ``hidden`` more that a trial with at most three does not show.
+    bytes, and ``hidden`` more that a trial with at most three does not show. The first one makes
+    ``kept`` bytes that stay.
     """
 
-    def __init__(self, room: float, each: int = 10, fixed: int = 5, hidden: int = 0) -> None:
+    def __init__(
+        self, room: float, each: int = 10, fixed: int = 5, hidden: int = 0, kept: int = 0
+    ) -> None:
         self.room, self.each, self.fixed, self.hidden = room, each, fixed, hidden
+        self.held, self.kept = WHOLE, kept
         self.highest = WHOLE
         self.released = 0
 
@@ -32,19 +36,20 @@ class MadeUpMemory:
         bytes_ = self.fixed + samples * self.each + (self.hidden if samples > 3 else 0)
         if bytes_ > self.room:
             raise torch.cuda.OutOfMemoryError(f"tried to allocate {bytes_} bytes")
-        self.highest = max(self.highest, WHOLE + bytes_)
+        self.held = WHOLE + self.kept
+        self.highest = max(self.highest, self.held + bytes_)
 
     def free(self) -> int:
         return int(self.room)
 
     def allocated(self) -> int:
-        return WHOLE
+        return self.held
 
     def peak(self) -> int:
         return self.highest
 
     def forget_peak(self) -> None:
-        self.highest = WHOLE
+        self.highest = self.held
 
     def release(self) -> None:
         self.released += 1
@@ -75,9 +80,10 @@ def sizes(adapter: ToyAdapter) -> list[int]:
     return found
 
 
-def test_what_two_and_three_samples_take_decides_the_size(caplog):
+@pytest.mark.parametrize("kept", [0, 12])
+def test_what_two_and_three_samples_take_decides_the_size(caplog, kept):
     # 8 samples take 85 bytes and 4 take 45: of 60 / SHARE bytes, 5.5 samples.
-    adapter = adapter_on(MadeUpMemory(60 / SHARE))
+    adapter = adapter_on(MadeUpMemory(60 / SHARE, kept=kept))
     with caplog.at_level(logging.INFO):
         adapter.adapt(window(), seeded())
     assert sizes(adapter) == [2, 3, 4, 4]

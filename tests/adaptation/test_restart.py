@@ -94,7 +94,7 @@ def test_the_file_of_a_restarted_optimizer_holds_no_zeros(settings):
 
 
 def test_a_loaded_state_does_not_say_how_to_compute():
-    """A file of a CPU, or of a version that could not be captured in a graph."""
+    """A file of a CPU, or of an optimizer that was made to be captured in a graph."""
     parameters, groups = network()
     optimizer = make_optimizer("ADAMW", groups)
     take_steps(optimizer, parameters, 1, seed=0)

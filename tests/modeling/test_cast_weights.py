@@ -49,3 +49,13 @@ def test_matrices_and_their_biases_are_cast_and_nothing_else_is(pair, images):
     assert not [name for name in names if "norm" in name or "table" in name or "query" in name]
     assert not [name for name in names if name.startswith("recon_head.")]
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_first_call_in_inference_mode_is_not_the_last_one(pair, images):
+    _, cast = pair
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.inference_mode():
+            expected = cast.replayed(images)
+        with torch.no_grad():
+            given = cast.replayed(images)
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ttt_video.modeling import graphs
 from ttt_video.modeling.graphs import (
+    CudaCapture,
     GraphRunner,
     autocast_in_graphs,
     capture_for,
@@ -122,6 +125,66 @@ def test_a_broken_recording_undoes_nothing_and_is_not_tried_again(capture):
     run = runner_of(counts, capture)
     capture.fail = RuntimeError("out of memory")
     assert [run(numbers(0.0)).item() for _ in range(4)] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_an_interrupt_of_a_recording_is_none_of_its_errors(capture):
+    """The end of a broken recording raises an error of its own, after Ctrl-C, too."""
+
+    def interrupted(x: Tensor) -> Tensor:
+        if capture.fail is not None:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise capture.fail
+        return x
+
+    run = runner_of(interrupted, capture)
+    run(numbers(0.0))
+    capture.fail = RuntimeError("the recording is broken")
+    with pytest.raises(KeyboardInterrupt):
+        run(numbers(0.0))
+
+
+def test_a_broken_recording_leaves_the_stream_and_the_generator_usable(monkeypatch):
+    """Its end raises before torch puts back the stream and ends the generator's recording."""
+    generator = SimpleNamespace(state="recorded", clone_state=lambda: "new")
+    generator.graphsafe_set_state = lambda state: setattr(generator, "state", state)
+    streams = ["loop"]
+
+    @contextmanager
+    def graph(recorded, *, stream, **_):
+        streams.append(stream)
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError("the recording is broken") from error
+        streams.pop()
+
+    fakes = {
+        "Stream": lambda device: "recordings",
+        "CUDAGraph": object,
+        "graph_pool_handle": object,
+        "graph": graph,
+        "current_stream": lambda device: streams[-1],
+        "set_stream": streams.append,
+        "default_generators": [None, generator],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    capture = CudaCapture(torch.device("cuda:1"))
+
+    def waits():
+        raise RuntimeError("a number is read")
+
+    with pytest.raises(RuntimeError, match="the recording is broken"):
+        capture.record(waits)
+    assert (streams[-1], generator.state) == ("loop", "new")
+    generator.state = "of a graph"
+    _, replay = capture.record(lambda: None)
+    with pytest.raises(RuntimeError):
+        capture.record(waits)
+    assert (streams[-1], generator.state) == ("loop", "of a graph")
+    del replay
 
 
 def test_a_function_that_writes_does_so_once_a_call(capture):

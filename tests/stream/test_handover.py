@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
@@ -254,6 +255,14 @@ def test_sinks_work_in_the_loop_where_they_should(evaluate, make_video, opts, be
     sink = Calls()
     evaluate([ListSource(make_video("a", 2))], "run", *opts, sinks=[sink, *others], behind=behind)
     assert sink.threads == {threading.current_thread()}
+
+
+def test_networks_score_colors_in_the_loop(tiny_cfg, tiny_model, tmp_path, monkeypatch):
+    """Their products would follow what the loop says of TF32 at the time."""
+    monkeypatch.setattr(type(tiny_model), "outputs", frozenset({"color"}))
+    with closing(RunDirectory(tmp_path / "run")) as directory:
+        settings = Settings(tiny_cfg, directory, behind=True)
+        assert not StreamEvaluation(settings, tiny_model).behind
 
 
 @pytest.mark.parametrize("behind", [False, True])

@@ -235,7 +235,7 @@ class Adapter(ABC):
     def predicting(self) -> Iterator[None]:
         """Puts the model in eval mode and in the precision of predictions, without gradients."""
         precision = self.predict_precision
-        device = getattr(self.model, "device", CPU)
+        device = torch.device(getattr(self.model, "device", CPU))
         with (
             module_mode(self.model, training=False),
             torch.no_grad(),

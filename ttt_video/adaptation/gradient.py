@@ -17,15 +17,15 @@ from torch.func import functional_call
 from ..errors import UserError
 from ..modeling.graphs import Capture, defines_together
 from ..modeling.interface import adaptable
-from ..modeling.optimizer import load_optimizer
 from ..modeling.recomputing import recompute_layers
 from .base import Adapter, module_mode, seeded_layers
 from .micro_batches import MicroBatches
+from .mover import Mover
 from .moving_parameters import part_names, unfreeze
 from .precision import PRECISIONS, tf32
 from .replay import ReplayedSteps, total_of
 from .settings import OptimizerSettings, StepSettings
-from .snapshot import Snapshot, forget, knows_nothing
+from .snapshot import Snapshot
 from .source_gradients import gradient_scales
 from .window import Sample, SlidingWindow
 
@@ -83,8 +83,7 @@ class GradientAdapter(Adapter):
                 f"nothing to adapt: no parameter under {list(modules)} is of the kind "
                 f"TTT.PARAMETERS {parameters}"
             )
-        self.optimizer = optimizer.build(model)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        built = optimizer.build(model)
         self.update = optimizer
         self.step = step
         self.training_step = step.mode == "train"
@@ -96,15 +95,22 @@ class GradientAdapter(Adapter):
             recompute_layers(model)
         # Buffers too: batch norm's statistics move in train mode.
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._forgotten = True  # the optimizer has not stepped since it was made or restarted
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
-        self._scales: dict[nn.Parameter, Tensor | float] = {}
-        if optimizer.source_gradients:
-            scales = gradient_scales(self._moving, optimizer.source_gradients, parts)
-            # A GPU takes numbers in one kernel; a CPU would make tensors of them in every step.
-            factor = torch.tensor if self.device.type == "cpu" else float
-            self._scales = {p: factor(scales[name]) for name, p in self._moving.items()}
+        wanted = optimizer.source_gradients
+        scales = gradient_scales(self._moving, wanted, parts) if wanted else {}
+        source = [self._source[name] for name in self._moving]
+        self._mover = Mover(built, optimizer, self._moving, source, scales)
+        self.parameters = self._mover.parameters
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of all parameters that move; another one may take its place."""
+        return self._mover.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._mover.optimizer, self._mover.forgotten = optimizer, True
 
     @staticmethod
     def config_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -174,7 +180,7 @@ class GradientAdapter(Adapter):
         """
         record = self.take_steps(self.step.per_frame, window, generator)
         if self.update.restart:
-            self._forget()
+            self._mover.forget()
         return record
 
     def take_steps(
@@ -229,39 +235,35 @@ class GradientAdapter(Adapter):
         if all(parameter.grad is None for parameter in self.parameters):
             buffers.restore()
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), 0.0, True
+        mover = self._mover
         self.scaler.unscale_(self.optimizer)
-        self._scale_gradients()
+        mover.scale_gradients()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
         scalars = torch.stack([*sums.values(), grad_norm])
-        before, forgotten = None, self._forgotten
-        if self.update.max_loss_growth:
-            before = Snapshot(self.parameters, self.optimizer, forgotten=forgotten)
+        before, forgotten = mover.snapshot(), mover.forgotten
         if ahead := self._updates_ahead():
-            self._update_if_finite(grads, scalars)
+            mover.move_if_finite(grads, scalars)
         promised = (
-            self._promised(norms, before) if ahead and before else torch.zeros_like(grad_norm)
+            mover.promised(norms, before) if ahead and before else torch.zeros_like(grad_norm)
         )
         # All scalars in one transfer, because every read from a GPU waits for all work before it.
         *values, norm, change = torch.cat([scalars, promised[None]]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
         if moved and not ahead:
-            if 0 < self.update.clip_norm < norm + 1e-6:
-                torch._foreach_mul_(grads, self._clipping(grad_norm))
-            self.scaler.step(self.optimizer)
-            self._pull_to_source()
-            change = float(self._promised(norms, before)) if before else 0.0
+            mover.move(grads, grad_norm, norm, self.scaler)
+            change = float(mover.promised(norms, before)) if before else 0.0
         if moved and before and self._exploded(total_loss(losses), change, batch, random):
             moved = False
-        self._forgotten = forgotten and not moved
+        mover.forgotten = forgotten and not moved
         if not moved:
             buffers.restore()
             if before:
                 before.restore()
             elif ahead and forgotten:  # momentum that the fused SGD has made, but not filled
-                self._forget()
+                mover.forget()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
@@ -330,54 +332,9 @@ class GradientAdapter(Adapter):
     def _updates_ahead(self) -> bool:
         """Returns whether the update is issued before the host knows that the step is sound.
 
-        A GPU has then work while the host waits, and the update itself looks whether all is finite.
-        It cannot where the scaler looks itself, nor where weights are also pulled back, unless a
-        copy of them is kept.
+        A GPU has then work while the host waits.
         """
-        return self.device.type == "cuda" and self._can_update_ahead()
-
-    def _can_update_ahead(self) -> bool:
-        fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        restores = bool(self.update.max_loss_growth) or not self.update.source_pull
-        return fused and restores and not self.scaler.is_enabled()
-
-    def _update_if_finite(self, grads: list[Tensor], scalars: Tensor) -> None:
-        """Clips and updates; a fused optimizer does nothing if one of the scalars is not finite.
-
-        The last of the scalars is the gradient's norm.
-        """
-        if self.update.clip_norm:
-            torch._foreach_mul_(grads, self._clipping(scalars[-1]).clamp(max=1.0))
-        # Fused optimizers have this protocol for gradient scalers.
-        optimizer: Any = self.optimizer
-        optimizer.found_inf = (~scalars.isfinite()).any().float()
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.found_inf
-        self._pull_to_source()
-
-    def _clipping(self, grad_norm: Tensor) -> Tensor:
-        """Returns the factor of ``nn.utils.clip_grad_norm_``, which may be above 1."""
-        return self.update.clip_norm / (grad_norm + 1e-6)
-
-    @torch.no_grad()
-    def _promised(self, norms: list[Tensor], before: Snapshot) -> Tensor:
-        """Returns a bound on what the step removes of the loss along the gradient: a scalar.
-
-        For any optimizer the norms of gradient and step bound that, tensor by tensor.
-
-        Args:
-            norms: of the gradients of those parameters that have one.
-            before: the parameters before the step.
-        """
-        moving = zip(self.parameters, before.distances(), strict=True)
-        lengths = {p: distance for p, distance in moving if p.grad is not None}
-        changes = torch._foreach_mul(norms, [*lengths.values()])
-        if self._scales:
-            scales: list[Any] = [self._scales[p] for p in lengths]
-            torch._foreach_div_(changes, scales)
-        return torch.stack(changes).sum()
+        return self.device.type == "cuda" and self._mover.can_go_ahead(self.scaler)
 
     @torch.no_grad()
     def _exploded(self, loss: float, change: float, batch: list[Sample], random: Tensor) -> bool:
@@ -388,7 +345,7 @@ class GradientAdapter(Adapter):
 
         Args:
             loss: of the step.
-            change: see :meth:`_promised`.
+            change: see :meth:`Mover.promised`.
             batch: of the step.
             random: state of the generator that drew the step's masks.
         """
@@ -404,18 +361,6 @@ class GradientAdapter(Adapter):
         after = total_loss({name: float(value) for name, value in sums.items()})
         return not after <= self.update.max_loss_growth * loss  # NaN, too
 
-    def _scale_gradients(self) -> None:
-        own = [(p.grad, scale) for p, scale in self._scales.items() if p.grad is not None]
-        scales: list[Any] = [scale for _, scale in own]
-        if own:
-            torch._foreach_mul_([grad for grad, _ in own], scales)
-
-    @torch.no_grad()
-    def _pull_to_source(self) -> None:
-        if self.update.source_pull:
-            source = [self._source[name] for name in self._moving]
-            torch._foreach_lerp_([*self._moving.values()], source, self.update.source_pull)
-
     def _buffers(self) -> Snapshot:
         """Copies the buffers that a forward pass changes, such as batch norm's in train mode."""
         return Snapshot(self.model.buffers() if self.training_step else ())
@@ -425,14 +370,9 @@ class GradientAdapter(Adapter):
         """Returns to the source weights and buffers, bit for bit, with a fresh optimizer."""
         for name, tensor in self._state.items():
             tensor.copy_(self._source[name])
-        self._forget()
+        self._mover.forget()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler = self._new_scaler()
-
-    def _forget(self) -> None:
-        """Makes the optimizer as if it had never taken a step."""
-        forget(self.optimizer)
-        self._forgotten = True
 
     def predict_source(self, frame: Any) -> dict[str, Any]:
         """Predicts with the source weights, without a second model; nothing changes."""
@@ -452,15 +392,10 @@ class GradientAdapter(Adapter):
         """
         state = self._state.items()
         moved = {name: t.detach() for name, t in state if not torch.equal(t, self._source[name])}
-        optimizer = self.optimizer.state_dict()
-        if self._forgotten or knows_nothing(
-            self.optimizer
-        ):  # a file need not hold zeros of the model's size
-            optimizer["state"] = {}
         found = self.micro_batches.found
         return {
             "tensors": moved,
-            "optimizer": optimizer,
+            "optimizer": self._mover.state_dict(),
             "scaler": self.scaler.state_dict(),
             **({"micro_batches": dict(found)} if found else {}),
         }
@@ -471,8 +406,7 @@ class GradientAdapter(Adapter):
         self.reset()
         for name, tensor in state["tensors"].items():
             self._state[name].copy_(tensor)
-        load_optimizer(self.optimizer, state["optimizer"])
-        self._forgotten = False
+        self._mover.load_state_dict(state["optimizer"])
         self.micro_batches.found.update(state.get("micro_batches", {}))
         self.scaler.load_state_dict(state["scaler"])
 

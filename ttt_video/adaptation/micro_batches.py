@@ -147,16 +147,18 @@ class MicroBatches:
         taken: list[int] = []
         for count in (2, 3):
             memory.forget_peak()
-            before, fits = memory.allocated(), True
+            fits = True
             try:
                 work(batch[:count])
             except torch.cuda.OutOfMemoryError:
                 fits = False
-            taken.append(memory.peak() - before)
+            peak = memory.peak()
             undo()
             if not fits:
                 memory.release()
                 return count - 1
+            # The first trial makes what stays, such as gradients that graphs write to.
+            taken.append(peak - memory.allocated())
         each = max(taken[1] - taken[0], 1)
         room = int(SHARE * memory.free()) - (taken[1] - 3 * each)
         # A batch may be cut short by a frame budget, and be whole later.

@@ -40,7 +40,7 @@ class OfflineReconstructionAdapter(ReconstructionAdapter):
             record = self.take_steps(1, window, generator)
             skipped += int(record["skipped_steps"])
             self.after_step(step)
-        self.optimizer.state.clear()  # it is not needed again
+        self._mover.drop()  # it is not needed again
         self._record = {"offline_steps": self.num_steps, **record, "skipped_steps": skipped}
 
     def after_step(self, step: int) -> None:

@@ -45,10 +45,11 @@ class CastWeights(nn.Module):
             return self(*inputs)
         dtype = torch.get_autocast_dtype(kind)
         if dtype not in self._cast:
-            self._cast[dtype] = {
-                name: torch.empty_like(weight, dtype=dtype, requires_grad=False)
-                for name, weight in self._weights.items()
-            }
+            with torch.inference_mode(mode=False):  # else they could not be written outside of it
+                self._cast[dtype] = {
+                    name: torch.empty_like(weight, dtype=dtype, requires_grad=False)
+                    for name, weight in self._weights.items()
+                }
         cast = self._cast[dtype]
         torch._foreach_copy_([*cast.values()], [*self._weights.values()])
         return functional_call(self, cast, inputs)

@@ -92,13 +92,32 @@ class CudaCapture:
         """See :meth:`Capture.record`; waits for the device."""
         if not self._alive:  # torch frees a pool without graphs, which then takes no more
             self._pool = torch.cuda.graph_pool_handle()
-        recorded = _CudaGraph()
-        with torch.cuda.graph(
-            recorded.graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = work()
+        recorded, current = _CudaGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(
+                recorded.graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ):
+                result = work()
+        except BaseException:
+            # Where the end of a broken recording raises, torch tidies up neither.
+            torch.cuda.set_stream(current)
+            self._renew_generator()
+            raise
         self._alive.add(recorded)
         return result, recorded.replay
+
+    def _renew_generator(self) -> None:
+        """Lets layers draw again: the device's generator may be marked as one that is recorded.
+
+        Graphs know a generator by its state, so the state is kept where there are some.
+        """
+        if not self._alive:
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            generator = torch.cuda.default_generators[index]
+            generator.graphsafe_set_state(generator.clone_state())
 
 
 def capture_for(device: torch.device) -> Capture | None:
@@ -241,6 +260,8 @@ class GraphRunner(Generic[Result]):
             result, replay = self.capture.record(lambda: self.function(*buffers))
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a broken recording raises, too
+            if not isinstance(cause, Exception):  # Ctrl-C
+                raise cause from None
             logger.warning(
                 "the %s runs without CUDA graphs, because it cannot be recorded: %s",
                 self.name,

@@ -83,13 +83,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Returns ``ADAMW`` (with ``betas``) or ``SGD`` over groups of :func:`parameter_groups`.
 
-    Each group is one fused kernel where torch has one for the device. On a GPU a step can be
-    captured in a graph.
+    Each group is one fused kernel where torch has one for the device.
     """
     device = groups[0]["params"][0].device.type
     fused = True if device in ("cuda", "cpu") else None
     if name == "ADAMW":
-        return torch.optim.AdamW(groups, betas=betas, fused=fused, capturable=device == "cuda")
+        return torch.optim.AdamW(groups, betas=betas, fused=fused)
     # lr is required, but every group has its own.
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
 

@@ -58,8 +58,11 @@ class StreamEvaluation:
         self.source_facts = source_facts(model)
         self.device: torch.device = model.device  # type: ignore[assignment]
         behind = self.device.type == "cuda" if settings.behind is None else settings.behind
-        # A frame budget pays for what sinks do, so that they have to do it in the loop.
-        self.behind = behind and not self.cfg.TTT.FRAME_BUDGET_MS
+        # A frame budget pays for what sinks do, so that they have to do it in the loop. Networks
+        # describe colours, and whether a GPU multiplies in TF32 is one setting of all threads,
+        # which the loop changes.
+        colors = "color" in getattr(model, "outputs", ())
+        self.behind = behind and not self.cfg.TTT.FRAME_BUDGET_MS and not colors
         self.frozen: Stream | None = None
         if settings.compare:
             adapter = build_adapter(self.cfg, copy.deepcopy(model), "none")

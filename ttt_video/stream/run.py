@@ -34,7 +34,8 @@ class Settings:
         register: files that a worker runs first.
         behind: whether sinks work in a thread behind the loop, with the same results; None: where
             the model is on a GPU. On a CPU they would take the model's cores. They never do with a
-            frame budget, which pays for them, or with a sink that is not :attr:`Sink.behind`.
+            frame budget, which pays for them, with a model of colours, whose scores ask networks,
+            or with a sink that is not :attr:`Sink.behind`.
     """
 
     cfg: CfgNode
