@@ -242,6 +242,8 @@ def test_other_pictures_and_other_runs_are_refused(tmp_path):
     fewer = write_run(tmp_path / "b", ADAPTED[:3], seed=1)
     with pytest.raises(UserError, match="differ in pictures"):
         read_image_runs([*paths, fewer])
+    cut = read_image_runs([*paths, fewer], allow_incomplete=True)
+    assert [list(run.records) for run in cut] == [[0, 1, 2]] * 2
     (fewer / "frames.jsonl").write_text("")
     with pytest.raises(UserError, match="no rows with classes of images"):
         read_image_runs([fewer])

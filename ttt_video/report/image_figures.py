@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..data.catalog import read_pixels
 from ..errors import UserError
@@ -116,6 +117,7 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
                 label = f"{row}, {dataset}"
                 axes.plot(steps, [*start, *line], marker="o", ms=3, color=next(colors), label=label)
         axes.set(xlabel="gradient steps on the picture (0: the baseline)", ylabel="top-1 (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
     return file
@@ -154,7 +156,7 @@ def _draw_examples(run: ImageRun, file: Path) -> bool:
         left.set_axis_off()
         if pixels is not None:
             left.imshow(pixels)
-        left.set_title(f"{kind}, picture {index}", fontsize=8)
+        left.set_title(f"{kind},\npicture {index}", fontsize=8)
         for color, (number, line) in zip(PALETTE, scores_by_step(record).items(), strict=False):
             name = classes[number] if number < len(classes) else str(number)
             mine = number == record["label"]
@@ -163,6 +165,8 @@ def _draw_examples(run: ImageRun, file: Path) -> bool:
                 lw=2.2 if mine else 1.0, label=f"{name} (the label)" if mine else name,
             )  # fmt: skip
         right.set_ylabel("score (%)", fontsize=8)
+        right.tick_params(labelsize=7)
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
         right.grid(alpha=0.3)
         right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     grid[-1][1].set_xlabel("gradient steps", fontsize=8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,9 @@ def has_image_classes(path: Path) -> bool:
 def read_image_runs(paths: Iterable[Path], *, allow_incomplete: bool = False) -> list[ImageRun]:
     """Reads runs, and the frozen model of those with ``--compare`` as a baseline.
 
+    With ``allow_incomplete``, runs that were cut off are read, too, and every run keeps only the
+    pictures that all runs on its data set have.
+
     Raises:
         UserError: a folder holds no finished run on an image set, or runs do not compare: other
             weights, other pictures, other settings of one row, or a seed that is there twice.
@@ -87,8 +90,22 @@ def read_image_runs(paths: Iterable[Path], *, allow_incomplete: bool = False) ->
                 row += f", {_ORDERS[settings['FRAME_ORDER']]}"
             about = (summary["dataset"], summary["seed"], summary["weights_sha256"])
             runs.append(ImageRun(path, row, *about, {} if method == "none" else settings, records))
+    if allow_incomplete:
+        runs = [_restricted(run, _shared(runs, run.dataset)) for run in runs]
     _check(runs)
     return _one_baseline(runs)
+
+
+def _shared(runs: Sequence[ImageRun], dataset: str) -> set[int]:
+    """Returns the pictures that all runs on a data set have."""
+    found = set.intersection(*(set(run.records) for run in runs if run.dataset == dataset))
+    if not found:
+        raise UserError(f"the runs on {dataset} have no picture in common; tabulate them apart")
+    return found
+
+
+def _restricted(run: ImageRun, kept: set[int]) -> ImageRun:
+    return replace(run, records={i: r for i, r in run.records.items() if i in kept})
 
 
 def _records(path: Path) -> dict[str, dict[int, Record]]:
