@@ -105,7 +105,7 @@ def test_numbers_of_a_run(runs):
     assert after_each_step([ttt]) == [50.0, 25.0, 50.0]
     assert [changes(record) for record in ttt.records.values()] == [0, 1, 2, 0]
     assert change_counts([ttt]) == {0: 50.0, 1: 25.0, 2: 25.0}
-    assert four_cases([ttt], frozen) == dict.fromkeys(CASES, 25.0)
+    assert four_cases([ttt], frozen) == dict.fromkeys(CASES.values(), 25.0)
     assert (frozen.steps, ttt.steps) == (0, 3)
     # The stream met picture 3 first, which is wrong; then three that are right.
     assert moving_accuracy(online, 2) == [50.0, 100.0, 100.0]

@@ -23,8 +23,8 @@ from .image_runs import (
     datasets,
     examples,
     moving_accuracy,
-    of,
     rows,
+    runs_of,
     scores_by_step,
     share,
 )
@@ -68,8 +68,8 @@ def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
     with figure_axes(file, 1.5 + 2.2 * len(sets), 4) as axes:
         for number, row in enumerate(methods):
             color = FROZEN_COLOR if row == BASELINE else next(colors)
-            found = [(i, share(by_picture(of(runs, row, name)).values()))
-                     for i, name in enumerate(sets) if of(runs, row, name)]  # fmt: skip
+            found = [(i, share(by_picture(runs_of(runs, row, name)).values()))
+                     for i, name in enumerate(sets) if runs_of(runs, row, name)]  # fmt: skip
             errors = [s.interval.high - s.percent if s.interval else 0.0 for _, s in found]
             axes.bar(
                 [i + (number - (len(methods) - 1) / 2) * width for i, _ in found],
@@ -108,10 +108,10 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
     with figure_axes(file) as axes:
         for dataset in datasets(recorded):
             for row in rows(recorded):
-                own = of(recorded, row, dataset)
+                own = runs_of(recorded, row, dataset)
                 if not own:
                     continue
-                line, frozen = after_each_step(own), of(runs, BASELINE, dataset)
+                line, frozen = after_each_step(own), runs_of(runs, BASELINE, dataset)
                 start = [share(by_picture(frozen).values()).percent] if frozen else []
                 steps = range(1 - len(start), len(line) + 1)
                 label = f"{row}, {dataset}"
@@ -125,12 +125,12 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
 
 def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
     sets = [(row, name) for name in datasets(recorded) for row in rows(recorded)
-            if of(recorded, row, name)]  # fmt: skip
+            if runs_of(recorded, row, name)]  # fmt: skip
     width = 0.8 / len(sets)
     colors = iter(PALETTE * (1 + len(sets) // len(PALETTE)))
     with figure_axes(file) as axes:
         for number, (row, dataset) in enumerate(sets):
-            counts = change_counts(of(recorded, row, dataset))
+            counts = change_counts(runs_of(recorded, row, dataset))
             places = range(min(max(counts), _SHOWN_CHANGES) + 1)
             axes.bar(
                 [n + (number - (len(sets) - 1) / 2) * width for n in places],

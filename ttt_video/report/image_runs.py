@@ -23,7 +23,13 @@ from .runs import read_run
 from .statistics import Interval, mean_by_key
 
 BASELINE = "Baseline"
-CASES = ("both right", "only TTT-MAE right", "only the baseline right", "none right")
+CASES = {
+    (True, True): "both right",
+    (True, False): "only the method right",
+    (False, True): "only the baseline right",
+    (False, False): "none right",
+}
+"""Names of what may be right, by whether the method and the baseline are."""
 
 _METHODS = {"none": BASELINE, "ttt_mae_no_memory": "TTT-MAE", "online_ttt_mae": "TTT-MAE online"}
 _ORDERS = {
@@ -169,7 +175,7 @@ def rows(runs: Sequence[ImageRun]) -> list[str]:
     return sorted(found, key=lambda r: ([*known, r].index(r.partition(",")[0]), r))
 
 
-def of(runs: Sequence[ImageRun], row: str, dataset: str) -> list[ImageRun]:
+def runs_of(runs: Sequence[ImageRun], row: str, dataset: str) -> list[ImageRun]:
     """Returns the runs of a method on a data set, by seed."""
     own = [run for run in runs if (run.row, run.dataset) == (row, dataset)]
     return sorted(own, key=lambda run: run.seed)
@@ -238,13 +244,11 @@ def change_counts(runs: Sequence[ImageRun]) -> dict[int, float]:
 def four_cases(runs: Sequence[ImageRun], baseline: ImageRun) -> dict[str, float]:
     """Returns the share of pictures, in percent, in each of :data:`CASES`; mean over seeds."""
     found = Counter(
-        CASES[2 * (not is_right(baseline.records[i])) + (not is_right(record))]
-        if bool(is_right(baseline.records[i])) == bool(is_right(record))
-        else CASES[1 if is_right(record) else 2]
+        CASES[bool(is_right(record)), bool(is_right(baseline.records[i]))]
         for run in runs
         for i, record in run.records.items()
     )
-    return {case: 100 * found[case] / found.total() for case in CASES}
+    return {case: 100 * found[case] / found.total() for case in CASES.values()}
 
 
 def moving_accuracy(run: ImageRun, width: int = 300) -> list[float]:

@@ -20,8 +20,8 @@ from .image_runs import (
     datasets,
     four_cases,
     gain,
-    of,
     rows,
+    runs_of,
     share,
 )
 from .statistics import over_seeds
@@ -41,7 +41,7 @@ def image_tables(runs: Sequence[ImageRun]) -> list[Table]:
     corruption, or by severity), its Table 1 (who is right), and of runs with ``TTT.RECORD_STEPS``
     the accuracy after each step and the number of changes of the prediction.
     """
-    made = (accuracy, summary, parts, cases, steps, changed)
+    made = (accuracy, table_3, table_2, table_1, steps, changed)
     return [table for make in made if (table := make(runs)).rows]
 
 
@@ -51,7 +51,7 @@ def accuracy(runs: Sequence[ImageRun]) -> Table:
     lines = []
     for dataset, row, own in _cells(runs):
         right = by_picture(own)
-        frozen = of(runs, BASELINE, dataset)
+        frozen = runs_of(runs, BASELINE, dataset)
         gained = gain(right, by_picture(frozen)) if frozen and row != BASELINE else None
         top1, top5 = (
             over_seeds([share(by_picture([run], top).values()).percent for run in own])
@@ -68,14 +68,14 @@ def accuracy(runs: Sequence[ImageRun]) -> Table:
     return Table([*head, "95 % interval", "top-5"], lines, [_UNIT], "Accuracy")
 
 
-def summary(runs: Sequence[ImageRun]) -> Table:
+def table_3(runs: Sequence[ImageRun]) -> Table:
     """Returns the report's Table 3: a line per method, a column per data set."""
     columns = [name for name in datasets(runs) if not _has_parts(runs, name)]
     lines, known = [], False
     for row in rows(runs) if columns else ():
         line = [row]
         for dataset in columns:
-            own = of(runs, row, dataset)
+            own = runs_of(runs, row, dataset)
             numbers = published.IMAGES.get(corruption(dataset))
             text = f"{share(by_picture(own).values()).percent:.1f}" if own else _NOTHING
             if numbers is not None and row in numbers.top1:
@@ -85,7 +85,7 @@ def summary(runs: Sequence[ImageRun]) -> Table:
     return Table(["top-1", *columns], lines, [_PUBLISHED] if known else [], "Table 3 of the report")
 
 
-def parts(runs: Sequence[ImageRun]) -> Table:
+def table_2(runs: Sequence[ImageRun]) -> Table:
     """Returns the report's Table 2: top-1 by corruption or severity, where a set has several."""
     lines, known = [], False
     for dataset, row, own in _cells(runs):
@@ -110,11 +110,11 @@ def parts(runs: Sequence[ImageRun]) -> Table:
     )
 
 
-def cases(runs: Sequence[ImageRun]) -> Table:
+def table_1(runs: Sequence[ImageRun]) -> Table:
     """Returns the report's Table 1: which of method and baseline is right."""
     lines, known = [], False
     for dataset, row, own in _cells(runs):
-        frozen = of(runs, BASELINE, dataset)
+        frozen = runs_of(runs, BASELINE, dataset)
         if row == BASELINE or not frozen:
             continue
         found = four_cases(own, frozen[0])
@@ -123,11 +123,11 @@ def cases(runs: Sequence[ImageRun]) -> Table:
             numbers = None
         printed = (numbers.only_ttt, numbers.only_baseline) if numbers else ()
         known = known or numbers is not None
-        texts = [f"{found[case]:.1f}" for case in CASES]
+        texts = [f"{found[case]:.1f}" for case in CASES.values()]
         for place, number in enumerate(printed, 1):
             texts[place] += f" ({number:.2f})"
         lines.append([row, dataset, *texts])
-    head = ["method", "on", *CASES]
+    head = ["method", "on", *CASES.values()]
     return Table(head, lines, [_PUBLISHED] if known else [], "Table 1 of the report: who is right")
 
 
@@ -175,7 +175,7 @@ def _cells(runs: Sequence[ImageRun]) -> Iterator[tuple[str, str, list[ImageRun]]
     """Yields data set, method and runs, of those that there are."""
     for dataset in datasets(runs):
         for row in rows(runs):
-            if own := of(runs, row, dataset):
+            if own := runs_of(runs, row, dataset):
                 yield dataset, row, own
 
 
