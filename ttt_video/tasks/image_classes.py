@@ -99,7 +99,7 @@ class ImageClassTask(Task):
     """Compares the class of an image (``image_class``: (K,) logits) with ``class_id``.
 
     A record has ``label``, and ``top`` and ``score`` of :func:`prediction`; with
-    ``TTT.RECORD_STEPS`` also ``scores``, and ``steps``: all three after each gradient step.
+    ``TTT.RECORD_STEPS`` also ``steps``: these and ``scores`` after each gradient step.
     """
 
     name = "image_classes"
@@ -126,7 +126,8 @@ class ImageClassTask(Task):
     def with_steps(cls, record: Record, steps: Sequence[Record]) -> Record:
         """Keeps the predictions after each step."""
         kept = [{key: step[key] for key in step if key != "label"} for step in steps]
-        return {**record, "steps": kept}
+        own = {key: record[key] for key in record if key != "scores"}  # a row keeps its other keys
+        return {**own, "steps": kept}
 
     @classmethod
     def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:
