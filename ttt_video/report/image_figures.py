@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -31,6 +32,9 @@ from .image_runs import (
 
 MOVING_WIDTH = 300
 _SHOWN_CHANGES = 10
+_BESIDE: dict[str, Any] = {
+    "frameon": False, "fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5),
+}  # fmt: skip
 
 
 def draw_image_runs(
@@ -65,7 +69,7 @@ def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
     methods, sets = rows(runs), datasets(runs)
     width = 0.8 / len(methods)
     colors = iter(PALETTE * (1 + len(methods) // len(PALETTE)))
-    with figure_axes(file, 1.5 + 2.2 * len(sets), 4) as axes:
+    with figure_axes(file, 3 + 2.2 * len(sets), 4) as axes:
         for number, row in enumerate(methods):
             color = FROZEN_COLOR if row == BASELINE else next(colors)
             found = [(i, share(by_picture(runs_of(runs, row, name)).values()))
@@ -78,7 +82,7 @@ def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
             )  # fmt: skip
         axes.set_xticks(range(len(sets)), sets, fontsize=7)
         axes.set_ylabel("top-1 (%)")
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(**_BESIDE)
     return file
 
 
@@ -89,7 +93,7 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
         return False
     several = len({run.seed for run in own if run.row != BASELINE}) > 1
     colors = iter(PALETTE * (1 + len(own) // len(PALETTE)))
-    with figure_axes(file, 8, 3.5) as axes:
+    with figure_axes(file, 9, 3.5) as axes:
         for run in sorted(own, key=lambda run: (rows(runs).index(run.row), run.seed)):
             frozen = run.row == BASELINE
             line = moving_accuracy(run, width)
@@ -99,13 +103,13 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
         axes.set(title=dataset, xlabel="pictures seen")
         axes.set_ylabel(f"top-1 of the last {width} (%)")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(**_BESIDE)
     return True
 
 
 def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Path) -> Path:
     colors = iter(PALETTE * (1 + len(recorded) // len(PALETTE)))
-    with figure_axes(file) as axes:
+    with figure_axes(file, 9) as axes:
         for dataset in datasets(recorded):
             for row in rows(recorded):
                 own = runs_of(recorded, row, dataset)
@@ -119,7 +123,7 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
         axes.set(xlabel="gradient steps on the picture (0: the baseline)", ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(**_BESIDE)
     return file
 
 
@@ -128,7 +132,7 @@ def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
             if runs_of(recorded, row, name)]  # fmt: skip
     width = 0.8 / len(sets)
     colors = iter(PALETTE * (1 + len(sets) // len(PALETTE)))
-    with figure_axes(file) as axes:
+    with figure_axes(file, 9) as axes:
         for number, (row, dataset) in enumerate(sets):
             counts = change_counts(runs_of(recorded, row, dataset))
             places = range(min(max(counts), _SHOWN_CHANGES) + 1)
@@ -138,7 +142,7 @@ def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
                 label=f"{row}, {dataset}",
             )  # fmt: skip
         axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)")
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(**_BESIDE)
     return file
 
 
@@ -168,7 +172,7 @@ def _draw_examples(run: ImageRun, file: Path) -> bool:
         right.tick_params(labelsize=7)
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
         right.grid(alpha=0.3)
-        right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        right.legend(**_BESIDE)
     grid[-1][1].set_xlabel("gradient steps", fontsize=8)
     figure.savefig(file)
     return True
