@@ -108,7 +108,10 @@ DATASETS = [
 ]
 
 # Each corruption has a set of severity 5, one of each severity, and a ramp; each two have a set.
-CORRUPTED = {"fashion_mnist_c_": 7 * 18 + 18 * 17 // 2, "imagenet_c_": 7 * 19 + 19 * 18 // 2}
+CORRUPTED = {
+    **dict.fromkeys(("fashion_mnist_c_", "fashion_mnist_val_c_"), 7 * 18 + 18 * 17 // 2),
+    "imagenet_c_": 7 * 19 + 19 * 18 // 2,
+}
 
 # Registered by the original mask2former package, which has to be importable beside this one.
 MASK2FORMER_NAMES = {

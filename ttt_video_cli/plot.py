@@ -1,7 +1,8 @@
 """Draws runs: every frame's metric, the best and worst frames, reconstructions.
 
 RUN is the folder of a stream's run or of a training. Nothing is run again: the pictures of frames
-are taken from the run's overlay videos.
+are taken from the run's overlay videos, and those of an image set from its files. Runs on image
+sets also have the figures of the report of TTT-MAE online.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.errors import UserError
     from ttt_video.files import file_stem, make_folder, names_apart
     from ttt_video.plugins import run_files
+    from ttt_video.report.image_figures import draw_image_runs
+    from ttt_video.report.image_runs import has_image_classes, read_image_runs
     from ttt_video.report.run_figures import (
         draw_curves,
         draw_extremes,
@@ -71,3 +74,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"written: {file}")
         else:
             print(f"{path}: its TensorBoard files hold no reconstruction (TTT.JOINT, EVAL_PERIOD)")
+    images = read_image_runs(
+        [run.path for run in runs if has_image_classes(run.path)], allow_incomplete=True
+    )
+    for file in draw_image_runs(images, args.output, width=args.rolling, suffix=args.format):
+        print(f"written: {file}")

@@ -1,6 +1,7 @@
 """Puts runs into one table, in the layout of the paper's Table 1, 3 or 4 or plainly.
 
-Reads only the summary.json files of the runs. Runs that cannot be compared are refused.
+Reads only the summary.json files of the runs; for --layout images, which has several tables, also
+their rows. Runs that cannot be compared are refused.
 """
 
 from __future__ import annotations
@@ -48,19 +49,9 @@ def run(args: argparse.Namespace) -> None:
     """Reads, compares, writes."""
     from ttt_video.errors import UserError
     from ttt_video.plugins import run_files
-    from ttt_video.report.runs import read_runs
-    from ttt_video.report.tables import FORMATS, build_table
 
     run_files(args.register)
-    parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
-    table = build_table(
-        parts,
-        layout=args.layout,
-        protocol=args.protocol,
-        metrics=tuple(args.metric),
-        by=args.by or "",
-    )
-    text = FORMATS[args.format](table)
+    text = _image_tables(args) if args.layout == "images" else _table(args)
     if args.output is None:
         print(text, end="")
         return
@@ -70,3 +61,33 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error.strerror}") from error
     print(f"written to {args.output}")
+
+
+def _table(args: argparse.Namespace) -> str:
+    """Returns the text of the one table of all other layouts."""
+    from ttt_video.report.runs import read_runs
+    from ttt_video.report.tables import FORMATS, build_table
+
+    parts = read_runs(args.runs, allow_incomplete=args.allow_incomplete)
+    table = build_table(
+        parts,
+        layout=args.layout,
+        protocol=args.protocol,
+        metrics=tuple(args.metric),
+        by=args.by or "",
+    )
+    return FORMATS[args.format](table)
+
+
+def _image_tables(args: argparse.Namespace) -> str:
+    """Returns the text of the tables of runs on image sets."""
+    from ttt_video.errors import UserError
+    from ttt_video.report.image_runs import read_image_runs
+    from ttt_video.report.image_tables import FORMATS, image_tables
+
+    if args.metric or args.by or args.protocol != "standard":
+        raise UserError(
+            "--layout images has tables of its own: leave out --metric, --by, --protocol"
+        )
+    runs = read_image_runs(map(Path, args.runs), allow_incomplete=args.allow_incomplete)
+    return FORMATS[args.format](image_tables(runs))

@@ -300,6 +300,17 @@ def test_a_ramp_has_all_severities_in_any_part_of_the_stream(fashion):
     assert len(set(severities)) == TEST
 
 
+def test_validation_pictures_are_corrupted_as_test_pictures_are(fashion):
+    clean = DatasetCatalog.get("fashion_mnist_val")
+    records = DatasetCatalog.get("fashion_mnist_val_c_gaussian_blur")
+    assert [r["image_id"] for r in records] == [r["image_id"] for r in clean]
+    assert {r["video_id"] for r in records} == {"fashion_mnist_val_c_gaussian_blur"}
+    file, index = clean[1]["read_pixels"].args
+    expected = image_sets.read_corrupted(file, index, "gaussian_blur", 5)
+    assert np.array_equal(read_pixels(records[1]), expected)
+    assert not np.array_equal(expected, read_pixels(clean[1]))
+
+
 def test_imagenet_c_is_read_from_its_tree(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     folders, _ = imagenet_classes()

@@ -128,7 +128,9 @@ def test_each_step_has_its_prediction_and_no_number_changes(flags, labels, tmp_p
             assert row == expected  # bit for bit
             assert len(steps) == len(own) == count
             # The frame is predicted after the last step.
-            assert own[-1] == {"top": record["top"], "score": record["score"]}
+            assert own[-1]["top"] == record["top"]
+            assert own[-1]["score"] == record["score"]
+            assert len(own[-1]["scores"]) == len(record["top"])
             loss = "loss_entropy" if "tent" in args else "loss_recon"
             mean = sum(step[loss] for step in steps) / count
             assert mean == pytest.approx(row[loss], rel=1e-12)

@@ -354,7 +354,9 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
         assert cell.method == cfg.TTT.METHOD
         if path.stem == "table1":  # nothing ships for it
             continue
-        for file in (cfg.MODEL.WEIGHTS, cfg.TTT.LN_ADAPT.SOURCE_STATISTICS):
+        statistics = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
+        needed = [statistics] if statistics or cell.method == "ln_adapt" else []
+        for file in (cfg.MODEL.WEIGHTS, *needed):
             assert file.startswith("ttt_video://")
             assert PathManager.isfile(file), file
 
@@ -419,6 +421,32 @@ def test_colour_settings_are_chosen_on_validation_videos_alone(tmp_path):
     assert chosen["online_ttt_mae"].OPTIMIZER.BASE_LR in tried[key]
     key = ("color_validation", "ln_adapt", "TTT.LN_ADAPT.PRIOR")
     assert chosen["ln_adapt"].LN_ADAPT.PRIOR in tried[key]
+
+
+def test_rates_on_images_are_chosen_on_other_pictures_and_corruptions(tmp_path):
+    """And the test runs have a rate that was tried, with the settings it was tried with."""
+    cells = {
+        name: read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path).cells
+        for name in (
+            "fashion", "fashion_orders", "fashion_validation", "fashion_online_validation",
+        )
+    }  # fmt: skip
+    sets = {name: {cell.flag("--dataset") for cell in own} for name, own in cells.items()}
+    for name, own in sets.items():
+        family = "fashion_mnist_val_c_" if "validation" in name else "fashion_mnist_c_"
+        assert all(dataset.startswith(family) for dataset in own)
+    tuned = {d.removeprefix("fashion_mnist_val_c_") for n in sets if "val" in n for d in sets[n]}
+    tested = " ".join(d for name in ("fashion", "fashion_orders") for d in sets[name])
+    assert not [corruption for corruption in tuned if corruption in tested]
+    free = ("TTT.RECORD_STEPS", "TTT.FRAME_ORDER")
+
+    def settings(cell):
+        return cell.method, tuple(sorted((k, v) for k, v in cell.settings.items() if k not in free))
+
+    tried = {settings(cell) for name in cells if "validation" in name for cell in cells[name]}
+    run = {settings(cell) for name in ("fashion", "fashion_orders") for cell in cells[name]}
+    assert len(run) == 3  # frozen, reset, online
+    assert run <= tried
 
 
 def write_run(cell, score: float, *, frozen: float | None = None, complete: bool = True) -> None:

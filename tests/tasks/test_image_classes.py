@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from ttt_video.config import load_config
 from ttt_video.tasks import ImageClassTask, LabelInfo, ScoredFrame, overlay_painter, score
 from ttt_video.tasks.image_classes import cross_entropy
 from ttt_video.tasks.prediction import PredictionStatistics
@@ -43,9 +44,23 @@ def test_known_predictions():
     assert record([1.0] * 7, 6)["top"] == [0, 1, 2, 3, 4]  # the first of equals
     assert record([1.0, math.nan, 0.0], 0) == {"label": 0, "top": [], "score": None}
     assert record([1.0, math.inf, 0.0], 1) == {"label": 1, "top": [], "score": None}
+    assert "scores" not in record([0.0, 1.0], 0)
     sure = record([0.0, 2000.0], 0)
     assert sure["score"] == 0.0
     assert cross_entropy(sure) == pytest.approx(708.396, abs=1e-3)
+
+
+def test_scores_are_recorded_with_the_steps():
+    cfg = load_config("joint_cityscapes.yaml", opts=["TTT.RECORD_STEPS", "True"])
+    output = {"image_class": torch.log(torch.tensor([0.2, 0.5, 0.3]))}
+    found = ImageClassTask(cfg=cfg)._record({"class_id": 0}, output)
+    assert found == {
+        "label": 0, "top": [1, 2, 0], "score": pytest.approx(0.2), "scores": [0.5, 0.3, 0.2],
+    }  # fmt: skip
+    step = {key: found[key] for key in ("top", "score", "scores")}
+    kept = ImageClassTask.with_steps(found, [found, found])
+    assert kept.pop("steps") == [step, step]
+    assert kept == {key: found[key] for key in ("label", "top", "score")}
 
 
 def test_accuracy_after_each_step_counts_the_images_that_had_it():

@@ -22,21 +22,24 @@ TOP = 5
 
 
 def prediction(logits: torch.Tensor, label: int) -> Record:
-    """Returns ``top``, the ids of the highest logits, best first, and the label's ``score``.
+    """Returns ``top``, the ids of the highest logits, best first, and probabilities (softmax).
 
     Args:
         logits: (K,) float, on any device.
         label: in [0, K).
 
     Returns:
-        ``top`` has up to five ids. ``score`` is the label's probability (softmax). If a logit is
-        not finite, ``top`` is empty and ``score`` None: nothing is predicted.
+        ``top`` has up to five ids. ``score`` is the label's probability, and ``scores`` has those
+        of ``top``, rounded to 4 digits. If a logit is not finite, ``top`` and ``scores`` are empty
+        and ``score`` is None: nothing is predicted.
     """
     logits = logits.detach().double().cpu()
     if not torch.isfinite(logits).all():
-        return {"top": [], "score": None}
+        return {"top": [], "score": None, "scores": []}
     top = torch.sort(logits, descending=True, stable=True).indices[:TOP]
-    return {"top": top.tolist(), "score": logits.log_softmax(0)[label].exp().item()}
+    probs = logits.log_softmax(0).exp()
+    scores = [round(value, 4) for value in probs[top].tolist()]
+    return {"top": top.tolist(), "score": probs[label].item(), "scores": scores}
 
 
 class Counts(NamedTuple):
@@ -96,7 +99,7 @@ class ImageClassTask(Task):
     """Compares the class of an image (``image_class``: (K,) logits) with ``class_id``.
 
     A record has ``label``, and ``top`` and ``score`` of :func:`prediction`; with
-    ``TTT.RECORD_STEPS`` also ``steps``, the same two after each gradient step.
+    ``TTT.RECORD_STEPS`` also ``steps``: these and ``scores`` after each gradient step.
     """
 
     name = "image_classes"
@@ -114,12 +117,17 @@ class ImageClassTask(Task):
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record:
         label = int(frame["class_id"])
-        return {"label": label, **prediction(output["image_class"], label)}
+        record = {"label": label, **prediction(output["image_class"], label)}
+        if self.cfg is None or not self.cfg.TTT.RECORD_STEPS:
+            del record["scores"]
+        return record
 
     @classmethod
     def with_steps(cls, record: Record, steps: Sequence[Record]) -> Record:
         """Keeps the predictions after each step."""
-        return {**record, "steps": [{key: step[key] for key in ("top", "score")} for step in steps]}
+        kept = [{key: step[key] for key in step if key != "label"} for step in steps]
+        own = {key: record[key] for key in record if key != "scores"}  # a row keeps its other keys
+        return {**own, "steps": kept}
 
     @classmethod
     def differing(cls, output: Mapping[str, Any], other: Mapping[str, Any]) -> float:

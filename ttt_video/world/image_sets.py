@@ -1,6 +1,7 @@
 """Corrupted image sets: ImageNet-C as it is published, Fashion-MNIST corrupted when it is read.
 
-For NAME, one of Fashion-MNIST's ``fashion_mnist_c`` and ImageNet-C's ``imagenet_c``:
+For NAME, one of Fashion-MNIST's ``fashion_mnist_c`` (test pictures) and ``fashion_mnist_val_c``
+(validation pictures) and ImageNet-C's ``imagenet_c``:
 
 - ``NAME_<corruption>`` has severity 5, ``NAME_<corruption>_<1..5>`` any;
 - ``NAME_<corruption>_ramp`` has all severities, each picture one of its own, spread evenly over any
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,13 +123,13 @@ def read_corrupted(file: str, index: int, corruption: str, severity: float) -> n
     return corrupt_small(read_grey(file, index), corruption, severity, seed)
 
 
-def load_fashion_mnist_c(name: str, plan: Plan) -> list[Record]:
-    """Lists the test pictures of Fashion-MNIST, which are corrupted when they are read.
+def load_fashion_mnist_c(split: str, name: str, plan: Plan) -> list[Record]:
+    """Lists the pictures of a split of Fashion-MNIST, which are corrupted when they are read.
 
     Returns:
         The records of :func:`load_fashion_mnist` with ``corruption``, ``severity`` and ``group``.
     """
-    records = load_fashion_mnist("test", name)
+    records = load_fashion_mnist(split, name)
     for record in records:
         part = plan(record["frame_index"])
         file, index = record["read_pixels"].args
@@ -173,7 +174,8 @@ def _published(part: Part) -> Part:
     return part._replace(severity=max(1, math.ceil(part.severity)))
 
 
-def _plans(corruptions: Sequence[str]) -> dict[str, Plan]:
+@cache
+def _plans(corruptions: tuple[str, ...]) -> dict[str, Plan]:
     """Returns what happens to the pictures of a family's sets, by the ends of their names."""
     plans: dict[str, Plan] = {}
     for corruption in corruptions:
@@ -186,13 +188,32 @@ def _plans(corruptions: Sequence[str]) -> dict[str, Plan]:
     return plans
 
 
+_FAMILIES: dict[
+    str, tuple[tuple[str, ...], Callable[[str, Plan], list[Record]], dict[str, Any]]
+] = {
+    "fashion_mnist_c": (FASHION_MNIST_C, partial(load_fashion_mnist_c, "test"), metadata()),
+    "fashion_mnist_val_c": (FASHION_MNIST_C, partial(load_fashion_mnist_c, "val"), metadata()),
+    "imagenet_c": (IMAGENET_C, load_imagenet_c, {"evaluator_type": "image_classes"}),
+}
+
+
+def part_of(name: str, place: int) -> Part | None:
+    """Returns what happens to a picture of a corrupted set; None if ``name`` is no such set.
+
+    Args:
+        name: a registered data set.
+        place: ``frame_index`` of the picture.
+    """
+    for family, (corruptions, _, _) in _FAMILIES.items():
+        plan = _plans(corruptions).get(name.removeprefix(f"{family}_"))
+        if name.startswith(f"{family}_") and plan is not None:
+            return plan(place)
+    return None
+
+
 def register_corrupted_images() -> None:
     """Registers the corrupted image sets, once; reads nothing."""
-    imagenet = {"evaluator_type": "image_classes"}
-    for family, corruptions, load, facts in (
-        ("fashion_mnist_c", FASHION_MNIST_C, load_fashion_mnist_c, metadata()),
-        ("imagenet_c", IMAGENET_C, load_imagenet_c, imagenet),
-    ):
+    for family, (corruptions, load, facts) in _FAMILIES.items():
         for ending, plan in _plans(corruptions).items():
             name = f"{family}_{ending}"
             if name not in DatasetCatalog:
