@@ -16,6 +16,7 @@ from test_pixel_decoder import make
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ttt_video.errors import UserError
 from ttt_video.modeling import kernels
 from ttt_video.modeling.backbone import SwinTransformerTTT
 from ttt_video.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
@@ -53,6 +54,12 @@ def test_older_tritons_leave_the_work_and_the_log_says_so_once(version, runs, mo
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (not runs)
     assert all(f"Triton is {version}; the kernels need 3.3" in line for line in said)
+
+
+def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match=r"_KERNELS is 'on', and on a cpu .*set TRITON_INTERPRET"):
+        kernels.use_kernels(torch.zeros(1))
 
 
 def test_a_triton_that_cannot_be_imported(monkeypatch, caplog):

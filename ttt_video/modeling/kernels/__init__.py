@@ -38,6 +38,11 @@ def use_kernels(x: Tensor) -> bool:
     if choice == "off":
         return False
     if choice == "on":
+        if not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
+            raise UserError(
+                f"{VARIABLE} is 'on', and on a {x.device.type} Triton's interpreter alone runs "
+                f"kernels: set TRITON_INTERPRET to 1, or {VARIABLE} to auto"
+            )
         return _has_triton()
     return x.is_cuda and _can_run(x.device)
 
