@@ -257,8 +257,9 @@ def main() -> None:
     """Compiles every case; Triton raises what is wrong."""
     for case in CASES:
         module = importlib.import_module(f"ttt_video.modeling.kernels.{case.module}")
-        signature = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
         kernel = getattr(module, case.kernel)
+        types = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
+        signature = {name: types[name] for name in kernel.arg_names}  # Triton 3.3 goes by the order
         # PyTorch's memory is aligned, and Triton tells its compiler so.
         aligned = {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]]

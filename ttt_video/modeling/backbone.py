@@ -292,8 +292,8 @@ class FastSwinStage(BasicLayer):
         ``x`` is (B, H * W, C).
         """
         mask = shift_mask(H, W, self.window_size, self.shift_size, x.device)
-        norms = (norm for block in self.blocks for norm in (block.norm1, block.norm2))
-        if fuses_norms(x, *norms):
+        fused = (m for block in self.blocks for m in (block, block.norm1, block.norm2))
+        if fuses_norms(x, *fused):
             stream = Stream(x)
             for block in self.blocks:
                 block.H, block.W = H, W
@@ -393,7 +393,8 @@ class SwinTransformerTTT(SwinTransformer):
         norms: list[nn.Module] = [getattr(self, f"norm{i}") for i in self.out_indices]
         if self.ape or self.patch_embed.norm is None:
             return False
-        return fuses_norms(x, self.patch_embed.norm, *norms)
+        patches = self.patch_embed, self.patch_embed.proj, self.patch_embed.norm
+        return fuses_norms(x, *patches, *norms)
 
     def _fused(self, x: Tensor) -> dict[str, Tensor]:
         """Does detectron2's forward pass on tokens alone; the features are channels-last.

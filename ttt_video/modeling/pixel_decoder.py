@@ -120,8 +120,8 @@ class DeformableEncoder(nn.Module):
         )
         reference = reference_points(shapes, device)
         layers: list[EncoderLayer] = [*self.encoder["layers"].children()]  # type: ignore[list-item]
-        norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
-        if not fuses_norms(tokens, *norms) or any(layer.drops for layer in layers):
+        fused = [module for layer in layers for module in (layer, layer.norm1, layer.norm2)]
+        if not fuses_norms(tokens, *fused) or any(layer.drops for layer in layers):
             for layer in layers:
                 tokens = self._run(layer, layer, tokens, position, reference, shapes)
             return tokens
@@ -284,11 +284,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(finest), levels
 
     def _is_fused(self, features: dict[str, Tensor]) -> bool:
-        norms: list[nn.Module] = [list(module.children())[1] for module in self.input_proj]
-        norms += [getattr(self, name).norm for pair in self.fpn_modules for name in pair]
+        convs: list[nn.Module] = [getattr(self, name) for pair in self.fpn_modules for name in pair]
+        norms = [list(module.children())[1] for module in self.input_proj]
+        norms += [conv.norm for conv in convs]  # type: ignore[misc]
         if not all(isinstance(norm, nn.GroupNorm) for norm in norms):
             return False
-        return fuses_norms(next(iter(features.values())), *norms)
+        skipped = [*self.input_proj.modules(), *convs, self.mask_features, self.transformer]
+        return fuses_norms(next(iter(features.values())), *norms, *skipped)
 
     def _fused(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Does the same on channels-last maps, by kernels that normalise, add and cast in one pass.

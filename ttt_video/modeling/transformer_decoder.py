@@ -261,7 +261,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         layers = [module for module in self.modules() if isinstance(module, Residual)]
         if any(layer.pre_norm for layer in layers):
             return False
-        return fuses_norms(x, self.decoder_norm, *(layer.norm for layer in layers))
+        return fuses_norms(x, self.decoder_norm, *layers, *(layer.norm for layer in layers))
 
     def _fused(
         self,

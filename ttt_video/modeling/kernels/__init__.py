@@ -6,15 +6,19 @@ with PyTorch's CUDA builds; this package is imported without it.
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 import os
+import re
 from functools import cache
+from subprocess import SubprocessError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "TTT_VIDEO_KERNELS"
 """Environment variable: "auto" (default) runs the kernels on GPUs that have them, "off" runs the
@@ -23,6 +27,10 @@ reference, "on" runs the kernels on any device, as Triton's interpreter does on 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which the kernels are used: Ampere, the first with bfloat16."""
 
+LEAST_TRITON = (3, 3)
+"""Triton's release, that of PyTorch 2.7, from which the kernels are used. The compilers of 3.0 and
+3.1 refuse deformable attention and end the process at window attention, where 3.2 prints errors."""
+
 
 def use_kernels(x: Tensor) -> bool:
     """Returns whether a tensor is worked on by the kernels."""
@@ -30,6 +38,11 @@ def use_kernels(x: Tensor) -> bool:
     if choice == "off":
         return False
     if choice == "on":
+        if not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
+            raise UserError(
+                f"{VARIABLE} is 'on', and on a {x.device.type} Triton's interpreter alone runs "
+                f"kernels: set TRITON_INTERPRET to 1, or {VARIABLE} to auto"
+            )
         return _has_triton()
     return x.is_cuda and _can_run(x.device)
 
@@ -42,12 +55,12 @@ def kernels_choice() -> str:
     return choice
 
 
-def fuses_norms(x: Tensor, *norms: nn.Module) -> bool:
-    """Returns whether the kernels work on a tensor in place of normalisations.
+def fuses_norms(x: Tensor, *modules: nn.Module) -> bool:
+    """Returns whether the kernels work on a tensor in place of modules, normalisations mostly.
 
-    A normalisation with a hook is called as a module, because the hook wants its input.
+    A module with a hook is called, because nothing else runs the hook.
     """
-    return use_kernels(x) and not any(norm._forward_hooks for norm in norms)
+    return use_kernels(x) and not has_hooks(*modules)
 
 
 def has_hooks(*modules: nn.Module) -> bool:
@@ -96,13 +109,45 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Returns whether there is a Triton that compiles the kernels; the log says once why not."""
+    try:
+        import triton
+    except ImportError as error:
+        _say_slow(f"Triton cannot be imported ({error})")
+        return False
+    release = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
+    if release < LEAST_TRITON:
+        _say_slow(f"Triton is {triton.__version__}; the kernels need 3.3, which PyTorch 2.7 brings")
+    return release >= LEAST_TRITON
 
 
 @cache
 def _can_run(device: torch.device) -> bool:
     return (
         torch.version.hip is None
-        and _has_triton()
         and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+        and _has_triton()
+        and _starts(device)
     )
+
+
+def _starts(device: torch.device) -> bool:
+    """Returns whether Triton starts a kernel; the log says why not.
+
+    That takes a C compiler and Python's headers, which many containers do without.
+    """
+    from triton.errors import TritonError
+
+    from .masks import attention_bias
+
+    try:
+        attention_bias(torch.zeros(1, 1, 1, device=device), torch.float32)
+    except (TritonError, RuntimeError, OSError, ImportError, SubprocessError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        _say_slow(f"Triton, which needs a C compiler and Python's headers, fails: {lines[0]}")
+        return False
+    return True
+
+
+def _say_slow(reason: str) -> None:
+    logger.warning("runs PyTorch's operations instead of own kernels, which are faster: %s", reason)

@@ -178,4 +178,5 @@ def group_norm(
     """
     tokens, coarse_size = (None, (1, 1)) if coarse is None else coarse
     how = _Map(size, coarse_size, norm.num_groups, norm.eps, relu, dtype)
-    return _GroupNorm.apply(x, norm.weight, norm.bias, tokens, how)
+    with torch.cuda.device_of(x):
+        return _GroupNorm.apply(x, norm.weight, norm.bias, tokens, how)

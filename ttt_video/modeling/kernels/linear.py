@@ -250,14 +250,15 @@ def gelu(x: Tensor, *, elements: int = GELU_ELEMENTS, warps: int = WARPS) -> Ten
     """Returns GELU of contiguous x, the exact one; without a gradient of its own."""
     out = torch.empty_like(x)
     if x.numel():
-        gelu_kernel[(triton.cdiv(x.numel(), elements),)](
-            x,
-            out,
-            x.numel(),
-            BLOCK=elements,
-            num_warps=warps,
-            **_precision(x),
-        )
+        with torch.cuda.device_of(x):
+            gelu_kernel[(triton.cdiv(x.numel(), elements),)](
+                x,
+                out,
+                x.numel(),
+                BLOCK=elements,
+                num_warps=warps,
+                **_precision(x),
+            )
     return out
 
 

@@ -49,7 +49,8 @@ def attention_bias(logits: Tensor, dtype: torch.dtype) -> Tensor:
     stride = triton.cdiv(columns, ALIGNED) * ALIGNED
     bias = logits.new_empty((batch, queries, stride), dtype=dtype)
     block = min(BLOCK, triton.next_power_of_2(columns))
-    mask_rows[(batch * queries,)](
-        logits, bias, columns, stride, BLOCK_COLUMNS=block, num_warps=WARPS
-    )
+    with torch.cuda.device_of(logits):
+        mask_rows[(batch * queries,)](
+            logits, bias, columns, stride, BLOCK_COLUMNS=block, num_warps=WARPS
+        )
     return bias[:, :, :columns]

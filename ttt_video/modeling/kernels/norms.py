@@ -214,28 +214,29 @@ class _Norm(torch.autograd.Function):
             query = torch.empty_like(x, dtype=wanted.low or wanted.full)
         if rows:
             blocks = _blocks(dim)
-            norm_rows[(triton.cdiv(rows, blocks["BLOCK_ROWS"]),)](
-                x,
-                delta,
-                gain,
-                position,
-                weight,
-                bias,
-                total,
-                full,
-                low,
-                query,
-                mean,
-                rstd,
-                rows,
-                tokens,
-                1 if position is None else position.numel() // dim,
-                EPS=eps,
-                DIM=dim,
-                ACC=_accumulator(x.dtype),
-                num_warps=WARPS,
-                **blocks,
-            )
+            with torch.cuda.device_of(x):
+                norm_rows[(triton.cdiv(rows, blocks["BLOCK_ROWS"]),)](
+                    x,
+                    delta,
+                    gain,
+                    position,
+                    weight,
+                    bias,
+                    total,
+                    full,
+                    low,
+                    query,
+                    mean,
+                    rstd,
+                    rows,
+                    tokens,
+                    1 if position is None else position.numel() // dim,
+                    EPS=eps,
+                    DIM=dim,
+                    ACC=_accumulator(x.dtype),
+                    num_warps=WARPS,
+                    **blocks,
+                )
         if learns:
             ctx.save_for_backward(x if total is None else total, gain, weight, mean, rstd)
             ctx.dtypes = x.dtype, None if delta is None else delta.dtype

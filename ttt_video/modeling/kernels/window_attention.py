@@ -63,7 +63,7 @@ class _Grid(NamedTuple):
     def arguments(self, qkv: Tensor, launch: Launch) -> dict[str, Any]:
         """Returns the arguments that both kernels share."""
         # Products of float32 keep their bits unless PyTorch's own products may lose some.
-        exact = qkv.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+        exact = qkv.dtype != torch.float32 or not _allows_tf32()
         head_dim = qkv.shape[-1] // (3 * self.heads)
         sizes = self._asdict()
         return {
@@ -83,6 +83,15 @@ class _Grid(NamedTuple):
         """Returns the number of programs of each head."""
         rows, columns = triton.cdiv(self.height, self.side), triton.cdiv(self.width, self.side)
         return max(1, min(len(qkv) * rows * columns, launch.programs // self.heads))
+
+
+def _allows_tf32() -> bool:
+    """Returns whether PyTorch's own products of float32 may use TF32."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return matmul.allow_tf32
+    except RuntimeError:  # somebody set the newer name, after which the old one cannot be read
+        return matmul.fp32_precision == "tf32"
 
 
 # Sizes change with the video: a kernel that is specialised for them would be compiled again.
@@ -397,4 +406,5 @@ def window_attention(
     forward = forward or (FORWARD_FP32 if exact else FORWARD)
     backward = backward or (BACKWARD_FP32 if exact else BACKWARD)
     grid = _Grid(height, width, side, shift, heads, scale)
-    return _WindowAttention.apply(qkv, table, fill, grid, forward, backward)
+    with torch.cuda.device_of(qkv):
+        return _WindowAttention.apply(qkv, table, fill, grid, forward, backward)
