@@ -235,6 +235,7 @@ def compare(kernels, module: nn.Module, run: Callable[[], list[Tensor]]) -> None
     assert distance(True) < 1.5 * distance(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 def test_swin_equals_the_reference(kernels, recomputed):
     """Padded windows and odd maps, stochastic depth of the same draws, and checkpoints."""
@@ -253,6 +254,7 @@ def test_swin_equals_the_reference(kernels, recomputed):
     compare(kernels, model, run)
 
 
+@pytest.mark.slow
 def test_pixel_decoder_equals_the_reference(kernels):
     decoder = make().to(DEVICE)
     maps = {name: x.to(DEVICE) for name, x in features(24, 40, batch=1).items()}
