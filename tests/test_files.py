@@ -96,7 +96,7 @@ def test_a_folder_that_was_removed_is_noticed(tmp_path, again):
 
 
 def test_jobs_behind_are_run_though_a_wait_for_them_is_interrupted(monkeypatch):
-    """As by Ctrl-C: those that were queued are run before the thread ends."""
+    """Jobs that were queued are run before the thread ends, as after Ctrl-C."""
     go, done = threading.Event(), []
 
     def interrupted(pending):

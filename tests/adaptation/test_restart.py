@@ -78,7 +78,7 @@ def test_a_snapshot_restores_a_state_in_place():
 
 @pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"name": "ADAMW", "lr": 0.01}])
 def test_the_file_of_a_restarted_optimizer_holds_no_zeros(settings):
-    """As files of earlier versions, which therefore go on to the same numbers."""
+    """It is like files of earlier versions, which therefore go on to the same numbers."""
     adapter, generator = ToyAdapter(toy(), restart=True, **settings), seeded()
     adapter.adapt(window(), generator)
     state = copy.deepcopy(adapter.state_dict())

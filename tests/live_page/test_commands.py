@@ -1,4 +1,4 @@
-"""What browsers send is checked, whatever it is."""
+"""Messages of browsers are checked, whatever they are."""
 
 from __future__ import annotations
 

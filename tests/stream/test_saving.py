@@ -300,7 +300,7 @@ def test_segments_are_read_by_panopticapi(save):
             assert (top, top + height - 1) == (rows.min(), rows.max())
     things = {c["id"]: c["isthing"] for c in content["categories"]}
     assert sum(things.values()) == 80
-    # As labels and as predictions of themselves they are all right.
+    # They are all right as labels and as predictions of themselves.
     quality = pq_compute(str(folder / "panoptic.json"), str(folder / "panoptic.json"))
     assert quality["All"]["pq"] == quality["Things"]["pq"] == 1.0
 
