@@ -158,7 +158,7 @@ def test_a_place_that_is_not_a_number_gives_none_for_its_query_only():
 
 
 def test_nothing_is_read_beyond_the_values():
-    """Memory around the values holds no numbers, and the result has them."""
+    """The memory around the values holds NaN, which no result shows."""
     values, reference, offsets, logits = random_inputs(ODD, 2, 3, 2)
     memory = torch.full((values.numel() + 400,), float("nan"), dtype=values.dtype, device=DEVICE)
     memory[200:-200] = values.flatten()
