@@ -904,6 +904,7 @@ def test_a_cell_without_a_config_is_one_of_the_tools_own(sweep_of):
     )
 
 
+@pytest.mark.slow
 def test_jobs_through_submitit(sweep_of, stream, tmp_path):
     pytest.importorskip("submitit")
     sweep = local_sweep(sweep_of)

@@ -129,6 +129,7 @@ def test_pictures_without_opencv_name_the_command(tmp_path, monkeypatch):
         check(["coco_videos_panoptic_bar", "--pictures", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_detectron2s_own_sets(root):
     """In a process of its own, because detectron2 looks at the variable when it is imported."""
     script = """

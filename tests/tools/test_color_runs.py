@@ -148,6 +148,7 @@ def test_models_take_the_frames_they_are_for(flags, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_rows_and_pictures(flags, tmp_path):
     videos = tmp_path / "videos"
     for name, count in (("a", 2), ("b", 20)):

@@ -41,6 +41,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["tabulate.py", "convert_weights.py"])
 def test_makes_way_for_the_library_of_its_name(tool, tmp_path):
     # A script's own folder comes first on Python's path, and fvcore imports the library.

@@ -288,6 +288,7 @@ def test_probing_keeps_the_decoder_of_the_given_encoder(tmp_path):
     assert decoder_of(tmp_path / "h") is not None
 
 
+@pytest.mark.slow
 def test_probing_wants_an_encoder(tmp_path):
     opts = ["TTT.JOINT", "probing", "SOLVER.MAX_ITER", 1]
     with pytest.raises(UserError, match=r"features of a given f, but MODEL\.WEIGHTS is empty"):

@@ -35,6 +35,7 @@ def make_world(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path):
     command = [TOOL, "--frames", 1, *SIZE, "--output", tmp_path / "world"]
     done = subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
