@@ -7,6 +7,7 @@ import base64
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,24 @@ PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 """Path of the browser; "" where there is none."""
+
+
+def fault() -> str:
+    """Says why the browser does not run here, where its sandbox is refused, say; "" if it does."""
+    command = [PROGRAM, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    command += ["--no-sandbox"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            run = subprocess.run(
+                [*command, f"--user-data-dir={folder}", "about:blank"],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return "it does not start within two minutes"
+    return "" if run.returncode == 0 and "<html>" in run.stdout else run.stderr[-500:]
 
 
 class Tab:
