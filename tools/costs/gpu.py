@@ -104,7 +104,7 @@ PARTS = (
     "profile",
     "memory",
 )
-"""What is measured, in this order."""
+"""Parts are measured in this order."""
 
 
 def gpu(

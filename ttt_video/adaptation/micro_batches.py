@@ -28,7 +28,7 @@ MOST = 4096
 
 
 class Memory(Protocol):
-    """What a device says of its memory, in bytes."""
+    """Tells a device's memory, in bytes."""
 
     def free(self) -> int:
         """Returns what could still be allocated."""
@@ -166,7 +166,7 @@ class MicroBatches:
 
     def _keep(self, batch: list[Sample], size: int) -> None:
         pixels = _pixels(batch)
-        # What fits no longer fits no larger frame, either.
+        # A size that no longer fits these frames fits no larger ones, either.
         self.found = {own: n if own < pixels else min(n, size) for own, n in self.found.items()}
         self.found[pixels] = size
         logger.info(

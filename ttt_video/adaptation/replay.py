@@ -60,7 +60,7 @@ class ReplayedSteps:
             generator.set_state(before)
             return None
         device = adapter.device
-        # As inputs, so that a last, smaller micro-batch of any batch is the same graph.
+        # They are inputs, so that a last, smaller micro-batch of any batch is the same graph.
         factors = (
             torch.full((), share, dtype=torch.float64, device=device),
             adapter.scaler.scale(torch.ones((), device=device)),

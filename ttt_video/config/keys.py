@@ -227,9 +227,9 @@ ADAPTATION: Mapping[str, Key] = {
     "TTT.RESET": Key("video", choices=("video", "frame", "never")),
     # "train" has stochastic depth and dropout in the step; predictions are always in eval mode.
     "TTT.STEP_MODE": Key("eval", choices=("train", "eval")),
-    # Of the step, and of predictions. On a GPU "fp32" multiplies exactly and "tf32" with 10 bits of
-    # mantissa, in products and convolutions alike; on a CPU they are the same. "bf16" and "fp16"
-    # are autocast's.
+    # They are those of the step and of predictions. On a GPU "fp32" multiplies exactly and "tf32"
+    # with 10 bits of mantissa, in products and convolutions alike; on a CPU they are the same.
+    # "bf16" and "fp16" are autocast's.
     "TTT.PRECISION": Key("fp32", choices=("fp32", "tf32", "bf16", "fp16")),
     "TTT.PREDICT_PRECISION": Key("fp32", choices=("fp32", "tf32", "bf16", "fp16")),
     "TTT.OPTIMIZER.NAME": Key("SGD", choices=("SGD", "ADAMW")),
