@@ -61,6 +61,9 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
         if name == "gpu":
             command.add_argument("--only", nargs="+", metavar="PART", help="measure these parts")
+            command.add_argument(
+                "--memory", type=float, metavar="GIB", help="use no more, as on a smaller card"
+            )
         command.add_argument("--output", metavar="FILE", help="also write the results as JSON")
         add_config_arguments(command)
     return parser
@@ -74,7 +77,7 @@ from costs.attention import attention
 from costs.comparison import Options
 from costs.constant import constancy
 from costs.environment import environment
-from costs.gpu import PARTS, Configs, gpu
+from costs.gpu import PARTS, Configs, gpu, limit_memory
 from costs.loop import loops
 from costs.report import report
 from costs.saving import savings
@@ -129,6 +132,8 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
         unknown = sorted({*(args.only or ())} - {*PARTS})
         if unknown:
             raise UserError(f"--only names {unknown}; choose among {list(PARTS)}")
+        if args.memory is not None:
+            limit_memory(args.memory)
         configs = Configs(args.config_file, opts=tuple(args.opts))
         measures["gpu"] = partial(gpu, configs=configs, only=args.only or PARTS)
     names = [args.command] if args.command != "all" else [n for n in COMMANDS if n in measures]

@@ -29,6 +29,7 @@ from costs.loop import tool_loop
 from ttt_video.adaptation import SlidingWindow, build_adapter
 from ttt_video.adaptation.base import module_mode
 from ttt_video.config import load_config
+from ttt_video.errors import UserError
 from ttt_video.modeling.kernels import VARIABLE
 from ttt_video.stream import Stream
 
@@ -159,6 +160,20 @@ def gpu(
             result[name] = found
         print(summary(name, found), flush=True)  # what is measured is told, whatever comes after
     return result
+
+
+def limit_memory(gib: float) -> None:
+    """Lets this process have so much of the GPU's memory and no more.
+
+    Raises:
+        UserError: there is no GPU, or it has less.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(f"--memory {gib:g} limits a GPU's memory, and there is no GPU")
+    share = gib * 2**30 / torch.cuda.mem_get_info()[1]
+    if not 0 < share <= 1:
+        raise UserError(f"--memory {gib:g} is not within the GPU's {gib / share:.1f} GiB")
+    torch.cuda.set_per_process_memory_fraction(share)
 
 
 def summary(name: str, found: dict[str, Any]) -> str:

@@ -53,9 +53,13 @@ class GpuMemory:
         self.device = device
 
     def free(self) -> int:
-        """Returns the device's free bytes and those that PyTorch has cached."""
-        cached = torch.cuda.memory_reserved(self.device) - self.allocated()
-        return torch.cuda.mem_get_info(self.device)[0] + cached
+        """Returns the free bytes, within this process' share, and those that are cached."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        reserved = torch.cuda.memory_reserved(self.device)
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # PyTorch 2.8 or newer
+        if share is not None:
+            free = min(free, int(share(self.device) * total) - reserved)
+        return free + reserved - self.allocated()
 
     def allocated(self) -> int:
         """Returns the bytes of all tensors."""
