@@ -205,6 +205,22 @@ MASKS = Case(
 )
 
 
+def _probability_cases() -> list[Case]:
+    """Enlarged masks of 160x512 px, as a frame of 618x2048 has them."""
+    sizes = ("height", "width", "out_height", "out_width")
+    scales = {"vertical": "fp32", "horizontal": "fp32"}
+    return [
+        Case(
+            "masks",
+            "enlarged_probabilities",
+            {"logits": f"*{kind}", "out": f"*{kind}", **dict.fromkeys(sizes, "i32"), **scales},
+            {"ROWS": 8, "COLUMNS": 256},
+            multiples=sizes,
+        )
+        for kind in ("bf16", "fp32")
+    ]
+
+
 def _linear_cases() -> list[Case]:
     """Sums of bias gradients, and the activations of MLPs forward and backward."""
     cases = []
@@ -241,6 +257,7 @@ CASES: list[Case] = [
     *_norm_cases(),
     *_group_norm_cases(),
     MASKS,
+    *_probability_cases(),
     *window_cases("bf16", "ieee"),
     *window_cases("fp32", "ieee"),
     *window_cases("fp32", "tf32"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from ttt_video.modeling.graphs import (
     stacked,
     surroundings,
     unstacked,
+    without_garbage_collection,
 )
 
 
@@ -185,6 +188,26 @@ def test_a_broken_recording_leaves_the_stream_and_the_generator_usable(monkeypat
         capture.record(waits)
     assert (streams[-1], generator.state) == ("loop", "of a graph")
     del replay
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded():
+    """A graph of a model that was dropped is freed before, as freeing it breaks a recording."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    alive, seen = weakref.ref(Cycle()), []
+
+    def record() -> None:
+        with without_garbage_collection():
+            seen.append((alive(), gc.isenabled()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        record()
+    assert seen == [(None, False)]
+    assert gc.isenabled()
 
 
 def test_a_function_that_writes_does_so_once_a_call(capture):

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
 from ttt_video.modeling.postprocess import (
     instance_inference,
     panoptic_inference,
+    resized,
     semantic_inference,
 )
 
@@ -43,6 +45,20 @@ def test_semantic_sums_class_times_mask_over_queries():
         [0.2 * 0.9 + 0.8 * 0.4, 0.2 * 0.2 + 0.8 * 0.6],
     ]
     torch.testing.assert_close(scores, torch.tensor(expected)[:, None])
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 8)])
+def test_what_has_its_size_already_is_not_interpolated(size):
+    """detectron2's function gives the same numbers, and does the work."""
+    pictures = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = resized(pictures, size, *size)
+    assert torch.equal(found, sem_seg_postprocess(pictures, size, *size))
+    assert found.data_ptr() == pictures.data_ptr()
+
+
+def test_padding_is_cut_off_before_resizing():
+    pictures = torch.tensor([[[1.0, 3.0, 9.0], [1.0, 3.0, 9.0], [9.0, 9.0, 9.0]]])
+    assert resized(pictures, (2, 2), 1, 1).tolist() == [[[2.0]]]
 
 
 # ---- instances

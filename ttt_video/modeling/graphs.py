@@ -13,8 +13,8 @@ import logging
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -94,11 +94,14 @@ class CudaCapture:
             self._pool = torch.cuda.graph_pool_handle()
         recorded, current = _CudaGraph(), torch.cuda.current_stream(self.device)
         try:
-            with torch.cuda.graph(
-                recorded.graph,
-                pool=self._pool,
-                stream=self._stream,
-                capture_error_mode="thread_local",
+            with (
+                without_garbage_collection(),
+                torch.cuda.graph(
+                    recorded.graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ),
             ):
                 result = work()
         except BaseException:
@@ -118,6 +121,19 @@ class CudaCapture:
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collects garbage first, and none in the block: a graph that is freed breaks a recording."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def capture_for(device: torch.device) -> Capture | None:

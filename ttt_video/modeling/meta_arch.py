@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
@@ -179,10 +178,9 @@ class MaskFormerTTT(DenseModel):
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
             masks = all_masks[i]
-            enlarged = F.interpolate(
-                masks[None].float(), size=(height, width), mode="bilinear", align_corners=False
-            )[0]
-            result = self.postprocess(class_logits[i], enlarged, size, *output_size(x, size))
+            result = self.postprocess(
+                class_logits[i], masks, (height, width), size, *output_size(x, size)
+            )
             # A sum is finite only if its terms are, and it needs no second tensor of their size.
             scores = class_logits[i].sum() + masks.sum(dtype=torch.float32)
             results.append({**result, "finite": scores.isfinite()})

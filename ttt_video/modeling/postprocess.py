@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -15,6 +16,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..errors import UserError
+from .kernels import use_kernels
+
+ALIGNED = 8
+"""Classes of a product on a GPU are filled up to a multiple of this: 16 bytes in bfloat16."""
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -25,6 +30,43 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """
     probs = class_logits.softmax(-1)[:, :-1]
     return torch.einsum("qk,qhw->khw", probs, mask_logits.sigmoid())
+
+
+def enlarged(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns mask logits (Q, h, w) at another size, (Q, H, W) float32."""
+    return F.interpolate(
+        mask_logits[None].float(), size=size, mode="bilinear", align_corners=False
+    )[0]
+
+
+def enlarged_semantic_inference(
+    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Returns :func:`semantic_inference` of :func:`enlarged` mask logits.
+
+    Where the kernels run, no full-size mask is written but its probabilities in the dtype of the
+    product, and they have no gradient.
+    """
+    if torch.is_grad_enabled() or not use_kernels(mask_logits):
+        return semantic_inference(class_logits, enlarged(mask_logits, size))
+    from .kernels.masks import mask_probabilities
+    from .kernels.norms import product_dtype
+
+    probs = class_logits.softmax(-1)[:, :-1]
+    classes = probs.shape[1]
+    masks = mask_probabilities(mask_logits, size, product_dtype(probs))
+    probs = F.pad(probs, (0, -classes % ALIGNED)).to(masks.dtype)
+    return (probs.t() @ masks.flatten(1))[:classes].unflatten(1, size)
+
+
+def resized(pictures: Tensor, image_size: tuple[int, int], height: int, width: int) -> Tensor:
+    """Returns (C, H, W) without padding, bilinearly resized: (C, height, width).
+
+    It is detectron2's function, which also interpolates between pixels that stay where they are.
+    """
+    if image_size == (height, width):
+        return pictures[:, :height, :width]
+    return sem_seg_postprocess(pictures, image_size, height, width)
 
 
 def instance_inference(
@@ -180,22 +222,27 @@ class Postprocessing:
         self,
         class_logits: Tensor,
         mask_logits: Tensor,
+        padded_size: tuple[int, int],
         image_size: tuple[int, int],
         height: int,
         width: int,
     ) -> dict[str, Any]:
         """Makes the outputs of one image, at ``height`` and ``width`` px.
 
-        ``class_logits`` are (Q, K + 1). ``mask_logits`` are (Q, H, W) of the padded image, whose
-        height and width without padding are ``image_size``.
+        ``class_logits`` are (Q, K + 1). ``mask_logits`` are (Q, h, w) of the image padded to
+        ``padded_size``, whose height and width without padding are ``image_size``.
         """
+        if self.outputs == {"sem_seg"} and not self.resize_masks:
+            scores = enlarged_semantic_inference(class_logits, mask_logits, padded_size)
+            return {"sem_seg": resized(scores, image_size, height, width)}
         result: dict[str, Any] = {}
+        mask_logits = enlarged(mask_logits, padded_size)
         if self.resize_masks:
-            mask_logits = sem_seg_postprocess(mask_logits, image_size, height, width)
+            mask_logits = resized(mask_logits, image_size, height, width)
         if self.semantic:
             scores = semantic_inference(class_logits, mask_logits)
             if not self.resize_masks:
-                scores = sem_seg_postprocess(scores, image_size, height, width)
+                scores = resized(scores, image_size, height, width)
             result["sem_seg"] = scores
         if self.panoptic:
             assert self.thing_classes is not None
