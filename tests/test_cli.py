@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ttt_video.adaptation import build_adapter, method_names
-from ttt_video.cli import run_tool
+from ttt_video.cli import SMALLER, run_tool
 from ttt_video.config import (
     DEFAULT_STREAM_CONFIG,
     PRESETS,
@@ -503,6 +503,8 @@ def test_overrides_that_do_not_merge_are_one_line(opts, words):
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [(UserError("no such folder: x"), 2, "error: no such folder: x"),
+     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 2,
+      f"error: CUDA out of memory; {SMALLER}"),
      (KeyboardInterrupt(), 130, "interrupted")],
 )  # fmt: skip
 def test_tools_end_with_one_line_and_a_code(capsys, raised, code, line):

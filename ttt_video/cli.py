@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+import torch
 from detectron2.config import CfgNode
 
 from .config import check_device, load_config
@@ -21,6 +22,12 @@ from .processes import (
     open_closed_streams,
     signals_interrupt,
 )
+
+SMALLER = (
+    "try smaller frames (INPUT.MIN_SIZE_TEST), TTT.CHECKPOINT True, TTT.PRECISION bf16, fewer "
+    "--workers on a GPU, or MODEL.DEVICE cpu"
+)
+"""What a user may do where a GPU's memory is full. A step that is too large says more itself."""
 
 
 def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
@@ -40,7 +47,7 @@ def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
 def run_tool(main: Callable[[], None]) -> None:
     """Runs a tool's ``main`` and ends the process as a command does.
 
-    A :class:`UserError` becomes one line on stderr and exit code 2. Ctrl-C, SIGTERM and SIGHUP stop
+    A :class:`UserError`, or a GPU that is full, becomes one line on stderr and exit code 2. Ctrl-C, SIGTERM and SIGHUP stop
     ``main`` as an exception does, so that it keeps what there is; the exit code is 128 and the
     signal's number. So it is, with SIGPIPE's, where nobody reads what is printed any more.
     """
@@ -59,6 +66,9 @@ def run_tool(main: Callable[[], None]) -> None:
         line = "interrupted" + (f" by {error}" if code != 128 + signal.SIGINT else "")
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        code, line = 2, f"error: {reason}; {SMALLER}"
     except SystemExit:
         drop_broken_streams()
         raise

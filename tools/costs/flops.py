@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttt_video.modeling import deformable_cpu  # noqa: F401 - defines operators that are counted here
+from ttt_video.modeling.kernels import VARIABLE
 
 
 class GridSampleFlops(FlopCounterMode):
@@ -56,10 +59,27 @@ def _attended(factor: int = 1) -> Callable[..., int]:
     return count
 
 
+@contextmanager
+def kernels(choice: str) -> Iterator[None]:
+    """Sets whether Triton's kernels run in the block: "auto", "on" or "off"."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = choice
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
 def count_flops(work: Callable[[], object]) -> int:
-    """Runs a piece of work once and returns its floating-point operations."""
+    """Runs a piece of work once and returns its floating-point operations.
+
+    It runs PyTorch's operations, because the counter does not see into Triton's kernels.
+    """
     # The counter does not know fused attention on CPUs, but it knows matrix products.
-    with sdpa_kernel(SDPBackend.MATH), GridSampleFlops() as counter:
+    with kernels("off"), sdpa_kernel(SDPBackend.MATH), GridSampleFlops() as counter:
         work()
     return counter.get_total_flops()
 

@@ -6,11 +6,9 @@ same numbers come of both within rounding; :func:`_parity` says within how much.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +21,13 @@ from torch import Tensor
 from costs.clock import measure, peak_memory, reset_peak_memory, spread, synchronize
 from costs.comparison import Options
 from costs.environment import copy_peak, matmul_peak
-from costs.flops import count_flops
+from costs.flops import count_flops, kernels
 from costs.inputs import frames, model_of, write_video
 from costs.loop import tool_loop
 from ttt_video.adaptation import SlidingWindow, build_adapter
 from ttt_video.adaptation.base import module_mode
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
-from ttt_video.modeling.kernels import VARIABLE
 from ttt_video.stream import Stream
 
 NOW, BEFORE = "now", "reference"
@@ -78,20 +75,6 @@ _BF16 = ("TTT.PRECISION", "bf16", "TTT.PREDICT_PRECISION", "bf16")
 _REFERENCE = ("TTT.CUDA_GRAPHS", "off", "TTT.MICRO_BATCH_SIZE", "8")
 _OURS = ("TTT.CUDA_GRAPHS", "auto", "TTT.MICRO_BATCH_SIZE", "0")
 _VARIANTS = {NOW: ("auto", _OURS), BEFORE: ("off", _REFERENCE)}
-
-
-@contextmanager
-def kernels(choice: str) -> Iterator[None]:
-    """Sets whether Triton's kernels run in the block: "auto", "on" or "off"."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = choice
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
 
 
 PARTS = (
@@ -229,7 +212,7 @@ def _prediction(
         sample = SlidingWindow(1, cfg.MODEL.DEVICE).push(frame)
         works[name] = _under(choice, partial(adapter.predict, sample))
         if not flops:
-            with kernels("off"), torch.no_grad(), module_mode(adapter.model, training=False):
+            with torch.no_grad(), module_mode(adapter.model, training=False):
                 flops = count_flops(partial(adapter.model, [sample]))
     return _runs(works, flops, configs, options)
 
@@ -247,8 +230,7 @@ def _step(
     cfg = configs.load("release", *_REFERENCE, "TTT.BATCH_SIZE", "1")
     adapter, window = _adapter(cfg, size)
     generator = torch.Generator().manual_seed(0)
-    with kernels("off"):
-        flops = count_flops(lambda: adapter.adapt(window, generator))
+    flops = count_flops(lambda: adapter.adapt(window, generator))
     found = _runs(works, flops * configs.load("release").TTT.BATCH_SIZE, configs, options)
     for name, run in found["runs"].items():
         run["facts"] = adapters[name].facts()
