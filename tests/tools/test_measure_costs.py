@@ -150,7 +150,8 @@ def test_stages_become_a_profile_that_grows(run, tmp_path):
     content = json.loads(file.read_text())
     assert content["machine"] == "mine"
     assert [case["method"] for case in content["cases"]] == ["none", "online_ttt_mae"]
-    cfg = load_config("joint_cityscapes.yaml", opts=[*TINY, "TTT.CLOCK.PROFILE", str(file)])
+    clock = ("TTT.CLOCK.PROFILE", str(file), "TTT.CLOCK.FPS", "10.0")
+    cfg = load_config("joint_cityscapes.yaml", opts=[*TINY, *clock])
     times = stage_times(cfg, "online_ttt_mae")
     assert (times.machine, times.size, times.steps.keys()) == ("mine", (32, 64), {1, 4})
     assert len(times.steps[4]) == len(times.parts["predict"]) == 3

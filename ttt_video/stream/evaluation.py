@@ -175,6 +175,8 @@ class StreamEvaluation:
     def _start(self, video: VideoRun, before: str | None) -> None:
         """Begins a video at its start, after the one ``before``."""
         self.stream.start_video(video.video_id, video.source)
+        if self.frozen is not None:  # a state that could not be used may have been loaded in part
+            self.frozen.start_video(video.video_id, video.source)
         if self.save_every and self.builds_up:
             self._save(video, -1)
             if before is not None:
