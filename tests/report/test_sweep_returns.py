@@ -53,6 +53,7 @@ def test_table_by_hand(tmp_path):
         summary = {
             "complete": True, "frames": 50, "preset": None, "weights_sha256": "a" * 64,
             "metrics": {"adapted": {"mIoU": 0.0, "videos": {}}},
+            "streaming": {"adapted": {"misses": 1}, "frozen": {"delay_frames": 1.5}},
             "seconds": {k: {"mean": 1.0} for k in ("adapt", "predict", "frame")},
         }  # fmt: skip
         (cell.folder / "summary.json").write_text(json.dumps(summary))
@@ -62,7 +63,10 @@ def test_table_by_hand(tmp_path):
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (cell.folder / "frames.jsonl").write_text(text)
-    table = returns_table(sweep.cells, [cell_record(c, c.summary()) for c in sweep.cells])
+    records = [cell_record(cell, cell.summary()) for cell in sweep.cells]
+    numbers = ("streaming_misses", "frozen_streaming_delay_frames")
+    assert [records[0][name] for name in numbers] == [1, 1.5]
+    table = returns_table(sweep.cells, records)
     assert table.head == ["method", "source", "target", "drop", "loop-back", "recovery"]
     assert table.rows == [
         ["none", "60.00", "25.00", "35.00", "60.00", "0.0"],

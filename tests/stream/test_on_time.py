@@ -241,6 +241,11 @@ def test_offline_methods_are_refused():
         OnTimeStream(stream, 10.0)
 
 
+def test_pictures_without_a_place_in_time_are_refused():
+    with pytest.raises(UserError, match=r"TTT\.CLOCK\.FPS.*frame_index, and no Tensor"):
+        list(on_time().run([torch.zeros(4, 6, 3, dtype=torch.uint8)]))
+
+
 def test_seconds_are_drawn_by_seed_video_frame_and_stage():
     times = StageTimes("m", (4, 6), {**FREE, "predict": [0.1, 0.2, 0.3]}, {1: [1.0], 5: [3.0, 5.0]})
     frames = [{"video_id": "a", "frame_index": i} for i in range(300)]

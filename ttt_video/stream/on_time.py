@@ -155,7 +155,7 @@ class OnTimeStream:
 
     def step(self, picture: Frame | Picture) -> FrameResult:
         """Takes a frame or drops it; see the class."""
-        frame = self._loop.frame_of(picture)
+        frame = self._loop.frame_of(_with_index(picture))
         if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
         index = frame["frame_index"]
@@ -188,7 +188,7 @@ class OnTimeStream:
 
     def run(self, source: Iterable[Frame | Picture], *, anew: bool = True) -> Iterator[FrameResult]:
         """See :meth:`Stream.run`."""
-        for frame in self._loop.frames_of(source, anew=anew):
+        for frame in self._loop.frames_of(map(_with_index, source), anew=anew):
             result = self.step(frame)
             with self._meanwhile():
                 yield result
@@ -219,6 +219,20 @@ class OnTimeStream:
             _Prediction(finished, index, Shared(_unpacked(output)))
             for finished, index, output in own["predictions"]
         ]
+
+
+def _with_index(picture: Frame | Picture) -> Frame:
+    """Returns a frame as it is.
+
+    Raises:
+        UserError: it is a picture, of which nobody knows when it came.
+    """
+    if isinstance(picture, Mapping):
+        return cast(Frame, picture)
+    raise UserError(
+        "with TTT.CLOCK.FPS a stream takes frames of a source, which have a frame_index, and no "
+        f"{type(picture).__name__}: set it to 0, or use ttt_video.data.sources"
+    )
 
 
 def _on_time(index: int, counts: _Prediction | None, **more: Any) -> OnTime:
