@@ -67,10 +67,10 @@ def test_table_by_hand(tmp_path):
     numbers = ("streaming_misses", "frozen_streaming_delay_frames")
     assert [records[0][name] for name in numbers] == [1, 1.5]
     table = returns_table(sweep.cells, records)
-    assert table.head == ["method", "source", "target", "drop", "loop-back", "recovery"]
+    assert table.head == ["videos", "method", "source", "target", "drop", "loop-back", "recovery"]
     assert table.rows == [
-        ["none", "60.00", "25.00", "35.00", "60.00", "0.0"],
+        ["w", "none", "60.00", "25.00", "35.00", "60.00", "0.0"],
         # Fog: (3 * 20 + 7 * 40) / 10 = 34; recovery 3 frames at one of four changes.
-        ["tent", "61.00", "32.00", "29.00", "57.50", "0.8"],
+        ["w", "tent", "61.00", "32.00", "29.00", "57.50", "0.8"],
     ]
     assert returns_table(sweep.cells, []) is None

@@ -44,12 +44,12 @@ def recovery_frames(scores: Sequence[float]) -> int:
 
 
 def returns_table(cells: Sequence[Cell], records: Sequence[Record]) -> Table | None:
-    """Returns a line per row for the cells whose world videos return; None without any.
+    """Returns a line per source and row for the cells whose world videos return; None without any.
 
-    Records are those of complete cells. A line is the mean over videos, sources and seeds.
+    Records are those of complete cells. A line is the mean over videos and seeds.
     """
     complete = {record["folder"] for record in records}
-    found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    found: defaultdict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for cell in cells:
         settings = world_settings(cell, "return") if str(cell.folder) in complete else None
         if settings is None:
@@ -57,21 +57,21 @@ def returns_table(cells: Sequence[Cell], records: Sequence[Record]) -> Table | N
         for _, shift, frames in shifted_frames(cell, settings):
             parts = _by_part(frames, shift.part, settings["frames"])
             if len(parts) == len(shift.parts):
-                found[cell.row].append(_numbers(parts, shift.parts))
+                found[cell.source, cell.row].append(_numbers(parts, shift.parts))
     if not found:
         return None
     lines = [
-        [row, *(f"{fmean(n[name] for n in own):.{digits}f}" for name, digits in COLUMNS.items())]
-        for row, own in found.items()
+        [*names, *(f"{fmean(n[name] for n in own):.{digits}f}" for name, digits in COLUMNS.items())]
+        for names, own in found.items()
     ]
     note = (
         "mIoU over the frames of a part: source is the first, clean one, target the mean of those "
         "with a shift, loop-back the mean of the clean ones after a shift; drop is source less "
         "target. Recovery is the mean over all changes of the frames from a change to the first "
         f"from which the mean of {RUNNING} frames' mIoU is at most {WITHIN:g} points below the "
-        "mean of the last half of the part. Means over videos, sources and seeds"
+        "mean of the last half of the part. Means over videos and seeds"
     )
-    return Table(["method", *COLUMNS], lines, [f"{note}."], "Videos that return")
+    return Table(["videos", "method", *COLUMNS], lines, [f"{note}."], "Videos that return")
 
 
 def _by_part(
