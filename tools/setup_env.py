@@ -63,9 +63,6 @@ WITHOUT_REQUIREMENTS = {
     "panopticapi": "panopticapi-lite==0.2.0",
     # It asks for a second wheel of OpenCV. What it does need is the extra "corruptions".
     "imagecorruptions": "imagecorruptions-imaug==1.1.5",
-    # A second opinion on which prediction counts for a frame. What it asks for, gRPC, is for its
-    # server.
-    "sap_toolkit": "sap-toolkit==1.0.0",
 }
 EXTRAS = ("test", "corruptions")
 FIRST_PYTHON = (3, 10)

@@ -163,7 +163,7 @@ def test_pairing_is_that_of_the_definition(seed):
 
 @pytest.mark.parametrize("slowest", [20, 60, 200])
 def test_pairing_is_that_of_the_toolkit_of_sap(tmp_path, slowest):
-    """tools/setup_env.py installs it; its rule is for 30 frames per second."""
+    """``pip install --no-deps sap-toolkit==1.0.0``; its rule is for 30 frames per second."""
     utils = pytest.importorskip("sap_toolkit.utils")
     import pickle
     from types import SimpleNamespace
