@@ -39,7 +39,7 @@ setup(
     package_data={
         "ttt_video_cli": ["py.typed"],
         "ttt_video": ["py.typed", "weights/*.safetensors", "live/page.html"],
-        "ttt_video.configs": ["*.yaml", "**/*.yaml"],
+        "ttt_video.configs": ["*.yaml", "**/*.yaml", "profiles/*.json"],
     },
     entry_points={"console_scripts": ["ttt-video = ttt_video_cli:main"]},
     zip_safe=False,

@@ -22,6 +22,7 @@ COMMANDS = {
     "loop": "frames with decoding, scoring and writing, beside a loop that rebuilds everything",
     "constant": "frames of small and large windows, early and late in a video, in turn",
     "attention": "deformable attention by itself, beside a plain reference",
+    "stages": "decoding, prediction, steps and the rest of a frame, as a profile to simulate",
     "saving": "frozen frames whose predictions are saved, in each format",
     "train": "steps of joint training on synthetic images",
     "gpu": "every part of a frame on a GPU, against targets and PyTorch's own operators",
@@ -41,7 +42,7 @@ def argument_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--steps", type=int, default=3, metavar="N", help="measured")
         command.add_argument("--warmup", type=int, default=1, metavar="N", help="not measured")
-        if name not in ("loop", "constant", "saving", "gpu"):
+        if name not in ("loop", "constant", "stages", "saving", "gpu"):
             command.add_argument(
                 "--batch",
                 type=int,
@@ -52,13 +53,22 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--no-flops", action="store_true", help="count no operations")
         if name in ("predict", "step", "all"):
             command.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: fp32")
-        if name not in ("constant", "saving", "train"):
+        if name not in ("constant", "stages", "saving", "train"):
             command.add_argument("--no-peers", action="store_true", help="measure ours alone")
         if name in ("loop", "all"):
             command.add_argument("--overlay", action="store_true", help="also write overlay.mp4")
         if name == "constant":
             command.add_argument("--windows", type=int, nargs="+", default=(16, 256), metavar="K")
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
+        if name == "stages":
+            command.add_argument("--method", metavar="NAME", help="default: the config's")
+            command.add_argument("--profile", metavar="FILE", help="write it, or add to it")
+            command.add_argument("--machine", default="", metavar="TEXT", help="the profile's")
+            command.add_argument(
+                "--cpu-seconds",
+                action="store_true",
+                help="count the cores' seconds, on a machine that others use; one thread",
+            )
         if name == "gpu":
             command.add_argument("--only", nargs="+", metavar="PART", help="measure these parts")
             command.add_argument(
@@ -81,13 +91,19 @@ from costs.gpu import PARTS, Configs, gpu, limit_memory
 from costs.loop import loops
 from costs.report import report
 from costs.saving import savings
+from costs.stages import add_to_profile, stages
 from detectron2.config import CfgNode
 
 from ttt_video.cli import config_of, run_tool
 from ttt_video.errors import UserError
 from ttt_video.files import make_folder, write_atomically
 
-_ALONE = (("all", "train"), ("all", "saving"), ("all", "gpu"))  # what "all" leaves out
+_ALONE = (
+    ("all", "train"),
+    ("all", "saving"),
+    ("all", "gpu"),
+    ("all", "stages"),
+)  # what "all" leaves out
 Measure = Callable[[CfgNode, Options], dict[str, Any]]
 
 
@@ -128,6 +144,8 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
         measures["loop"] = partial(loops, overlay=args.overlay)
     if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
+    if args.command == "stages":
+        measures["stages"] = partial(stages, cpu_seconds=args.cpu_seconds)
     if args.command == "gpu":
         unknown = sorted({*(args.only or ())} - {*PARTS})
         if unknown:
@@ -153,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     options = options_of(args)
     # Steps from random weights are large, and would be looked at again as few of a stream are.
     args.opts = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", "0.0", *args.opts]
-    cfg = config_of(args)
+    cfg = config_of(args, getattr(args, "method", None))
     if args.output is not None:
         make_folder(Path(args.output).parent)
         if Path(args.output).is_dir():
@@ -171,6 +189,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.output is not None:  # what is measured is kept, whatever comes after it
             write_atomically(Path(args.output), partial(write_json, result))
     print(report(result))
+    if getattr(args, "profile", None):
+        make_folder(Path(args.profile).parent, "--profile")
+        add_to_profile(Path(args.profile), args.machine, result)
+        print(f"wrote {args.profile}")
     if args.output is not None:
         print(f"wrote {args.output}")
 

@@ -20,7 +20,7 @@ PROTOCOLS = ("standard", "video", "release")
 TABLE_LAYOUTS = ("table1", "table3", "table4", "plain", "images")
 TABLE_FORMATS = ("markdown", "csv", "latex")
 SCENES = ("street", "park", "tunnel")
-SCHEDULES = ("constant", "ramp", "switch")
+SCHEDULES = ("constant", "ramp", "switch", "return")
 SPLITS = ("validation", "test")
 VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
 

@@ -108,6 +108,18 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     parser.add_argument("--fps", type=float, help="of video files; default: the video's, else 10")
     parser.add_argument(
+        "--stream-fps",
+        type=float,
+        metavar="N",
+        help="frames come at this rate and do not wait: score what is predicted in time",
+    )
+    parser.add_argument(
+        "--clock",
+        metavar="PROFILE",
+        help="simulate the time from a profile of stage times, such as two_cores, or a file of "
+        "tools/measure_costs.py stages; default: the wall clock",
+    )
+    parser.add_argument(
         "--save",
         action="append",
         default=[],
@@ -154,7 +166,7 @@ def differences_of(summary: Row) -> list[str]:
 
 def report(summary: Row) -> str:
     """The summary in a few lines."""
-    from ttt_video.tasks import headlines
+    from ttt_video.tasks import headlines, streaming_headlines
 
     lines = [f"{summary['frames']} frames"]
     if summary["frames"]:  # a live source may have sent none in time
@@ -172,12 +184,20 @@ def report(summary: Row) -> str:
             f"skipped updates {summary['skipped_updates']}, "
             f"shorter steps {summary['shrunk_updates']}, late frames {summary['late_frames']}"
         )
+    for who, times in summary.get("streaming", {}).items():
+        delay, latency = times["delay_frames"], times["latency_seconds"]
+        lines.append(
+            f"{who} at {summary['settings']['CLOCK']['FPS']:g} fps: "
+            + (f"{delay:.2f} frames late, " if delay is not None else "")
+            + f"{1000 * latency:.0f} ms from a frame to its prediction, "
+            f"{times['dropped_frames']} frames dropped, {times['misses']} without any prediction"
+        )
     if summary["skipped_frames"]:
         lines.append(f"{len(summary['skipped_frames'])} unreadable frames skipped")
     for who, metrics in sorted(summary["metrics"].items()):
         if metrics.get("nonfinite_frames"):
             lines.append(f"{who}: {metrics['nonfinite_frames']} frames with scores not finite")
-        shown = (*headlines(), "flicker")
+        shown = (*headlines(), *streaming_headlines(), "flicker")
         numbers = {name: metrics[name] for name in shown if name in metrics}
         scores = [f"{k} {v:.2f}" if v is not None else f"{k} undefined" for k, v in numbers.items()]
         if scores:
@@ -206,6 +226,7 @@ def run(args: argparse.Namespace) -> None:
     """Checks, builds, streams."""
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
+    from ttt_video.config.schema import validate_config
     from ttt_video.data.grey import open_videos
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
@@ -222,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.stream.parallel import check_independent
     from ttt_video.stream.saved_weights import SavedWeights, weight_moments
     from ttt_video.stream.saving import SavedPredictions, format_names
+    from ttt_video.stream.stage_times import stage_times
     from ttt_video.tasks.classes import check_predicted_classes
     from ttt_video.visualization.video import check_fps
 
@@ -237,6 +259,12 @@ def run(args: argparse.Namespace) -> None:
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
+    for key, value in (("PROFILE", args.clock), ("FPS", args.stream_fps)):
+        if value is not None:
+            cfg.TTT.CLOCK[key] = value
+    validate_config(cfg)
+    if cfg.TTT.CLOCK.PROFILE:
+        stage_times(cfg, cfg.TTT.METHOD)  # before the time to load the weights
     for network in NETWORKS:
         if getattr(args, network.lower()) is not None:
             cfg.TTT.COLOR[network] = getattr(args, network.lower())

@@ -129,9 +129,12 @@ def slurm_parameters(pairs: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--slurm {' '.join(pairs)}: {' '.join(str(error).split())}") from error
 
 
-def has_frame_budget(cell: Cell) -> bool:
-    """Whether the file or the command line gives the cell less than all the time it needs."""
-    return float(cell.overrides.get("TTT.FRAME_BUDGET_MS", 0)) > 0
+def key_of_time(cell: Cell) -> str:
+    """The key because of which a cell depends on how fast the machine is; "" for none."""
+    if cell.overrides.get("TTT.CLOCK.PROFILE"):
+        return ""
+    keys = ("TTT.FRAME_BUDGET_MS", "TTT.CLOCK.FPS")
+    return next((key for key in keys if float(cell.overrides.get(key, 0)) > 0), "")
 
 
 def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
@@ -155,10 +158,11 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; give at least 1")
     workers = min(args.workers or default_workers(), max(len(missing), 1))
-    if workers > 1 and args.slurm is None and any(map(has_frame_budget, missing)):
+    timed = next(filter(None, map(key_of_time, missing)), "")
+    if workers > 1 and args.slurm is None and timed:
         raise UserError(
-            "with TTT.FRAME_BUDGET_MS cells that run at once would take each other's time: add "
-            "--workers 1"
+            f"with {timed} cells that run at once would take each other's time: add --workers 1, "
+            "or simulate the time (TTT.CLOCK.PROFILE)"
         )
     parameters = slurm_parameters(args.slurm or ())
     make_folder(args.output)

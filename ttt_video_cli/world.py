@@ -62,7 +62,8 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         "--schedule",
         choices=SCHEDULES,
         default=SCHEDULES[0],
-        help="let the severity grow from 0 (ramp) or corruptions take turns (switch)",
+        help="let the severity grow from 0 (ramp), or corruptions take turns (switch), with the "
+        "clean video before and after each (return)",
     )
     videos.add_argument(
         "--rgb-labels", action="store_true", help="kitti_step: the official RGB label maps too"

@@ -47,6 +47,16 @@ class TaskContract:
         for frame in self.records(video):
             assert json.loads(json.dumps(frame.records)) == frame.records
 
+    def test_a_missed_frame_finds_nothing_if_the_task_has_streaming_scores(self, video):
+        task = self.task(EXAMPLE_INFO)
+        missed = [task.missed(frame, output) for frame, output in video]
+        if not task.streaming:
+            assert missed == [None] * len(video)
+            return
+        frames = [ScoredFrame("a", i, {task.name: record}) for i, record in enumerate(missed)]
+        assert self.scores(frames)[task.headline] == 0
+        assert missed != [frame.records[task.name] for frame in self.records(video)]
+
     def test_the_numbers_do_not_depend_on_the_order_of_frames(self, video):
         frames = self.records(video)
         more = [frame._replace(video_id="other") for frame in frames]

@@ -18,6 +18,7 @@ from ttt_video.formats.labels import read_segment_ids
 from ttt_video.tasks import (
     ColorizationTask,
     ColorStatistics,
+    Consistency,
     InstanceTask,
     LabelInfo,
     PanopticTask,
@@ -181,9 +182,9 @@ def test_a_category_that_is_no_class_is_told_with_its_file(tmp_path, things):
 def test_a_data_sets_type_says_what_is_scored(tiny_cfg, register, kind, evaluator):
     name = register(evaluator_type=kind, thing_classes=["cat"], ignore_label=7)
     built = build_tasks(name)
-    label_free = [Steadiness, PredictionStatistics, ColorStatistics]
-    assert {type(e) for e in built} == {evaluator, *label_free}
-    assert len(built) == 4
+    everywhere = [Steadiness, Consistency, PredictionStatistics, ColorStatistics]
+    assert {type(e) for e in built} == {evaluator, *everywhere}
+    assert len(built) == 5
     assert [type(e) for e in built if e.required] == [evaluator]
     assert all(e.info.ignore_label == 7 for e in built)
 

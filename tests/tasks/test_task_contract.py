@@ -13,6 +13,7 @@ from task_contract import TaskContract
 from ttt_video.tasks import (
     ColorizationTask,
     ColorStatistics,
+    Consistency,
     ImageClassTask,
     InstanceTask,
     Metric,
@@ -94,6 +95,16 @@ class TestSteadiness(_OnNoise):
     task = Steadiness
 
 
+class TestConsistency(_OnNoise):
+    task = Consistency
+
+    @pytest.fixture
+    def video(self, noise_video):
+        """Nine frames, because a clip has eight."""
+        many = enumerate(noise_video * 3)
+        return [({**frame, "frame_index": index}, output) for index, (frame, output) in many]
+
+
 class TestPredictionStatistics(_OnNoise):
     task = PredictionStatistics
 
@@ -112,8 +123,8 @@ class TestImageClasses(_OnNoise):
 
 def test_all_built_in_tasks_are_under_contract():
     classes = [
-        SemanticTask, PanopticTask, InstanceTask, Steadiness, PredictionStatistics,
-        ColorizationTask, ColorStatistics, ImageClassTask,
+        SemanticTask, PanopticTask, InstanceTask, Steadiness, Consistency,
+        PredictionStatistics, ColorizationTask, ColorStatistics, ImageClassTask,
     ]  # fmt: skip
     assert tasks() == classes
     assert headlines() == ["mIoU", "PQ", "AP", "PSNR", "top1"]

@@ -16,8 +16,10 @@ from costs.inputs import peer_of, write_video
 from tiny import TINY
 
 from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.modeling.deformable_attention import COMPILED, deformable_attention
+from ttt_video.stream.stage_times import stage_times
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ["--config", "joint_cityscapes.yaml"]
@@ -134,6 +136,35 @@ def test_saving_is_measured_beside_the_frozen_frame(run):
     for run_of in case["runs"].values():
         check_seconds(run_of["seconds"])
     assert "masks takes" in printed
+
+
+def test_stages_become_a_profile_that_grows(run, tmp_path):
+    file = tmp_path / "profiles" / "mine.json"
+    into = ("--profile", str(file))
+    results, printed = run("stages", "--method", "none", *into, "--machine", "mine")
+    (case,) = results["stages"]["cases"]
+    assert case["runs"].keys() == {"decode", "push", "predict", "others"}
+    run("stages", *into)
+    run("stages", *into, "--steps", "3")  # in place of the one before
+    assert f"wrote {file}" in printed
+    content = json.loads(file.read_text())
+    assert content["machine"] == "mine"
+    assert [case["method"] for case in content["cases"]] == ["none", "online_ttt_mae"]
+    clock = ("TTT.CLOCK.PROFILE", str(file), "TTT.CLOCK.FPS", "10.0")
+    cfg = load_config("joint_cityscapes.yaml", opts=[*TINY, *clock])
+    times = stage_times(cfg, "online_ttt_mae")
+    assert (times.machine, times.size, times.steps.keys()) == ("mine", (32, 64), {1, 4})
+    assert len(times.steps[4]) == len(times.parts["predict"]) == 3
+    assert 0 < times.parts["predict"][0] < times.steps[4][0] * 100
+    assert stage_times(cfg, "none").steps == {}
+    with pytest.raises(UserError, match=r"mine\.json is of mine, not yours"):
+        run("stages", *into, "--machine", "yours")
+
+
+def test_seconds_of_cores_are_those_of_one_thread(run, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(UserError, match="OMP_NUM_THREADS=1"):
+        run("stages", "--cpu-seconds")
 
 
 def test_constancy(run):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.stream import Stream
 from ttt_video.stream.directory import RunDirectory
+from ttt_video.stream.stage_times import cost_settings
 from ttt_video.stream.video_parts import video_fps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,6 +332,34 @@ def test_frame_budget_is_reported_in_a_line(stream, refused, tmp_path, capsys):
     )
     resumed = refused("--video-dir", folder, "--no-video", "--resume", *budget)
     assert "choose another --output" in resumed
+
+
+def test_frames_that_do_not_wait_are_reported_in_a_line(stream, refused, tmp_path, capsys):
+    folder = write_frames(tmp_path / "v", 5)
+    plain = stream("--video-dir", folder, "--no-video", output="0")
+    cfg = load_config(str(plain / "config.yaml"))
+    seconds = {"decode": [0], "push": [0], "predict": [0.15], "others": [0], "step": {"2": [0]}}
+    names = ("none", "online_ttt_mae")
+    cases = [{"method": name, "settings": cost_settings(cfg, name)} for name in names]
+    cases = [{**case, "size": [HEIGHT, WIDTH], "seconds": seconds} for case in cases]
+    profile = tmp_path / "slow.json"
+    profile.write_text(json.dumps({"machine": "a slow one", "cases": cases}))
+    flags = ("--video-dir", folder, "--no-video", "--compare", "--stream-fps", 10)
+    capsys.readouterr()
+    out = stream(*flags, "--clock", profile)
+    printed = capsys.readouterr().out.splitlines()
+    # Frames 0, 1, 3 and 4 are taken at 0, 0.15, 0.3 and 0.45 s. Frame 2 has frame 0's prediction,
+    # frames 3 and 4 have frame 1's: ages of 2, 2 and 3.
+    numbers = "2.33 frames late, 175 ms from a frame to its prediction, 1 frames dropped, 2 without"
+    for who in ("adapted", "frozen"):
+        assert f"{who} at 10 fps: {numbers} any prediction" in printed
+    dropped = [row["frame_index"] for row in rows_of(out) if row["streaming"]["dropped"]]
+    assert dropped == [2]
+    assert summary_of(out)["device"] == "simulated: a slow one"
+    shutil.rmtree(tmp_path / "out")
+    assert "no profile 'fast'" in refused(*flags, "--clock", "fast", output="1")
+    without = refused("--video-dir", folder, "--no-video", "--clock", profile, output="2")
+    assert "TTT.CLOCK.FPS is 0" in without
 
 
 def test_preset_merges_on_top_and_overrides_on_top_of_that(stream, tmp_path):

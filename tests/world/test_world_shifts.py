@@ -84,8 +84,9 @@ def test_no_shift_is_the_video():
     [
         ((("sleet",),), "unknown corruption 'sleet'"),
         ((("fog",), 6.0), "severity is 6"),
-        ((("fog",), 3.0, "zigzag"), "unknown schedule 'zigzag'.*constant, ramp, switch"),
+        ((("fog",), 3.0, "zigzag"), "unknown schedule 'zigzag'.*constant, ramp, switch, return"),
         ((("fog",), 3.0, "switch"), "switch needs at least two"),
+        (((), 3.0, "return"), "return needs at least one"),
         ((("fog", "night"), 3.0, "ramp"), "ramp takes one corruption, not 2"),
         (((), 3.0), "constant takes one corruption, not 0"),
     ],
@@ -93,6 +94,15 @@ def test_no_shift_is_the_video():
 def test_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         Shift(*arguments)
+
+
+def test_a_video_that_returns_is_clean_before_and_after_each_corruption():
+    shift = Shift(("fog", "night"), 3.0, "return")
+    names = [shift.at(index, 10)[0] for index in range(10)]
+    assert names == [n for n in ("none", "fog", "none", "night", "none") for _ in range(2)]
+    assert [shift.part(index, 10) for index in (0, 2, 9)] == [0, 1, 4]
+    assert shift.name == "fog+night-3-return"
+    assert Shift(("fog",), 3.0, "return").parts == ("none", "fog", "none")
 
 
 def test_what_is_tuned_on_is_not_scored():

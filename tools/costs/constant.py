@@ -12,7 +12,9 @@ from costs.clock import measure, resident_memory, spread
 from costs.comparison import Options
 from costs.inputs import frames, model_of
 from ttt_video.errors import UserError
-from ttt_video.stream import BudgetedStream, Stream
+from ttt_video.stream import BudgetedStream, OnTimeStream, Stream
+
+AnyStream = Stream | BudgetedStream | OnTimeStream
 
 REPORTS = 10
 """Number of times that memory is read on the way to a position."""
@@ -44,7 +46,7 @@ def constancy(
         )
     device = torch.device(cfg.MODEL.DEVICE)
     video = frames(16, *options.sizes[0])
-    runners: dict[str, Stream | BudgetedStream] = {}
+    runners: dict[str, AnyStream] = {}
     streams: dict[str, dict[str, Any]] = {}
     for window in windows:
         for position in positions:
@@ -69,9 +71,7 @@ def constancy(
     return {"size": list(options.sizes[0]), "batch": cfg.TTT.BATCH_SIZE, "streams": streams}
 
 
-def _advance(
-    runner: Stream | BudgetedStream, video: Callable[[int], Any], position: int
-) -> list[dict[str, int]]:
+def _advance(runner: AnyStream, video: Callable[[int], Any], position: int) -> list[dict[str, int]]:
     """Runs a stream up to a frame; returns the process's memory at some places on the way."""
     memory = []
     for index in range(position):
@@ -81,9 +81,7 @@ def _advance(
     return memory
 
 
-def _frames(
-    runner: Stream | BudgetedStream, video: Callable[[int], Any], position: int
-) -> Callable[[], object]:
+def _frames(runner: AnyStream, video: Callable[[int], Any], position: int) -> Callable[[], object]:
     indices = iter(range(position, 2**62))
     return lambda: runner.step(video(next(indices)))
 

@@ -23,6 +23,9 @@ class SlidingWindow:
     Args:
         size: k, in frames; None keeps every frame since :meth:`clear`, and its memory grows.
         device: where the images are kept; a frame is moved there once.
+
+    Attributes:
+        drawn: samples of the last batch; 0 where none was drawn.
     """
 
     def __init__(self, size: int | None, device: torch.device | str = "cpu") -> None:
@@ -31,6 +34,7 @@ class SlidingWindow:
         self.size = size
         self.device = torch.device(device)
         self._frames: deque[Sample] = deque(maxlen=size)
+        self.drawn = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -87,6 +91,7 @@ class SlidingWindow:
             raise ValueError(
                 f"no sampling {sampling!r}; with_replacement, without_replacement, shuffled_epochs"
             )
+        self.drawn = len(picks)
         return [self._frames[i] for i in picks.tolist()]
 
 
@@ -104,19 +109,17 @@ class LimitedWindow(SlidingWindow):
 
     Attributes:
         asked: samples of the last batch without the limit; 0 where none was drawn.
-        drawn: samples of the last batch.
     """
 
     def __init__(self, window: SlidingWindow, max_samples: int) -> None:
         super().__init__(window.size, window.device)
         self._frames = window._frames
         self.max_samples = max_samples
-        self.asked = self.drawn = 0
+        self.asked = 0
 
     def sample(self, batch_size: int, *, sampling: str, generator: torch.Generator) -> list[Sample]:
         """Returns what :meth:`SlidingWindow.sample` does for a batch of no more than the limit."""
         limit = min(batch_size, self.max_samples)
         batch = super().sample(limit, sampling=sampling, generator=generator)
         self.asked = min(batch_size, len(self)) if sampling == "without_replacement" else batch_size
-        self.drawn = len(batch)
         return batch

@@ -35,6 +35,10 @@ def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
     return Rule(lambda value, cfg: holds(value), words)
 
 
+def _is_rate_or_none(value: Any) -> bool:
+    return value == 0 or 1e-3 <= value <= 1e5
+
+
 def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
@@ -193,7 +197,7 @@ ADAPTATION: Mapping[str, Key] = {
     ),
     # ms between two frames of a camera; 0 = no budget. The loop keeps up by steps on fewer samples,
     # or none; every frame is predicted. Numbers then depend on how fast the machine is at each
-    # moment, and no run repeats another bit for bit.
+    # moment, and no run repeats another bit for bit, unless TTT.CLOCK.PROFILE is set.
     "TTT.FRAME_BUDGET_MS": Key(
         0,
         at_least(0, "a number of milliseconds, or 0 for none"),
@@ -325,7 +329,30 @@ RECORDING: Mapping[str, Key] = {
     "TTT.CUDA_GRAPHS": Key("auto", choices=("auto", "off")),
 }
 
-KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING}
+# These keys say what time it is in a stream (docs/streaming.md). Presets leave them alone.
+TIMING: Mapping[str, Key] = {
+    # Frames per second of the camera that the videos stand for: a frame that comes while the loop
+    # is busy is dropped, and each is also scored by the newest prediction that was finished when it
+    # came. 0: the frames of a recording wait, and nobody minds how long.
+    "TTT.CLOCK.FPS": Key(
+        0.0,
+        must_be("0, or a number of frames per second from 0.001 to 100000", _is_rate_or_none),
+        Rule(
+            lambda value, cfg: value == 0 or cfg.TTT.FRAME_ORDER == "time",
+            "0 where TTT.FRAME_ORDER is not 'time': a camera gives its frames in time",
+        ),
+        Rule(
+            lambda value, cfg: value > 0 or not cfg.TTT.CLOCK.PROFILE,
+            "above 0 where TTT.CLOCK.PROFILE is set: the profile's clock needs a frame rate",
+        ),
+    ),
+    # Name of a shipped profile of stage times (configs/profiles/), or a file of
+    # tools/measure_costs.py: the clock is simulated from it, by SEED, and runs repeat. '': the wall
+    # clock, by which no run repeats another.
+    "TTT.CLOCK.PROFILE": Key(""),
+}
+
+KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING, **TIMING}
 """All keys of this project, and those that were declared since."""
 
 

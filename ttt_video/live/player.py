@@ -22,6 +22,7 @@ from ..adaptation import SlidingWindow, build_adapter, method_names
 from ..errors import UserError
 from ..stream import OverlayVideos, Results, Stream
 from ..stream.budget import BudgetedStream
+from ..stream.on_time import OnTimeStream
 from ..structures import Frame, FrameSource
 from ..tasks import Shared, differences
 from ..tasks.classes import check_predicted_classes
@@ -264,6 +265,8 @@ class Player:
     def _use(self, cfg: CfgNode) -> None:
         """Builds the stream of a config around the source weights."""
         stream = Stream.from_config(cfg, copy.deepcopy(self._source_model))
+        if isinstance(stream, OnTimeStream):
+            raise UserError("TTT.CLOCK.FPS is for recordings, which a page lets wait: set it to 0")
         if stream.adapter.offline:
             raise UserError(f"{cfg.TTT.METHOD} needs the whole video before its first prediction")
         self.cfg, self.stream, self.method = cfg, stream, str(cfg.TTT.METHOD)

@@ -12,5 +12,12 @@ UNLABELLED = (
 
 
 def headlines(protocol: str = "standard") -> list[str]:
-    """Returns the metric that judges each task, in the order of columns."""
-    return [metric + PROTOCOLS[protocol] for metric in tasks.headlines()]
+    """Returns the metric that judges each task, in the order of columns.
+
+    Those of predictions that came in time follow, which no frame has by itself.
+    """
+    suffix = PROTOCOLS[protocol]
+    own = [metric + suffix for metric in tasks.headlines()]
+    if protocol == "release":
+        return own
+    return [*own, *(metric + suffix for metric in tasks.streaming_headlines())]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..stream.directory import read_rows
 from ..sweeps.cells import Cell
 from ..tasks.semantic import Counts, add_counts, mean_iou
-from ..world.shifts import video_shift
+from ..world.shifts import Shift, video_shift
 from .formats import Table, between
 from .metrics import headlines
 from .runs import read_run, video_means
@@ -106,9 +106,28 @@ def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
     Raises:
         UserError: the cell has lost its rows.
     """
-    settings = _world_settings(cell)
+    settings = world_settings(cell, "switch")
     if settings is None:
         return {}
+    pooled: dict[Piece, list[Counts]] = defaultdict(list)
+    for video, shift, frames in shifted_frames(cell, settings):
+        for index, counts in frames:
+            corruption, _ = shift.at(index, settings["frames"])
+            pooled[video, corruption].append(counts)
+    scores = {piece: mean_iou(add_counts(many)) for piece, many in pooled.items()}
+    return {piece: score for piece, score in scores.items() if score is not None}
+
+
+def shifted_frames(
+    cell: Cell, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Shift, list[tuple[int, Counts]]]]:
+    """Yields the videos of a cell: the name, the shift, and indices and records of its frames.
+
+    ``settings`` are of :func:`world_settings`.
+
+    Raises:
+        UserError: the cell has lost its rows.
+    """
     frames: dict[str, list[tuple[int, Counts]]] = defaultdict(list)
     file = cell.folder / "frames.jsonl"
     if not file.exists():
@@ -119,23 +138,18 @@ def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
     for row in read_rows(file):
         if "sem_seg" in row.get("records", {}):
             frames[row["video_id"]].append((row["frame_index"], row["records"]["sem_seg"]))
-    pooled: dict[Piece, list[Counts]] = defaultdict(list)
     for k, video in enumerate(settings["names"] or sorted(frames)):
         flags = (settings["corruption"], settings["each"])
         shift = video_shift(*flags, settings["severity"], settings["schedule"], k)
-        for index, counts in frames[video]:
-            corruption, _ = shift.at(index, settings["frames"])
-            pooled[video, corruption].append(counts)
-    scores = {piece: mean_iou(add_counts(many)) for piece, many in pooled.items()}
-    return {piece: score for piece, score in scores.items() if score is not None}
+        yield video, shift, frames[video]
 
 
-def _world_settings(cell: Cell) -> dict[str, Any] | None:
-    """Returns the flags of ``tools/make_world.py`` if the videos switch between corruptions."""
+def world_settings(cell: Cell, schedule: str) -> dict[str, Any] | None:
+    """Returns the flags of ``tools/make_world.py`` if the videos have that schedule."""
     root = cell.environment.get("DETECTRON2_DATASETS")
     for note in Path(root).glob("*/world.json") if root is not None else ():
         settings: dict[str, Any] = json.loads(note.read_text("utf-8"))
-        if settings["schedule"] == "switch":
+        if settings["schedule"] == schedule:
             return settings
     return None
 

@@ -12,6 +12,7 @@ from .html import HtmlFile, HtmlSection, write_html
 from .metrics import headlines
 from .sweep_figures import draw_figures
 from .sweep_gains import gains_table, shift_table
+from .sweep_returns import returns_table
 from .sweep_tables import add_gains, cell_record, results_table, to_csv
 
 
@@ -39,6 +40,8 @@ def write_report(sweep: Sweep, output: Path, protocol: str) -> str:
         by_video = gains_table(complete, sweep.baseline)
         by_shift = shift_table(sweep.cells, complete, sweep.baseline)
         tables += [table for table in (by_video, by_shift) if table is not None]
+    returns = returns_table(sweep.cells, complete)
+    tables += [] if returns is None else [returns]
     text = "\n".join(f"## {table.title}\n\n{to_markdown(table)}" for table in tables)
     csv = to_csv(records, metrics)
     make_folder(output)

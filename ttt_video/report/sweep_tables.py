@@ -25,7 +25,8 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
 
     Returns:
         The cell's names and settings, ``state``, ``reason`` if it failed, ``frames``, every number
-        of the method's metrics by name, ``frozen_<metric>`` if the frozen model ran beside it,
+        of the method's metrics by name, those under ``streaming`` as ``streaming_<name>``,
+        ``frozen_<metric>`` if the frozen model ran beside it,
         ``adapt_seconds``, ``predict_seconds`` and ``total_seconds`` (means per frame), ``preset``,
         ``weights_sha256`` and ``folder``.
     """
@@ -41,6 +42,8 @@ def cell_record(cell: Cell, summary: Mapping[str, Any] | None) -> Record:
             for metric, value in summary["metrics"].get(who, {}).items():
                 if isinstance(value, int | float):
                     record[prefix + metric] = value
+            for name, value in summary.get("streaming", {}).get(who, {}).items():
+                record[f"{prefix}streaming_{name}"] = value
         seconds = summary["seconds"]
         for name, key in (("adapt", "adapt"), ("predict", "predict"), ("total", "frame")):
             record[f"{name}_seconds"] = seconds[key]["mean"]

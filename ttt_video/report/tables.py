@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UserError
-from ..tasks import arrow, digits, rules, sign
+from ..tasks import STREAMING, arrow, digits, rules, sign
 from ..tasks import metrics as known_metrics
 from ..tasks.metrics import PROTOCOLS
 from . import formats, published
@@ -92,6 +92,8 @@ def build_table(
     whole = _columns(parts, layout, PROTOCOLS[protocol], metrics)
     if by:
         whole = [c for c in whole if any(part.dataset == c.dataset for part in parts)]
+    if by == "class":
+        whole = [c for c in whole if not c.metric.startswith(STREAMING)]  # these have none
     columns = [part for column in whole for part in _split(column, parts, by)] if by else whole
     if by and len(whole) > 1:  # else nobody knows which column a class or a video belongs to
         columns = [c._replace(title=f"{c.whole} {c.title}") for c in columns]

@@ -4,9 +4,10 @@ from .budget import BudgetedStream
 from .directory import RunDirectory
 from .evaluation import StreamEvaluation
 from .loop import Stream
+from .on_time import OnTimeStream
 from .overlay import OverlayVideos
 from .parallel import evaluate_in_parallel
-from .results import FrameResult, Segment
+from .results import FrameResult, OnTime, Segment
 from .run import Settings
 from .sinks import Results, Sink, VideoRun
 from .source_model import load_source_model
@@ -14,6 +15,8 @@ from .source_model import load_source_model
 __all__ = [
     "BudgetedStream",
     "FrameResult",
+    "OnTime",
+    "OnTimeStream",
     "OverlayVideos",
     "Results",
     "RunDirectory",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,24 @@ class FrameBudget:
     def start_video(self) -> None:
         """The camera starts anew: no debt. What is known of the machine stays known."""
         self.behind = self.spent = self._other_now = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that it knows, for a clock that shows the same in another run."""
+        known = {name: list(own) for name, own in self._known().items()}
+        return {
+            **known,
+            "numbers": [self.behind, self.spent, self._other_now, self._trust, self._warned],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Knows what it knew when ``state`` was taken, and nothing else."""
+        for name, own in self._known().items():
+            own.clear()
+            own.extend(state[name])
+        self.behind, self.spent, self._other_now, self._trust, self._warned = state["numbers"]
+
+    def _known(self) -> dict[str, deque[float]]:
+        return {"predict": self._predict, "other": self._other, "sample": self._sample}
 
     def take_frame(self, dropped: int = 0) -> None:
         """The next frame has arrived, T seconds after the one before, and is taken up.
@@ -214,8 +233,14 @@ class BudgetedStream:
         stream.adapter = _LimitedAdapter(stream.adapter, self.budget, self.clock)
 
     def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
-        """See :meth:`Stream.start_video`; nothing is owed for the video before."""
+        """See :meth:`Stream.start_video`; nothing is owed for the video before.
+
+        By a clock that repeats, nothing is known from it either, so that no video depends on which
+        ones the same process ran before.
+        """
         self.budget.start_video()
+        if self.clock.repeats:
+            self.budget.load_state_dict(FrameBudget(self.budget.seconds).state_dict())
         self.stream.start_video(video_id, video)
 
     def step(self, picture: Frame | Picture) -> FrameResult:
@@ -241,19 +266,31 @@ class BudgetedStream:
         """See :meth:`Stream.run`."""
         for frame in self.stream.frames_of(source, anew=anew):
             result = self.step(frame)
-            start = self.clock()
-            yield result
+            with self.meanwhile():
+                yield result
             del result  # the caller decides how long it lives
-            self.budget.did_else(self.clock() - start)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Has the budget pay for what is done in the block, between two steps."""
+        start = self.clock()
+        yield
+        self.budget.did_else(self.clock() - start)
 
     def forget(self) -> None:
         """See :meth:`Stream.forget`."""
         self.stream.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Stream.state_dict`; what is known of the machine's speed is not saved."""
-        return self.stream.state_dict()
+        """See :meth:`Stream.state_dict`.
+
+        What is known of a machine's speed is saved only of a simulated one.
+        """
+        own = {"budget": self.budget.state_dict()} if self.clock.repeats else {}
+        return {**self.stream.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Stream.load_state_dict`."""
         self.stream.load_state_dict(state)
+        if self.clock.repeats:
+            self.budget.load_state_dict(state["budget"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..adaptation import SlidingWindow, build_adapter
@@ -21,14 +22,17 @@ from ..files import save_torch, writing
 from ..structures import Frame, FrameSource
 from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
+from .clock import SimulatedClock
 from .directory import Row
 from .handover import Handover, HandoverBehind
 from .loop import Stream
+from .on_time import OnTimeStream, on_machine_time, simulate
 from .records import finite
 from .results import FrameResult
 from .run import Settings, recorded
 from .saved_state import UnusableState, read_state
 from .sinks import Progress, Results, Rows, Scores, Sink, StepScores, VideoRun
+from .streaming_scores import StreamingScores
 from .summary import process_facts, source_facts
 
 logger = logging.getLogger(__name__)
@@ -52,29 +56,30 @@ class StreamEvaluation:
         check_sinks(settings.sinks, model)
         for sink in settings.sinks:
             sink.attach(model)
-        # With a frame budget there is no going on, and a state takes long to write.
-        self.save_every = 0 if self.cfg.TTT.FRAME_BUDGET_MS else settings.save_every
+        # Where the machine's speed decides there is no going on, and a state takes long to write.
+        self.save_every = 0 if on_machine_time(self.cfg) else settings.save_every
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
         self.source_facts = source_facts(model)
         self.device: torch.device = model.device  # type: ignore[assignment]
         behind = self.device.type == "cuda" if settings.behind is None else settings.behind
-        # A frame budget pays for what sinks do, so that they have to do it in the loop. Networks
-        # describe colours, and whether a GPU multiplies in TF32 is one setting of all threads,
-        # which the loop changes.
+        # A frame budget pays for what sinks do, and a camera does not wait for it, so that they
+        # have to do it in the loop. Networks describe colours, and whether a GPU multiplies in TF32
+        # is one setting of all threads, which the loop changes.
         colors = "color" in getattr(model, "outputs", ())
-        self.behind = behind and not self.cfg.TTT.FRAME_BUDGET_MS and not colors
-        self.frozen: Stream | None = None
-        if settings.compare:
-            adapter = build_adapter(self.cfg, copy.deepcopy(model), "none")
-            self.frozen = Stream(adapter, SlidingWindow(1, self.device))
+        timed = self.cfg.TTT.FRAME_BUDGET_MS or self.cfg.TTT.CLOCK.FPS
+        self.behind = behind and not timed and not colors
+        self.frozen = frozen_stream(self.cfg, model) if settings.compare else None
         # A method that looks at labels has to score them as the run does.
         named = self.cfg.clone()
         named.defrost()
         named.DATASETS.TEST = (settings.dataset_name,) if settings.dataset_name else ()
         record_step = StepScores(self.cfg, settings.dataset_name)
         self.stream = Stream.from_config(named, model, record_step=record_step)
-        scores = Scores(self.cfg, settings.dataset_name, compare=settings.compare)
-        self.sinks: tuple[Sink, ...] = (scores, Rows(self.run), *settings.sinks)
+        scores: list[Sink] = [
+            kind(self.cfg, settings.dataset_name, compare=settings.compare)
+            for kind in (Scores, *((StreamingScores,) if self.cfg.TTT.CLOCK.FPS else ()))
+        ]
+        self.sinks: tuple[Sink, ...] = (*scores, Rows(self.run), *settings.sinks)
         self._before: str | None = None  # the video that was run before
 
     def evaluate(self, sources: Sequence[FrameSource]) -> Row:
@@ -96,7 +101,11 @@ class StreamEvaluation:
 
     def process_facts(self) -> Row:
         """Returns a summary's entries about this process and how its adapter ran."""
-        return {**process_facts(self.device), **self.stream.adapter.facts()}
+        facts = {**process_facts(self.device), **self.stream.adapter.facts()}
+        clock = self.stream.clock
+        if isinstance(clock, SimulatedClock):
+            facts["device"] = f"simulated: {clock.times.machine}"
+        return facts
 
     def _remaining(self, sources: Sequence[FrameSource]) -> Sequence[FrameSource]:
         """The videos to run: those that are not complete."""
@@ -166,6 +175,8 @@ class StreamEvaluation:
     def _start(self, video: VideoRun, before: str | None) -> None:
         """Begins a video at its start, after the one ``before``."""
         self.stream.start_video(video.video_id, video.source)
+        if self.frozen is not None:  # a state that could not be used may have been loaded in part
+            self.frozen.start_video(video.video_id, video.source)
         if self.save_every and self.builds_up:
             self._save(video, -1)
             if before is not None:
@@ -194,7 +205,7 @@ class StreamEvaluation:
         ``behind``: the loop goes on before the device has done its work.
         """
         if behind:
-            assert isinstance(self.stream, Stream)
+            assert isinstance(self.stream, Stream)  # the others have sinks in the loop
             for frame in self.stream.frames_of(frames, anew=False):
                 yield frame, self.stream.begin(frame)
             return
@@ -207,6 +218,7 @@ class StreamEvaluation:
         if self.frozen is None:
             return None
         if behind:
+            assert isinstance(self.frozen, Stream)
             return self.frozen.begin(frame)
         with self.stream.clock.paused():
             return partial(_itself, self.frozen.step(frame))
@@ -216,9 +228,9 @@ class StreamEvaluation:
     ) -> Results:
         """Returns what sinks take, once the device has done its work."""
         result, frozen = begun(), None if frozen_begun is None else frozen_begun()
-        result = replace(result, output=Shared(result.output))
+        result = replace(result, output=Shared.of(result.output))
         if frozen is not None:
-            frozen.output = Shared(frozen.output)
+            frozen.output = Shared.of(frozen.output)
         row: Row = {key: result.frame[key] for key in ("video_id", "frame_index", "file_name")}
         row.update(finite(result.record), adapt_seconds=result.adapt_seconds)
         row["predict_seconds"] = result.predict_seconds
@@ -229,11 +241,13 @@ class StreamEvaluation:
 
     def _save(self, video: VideoRun, frame_index: int) -> None:
         """Keeps all that the frames to come depend on, in one file that is whole or the old one."""
+        frozen = self.frozen  # on time, its results depend on when those before were finished
         state = {
             "frames": video.done,
             "frame_index": frame_index,
             "skipped": video.skipped,
             "stream": self.stream.state_dict(),
+            **({"frozen": frozen.state_dict()} if isinstance(frozen, OnTimeStream) else {}),
             "sinks": [sink.save() for sink in self.sinks],
         }
         file = self._state_file(video.video_id)
@@ -250,6 +264,8 @@ class StreamEvaluation:
             state = read_state(file)
             for sink, saved in zip(self.sinks, state["sinks"], strict=True):
                 sink.load(saved)
+            if isinstance(self.frozen, OnTimeStream):
+                self.frozen.load_state_dict(state["frozen"])
             self.stream.load_state_dict(state["stream"])
         except UnusableState as error:
             reason = str(error)
@@ -265,6 +281,20 @@ class StreamEvaluation:
 
 def _itself(result: FrameResult) -> FrameResult:
     return result
+
+
+def frozen_stream(cfg: CfgNode, model: nn.Module) -> Stream | OnTimeStream:
+    """Returns the stream of a copy of the model that does not adapt.
+
+    In simulated time its frames do not wait either, and it has a clock of its own. On the wall
+    clock it could not run beside the other model without taking its time.
+    """
+    adapter = build_adapter(cfg, copy.deepcopy(model), "none")
+    stream = Stream(adapter, SlidingWindow(1, model.device))  # type: ignore[arg-type]
+    if not cfg.TTT.CLOCK.PROFILE:
+        return stream
+    simulate(stream, cfg, "none")
+    return OnTimeStream(stream, cfg.TTT.CLOCK.FPS)
 
 
 def check_sinks(sinks: Sequence[Sink], model: nn.Module) -> None:

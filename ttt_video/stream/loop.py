@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..structures import Frame, FrameSource, StepResult, video_seed
 from .budget import BudgetedStream
 from .clock import Clock
+from .on_time import OnTimeStream, simulate
 from .results import FrameResult
 from .source_model import config_of_weights, load_source_model
 
@@ -99,7 +100,7 @@ class Stream:
         device: str | None = None,
         opts: Sequence[object] = (),
         color: str = "rgb",
-    ) -> Stream | BudgetedStream:
+    ) -> Stream | BudgetedStream | OnTimeStream:
         """Builds model and stream of a config, as ``tools/stream_eval.py`` does.
 
         Args:
@@ -133,8 +134,11 @@ class Stream:
         *,
         color: str = "rgb",
         record_step: StepRecorder = keep_step,
-    ) -> Stream | BudgetedStream:
-        """Builds the stream of ``TTT.*`` and ``SEED``, within a frame budget where one is set.
+    ) -> Stream | BudgetedStream | OnTimeStream:
+        """Builds the stream of ``TTT.*`` and ``SEED``.
+
+        It is within a frame budget where one is set, and its frames do not wait where they have a
+        rate (``TTT.CLOCK.FPS``).
 
         ``color`` is the order of the channels of arrays, "rgb" or "bgr"; frames have the config's.
         ``record_step`` is used with ``TTT.RECORD_STEPS``.
@@ -149,7 +153,11 @@ class Stream:
         settings["record_step"] = record_step if ttt.RECORD_STEPS else None
         adapter, seed = build_adapter(cfg, model), max(cfg.SEED, 0)
         stream = cls(adapter, window, seed=seed, pictures=pictures, **settings)
-        return BudgetedStream(stream, ttt.FRAME_BUDGET_MS / 1000) if ttt.FRAME_BUDGET_MS else stream
+        if ttt.CLOCK.PROFILE:
+            simulate(stream, cfg, ttt.METHOD)
+        budget = ttt.FRAME_BUDGET_MS / 1000
+        within = BudgetedStream(stream, budget) if budget else stream
+        return OnTimeStream(within, ttt.CLOCK.FPS) if ttt.CLOCK.FPS else within
 
     def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
         """Begins a video as an independent unit; :meth:`step` calls it when the id changes.

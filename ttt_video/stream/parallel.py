@@ -30,6 +30,7 @@ from ..processes import end_with
 from ..structures import Frame, FrameSource
 from .directory import Row
 from .evaluation import StreamEvaluation, check_sinks, incomplete
+from .on_time import on_machine_time
 from .run import Settings, recorded
 from .sinks import Results, Sink, VideoRun
 from .source_model import load_source_model
@@ -85,12 +86,11 @@ def check_independent(cfg: CfgNode, remedy: str = "use one worker") -> None:
         remedy: what the message says to do.
 
     Raises:
-        UserError: videos build on one another, or have a frame budget.
+        UserError: videos build on one another, or have to be on time on the wall clock.
     """
-    if cfg.TTT.FRAME_BUDGET_MS:
+    if key := on_machine_time(cfg):
         raise UserError(
-            "with TTT.FRAME_BUDGET_MS videos that run at once would take each other's time: "
-            + remedy
+            f"with {key} videos that run at once would take each other's time: {remedy}"
         )
     if cfg.TTT.RESET == "never":
         raise UserError(f"with TTT.RESET never every video builds on the one before: {remedy}")

@@ -28,6 +28,23 @@ class Segment:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class OnTime:
+    """What a stream of frames that do not wait (:class:`.on_time.OnTimeStream`) says of a frame.
+
+    Attributes:
+        output: the newest prediction that was finished when the frame came; None: there was none.
+        delay_frames: how many frames ago the frame came that it is of; None without an output.
+        dropped: whether the frame was never looked at.
+        latency_seconds: from the frame's coming to its own prediction; None of a dropped frame.
+    """
+
+    output: Mapping[str, Any] | None
+    delay_frames: int | None = None
+    dropped: bool = False
+    latency_seconds: float | None = None
+
+
 @dataclass
 class FrameResult:
     """What a stream made of one frame.
@@ -47,6 +64,7 @@ class FrameResult:
         predict_seconds: wall time of the prediction.
         ready_seconds: wall time from taking up the frame to its prediction.
         steps: with ``TTT.RECORD_STEPS``, what the stream keeps of each gradient step of the update.
+        on_time: with ``TTT.CLOCK.FPS``, what counts for the frame at its deadline.
     """
 
     frame: Any
@@ -56,6 +74,7 @@ class FrameResult:
     predict_seconds: float = 0.0
     ready_seconds: float = 0.0
     steps: list[Any] = field(default_factory=list)
+    on_time: OnTime | None = None
 
     @property
     def loss(self) -> float | None:

@@ -11,8 +11,10 @@ from detectron2.config import CfgNode
 from ..errors import UserError, ending_with
 from ..structures import FrameSource
 from .directory import Row, RunDirectory
+from .on_time import on_machine_time
 from .overlay import OverlayVideos
 from .sinks import Sink
+from .stage_times import find_profile, profile_hash
 from .summary import write_summary
 
 _ROW_KEYS = ("file_name", "adapt_seconds", "predict_seconds", "metrics", "records")
@@ -34,8 +36,8 @@ class Settings:
         register: files that a worker runs first.
         behind: whether sinks work in a thread behind the loop, with the same results; None: where
             the model is on a GPU. On a CPU they would take the model's cores. They never do with a
-            frame budget, which pays for them, with a model of colours, whose scores ask networks,
-            or with a sink that is not :attr:`Sink.behind`.
+            frame budget or rate, because the loop pays for them, with a model of colours, whose
+            scores ask networks, or with a sink that is not :attr:`Sink.behind`.
     """
 
     cfg: CfgNode
@@ -135,10 +137,16 @@ def _claim(
             f"a state is to be saved every {settings.save_every} frames, from which {live} cannot "
             "go on, because it gives its frames as they come: set save_every to 0"
         )
-    if cfg.TTT.FRAME_BUDGET_MS and next(run.rows(), None) is not None:
+    if (key := on_machine_time(cfg)) and next(run.rows(), None) is not None:
         raise UserError(
-            f"the run in {run.path} cannot go on: with TTT.FRAME_BUDGET_MS the frames that are run "
-            "again would get other updates than their rows say; choose another --output"
+            f"the run in {run.path} cannot go on: with {key} the frames that are run again would "
+            "get other updates than their rows say; choose another --output, or simulate the time "
+            "(--clock)"
+        )
+    if live is not None and cfg.TTT.CLOCK.FPS:
+        raise UserError(
+            f"TTT.CLOCK.FPS is {cfg.TTT.CLOCK.FPS:g}, and {live} gives its frames at a rate of its "
+            "own: set it to 0"
         )
     video = any(isinstance(sink, OverlayVideos) for sink in settings.sinks)
     flags: Row = {
@@ -146,6 +154,8 @@ def _claim(
         "--compare": settings.compare,
         "--no-video": not video,
     }
+    if cfg.TTT.CLOCK.PROFILE:
+        flags["profile"] = profile_hash(find_profile(cfg.TTT.CLOCK.PROFILE))
     for sink in settings.sinks:
         flags.update(sink.flags)
     # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on

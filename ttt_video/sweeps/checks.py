@@ -11,6 +11,7 @@ from ..adaptation import find_method
 from ..config import DEFAULT_STREAM_CONFIG, load_config
 from ..data.catalog import check_registered
 from ..errors import UserError
+from ..stream.stage_times import stage_times
 from .cells import Cell
 
 
@@ -25,6 +26,8 @@ def check_cells(cells: Sequence[Cell]) -> None:
             cfg = _config(cell, known)
             for name in dict.fromkeys((cfg.TTT.METHOD, cfg.TTT.ENSEMBLE.METHOD)):
                 find_method(name)
+            if cfg.TTT.CLOCK.PROFILE:
+                stage_times(cfg, cfg.TTT.METHOD)
             dataset = cell.flag("--dataset")
             if dataset is not None:
                 check_registered(dataset)

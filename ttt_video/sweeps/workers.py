@@ -23,6 +23,7 @@ from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
 from ..files import read_json_object, write_atomically, writing
 from ..processes import Children
+from ..stream.stage_times import find_profile
 from .cells import Cell, WorldVideos
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -98,7 +99,9 @@ def _content(cell: Cell) -> str | None:
         cfg.MODEL.DEVICE = ""
         cfg.MODEL.WEIGHTS = cell.flag("--weights") or cfg.MODEL.WEIGHTS
         norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
-        files = [_file_digest(name) for name in (cfg.MODEL.WEIGHTS, norms, gradients) if name]
+        clock = cfg.TTT.CLOCK.PROFILE and str(find_profile(cfg.TTT.CLOCK.PROFILE))
+        named = (cfg.MODEL.WEIGHTS, norms, gradients, clock)
+        files = [_file_digest(name) for name in named if name]
     except (UserError, OSError):
         return None
     return hashlib.sha256("\n".join([cfg.dump(), *files]).encode()).hexdigest()

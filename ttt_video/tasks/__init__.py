@@ -3,7 +3,7 @@
 The order of the imports is that of tasks in rows, tables and figures.
 """
 
-from . import semantic, panoptic, instances, steadiness, prediction  # noqa: I001
+from . import semantic, panoptic, instances, steadiness, consistency, prediction  # noqa: I001
 from . import colorization, color_statistics, image_classes
 from .base import (
     Augmented,
@@ -21,6 +21,7 @@ from .base import (
 )
 from .color_statistics import ColorStatistics
 from .colorization import ColorizationTask
+from .consistency import Consistency
 from .image_classes import ImageClassTask
 from .instances import InstanceTask
 from .labels import LabelInfo
@@ -28,6 +29,7 @@ from .metrics import FRAMES, FrameMean, Metric, Record, Tally
 from .panoptic import PanopticTask
 from .prediction import PredictionStatistics
 from .registry import (
+    STREAMING,
     TASK_REGISTRY,
     arrow,
     digits,
@@ -35,6 +37,7 @@ from .registry import (
     metrics,
     rules,
     sign,
+    streaming_headlines,
     tasks,
     tasks_of,
 )

@@ -89,6 +89,8 @@ class Task(DatasetEvaluator):
         headline: the metric that the task is judged by, which is averaged over videos, too.
         tally: collects the records for the metrics.
         metrics: metrics by name; see :meth:`add_metric`.
+        streaming: whether its headline also says how good predictions are that come in time
+            (:class:`~ttt_video.stream.OnTimeStream`); :meth:`missed` is needed for it.
         switch: config key that makes the model give the output.
         picture_rank: the task of the highest rank (the first of equals) is drawn; None: it has no
             picture.
@@ -111,6 +113,7 @@ class Task(DatasetEvaluator):
     headline: ClassVar[str] = ""
     tally: ClassVar[type[Tally]] = Tally
     metrics: ClassVar[dict[str, Metric]]
+    streaming: ClassVar[bool] = False
     switch: ClassVar[str] = ""
     picture_rank: ClassVar[int | None] = None
     difference: ClassVar[Difference | None] = None
@@ -194,6 +197,17 @@ class Task(DatasetEvaluator):
     @abstractmethod
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
         """Returns the record of a labelled frame whose output can be scored."""
+
+    def missed(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """Returns the record of a labelled frame without any prediction: all labels are missed.
+
+        None of tasks that are not :attr:`streaming`, and of frames that have no record.
+
+        Args:
+            frame: see :meth:`record`.
+            output: a prediction that came too late; its size and classes alone may be looked at.
+        """
+        return None
 
     @classmethod
     def with_steps(cls, record: Record, steps: Sequence[Record]) -> Record:

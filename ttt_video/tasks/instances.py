@@ -65,6 +65,7 @@ class InstanceTask(Task):
     output_keys = ("instances",)
     evaluator_types = ("coco", "video_instance")
     headline = "AP"
+    streaming = True
     tally = _DetectionTally
     switch = "MODEL.MASK_FORMER.TEST.INSTANCE_ON"
     picture_rank = 0
@@ -131,6 +132,12 @@ class InstanceTask(Task):
         segments = [s for s in frame.get("segments_info", ()) if not s.get("iscrowd", 0)]
         categories = {s["category_id"] for s in segments}
         return len(categories - self.info.things - {self.info.unlabelled_category})
+
+    def missed(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """Scores no instances."""
+        if "instances" not in output:
+            return self.record(frame, output)
+        return self.record(frame, {"instances": output["instances"][:0]})
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:

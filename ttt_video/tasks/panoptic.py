@@ -56,6 +56,7 @@ class PanopticTask(Task):
     output_keys = ("panoptic_seg",)
     evaluator_types = ("coco_panoptic_seg", "video_panoptic")
     headline = "PQ"
+    streaming = True
     tally = _SegmentTally
     switch = "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"
     picture_rank = 1  # it shows all that the other outputs show
@@ -84,6 +85,13 @@ class PanopticTask(Task):
             "standard": panoptic_counts(overlaps.with_void(unlabelled)),
             "release": panoptic_counts_release(overlaps, unlabelled),
         }
+
+    def missed(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """Scores a map without segments."""
+        if "panoptic_seg" not in output:
+            return self.record(frame, output)
+        ids = torch.zeros_like(output["panoptic_seg"][0])
+        return self.record(frame, {"panoptic_seg": (ids, [])})
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:

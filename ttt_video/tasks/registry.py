@@ -18,6 +18,8 @@ Subclasses of :class:`ttt_video.tasks.Task`. A file of ``--register`` adds other
 """
 
 _VIDEO_MEAN = "_video_mean"
+STREAMING = "streaming_"
+"""Begins the name of a headline by what was predicted in time."""
 
 
 def tasks() -> list[type[Task]]:
@@ -40,15 +42,25 @@ def headlines() -> list[str]:
     return [task.headline for task in tasks() if task.headline]
 
 
+def streaming_headlines() -> list[str]:
+    """Returns the headlines that predictions which come in time have, too."""
+    return [STREAMING + task.headline for task in tasks() if task.streaming]
+
+
+def _plain(name: str) -> Metric | None:
+    """Returns the metric of a name, which may be that of its mean over videos, or be streaming."""
+    return metrics().get(name.removeprefix(STREAMING).removesuffix(_VIDEO_MEAN))
+
+
 def sign(name: str) -> int:
     """Returns -1 for a metric, or its mean over videos, that is better when lower, else 1."""
-    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    metric = _plain(name)
     return -1 if metric is not None and metric.higher_is_better is False else 1
 
 
 def arrow(name: str) -> str:
     """Returns the direction in which a metric gets better, "↑" or "↓"; "" where neither is."""
-    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    metric = _plain(name)
     if metric is None or metric.higher_is_better is None:
         return ""
     return "↑" if metric.higher_is_better else "↓"
@@ -56,14 +68,20 @@ def arrow(name: str) -> str:
 
 def digits(name: str) -> int:
     """Returns how many digits after the point a metric has in tables."""
-    metric = metrics().get(name.removesuffix(_VIDEO_MEAN))
+    metric = _plain(name)
     return 2 if metric is None else metric.digits
 
 
 def rules(names: Iterable[str]) -> dict[str, str]:
     """Returns the rules of metrics in words, sorted by name; other names are left out."""
     known = {name: metric.rule for name, metric in metrics().items()}
-    for headline in headlines():
+    for name in streaming_headlines():
+        known[name] = (
+            f"{name.removeprefix(STREAMING)} of the newest prediction that was finished when the "
+            "frame came, whatever frame that is of; without one all labels are missed; all "
+            "labelled frames, also those that were dropped"
+        )
+    for headline in [*headlines(), *streaming_headlines()]:
         known[headline + _VIDEO_MEAN] = (
             f"{headline} of each video by itself; mean over videos, each weighs the same"
         )

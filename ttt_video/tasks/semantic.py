@@ -115,6 +115,7 @@ class SemanticTask(Task):
     output_keys = ("sem_seg",)
     evaluator_types = ("sem_seg", "cityscapes_sem_seg", "video_sem_seg")
     headline = "mIoU"
+    streaming = True
     tally = _PixelTally
     switch = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON"
     picture_rank = 0
@@ -136,6 +137,15 @@ class SemanticTask(Task):
             ) from error
         check_class_ids(np.flatnonzero(confusion.any(1)).tolist(), classes, ignore_label, file_name)
         return class_counts(confusion)
+
+    def missed(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        """Counts every labelled pixel as a false negative of its class."""
+        if self.record(frame, output) is None:
+            return None
+        labels = once(read_sem_seg, frame)
+        classes, pixels = np.unique(labels[labels != self.info.ignore_label], return_counts=True)
+        pairs = zip(classes.tolist(), pixels.tolist(), strict=True)
+        return {str(k): [0, 0, count] for k, count in pairs}
 
     @classmethod
     def painter(cls, output: Mapping[str, Any], metadata: Any) -> Painter:

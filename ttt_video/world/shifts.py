@@ -15,7 +15,7 @@ from ..errors import UserError
 from .corruptions import check_corruption, corrupt
 from .video import WorldFrame, WorldVideo
 
-SCHEDULES = ("constant", "ramp", "switch")
+SCHEDULES = ("constant", "ramp", "switch", "return")
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Shift:
     """The corruptions of a video and their schedule.
 
     Attributes:
-        corruptions: names; several only with "switch".
+        corruptions: names; several only with "switch" and "return".
         severity: the highest severity, in [0, 5].
         schedule: "constant"; "ramp", from 0 in the first frame to ``severity`` in the last; or
             "switch", one corruption after another, each for an equal part of the video ("none" is
-            allowed among them).
+            allowed among them); or "return", the same with the clean video before the first one and
+            after each: A B A C A.
 
     Raises:
         UserError: a name or schedule is unknown, the severity is out of range, or the number of
@@ -47,10 +48,12 @@ class Shift:
             check_corruption(corruption, self.severity)
         if self.schedule == "switch" and len(self.corruptions) < 2:
             raise UserError("the schedule switch needs at least two corruptions")
-        if self.schedule != "switch" and len(self.corruptions) != 1:
+        if self.schedule == "return" and not self.corruptions:
+            raise UserError("the schedule return needs at least one corruption")
+        if self.schedule in ("constant", "ramp") and len(self.corruptions) != 1:
             raise UserError(
                 f"the schedule {self.schedule} takes one corruption, not "
-                f"{len(self.corruptions)}; several take turns with the schedule switch"
+                f"{len(self.corruptions)}; several take turns with the schedule switch or return"
             )
 
     @property
@@ -65,8 +68,18 @@ class Shift:
         """Returns corruption and severity of a frame; a ramp over one frame is at its end."""
         if self.schedule == "ramp" and num_frames > 1:
             return self.corruptions[0], self.severity * frame_index / (num_frames - 1)
-        part = frame_index * len(self.corruptions) // max(num_frames, 1)
-        return self.corruptions[part], self.severity
+        return self.parts[self.part(frame_index, num_frames)], self.severity
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The corruptions of the equal parts of the video, in time order."""
+        if self.schedule != "return":
+            return self.corruptions
+        return ("none", *(name for own in self.corruptions for name in (own, "none")))
+
+    def part(self, frame_index: int, num_frames: int) -> int:
+        """Returns the number of the part that a frame is in, from 0."""
+        return frame_index * len(self.parts) // max(num_frames, 1)
 
 
 class ShiftedVideo:
