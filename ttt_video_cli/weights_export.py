@@ -19,7 +19,9 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", action="append", required=True, metavar="FILE")
     parser.add_argument(
-        "--weights", metavar="FILE", help="overrides MODEL.WEIGHTS; an adapted model's needs no config"
+        "--weights",
+        metavar="FILE",
+        help="overrides MODEL.WEIGHTS; adapted ones need no --config",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--dynamic", action="store_true", help="for frames of any size: the default")
@@ -31,6 +33,8 @@ def argument_parser(prog: str | None = None) -> ToolParser:
 
 def run(args: argparse.Namespace) -> None:
     """Traces, compares and writes."""
+    import torch
+
     from ttt_video.cli import config_of
     from ttt_video.errors import UserError
     from ttt_video.export.checking import differences, runner
@@ -58,8 +62,9 @@ def run(args: argparse.Namespace) -> None:
         cfg.MODEL.WEIGHTS = args.weights
     model = load_source_model(cfg).cpu()
     prediction, images = Prediction(model), example_images(cfg, size)
-    header = read_header(cfg.MODEL.WEIGHTS)
-    facts = facts_of(cfg, model, header, prediction(images[0]), size)
+    header = None if Path(cfg.MODEL.WEIGHTS).is_dir() else read_header(cfg.MODEL.WEIGHTS)
+    with torch.no_grad():
+        facts = facts_of(cfg, model, header, prediction(images[0]), size)
     if "g" in parts_of(model):
         drop_part(model, "g")  # no prediction needs it
     program = trace(prediction, images[0], dynamic=size is None)

@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 
 
 def winners(outputs: Tensors) -> Tensor:
-    """Returns each pixel's label (1, H, W), or else the query whose mask and class score is best."""
+    """Returns each pixel's label (1, H, W), or else the query whose mask counts most."""
     if "labels" in outputs:
         return outputs["labels"]
     scores = outputs["class_logits"].softmax(-1)[..., :-1].amax(-1)

@@ -1,4 +1,4 @@
-"""Writes a traced prediction as ONNX or as a ``torch.export`` program, with what it means inside."""
+"""Writes a traced prediction as ONNX or a ``torch.export`` program, with its meaning inside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from .program import first_line
 FACTS = "ttt_video.json"
 """Name of the facts inside a ``torch.export`` file."""
 
-INSTALL = "pip install 'ttt_video[export]'"
+INSTALL = "pip install 'onnx>=1.19,<2' 'onnxscript>=0.7,<1' 'onnxruntime>=1.22,<2'"
+"""The optional extra "export", in words."""
 
 SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export"}
 """Formats by the ending of their files."""

@@ -55,7 +55,7 @@ def window_places(height: int, width: int, side: int, shift: int, device: torch.
 def window_tokens(
     height: int, width: int, side: int, shift: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns :class:`Places`' ``tokens`` and, of the same shape, 1.0 where there is a token, else 0.
+    """Returns ``tokens`` of :class:`Places`, and 1.0 at each place with a token, else 0.
 
     It is arithmetic alone, so that a program of any size can do it.
     """

@@ -144,8 +144,9 @@ def _widths_and_heights(
     it. A CPU divides by it in a third of the time that broadcasting pairs takes.
     """
     if is_exporting():  # sizes may be symbols, which torch.tensor does not take
-        sides = [torch.scalar_tensor(s, dtype=dtype, device=device) for h, w in shapes for s in (w, h)]
-        return torch.stack(sides).view(-1, 1, 2).expand(-1, points, -1).flatten()
+        sides = [side for height, width in shapes for side in (width, height)]
+        numbers = [torch.scalar_tensor(side, dtype=dtype, device=device) for side in sides]
+        return torch.stack(numbers).view(-1, 1, 2).expand(-1, points, -1).flatten()
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)
     return sizes.repeat_interleave(points, dim=0).flatten()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import _lru_cache_wrapper, lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
-Sizes = ParamSpec("Sizes")
-Table = TypeVar("Table")
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def is_exporting() -> bool:
@@ -19,21 +18,21 @@ def is_exporting() -> bool:
     return hasattr(compiler, "is_exporting") and compiler.is_exporting()
 
 
-def shared_table(kept: int) -> Callable[[Callable[Sizes, Table]], Callable[Sizes, Table]]:
+def shared_table(kept: int) -> Callable[[Make], Make]:
     """Makes a function keep its last ``kept`` results, which callers must not write to.
 
     They take part in autograd, also those first made in inference mode. A program that is exported
     makes the table itself, because sizes may be symbols there and tensors have no numbers.
     """
 
-    def decorate(make: Callable[Sizes, Table]) -> Callable[Sizes, Table]:
+    def decorate(make: Make) -> Make:
         made_once = lru_cache(maxsize=kept)(torch.inference_mode(mode=False)(make))
 
         @wraps(made_once)  # by which shared_tables finds it
-        def table(*args: Sizes.args, **kwargs: Sizes.kwargs) -> Table:
-            return make(*args, **kwargs) if is_exporting() else made_once(*args, **kwargs)
+        def table(*sizes: Any) -> Any:
+            return make(*sizes) if is_exporting() else made_once(*sizes)
 
-        return table
+        return cast(Make, table)
 
     return decorate
 
