@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.export.checking import differences, runner
     from ttt_video.export.facts import example_images, facts_of
     from ttt_video.export.files import INSTALL, SUFFIXES, check_outputs, content
-    from ttt_video.export.program import Prediction, check_torch, trace
+    from ttt_video.export.program import LONGEST, SHORTEST, Prediction, check_torch, trace
     from ttt_video.files import write_atomically
     from ttt_video.modeling.interface import drop_part, parts_of
     from ttt_video.modeling.weight_header import read_header
@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> None:
         args.config_file = config_of_weights(args.weights)
         if args.config_file is None:
             raise UserError("give --config, or --weights of a file that --save-weights wrote")
+    args.opts = [*args.opts, "MODEL.DEVICE", "cpu"]  # files are the same wherever they are made
     cfg = config_of(args)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    model = load_source_model(cfg).cpu()
+    model = load_source_model(cfg)
     prediction, images = Prediction(model), example_images(cfg, size)
     header = None if Path(cfg.MODEL.WEIGHTS).is_dir() else read_header(cfg.MODEL.WEIGHTS)
     with torch.no_grad():
@@ -77,5 +78,6 @@ def run(args: argparse.Namespace) -> None:
         write_atomically(path, lambda part, written=written: part.write_bytes(written))  # type: ignore[misc]
         print(f"wrote {path} ({SUFFIXES[path.suffix]}, {len(written) / 1e6:.1f} MB)")
         print("\n".join(f"  {line}" for line in lines))
-    print(f"input: {facts['input']}; {'any size' if size is None else f'{size[0]}x{size[1]}'}")
+    sides = f"{SHORTEST} to {LONGEST} px" if size is None else f"{size[0]}x{size[1]}"
+    print(f"input: {facts['input']}; {sides}")
     print(f"outputs: {', '.join(facts['outputs'])}; the step that adapts the weights is not inside")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 
 import onnx
 import pytest
@@ -15,7 +16,7 @@ from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.export import files
 from ttt_video.export.checking import MOST_PIXELS, TOLERANCE, difference, differences, runner
-from ttt_video.export.facts import example_images
+from ttt_video.export.facts import example_images, facts_of
 from ttt_video.export.files import FACTS, SUFFIXES, check_outputs, content
 from ttt_video.export.program import Prediction, trace
 from ttt_video.modeling.postprocess import panoptic_inference
@@ -171,6 +172,11 @@ def test_examples_are_frames_as_the_model_sees_them(tiny_cfg):
     assert small.shape == (1, 3, 40, 64)
 
 
+def test_outputs_without_a_meaning_are_refused(tiny_cfg, tiny_model):
+    with pytest.raises(UserError, match=r"^MaskFormerTTT.prediction_tensors gives scores; it has"):
+        facts_of(tiny_cfg, tiny_model, None, ["scores"], None)
+
+
 def test_mistakes_are_found_before_any_work(tmp_path, monkeypatch):
     existing = tmp_path / "a.onnx"
     existing.write_bytes(b"old")
@@ -178,7 +184,7 @@ def test_mistakes_are_found_before_any_work(tmp_path, monkeypatch):
         check_outputs([existing], overwrite=False)
     check_outputs([existing], overwrite=True)
     with pytest.raises(UserError, match=r"--output a.pth: end it with .onnx or .pt2"):
-        check_outputs([tmp_path.__class__("a.pth")], overwrite=False)
+        check_outputs([Path("a.pth")], overwrite=False)
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"need onnx and onnxscript: pip install 'onnx>=.*runtime"):
         check_outputs([existing], overwrite=True)

@@ -136,6 +136,7 @@ def test_a_panoptic_model_gives_its_queries(tmp_path, capsys):
     ("words", "said"),
     [
         (["--output", "a.txt"], "--output a.txt: end it with .onnx or .pt2 (torch.export)"),
+        (["--output", "no/a.pt2"], "--output no/a.pt2: there is no folder no"),
         (["--output", "a.pt2"], "give --config, or --weights of a file that --save-weights wrote"),
         (["--output", "a.pt2", "--size", "0", "5"], "--size is 0 5; give a height and a width in"),
         (["--output", "a.pt2", "--weights", "no.safetensors"], "no checkpoint file no.safetensors"),

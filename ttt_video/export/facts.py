@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..formats.images import FrameTransform
 from ..modeling.weights import weights_hash
 from ..stream.saving.base import Predicted
@@ -24,12 +25,15 @@ MEANINGS = {
 }
 """What the outputs are, by name."""
 
+SEMANTIC, QUERIES = ("scores", "labels"), ("class_logits", "mask_logits")
+"""Outputs that come together."""
+
 
 def facts_of(
     cfg: CfgNode,
     model: nn.Module,
     header: Mapping[str, Any] | None,
-    outputs: Iterable[str],
+    outputs: Collection[str],
     size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Returns JSON values that describe a prediction.
@@ -40,7 +44,15 @@ def facts_of(
         header: of a file that ``--save-weights`` wrote; None for other weights.
         outputs: their names.
         size: height and width; None for any.
+
+    Raises:
+        UserError: the outputs are not those of an ``ExportableModel``.
     """
+    if {*outputs} not in ({*SEMANTIC}, {*QUERIES}, {*MEANINGS}):
+        raise UserError(
+            f"{type(model).__name__}.prediction_tensors gives {', '.join(outputs)}; it has to give "
+            f"{' and '.join(SEMANTIC)}, or {' and '.join(QUERIES)}"
+        )
     own = header or {}
     predicted = Predicted.of(cfg, model.outputs, str(own.get("dataset", "")), 0)  # type: ignore[arg-type]
     former, digest = cfg.MODEL.MASK_FORMER.TEST, weights_hash(model)

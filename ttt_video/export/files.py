@@ -32,11 +32,13 @@ def check_outputs(paths: list[Path], *, overwrite: bool) -> None:
     """Refuses what cannot be written, before any work.
 
     Raises:
-        UserError: an ending is unknown, a file exists, or a library is missing.
+        UserError: an ending is unknown, a file exists, or a folder or library is missing.
     """
     for path in paths:
         if path.suffix not in SUFFIXES:
             raise UserError(f"--output {path}: end it with .onnx or .pt2 (torch.export)")
+        if not path.parent.is_dir():
+            raise UserError(f"--output {path}: there is no folder {path.parent}")
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; give another name or --overwrite")
         missing = [n for n in ("onnx", "onnxscript") if importlib.util.find_spec(n) is None]
