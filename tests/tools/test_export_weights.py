@@ -66,7 +66,7 @@ def test_an_adapted_model_needs_neither_config_nor_torch(street, capsys):
     assert [size for size, _ in pairs] == ["128x256", "97x256", "128x128"]
     assert sum(pixels for _, pixels in pairs) <= 3
     known = facts(street / "street.onnx")
-    cfg = config_of_weights(adapted)
+    cfg = load_config(config_of_weights(adapted))
     cfg.MODEL.WEIGHTS = str(adapted)
     model = load_source_model(cfg)
     source = load_source_model(load_config("quick/stream_world.yaml"))
