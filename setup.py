@@ -78,6 +78,9 @@ setup(
         # SegFormer, one of the frozen baselines (configs/baselines/), and the peer that
         # tools/measure_costs.py measures.
         "segformer": ["transformers>=5.20,<6"],
+        # Predictions as ONNX (ttt-video weights export): PyTorch writes it with the first two, and
+        # the third compares it with the model. 120 MB installed.
+        "export": ["onnx>=1.19,<2", "onnxruntime>=1.22,<2", "onnxscript>=0.7,<1"],
         # The live page (ttt-video live).
         "live": ["aiohttp>=3.9,<4"],
         # Not here: panopticapi, for detectron2's panoptic evaluation in training and for the tests.
@@ -96,6 +99,9 @@ setup(
             "hotcoco>=1.3,<2",  # a second opinion on AP and PQ
             "hypothesis>=6.100",
             "mypy==2.4.1",
+            "onnx>=1.19,<2",
+            "onnxruntime>=1.22,<2",
+            "onnxscript>=0.7,<1",
             "pytest>=8.2,<10",
             "pytest-xdist>=3.6",
             "ruff==0.17.5",

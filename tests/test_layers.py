@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"tasks"},
     {"adaptation", "data"},
     {"world", "stream"},
-    {"training", "sweeps", "locality", "live"},
+    {"training", "sweeps", "locality", "live", "export"},
     {"report"},
     {"cli"},
     {"", "__main__"},  # ttt_video/__init__.py, which registers what the rooms have; `python -m`

@@ -29,6 +29,7 @@ COMMANDS = {
     "world": "make labelled videos or stills of the street world",
     "check": "say whether a data set is complete and right",
     "weights convert": "convert weights to another format, or describe them",
+    "weights export": "write a model's prediction as ONNX or torch.export program",
     "weights norms": "measure the statistics that ln_adapt needs",
     "weights gradients": "measure how large a method's gradients are on training images",
     "weights colors": "count the colours of training images, for colorization",

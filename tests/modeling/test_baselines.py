@@ -15,6 +15,9 @@ from model_contract import FrozenModelContract
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.config import load_config, merge_method
 from ttt_video.errors import UserError
+from ttt_video.export.checking import differences, runner
+from ttt_video.export.files import content
+from ttt_video.export.program import Prediction, trace
 from ttt_video.modeling.weights import save_safetensors
 from ttt_video.stream import Stream, load_source_model
 
@@ -64,6 +67,27 @@ def weights(name, model, tmp_path) -> str:
 
 class TestContract(FrozenModelContract):
     """Of both models."""
+
+
+def test_the_tensors_of_a_prediction_are_its_output(model):
+    image = torch.randint(256, (3, 70, 131), dtype=torch.uint8)
+    with torch.no_grad():
+        (output,) = model([{"image": image}])
+        found = model.prediction_tensors(image[None])
+    assert torch.equal(found["scores"][0], output["sem_seg"])
+    assert torch.equal(found["labels"][0], output["sem_seg"].argmax(0))
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_labels_for_any_size(model):
+    sizes = [(64, 96), (70, 131), (100, 65)]
+    images = [torch.randint(256, (1, 3, *size), dtype=torch.uint8) for size in sizes]
+    prediction = Prediction(model)
+    program = trace(prediction, images[0], dynamic=True)
+    written = content(program, ".onnx", {"outputs": ["scores", "labels"], "size": None})
+    for found in differences(prediction, runner(written, ".onnx"), images, "file"):
+        assert found.values["scores"] < 1e-6
+        assert found.pixels <= 1
 
 
 def test_frames_of_any_size_become_class_probabilities(model):

@@ -5,8 +5,6 @@ Shown on tensors without numbers that say they are on a GPU; there need be none.
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ttt_video.adaptation import build_adapter
 from ttt_video.config import load_config
 from ttt_video.modeling.kernels import VARIABLE
+from ttt_video.modeling.tables import caches
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU shows it by itself")
 
@@ -58,11 +57,8 @@ def adapter(tiny_model: nn.Module, monkeypatch) -> Iterator[Any]:
                         tensors[name] = nn.Parameter(new) if isinstance(old, nn.Parameter) else new
         cfg = load_config("joint_cityscapes.yaml", opts=[*TINY, "TTT.CUDA_GRAPHS", "off"])
         yield build_adapter(cfg, tiny_model)
-    for name, module in [*sys.modules.items()]:
-        if name.startswith("ttt_video."):
-            for value in vars(module).values():
-                if isinstance(value, functools._lru_cache_wrapper):
-                    value.cache_clear()  # of tables without numbers
+    for cache in caches():
+        cache.cache_clear()  # of tables without numbers
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torchvision.ops import StochasticDepth
 from ..errors import UserError
 from .kernels import fuses_norms, has_hooks, run_linear, run_mlp, run_product, use_kernels
 from .recomputing import run_layer
+from .tables import is_exporting, shared_table
 
 
 class Places(NamedTuple):
@@ -35,8 +35,7 @@ class Places(NamedTuple):
     padding: Tensor  # (nW * N - H * W,): the places without a token
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # shared tensors must also serve autograd
+@shared_table(64)
 def window_places(height: int, width: int, side: int, shift: int, device: torch.device) -> Places:
     """Returns the places of a map that is padded to whole windows, then rolled up and left.
 
@@ -51,6 +50,39 @@ def window_places(height: int, width: int, side: int, shift: int, device: torch.
     token = token.view(rows, side, columns, side).transpose(1, 2).flatten()
     place = token.argsort()
     return Places(token.clamp(max=tokens - 1), place[:tokens], place[tokens:])
+
+
+def window_tokens(
+    height: int, width: int, side: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns ``tokens`` of :class:`Places`, and 1.0 at each place with a token, else 0.
+
+    It is arithmetic alone, so that a program of any size can do it.
+    """
+
+    def along(length: int) -> tuple[Tensor, Tensor]:
+        windows = (length + side - 1) // side
+        place = torch.arange(windows * side, device=device) + shift
+        place = torch.where(place < windows * side, place, place - windows * side)
+        return place.clamp(max=length - 1).view(windows, side), (place < length).view(windows, side)
+
+    (row, row_shown), (column, column_shown) = along(height), along(width)
+    tokens = row[:, None, :, None] * width + column[None, :, None, :]
+    shown = row_shown[:, None, :, None] & column_shown[None, :, None, :]
+    return tokens.flatten(), shown.flatten().float()
+
+
+def token_windows(height: int, width: int, side: int, shift: int, device: torch.device) -> Tensor:
+    """Returns :class:`Places`' ``windows``, by arithmetic as :func:`window_tokens`."""
+
+    def along(length: int) -> tuple[Tensor, int]:
+        windows = (length + side - 1) // side
+        place = torch.arange(length, device=device) - shift
+        return torch.where(place < 0, place + windows * side, place), windows
+
+    (row, _), (column, columns) = along(height), along(width)
+    window = (row // side)[:, None] * columns + column // side
+    return (window * side**2 + (row % side)[:, None] * side + column % side).flatten()
 
 
 class _Windows(torch.autograd.Function):
@@ -172,6 +204,8 @@ class FastSwinBlock(SwinTransformerBlock):
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         attn = self.attn
+        if is_exporting():
+            return self._attention_in_export(x, mask)
         qkv = run_linear(attn.qkv, x)
         out = self._attention_by_kernel(qkv)
         if out is None:
@@ -235,6 +269,23 @@ class FastSwinBlock(SwinTransformerBlock):
         out = out.transpose(1, 2).reshape(batch, -1, dim)
         return _Tokens.apply(out, places)
 
+    def _attention_in_export(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns :meth:`_attention` of any size, by operations whose sizes may be symbols.
+
+        Nothing asks whether there is padding, because the answer would fix the size.
+        """
+        attn, side = self.attn, self.window_size
+        batch, _, dim = x.shape
+        places, shown = window_tokens(self.H, self.W, side, self.shift_size, x.device)
+        x = x.index_select(1, places) * shown[:, None]
+        qkv = attn.qkv(x.view(-1, side**2, dim))
+        qkv = qkv.view(-1, side**2, 3, attn.num_heads, dim // attn.num_heads)
+        bias = self._bias(mask if self.shift_size else None, batch)
+        out = self._attention_by_products(qkv.permute(2, 0, 3, 1, 4), bias)
+        out = attn.proj(out.transpose(1, 2).reshape(batch, -1, dim))
+        back = token_windows(self.H, self.W, side, self.shift_size, x.device)
+        return out.index_select(1, back)
+
     def _attention_by_products(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Returns (windows, heads, N, D) from (3, windows, heads, N, D); the bias may broadcast."""
         _, windows, heads, tokens, _ = qkv.shape
@@ -256,8 +307,7 @@ class FastSwinBlock(SwinTransformerBlock):
         return bias.expand(batch, *bias.shape).flatten(0, 1)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+@shared_table(16)
 def shift_mask(height: int, width: int, side: int, shift: int, device: torch.device) -> Tensor:
     """Returns the mask of shifted windows: (nW, N, N) float32, 0 or -100.
 
@@ -272,13 +322,14 @@ def shift_mask(height: int, width: int, side: int, shift: int, device: torch.dev
     """
 
     def regions(length: int) -> Tensor:
-        padded = -(-length // side) * side
-        position = torch.arange(padded, device=device)
-        return (position >= padded - side).long() + (position >= padded - shift)
+        windows = (length + side - 1) // side
+        position = torch.arange(windows * side, device=device).view(windows, side)
+        last = windows * side - side
+        return (position >= last).long() + (position >= last + side - shift)
 
     rows, columns = regions(height), regions(width)
-    region = (3 * rows[:, None] + columns).view(len(rows) // side, side, len(columns) // side, side)
-    region = region.transpose(1, 2).reshape(-1, side * side)
+    region = 3 * rows[:, None, :, None] + columns[None, :, None, :]
+    region = region.reshape(-1, side * side)
     apart = region[:, None, :] != region[:, :, None]
     return torch.zeros(apart.shape, device=device).masked_fill_(apart, -100.0)
 

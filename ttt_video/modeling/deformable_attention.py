@@ -12,7 +12,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable
-from functools import cache, lru_cache, reduce
+from functools import cache, reduce
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .kernels import run_linear, use_kernels
+from .tables import is_exporting, shared_table
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -44,7 +45,7 @@ def deformable_attention(
     Returns:
         (B, Q, M * D).
     """
-    if value.device.type == "cpu":
+    if value.device.type == "cpu" and not is_exporting():
         from .deformable_cpu import attend  # a GPU needs no Numba
 
         return attend(value, [*chain(*shapes)], locations, weights).flatten(2)
@@ -62,7 +63,8 @@ def sampled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     for level, (height, width), grid, gain in zip(levels, shapes, grids, gains, strict=True):
         maps = level.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
         sampled = F.grid_sample(maps, grid, "bilinear", "zeros", align_corners=False)
-        sums.append(_SumOverPoints.apply(sampled, gain))
+        sum_up = _SumOverPoints.apply if torch.is_grad_enabled() else _sum_over_points
+        sums.append(sum_up(sampled, gain))
     return reduce(torch.add, sums).view(batch, heads * dim, queries).transpose(1, 2)
 
 
@@ -75,10 +77,7 @@ class _SumOverPoints(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, samples: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(samples, weights)
-        out = samples[:, :, 0] * weights[:, None, 0]
-        for point in range(1, weights.shape[1]):
-            out.addcmul_(samples[:, :, point], weights[:, None, point])
-        return out
+        return _sum_over_points(samples, weights)
 
     @staticmethod
     @once_differentiable
@@ -88,6 +87,13 @@ class _SumOverPoints(torch.autograd.Function):
         points = range(weights.shape[1])
         grad_weights = torch.stack([(samples[:, :, p] * grad).sum(1) for p in points], 1)
         return grad.unsqueeze(2) * weights.unsqueeze(1), grad_weights
+
+
+def _sum_over_points(samples: Tensor, weights: Tensor) -> Tensor:
+    out = samples[:, :, 0] * weights[:, None, 0]
+    for point in range(1, weights.shape[1]):
+        out.addcmul_(samples[:, :, point], weights[:, None, point])
+    return out
 
 
 def compiled_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -128,8 +134,7 @@ def attention_function(device_type: str) -> Callable[[Tensor, Shapes, Tensor, Te
     return compiled_attention
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+@shared_table(64)
 def _widths_and_heights(
     shapes: Shapes, points: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -138,6 +143,10 @@ def _widths_and_heights(
     It is shared, because a copy to a GPU waits for all work before it; callers must not write to
     it. A CPU divides by it in a third of the time that broadcasting pairs takes.
     """
+    if is_exporting():  # sizes may be symbols, which torch.tensor does not take
+        sides = [side for height, width in shapes for side in (width, height)]
+        numbers = [torch.scalar_tensor(side, dtype=dtype, device=device) for side in sides]
+        return torch.stack(numbers).view(-1, 1, 2).expand(-1, points, -1).flatten()
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)
     return sizes.repeat_interleave(points, dim=0).flatten()
 

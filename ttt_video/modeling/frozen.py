@@ -40,6 +40,21 @@ class FrozenSegmenter(nn.Module, ABC):
     def logits(self, images: Tensor) -> Tensor:
         """Returns (B, K, h, w) class scores of (B, 3, H, W) normalised images, at any size."""
 
+    def prediction_tensors(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns ``scores``, which are probabilities, and ``labels``.
+
+        They are those of :class:`~ttt_video.modeling.interface.ExportableModel`.
+        """
+        samples = [{"image": image} for image in images]
+        pixels = normalized_images(
+            samples, self.pixel_mean, self.pixel_std, self.size_divisibility
+        ).tensor
+        logits = F.interpolate(
+            self.logits(pixels), size=pixels.shape[-2:], mode="bilinear", align_corners=False
+        )
+        scores = logits[..., : images.shape[-2], : images.shape[-1]].softmax(1)
+        return {"scores": scores, "labels": scores.argmax(1).int()}
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Returns ``sem_seg``, (K, height, width) class probabilities, for each input.
 

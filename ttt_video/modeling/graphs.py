@@ -7,10 +7,8 @@ are copied into static buffers first, and everything that it reads must stay whe
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .kernels import kernels_choice
+from .tables import caches
 
 logger = logging.getLogger(__name__)
 
@@ -313,14 +312,7 @@ def cached_tensors() -> list[Any]:
     A graph reads them where they are, but a replay does not count as use of a cache, which may
     drop them while the graph lives.
     """
-    modules = [module for name, module in [*sys.modules.items()] if name.startswith("ttt_video.")]
-    caches = {
-        id(value): value
-        for module in modules
-        for value in [*vars(module).values()]
-        if isinstance(value, functools._lru_cache_wrapper)
-    }
-    return [gc.get_referents(cache) for cache in caches.values()]
+    return [gc.get_referents(cache) for cache in caches()]
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor | None:

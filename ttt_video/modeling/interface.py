@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .masking import PatchMasks
 from .pixel_classes import MainTask
+from .tables import is_exporting
 
 Samples = Sequence[Mapping[str, Any]]
 """Inputs with ``image``: (3, H, W) uint8 in ``INPUT.FORMAT`` order."""
@@ -66,6 +67,19 @@ class Model(Protocol):
         or a tensor of one, whether all scores that it was made of were finite.
 
         Their size is the input's ``height`` and ``width``, or else that of its image.
+        """
+
+
+class ExportableModel(Model, Protocol):
+    """A model whose prediction ``ttt-video weights export`` can write for other programs."""
+
+    def prediction_tensors(self, images: Tensor, /) -> dict[str, Tensor]:
+        """Returns a prediction as tensors alone, by operations that ``torch.export`` can trace.
+
+        Names and shapes are for (1, 3, H, W) uint8 images, and H and W may be symbols:
+
+            ``scores`` (1, K, H, W) float32 and ``labels`` (1, H, W) int32, their largest;
+            ``class_logits`` (1, Q, K + 1) and ``mask_logits`` (1, Q, H, W) float32 of queries.
         """
 
 
@@ -186,8 +200,9 @@ def normalized_images(
         return ImageList.from_tensors([(x - mean) / std for x in images], size_divisibility)
     # The same numbers in a few operations on the batch, not in a few on each image.
     pixels = (torch.stack(images) - mean) / std
-    padding = [-side % max(size_divisibility, 1) for side in (height, width)]
-    if any(padding):
+    unit = max(size_divisibility, 1)
+    padding = [(side + unit - 1) // unit * unit - side for side in (height, width)]
+    if is_exporting() or any(padding):  # of symbols nothing may be asked
         pixels = F.pad(pixels, (0, padding[1], 0, padding[0]))
     return ImageList(pixels, [(height, width)] * len(images))
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from .criterion import LossNormalizers, SetCriterion
 from .graphs import unstacked
 from .heads import MaskFormerTTTHead
-from .interface import output_size
+from .interface import OBJECT_OUTPUTS, output_size
 from .matcher import HungarianMatcher, Target
 from .pixel_classes import MainTask, image_area, pixel_classes
-from .postprocess import Postprocessing
+from .postprocess import Postprocessing, semantic_inference
 from .reconstructing import DenseModel
 from .targets import count_masks, prepare_target
 
@@ -143,6 +143,23 @@ class MaskFormerTTT(DenseModel):
         """
         images = self.normalize(batched_inputs)
         return self._outputs(batched_inputs, images.image_sizes, self._logits(images.tensor))
+
+    def prediction_tensors(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns ``scores`` and ``labels`` of a semantic model, logits of queries of the others.
+
+        They are those of :class:`~ttt_video.modeling.interface.ExportableModel`.
+        """
+        pixels = self.normalize(unstacked(images)).tensor
+        class_logits, masks = self._logits(pixels)
+        masks = F.interpolate(masks, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        masks = masks[..., : images.shape[-2], : images.shape[-1]]
+        result: dict[str, Tensor] = {}
+        if self.postprocess.semantic:
+            scores = semantic_inference(class_logits[0], masks[0])[None]
+            result |= {"scores": scores, "labels": scores.argmax(1).int()}
+        if self.outputs & OBJECT_OUTPUTS:
+            result |= {"class_logits": class_logits, "mask_logits": masks}
+        return result
 
     def replayed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the part of :meth:`predict` that a graph can replay, for images of one size.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from .deformable_attention import MSDeformAttn, Shapes
 from .kernels import fuses_norms, run_mlp, run_product
 from .position_encoding import sine_position_embedding
 from .recomputing import Result, run_layer
+from .tables import shared_table
 
 if TYPE_CHECKING:
     from .kernels.norms import Normed
@@ -146,8 +146,7 @@ def maps_of_levels(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
     return [m.reshape(batch, dim, h, w) for m, (h, w) in zip(maps, shapes, strict=True)]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+@shared_table(64)
 def reference_points(shapes: Shapes, device: torch.device) -> Tensor:
     """Returns the pixel centres of all levels, one after the other: (S, 2) float32.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .tables import shared_table
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # a shared tensor must also serve autograd
+
+@shared_table(64)
 def sine_position_embedding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """Returns (1, dim, height, width) float32, of which half the channels encode y, half x.
 

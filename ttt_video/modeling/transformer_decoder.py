@@ -222,10 +222,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = mask_features.shape[0]
         memories, positions, coarse_features = [], [], []
         for i, (level, proj) in enumerate(zip(levels, self.input_proj, strict=True)):
-            size = level.shape[-2:]
+            height, width = size = level.shape[-2:]
             memory = proj(level).flatten(2) + self.level_embed.weight[i][:, None]
             memories.append(memory.transpose(1, 2))
-            position = sine_position_embedding(*size, self.hidden_dim, level.device)
+            position = sine_position_embedding(height, width, self.hidden_dim, level.device)
             positions.append(position.flatten(2).transpose(1, 2))
             # Resizing is linear, so features resized once per level give the attention masks that
             # resizing every full-size prediction would, for a fraction of the work.

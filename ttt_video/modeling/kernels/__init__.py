@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..tables import is_exporting
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ LEAST_TRITON = (3, 3)
 def use_kernels(x: Tensor) -> bool:
     """Returns whether a tensor is worked on by the kernels."""
     choice = kernels_choice()
-    if choice == "off":
+    if choice == "off" or is_exporting():
         return False
     if choice == "on":
         if not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
