@@ -26,6 +26,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..config import AUTO
 from ..errors import UserError
 from ..modeling.interface import AdaptableModel, full_names, is_within
 from .base import ADAPTER_REGISTRY, Adapter, module_mode
@@ -164,6 +165,11 @@ class NormAdapter(Adapter):
 @ADAPTER_REGISTRY.register()
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
     """Builds ``--method ln_adapt``, which has no gradient and no learning rate."""
+    if cfg.TTT.WINDOW_SIZE == AUTO:
+        raise UserError(
+            f"TTT.WINDOW_SIZE is {AUTO!r}, which goes by gradients, and ln_adapt has none: give a "
+            "number of frames"
+        )
     modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
     return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)

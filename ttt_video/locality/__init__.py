@@ -7,12 +7,11 @@ docs/theory.md from them.
 from __future__ import annotations
 
 from .estimates import Locality, estimate_locality
-from .gradients import Gradients, Sketch, labelled_samples, measure_gradients
+from .gradients import Gradients, labelled_samples, measure_gradients
 
 __all__ = [
     "Gradients",
     "Locality",
-    "Sketch",
     "estimate_locality",
     "labelled_samples",
     "measure_gradients",
