@@ -202,5 +202,5 @@ def test_config_takes_the_word_in_every_place(tmp_path):
 def test_methods_without_gradients_refuse_it(tiny_cfg, tiny_model):
     cfg = tiny_cfg.clone()
     cfg.TTT.WINDOW_SIZE, cfg.TTT.METHOD = "auto", "ln_adapt"
-    with pytest.raises(UserError, match="goes by gradients, and ln_adapt has none"):
+    with pytest.raises(UserError, match="goes by gradients, and statistics have none"):
         Stream.from_config(cfg, tiny_model)
