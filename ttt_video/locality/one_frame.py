@@ -91,8 +91,9 @@ def _look(
         torch.manual_seed(seed)
         main = torch.stack([*model.main_losses([dict(sample)]).values()]).sum()
     if found is None:
-        pictures = [_picture(x, cfg.INPUT.FORMAT) for x in (image, output["masked_input"])]
-        found = FrameSteps(sample["video_id"], sample["frame_index"], *pictures)
+        masked = _picture(output["masked_input"], cfg.INPUT.FORMAT)
+        place = sample["video_id"], sample["frame_index"]
+        found = FrameSteps(*place, _picture(image, cfg.INPUT.FORMAT), masked)
     found.reconstructions[count] = _picture(output["recon"], cfg.INPUT.FORMAT)
     found.recon_loss[count], found.main_loss[count] = float(recon), float(main)
     return found

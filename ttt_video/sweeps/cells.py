@@ -110,7 +110,8 @@ class Sweep:
     worlds: list[WorldVideos] = field(default_factory=list)  # rendered first
     baseline: str | None = None  # the row that gains are counted from; None without a frozen row
     protocol: str = "standard"  # a key of PROTOCOLS
-    # By kind of figure: the key of a setting ("curve"), names of rows ("over_time", "levels"), True.
+    # By kind of figure: the key of a setting ("curve"), names of rows ("over_time", "levels") or
+    # True.
     figures: dict[str, Any] = field(default_factory=dict)
 
 
