@@ -29,10 +29,10 @@ def dataset_table(names: Sequence[str]) -> Table:
         metadata = MetadataCatalog.get(name)
         rate = metadata.get("frame_rate")
         found = tasks_of(metadata.get("evaluator_type"))
-        classes = len(found[0].class_names(metadata)) if found else 0
+        known = len(found[0].class_names(metadata)) if found else 0
         seconds = f"{sum(lengths) / len(lengths) / rate:.1f}" if rate else UNKNOWN
         numbers = [str(len(lengths)), seconds, f"{sum(lengths):,}"]
-        rows.append([name, *numbers, f"{rate:g}" if rate else UNKNOWN, str(classes or UNKNOWN)])
+        rows.append([name, *numbers, f"{rate:g}" if rate else UNKNOWN, str(known or UNKNOWN)])
     for own in TABLE_2:
         numbers = [
             f"{own.length:g}",
