@@ -93,7 +93,8 @@ def keys(node: CfgNode, prefix: str = "") -> dict[str, object]:
 PAPER = {
     "METHOD": "online_ttt_mae", "MASK_RATIO": 0.8, "MASK_PATCH_SIZE": 16, "RECON.REGION": "masked",
     "MASK_KIND": "random",
-    "WINDOW_SIZE": 16, "SAMPLING": "with_replacement", "BATCH_SIZE": 32, "MICRO_BATCH_SIZE": 0,
+    "WINDOW_SIZE": 16, "AUTO_WINDOW.MAX": 64,
+    "SAMPLING": "with_replacement", "BATCH_SIZE": 32, "MICRO_BATCH_SIZE": 0,
     "STEPS_PER_FRAME": 1, "UPDATE_EVERY": 1, "FRAME_BUDGET_MS": 0, "PREDICT": "after",
     "FRAME_ORDER": "time", "MODULES": [], "PARAMETERS": "all", "RESET": "video",
     "STEP_MODE": "eval", "PRECISION": "fp32", "PREDICT_PRECISION": "fp32", "CHECKPOINT": False,

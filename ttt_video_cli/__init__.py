@@ -26,6 +26,7 @@ COMMANDS = {
     "table": "put runs into one table",
     "plot": "draw runs",
     "locality": "measure how gradients drift along labelled videos",
+    "steps": "show what gradient steps on one labelled frame do",
     "world": "make labelled videos or stills of the street world",
     "check": "say whether a data set is complete and right",
     "weights convert": "convert weights to another format, or describe them",

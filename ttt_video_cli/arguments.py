@@ -17,7 +17,7 @@ from typing import NoReturn
 PRESETS = ("paper", "release", "realtime")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 PROTOCOLS = ("standard", "video", "release")
-TABLE_LAYOUTS = ("table1", "table3", "table4", "plain", "images")
+TABLE_LAYOUTS = ("table1", "table3", "table4", "plain", "images", "table2")
 TABLE_FORMATS = ("markdown", "csv", "latex")
 SCENES = ("street", "park", "tunnel")
 SCHEDULES = ("constant", "ramp", "switch", "return")

@@ -14,6 +14,7 @@ from .arguments import ToolParser, add_config_arguments
 
 WINDOWS = (1, 2, 4, 8, 16, 32)
 LAGS = (1, 2, 4, 8, 16, 32)
+SKETCH = 65521
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
@@ -49,9 +50,9 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument(
         "--sketch",
         type=int,
-        default=65536,
+        default=SKETCH,
         metavar="N",
-        help="numbers that a gradient is compressed to; default: 65536",
+        help=f"numbers that a gradient is compressed to, best a prime; default: {SKETCH}",
     )
     add_config_arguments(parser)
     return parser

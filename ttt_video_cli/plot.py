@@ -1,4 +1,4 @@
-"""Draws runs: every frame's metric, the best and worst frames, reconstructions.
+"""Draws runs: every frame's metric, best and worst frames, adjacent frames, reconstructions.
 
 RUN is the folder of a stream's run or of a training. Nothing is run again: the pictures of frames
 are taken from the run's overlay videos, and those of an image set from its files. Runs on image
@@ -25,6 +25,13 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument(
         "--extremes", type=int, default=3, metavar="N", help="best and worst frames of each kind"
     )
+    parser.add_argument(
+        "--adjacent",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pairs of adjacent frames that the adapted model predicts most consistently",
+    )
     add_register_argument(parser)
     return parser
 
@@ -37,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.report.image_figures import draw_image_runs
     from ttt_video.report.image_runs import has_image_classes, read_image_runs
     from ttt_video.report.run_figures import (
+        adjacent_frames,
+        draw_adjacent,
         draw_curves,
         draw_extremes,
         draw_training,
@@ -50,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--rolling is {args.rolling}; give at least 1, which draws no mean")
     if args.extremes < 0:
         raise UserError(f"--extremes is {args.extremes}; give at least 1, or 0 for none")
+    if args.adjacent < 0:
+        raise UserError(f"--adjacent is {args.adjacent}; give at least 1, or 0 for none")
     folders = list({path.resolve(): path for path in args.runs}.values())
     trainings = [path for path in folders if is_training(path)]
     runs = read_curves([path for path in folders if path not in trainings])
@@ -68,6 +79,11 @@ def run(args: argparse.Namespace) -> None:
             print(f"written: {file}")
         else:
             print(f"{run.label}: no pictures of frames; stream without --no-video")
+    for run, name in zip(runs, names, strict=True) if args.adjacent else ():
+        pairs = adjacent_frames(run, args.adjacent)
+        file = args.output / f"adjacent-{file_stem(name)}.png"
+        if draw_adjacent(run, pairs, file):
+            print(*(f"{run.label}: {pair}" for pair in pairs), f"written: {file}", sep="\n")
     for path, name in zip(trainings, names_apart(trainings), strict=True):
         file = args.output / f"reconstruction-{file_stem(name)}.png"
         if draw_training(path, file):

@@ -1,7 +1,7 @@
 """Puts runs into one table, in the layout of the paper's Table 1, 3 or 4 or plainly.
 
 Reads only the summary.json files of the runs; for --layout images, which has several tables, also
-their rows. Runs that cannot be compared are refused.
+their rows. Runs that cannot be compared are refused. --layout table2 takes names of data sets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .arguments import (
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of streams")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of streams, or data sets")
     parser.add_argument("--layout", choices=TABLE_LAYOUTS, default="table1")
     parser.add_argument(
         "--protocol",
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.plugins import run_files
 
     run_files(args.register)
-    text = _image_tables(args) if args.layout == "images" else _table(args)
+    build = {"images": _image_tables, "table2": _dataset_table}.get(args.layout, _table)
+    text = build(args)
     if args.output is None:
         print(text, end="")
         return
@@ -77,6 +78,20 @@ def _table(args: argparse.Namespace) -> str:
         by=args.by or "",
     )
     return FORMATS[args.format](table)
+
+
+def _dataset_table(args: argparse.Namespace) -> str:
+    """Returns the text of the table of data sets."""
+    from ttt_video.errors import UserError
+    from ttt_video.report.dataset_table import dataset_table
+    from ttt_video.report.formats import to_csv, to_latex, to_markdown
+
+    if args.metric or args.by or args.protocol != "standard":
+        raise UserError("--layout table2 has no metrics: leave out --metric, --by, --protocol")
+    table = dataset_table(args.runs)
+    if args.format == "csv":
+        return to_csv([dict(zip(table.head, row, strict=True)) for row in table.rows])
+    return to_markdown(table) if args.format == "markdown" else to_latex(table)
 
 
 def _image_tables(args: argparse.Namespace) -> str:

@@ -222,3 +222,33 @@ def test_numbers_that_cannot_work():
         MajorityVote(Scripted(), predictions=0, augment=NO_AUGMENTATION)
     with pytest.raises(ValueError, match="current frame"):
         TemporalSmoothing(Scripted(), size=0)
+
+
+@pytest.mark.parametrize("predict", ["after", "before"])
+@pytest.mark.parametrize("method", ["majority_vote", "temporal_smoothing"])
+def test_recorded_steps_are_predicted_as_frames_are(
+    tiny_cfg, tiny_model, make_video, method, predict
+):
+    """The last step's prediction is the frame's own, and looking on changes no other frame."""
+    merge_method(tiny_cfg, "online_ttt_mae")
+    merge_method(tiny_cfg, method)
+    tiny_cfg.merge_from_list(
+        [
+            "TTT.ENSEMBLE.METHOD", "online_ttt_mae", "TTT.ENSEMBLE.PREDICTIONS", 3,
+            "TTT.ENSEMBLE.WINDOW_SIZE", 2, "TTT.STEPS_PER_FRAME", 2, "TTT.BATCH_SIZE", 1,
+            "TTT.PREDICT", predict,
+        ]
+    )  # fmt: skip
+
+    def run(record: bool) -> list:
+        cfg = tiny_cfg.clone()
+        cfg.TTT.RECORD_STEPS = record
+        stream = Stream.from_config(cfg, copy.deepcopy(tiny_model))
+        return list(stream.run(make_video(num_frames=3)))
+
+    seen, plain = run(True), run(False)
+    for one, other in zip(seen, plain, strict=True):
+        assert torch.equal(one.output["sem_seg"], other.output["sem_seg"])
+        first, last = (step.output["sem_seg"] for step in one.steps)
+        assert not torch.equal(first, last)
+        assert torch.equal(last, one.output["sem_seg"]) == (predict == "after")

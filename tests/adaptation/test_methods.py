@@ -20,6 +20,7 @@ from ttt_video.config import merge_method
 from ttt_video.errors import UserError
 from ttt_video.modeling.interface import drop_part
 from ttt_video.modeling.weights import save_safetensors
+from ttt_video.stream import Stream
 
 
 @pytest.fixture
@@ -156,6 +157,40 @@ class TestLNAdapt(AdapterContract):
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
         """Of the model's own layers."""
+
+
+class TestTentWithStatistics(AdapterContract):
+    method = "tent_ln_adapt"
+    frozen = ("sem_seg_head", "recon_head")
+    random = False
+    still = ("TTT.LN_ADAPT.PRIOR", 1e30, "TTT.OPTIMIZER.BASE_LR", 0.0)
+
+    @pytest.fixture(autouse=True)
+    def _with_statistics(self, source_statistics):
+        """Of the model's own layers."""
+
+    def test_it_is_tent_without_statistics_and_ln_adapt_without_steps(
+        self, tiny_cfg, tiny_model, make_video
+    ):
+        def run(method: str, *more) -> list:
+            cfg = tiny_cfg.clone()
+            merge_method(cfg, method)
+            cfg.merge_from_list(["TTT.BATCH_SIZE", 2, *more])
+            stream = Stream.from_config(cfg, copy.deepcopy(tiny_model))
+            return [r.output["sem_seg"] for r in stream.run(make_video(num_frames=4))]
+
+        rate, prior = ("TTT.OPTIMIZER.BASE_LR", 0.3), ("TTT.LN_ADAPT.PRIOR", 2.0)
+        none, infinite = ("TTT.OPTIMIZER.BASE_LR", 0.0), ("TTT.LN_ADAPT.PRIOR", float("inf"))
+        both = run("tent_ln_adapt", *rate, *prior)
+        for ours, other in zip(
+            run("tent_ln_adapt", *rate, *infinite), run("tent", *rate), strict=True
+        ):
+            assert torch.equal(ours, other)
+        without = run("tent_ln_adapt", *none, *prior)
+        for ours, other in zip(without, run("ln_adapt", *prior), strict=True):
+            torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(both[-1], without[-1], atol=1e-4)
+        assert not torch.allclose(both[-1], run("tent", *rate)[-1], atol=1e-4)
 
 
 class OfflineContract(AdapterContract):

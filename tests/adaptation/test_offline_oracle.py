@@ -105,5 +105,7 @@ def test_one_labelled_frame_is_enough(tiny_model, make_video):
     assert adapter.adapt(None, None)["offline_score"] == 6.0
 
 
-def test_the_key_of_the_papers_candidates():
-    assert load_config(None).TTT.OFFLINE.ALLOW_ZERO is False
+def test_the_papers_candidates():
+    offline = load_config(None, method="offline_ttt_mae_oracle").TTT.OFFLINE
+    assert (offline.STEPS, offline.EVAL_EVERY, offline.ALLOW_ZERO) == (2000, 100, False)
+    assert load_config(None, method="offline_ttt_mae").TTT.OFFLINE.STEPS == 1000

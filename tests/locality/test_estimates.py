@@ -7,10 +7,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from ttt_video.errors import UserError
-from ttt_video.locality import Gradients, Sketch, estimate_locality
+from ttt_video.locality import Gradients, estimate_locality
 from ttt_video.locality.estimates import CHUNK, best_window, window_of_drift
 from ttt_video.report.locality_figures import locality_table, plot_locality
 
@@ -163,23 +162,6 @@ def test_short_videos_and_gradients_of_noise_are_refused():
         estimate_locality(gradients_of(main, 0 * main), windows=(1, 2), lags=(1, 2))
     with pytest.raises(UserError, match="gradient of l_m is nothing but noise"):
         estimate_locality(gradients_of(0 * main, main), windows=(1, 2), lags=(1, 2))
-
-
-def test_a_sketch_keeps_inner_products_and_sums():
-    rng = torch.Generator().manual_seed(5)
-    vectors = torch.randn(40, 20_000, generator=rng)
-    vectors[1::2] += vectors[::2]
-    sketch = Sketch(20_000, 2048, seed=1)
-    small = torch.stack([sketch(v) for v in vectors])
-    assert small.shape == (40, 2048)
-    torch.testing.assert_close(sketch(vectors[0] + vectors[1]), small[0] + small[1])
-    lengths = vectors.norm(dim=1)
-    off = (small @ small.T - vectors @ vectors.T) / torch.outer(lengths, lengths)
-    # Its standard deviation is at most sqrt(2 / 2048) = 0.031.
-    assert off.std() < 0.031
-    assert abs(off.mean()) < 0.01
-    whole = Sketch(100, 2048)
-    assert torch.equal(whole(vectors[0, :100]), vectors[0, :100])
 
 
 def test_numbers_become_json_a_table_and_pictures(tmp_path):

@@ -17,6 +17,8 @@ from ttt_video.cli import run_tool
 from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.errors import UserError
 from ttt_video.report.run_figures import (
+    adjacent_frames,
+    draw_adjacent,
     draw_curves,
     draw_extremes,
     draw_training,
@@ -25,7 +27,7 @@ from ttt_video.report.run_figures import (
     label_picture,
     read_curves,
 )
-from ttt_video.visualization.overlay import side_by_side
+from ttt_video.visualization.overlay import caption, side_by_side
 from ttt_video.visualization.video import VideoWriter
 
 HEIGHT, WIDTH, NUM_FRAMES = 48, 64, 30
@@ -174,6 +176,35 @@ def test_pictures_of_extremes_are_the_right_frames(tmp_path, name, height, width
         for panel in range(3):
             center = bottom[420 * panel + 210].mean()
             assert center == pytest.approx(8 * extreme.frame_index + panel, abs=4)
+
+
+def test_adjacent_frames_are_those_that_adaptation_steadies_most(main, tmp_path, capsys):
+    folder = make_run(tmp_path / "run", order=SHUFFLED)
+    changes = {3: (9.0, 8.0), 12: (20.0, 5.0), 25: (12.0, 3.0), 0: (90.0, 0.0)}  # none before 0
+    lines = (folder / "frames.jsonl").read_text().splitlines()[:-1]
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        frozen, adapted = changes.get(row["frame_index"], (1.0, 1.0))
+        row["frozen"]["metrics"]["change"], row["metrics"]["change"] = frozen, adapted
+    (folder / "frames.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_overlay(folder / "overlay.mp4", frames=SHUFFLED)
+    (run,) = read_curves([folder])
+    assert [pair.frame_index for pair in adjacent_frames(run, 2)] == [12, 25]
+    main([str(folder), "--output", str(tmp_path / "out"), "--extremes", "0"])
+    said = "frames 11 and 12: 20.0 % of the pixels change frozen, 5.0 % adapted"
+    assert said in capsys.readouterr().out
+    picture = np.asarray(Image.open(tmp_path / "out/adjacent-run.png")).astype(int)
+    top = 4 + len(caption("video", 420)) + 4
+    height = (len(picture) - top) // 3
+    for column, index in enumerate((11, 12)):
+        for row in range(3):
+            place = top + (row + 1) * height - 30
+            center = picture[place, 4 + 424 * column + 210].mean()
+            assert center == pytest.approx(8 * index + row, abs=4)
+    (folder / "overlay.mp4").unlink()
+    assert not draw_adjacent(run, adjacent_frames(run), tmp_path / "no.png")
+    (alone,) = read_curves([make_run(tmp_path / "alone", compare=False)])
+    assert adjacent_frames(alone) == []
 
 
 def test_no_picture_without_an_overlay(tmp_path):

@@ -278,7 +278,7 @@ def test_an_observer_of_steps_is_told_through_wrappers(labels):
     outer = Wrapper(Wrapper(inner))
     outer.observe_steps(lambda adapter, record: told.append((adapter, record)))
     outer.adapt(window, torch.Generator().manual_seed(0))
-    assert [adapter for adapter, _ in told] == [inner, inner]
+    assert [adapter for adapter, _ in told] == [outer, outer]
     assert all(record.keys() == {"loss_recon", "grad_norm", "skipped_steps"} for _, record in told)
     outer.observe_steps(None)
     outer.adapt(window, torch.Generator().manual_seed(0))

@@ -159,6 +159,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path, task, metho
     assert any(row["records"] != row["frozen"]["records"] for row in rows)
     if method == "tent_class_balance":
         assert all("source_classes" in row for row in rows)
+    if method == "offline_ttt_mae_oracle":  # a video's step is chosen by its PQ, or AP
+        scores = {row["video_id"]: row["offline_score"] for row in rows}
+        videos = summary["metrics"]["adapted"]["videos"]
+        assert scores == pytest.approx({video: n[metric] for video, n in videos.items()})
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -597,6 +598,37 @@ def test_a_frozen_model_beside_goes_before_the_baseline_row(sweep_of):
     for cell, score, frozen in zip(sweep.cells, (50, 60, 70), (50, 58, 58), strict=True):
         write_run(cell, score, frozen=frozen)
     assert [r["gain_mIoU"] for r in records_of(sweep)] == [0, 2, 12]
+
+
+def test_rows_are_lines_across_a_curve(tmp_path, monkeypatch):
+    """The frozen model, an offline method and a window that is no number; k is the curve's."""
+
+    def record(name: str, value: float, window: object, source: str = "a") -> dict:
+        own = {"name": name, "row": name, "method": "m", "seed": 0, "source": source}
+        return {**own, "mIoU": value, "TTT.WINDOW_SIZE": window}
+
+    records = [
+        record("none", 40.0, None), record("none", 20.0, None, "b"),
+        record("online", 41.0, 1), record("online", 43.0, 16), record("online", 21.0, 1, "b"),
+        record("online", 25.0, 16, "b"), record("auto", 42.0, "auto"), record("all", 39.0, None),
+    ]  # fmt: skip
+    seen, original = [], sweep_figures.figure_axes
+
+    @contextmanager
+    def figure_axes(*args, **kwargs):
+        with original(*args, **kwargs) as axes:
+            seen.append(axes)
+            yield axes
+
+    monkeypatch.setattr(sweep_figures, "figure_axes", figure_axes)
+    figures = {"curve": "TTT.WINDOW_SIZE", "levels": ["all", "auto"]}
+    (file,) = draw_figures(records, figures, "none", tmp_path, ["mIoU"])
+    assert file.stat().st_size > 5000
+    (axes,) = seen
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == ["all (39.0)", "auto (42.0)", "m", "none (30.0)"]
+    (mean,) = [line for line in axes.lines if line.get_lw() == 2]
+    assert [*mean.get_ydata()] == [31.0, 34.0]
 
 
 def test_curves_over_time_are_the_means_of_seeds(sweep_of, tmp_path, monkeypatch):

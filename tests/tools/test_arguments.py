@@ -155,7 +155,7 @@ def test_names_are_those_of_the_package():
     assert arguments.PRESETS == PRESETS
     assert tuple(PRECISIONS) == arguments.PRECISIONS
     assert tuple(PROTOCOLS) == arguments.PROTOCOLS
-    assert (*LAYOUTS, "images") == arguments.TABLE_LAYOUTS
+    assert (*LAYOUTS, "images", "table2") == arguments.TABLE_LAYOUTS
     assert tuple(FORMATS) == arguments.TABLE_FORMATS
     assert arguments.SCENES == style.SCENES
     assert arguments.SCHEDULES == shifts.SCHEDULES

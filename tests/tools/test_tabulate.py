@@ -12,6 +12,7 @@ import pytest
 from summaries import summary, write
 
 from ttt_video.cli import run_tool
+from ttt_video.errors import UserError
 from ttt_video_cli import call
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "tabulate.py"
@@ -65,3 +66,28 @@ def test_no_other_tool_hides_a_library():
     elsewhere = [path for path in sys.path if Path(path).resolve() != TOOL.parent]
     for tool in set(TOOL.parent.glob("*.py")) - {TOOL}:
         assert PathFinder.find_spec(tool.stem, elsewhere) is None, tool.name
+
+
+def test_data_sets_beside_those_of_the_papers_table_2(tmp_path, monkeypatch, capsys):
+    words = ["--layout", "kitti_step", "--seed", "1700", "--videos", "2", "--frames", "3"]
+    size = ["--height", "32", "--width", "64", "--output", str(tmp_path / "kitti_step")]
+    call("world", [*words, *size])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    capsys.readouterr()
+    main(["kitti_step_video_sem_seg_val", "--layout", "table2", "--format", "csv"])
+    lines = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["Data set", "Videos", "Length (s)", "Frames", "Rate (1/s)", "Classes"]
+    # Two videos of 3 frames at 10 frames a second, with Cityscapes' classes.
+    assert lines[1] == ["kitti_step_video_sem_seg_val", "2", "0.3", "6", "10", "19"]
+    main(["kitti_step_video_sem_seg_val", "--layout", "table2"])
+    table = capsys.readouterr().out
+    (line,) = [line for line in table.splitlines() if "COCO Videos (published)" in line]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["-", "350", "10,475", "10", "134"]
+    main(["kitti_step_video_sem_seg_val", "--layout", "table2", "--format", "latex"])
+    assert r"KITTI-STEP (published)" in capsys.readouterr().out
+    for flags, reason in (
+        (["nowhere"], "nowhere"),
+        (["kitti_step_video_sem_seg_val", "--by", "class"], "has no metrics"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            main([*flags, "--layout", "table2"])

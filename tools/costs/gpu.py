@@ -24,7 +24,7 @@ from costs.environment import copy_peak, matmul_peak
 from costs.flops import count_flops, kernels
 from costs.inputs import frames, model_of, write_video
 from costs.loop import tool_loop
-from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.adaptation import SlidingWindow, build_adapter, build_window
 from ttt_video.adaptation.base import module_mode
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
@@ -240,8 +240,8 @@ def _step(
 def _adapter(cfg: CfgNode, size: tuple[int, int], model: Any = None) -> tuple[Any, SlidingWindow]:
     """Returns an adapter, of a new model if none is given, and a full window of noise."""
     adapter = build_adapter(cfg, model or model_of(cfg))
-    count = cfg.TTT.WINDOW_SIZE or 16
-    window = SlidingWindow(count, cfg.MODEL.DEVICE)
+    window = build_window(cfg, cfg.MODEL.DEVICE)
+    count = window.size or 16
     video = frames(count, *size)
     for index in range(count):
         window.push(video(index))

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from costs.inputs import frames, model_of
-from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.adaptation import build_adapter, build_window
 
 CHANGES_VIEW_ALONE = frozenset(
     {
@@ -93,7 +93,7 @@ def launches(cfg: CfgNode, size: tuple[int, int]) -> dict[str, dict[str, int]]:
     for replayed in (None, Replayed()):
         adapter = build_adapter(cfg, model_of(cfg))
         adapter.replay_graphs(replayed)
-        window = SlidingWindow(cfg.TTT.WINDOW_SIZE or None, cfg.MODEL.DEVICE)
+        window = build_window(cfg, cfg.MODEL.DEVICE)
         frame, generator = frames(1, *size)(0), torch.Generator().manual_seed(0)
         window.push(frame)
         works: dict[str, Callable[[], object]] = {

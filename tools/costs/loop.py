@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from costs.clock import peak_memory, reset_peak_memory, resident_memory, spread, synchronize
 from costs.comparison import OURS, Options
 from costs.inputs import model_of, write_video
-from ttt_video.adaptation import SlidingWindow
+from ttt_video.adaptation import build_window
 from ttt_video.adaptation.gradient import GradientAdapter
 from ttt_video.adaptation.settings import OptimizerSettings
 from ttt_video.data.grey import open_videos
@@ -154,8 +154,8 @@ def plain_loop(cfg: CfgNode, dataset: str, *, workers: int = 2) -> list[dict[str
     rows = []
     last = time.perf_counter()
     for index, record in enumerate(records):
-        first = max(index + 1 - cfg.TTT.WINDOW_SIZE, 0) if cfg.TTT.WINDOW_SIZE else 0
-        window = SlidingWindow(cfg.TTT.WINDOW_SIZE or None, device)
+        window = build_window(cfg, device)
+        first = max(index + 1 - window.size, 0) if window.size else 0
         recent = _Files(records[first : index + 1], transform)
         for frame in DataLoader(recent, batch_size=None, num_workers=workers):
             window.push(frame)

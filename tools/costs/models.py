@@ -14,7 +14,7 @@ from costs.clock import Stages
 from costs.comparison import HUGGING_FACE, OURS, Options, compare, difference
 from costs.flops import count_flops, parameter_bytes, saved_bytes
 from costs.inputs import frames, labelled_images, model_of, peer_of
-from ttt_video.adaptation import SlidingWindow, build_adapter
+from ttt_video.adaptation import SlidingWindow, build_adapter, build_window
 from ttt_video.adaptation.base import module_mode
 from ttt_video.adaptation.gradient import GradientAdapter
 from ttt_video.adaptation.precision import in_precision
@@ -82,8 +82,8 @@ def steps(cfg: CfgNode, options: Options) -> dict[str, Any]:
         own.TTT.PRECISION = case["precision"]
         own.TTT.STEPS_PER_FRAME = 1
         own.TTT.BATCH_SIZE = case["batch"]
-        window = SlidingWindow(own.TTT.WINDOW_SIZE or None, device)
-        count = min(own.TTT.WINDOW_SIZE or 16, 16)
+        window = build_window(own, device)
+        count = min(window.size or 16, 16)
         video = frames(count, *case["size"])
         for index in range(count):
             window.push(video(index))

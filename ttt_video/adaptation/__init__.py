@@ -4,6 +4,7 @@ import pkgutil
 from importlib import import_module
 
 from .augmentation import RandomCrop
+from .auto_window import AutoWindow, build_window
 from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method, method_names
 from .gradient import GradientAdapter
 from .no_adaptation import NoAdaptation
@@ -17,6 +18,7 @@ for _module in pkgutil.iter_modules(__path__):  # a method registers itself: its
 __all__ = [
     "ADAPTER_REGISTRY",
     "Adapter",
+    "AutoWindow",
     "ClassBalance",
     "GradientAdapter",
     "LimitedWindow",
@@ -29,6 +31,7 @@ __all__ = [
     "TemporalSmoothing",
     "Wrapper",
     "build_adapter",
+    "build_window",
     "find_method",
     "method_names",
 ]

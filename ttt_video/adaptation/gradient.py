@@ -193,7 +193,7 @@ class GradientAdapter(Adapter):
             batch = window.sample(
                 self.step.batch_size, sampling=self.step.sampling, generator=generator
             )
-            losses, grad_norm, moved = self._step(batch, generator)
+            losses, grad_norm, moved = self._step(batch, generator, window)
             skipped += not moved
             for name, value in losses.items():
                 record[name] = record.get(name, 0.0) + value / count
@@ -202,31 +202,31 @@ class GradientAdapter(Adapter):
                 scalars = {**losses, "grad_norm": grad_norm, "skipped_steps": int(not moved)}
                 self._observer(self, scalars)
         record["skipped_steps"] = skipped
-        return record
+        return {**record, **window.record()}
 
     def _step(
-        self, batch: list[Sample], generator: torch.Generator
+        self, batch: list[Sample], generator: torch.Generator, window: SlidingWindow | None = None
     ) -> tuple[dict[str, float], float, bool]:
         """Takes a step; returns its scalars, the norm of its gradient, and whether it was taken."""
         if not self.scaler.is_enabled():
-            return self._try_step(batch, generator)
+            return self._try_step(batch, generator, window)
         # An overflow of the scaled loss says nothing about the step. If it were skipped, a method
         # that forgets its scale at every frame would skip the step of every frame.
         before = generator.get_state()
         scale: dict[str, Any] = {}
-        losses, norm, moved = self._try_step(batch, generator)
+        losses, norm, moved = self._try_step(batch, generator, window)
         for _ in range(HALVINGS):
             if math.isfinite(norm) or not all(map(math.isfinite, losses.values())):
                 break
             scale = scale or self.scaler.state_dict()
             generator.set_state(before)  # the same masks
-            losses, norm, moved = self._try_step(batch, generator)
+            losses, norm, moved = self._try_step(batch, generator, window)
         if not math.isfinite(norm) and scale:
             self.scaler.load_state_dict(scale)  # it was not to blame
         return losses, norm, moved
 
     def _try_step(
-        self, batch: list[Sample], generator: torch.Generator
+        self, batch: list[Sample], generator: torch.Generator, window: SlidingWindow | None
     ) -> tuple[dict[str, float], float, bool]:
         """Does the same with the loss scale as it is; a failure halves the scale."""
         random = generator.get_state()
@@ -238,6 +238,7 @@ class GradientAdapter(Adapter):
         mover = self._mover
         self.scaler.unscale_(self.optimizer)
         mover.scale_gradients()
+        measured = window.measure(self.parameters) if window is not None else None
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norms = [*torch._foreach_norm(grads)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -252,6 +253,8 @@ class GradientAdapter(Adapter):
         *values, norm, change = torch.cat([scalars, promised[None]]).tolist()
         losses = dict(zip(sums, values, strict=True))
         moved = all(map(math.isfinite, [*values, norm]))
+        if moved and window is not None and measured is not None:
+            window.learn(measured)
         if moved and not ahead:
             mover.move(grads, grad_norm, norm, self.scaler)
             change = float(mover.promised(norms, before)) if before else 0.0

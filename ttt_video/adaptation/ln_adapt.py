@@ -26,6 +26,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..config import AUTO
 from ..errors import UserError
 from ..modeling.interface import AdaptableModel, full_names, is_within
 from .base import ADAPTER_REGISTRY, Adapter, module_mode
@@ -55,6 +56,7 @@ class NormAdapter(Adapter):
         source: Mapping[str, Tensor],
         prior: float,
         modules: Sequence[str] = ("f",),
+        shared: bool = False,
     ) -> None:
         """
         Args:
@@ -62,13 +64,14 @@ class NormAdapter(Adapter):
             source: of :func:`measure_statistics`; batch normalisations hold their own.
             prior: N, in frames; with infinity nothing changes.
             modules: whose layers are adapted.
+            shared: whether scales and shifts also move otherwise, between two frames.
 
         Raises:
             UserError: there are no layers, or ``source`` does not fit this model.
         """
         super().__init__(model)
-        model.requires_grad_(False)
         self.prior = prior
+        self.shared = shared
         self.layers = norm_layers(model, modules)
         encoder = full_names(model, "f")
         names = [full for name in modules for full in full_names(model, name)]
@@ -78,6 +81,7 @@ class NormAdapter(Adapter):
             raise UserError(f"nothing to adapt: no normalisation layers under {list(modules)}")
         self._frames: dict[str, deque[Statistics]] = {name: deque() for name in self.layers}
         self._source = fit_statistics(self.layers, source)
+        self._folded: dict[str, tuple[Tensor, Tensor]] = {}
         self._affine = {
             name: [t.detach().clone() for t in self._moving(layer)]
             for name, layer in self.layers.items()
@@ -130,17 +134,30 @@ class NormAdapter(Adapter):
             first.copy_(mean)
             second.copy_(variance)
         else:
-            weight, bias = self._affine[name]
+            weight, bias = self._unfolded(name, first, second)
             ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
+            shift = source.mean - mean * ratio
             first.copy_(weight * ratio)
-            second.copy_(bias + weight * (source.mean - mean * ratio))
+            second.copy_(bias + weight * shift)
+            self._folded[name] = ratio, shift
         return target
+
+    def _unfolded(self, name: str, scale: Tensor, shift: Tensor) -> Sequence[Tensor]:
+        """Returns a layer's own scale and shift, without the statistics that were folded in."""
+        if not self.shared:
+            return self._affine[name]
+        if name not in self._folded:
+            return scale.clone(), shift
+        ratio, offset = self._folded[name]
+        weight = scale / ratio
+        return weight, shift - weight * offset
 
     @torch.no_grad()
     def reset(self) -> None:
         """Returns to the source's scales, shifts and running statistics, and forgets all frames."""
         for name, layer in self.layers.items():
             self._frames[name].clear()
+            self._folded.pop(name, None)
             for tensor, source in zip(self._moving(layer), self._affine[name], strict=True):
                 tensor.copy_(source)
 
@@ -161,9 +178,25 @@ class NormAdapter(Adapter):
                 self._fold(name, layer)
 
 
+def norm_adapter(cfg: CfgNode, model: nn.Module, *, shared: bool = False) -> NormAdapter:
+    """Builds the adapter of ``TTT.LN_ADAPT.*`` and ``TTT.MODULES``; see :class:`NormAdapter`.
+
+    Raises:
+        UserError: the window is to be chosen, or the statistics are missing or of another model.
+    """
+    if cfg.TTT.WINDOW_SIZE == AUTO:
+        raise UserError(
+            f"TTT.WINDOW_SIZE is {AUTO!r}, which goes by gradients, and statistics have none: give "
+            "a number of frames"
+        )
+    modules = tuple(cfg.TTT.MODULES) or ("f",)
+    source = read_statistics(cfg, norm_layers(model, modules))
+    prior = cfg.TTT.LN_ADAPT.PRIOR
+    return NormAdapter(model, source=source, prior=prior, modules=modules, shared=shared)
+
+
 @ADAPTER_REGISTRY.register()
 def ln_adapt(cfg: CfgNode, model: nn.Module) -> NormAdapter:
     """Builds ``--method ln_adapt``, which has no gradient and no learning rate."""
-    modules = tuple(cfg.TTT.MODULES) or ("f",)
-    source = read_statistics(cfg, norm_layers(model, modules))
-    return NormAdapter(model, source=source, prior=cfg.TTT.LN_ADAPT.PRIOR, modules=modules)
+    model.requires_grad_(False)
+    return norm_adapter(cfg, model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..color.lab import in_three_channels, is_one_plane
 
@@ -35,6 +36,8 @@ class SlidingWindow:
         self.device = torch.device(device)
         self._frames: deque[Sample] = deque(maxlen=size)
         self.drawn = 0
+        self.picks: list[int] = []
+        """Places in the window, from its oldest frame, of the samples drawn last."""
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -76,7 +79,7 @@ class SlidingWindow:
                 "without_replacement" draws different frames, no more than the window has.
             generator: on the CPU.
         """
-        count = len(self._frames)
+        count = self._drawable()
         if sampling == "without_replacement":
             batch_size = min(batch_size, count)
         if sampling == "with_replacement":
@@ -92,7 +95,23 @@ class SlidingWindow:
                 f"no sampling {sampling!r}; with_replacement, without_replacement, shuffled_epochs"
             )
         self.drawn = len(picks)
-        return [self._frames[i] for i in picks.tolist()]
+        self.picks = (picks + (len(self._frames) - count)).tolist()
+        return [self._frames[i] for i in self.picks]
+
+    def _drawable(self) -> int:
+        """Returns how many of the last frames batches are drawn from."""
+        return len(self._frames)
+
+    def measure(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """Returns what :meth:`learn` needs of the gradients of a step; None: nothing."""
+        return None
+
+    def learn(self, measured: Tensor) -> None:
+        """Learns from a step on the batch drawn last, if its gradients are finite."""
+
+    def record(self) -> dict[str, float]:
+        """Returns scalars for a frame's record."""
+        return {}
 
 
 def _moved(image: Tensor, device: torch.device) -> Tensor:
@@ -113,6 +132,7 @@ class LimitedWindow(SlidingWindow):
 
     def __init__(self, window: SlidingWindow, max_samples: int) -> None:
         super().__init__(window.size, window.device)
+        self._window = window
         self._frames = window._frames
         self.max_samples = max_samples
         self.asked = 0
@@ -120,6 +140,19 @@ class LimitedWindow(SlidingWindow):
     def sample(self, batch_size: int, *, sampling: str, generator: torch.Generator) -> list[Sample]:
         """Returns what :meth:`SlidingWindow.sample` does for a batch of no more than the limit."""
         limit = min(batch_size, self.max_samples)
-        batch = super().sample(limit, sampling=sampling, generator=generator)
-        self.asked = min(batch_size, len(self)) if sampling == "without_replacement" else batch_size
+        batch = self._window.sample(limit, sampling=sampling, generator=generator)
+        whole = self._window._drawable() if sampling == "without_replacement" else batch_size
+        self.asked, self.drawn = min(batch_size, whole), len(batch)
         return batch
+
+    def measure(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """See :meth:`SlidingWindow.measure`."""
+        return self._window.measure(parameters)
+
+    def learn(self, measured: Tensor) -> None:
+        """See :meth:`SlidingWindow.learn`."""
+        self._window.learn(measured)
+
+    def record(self) -> dict[str, float]:
+        """See :meth:`SlidingWindow.record`."""
+        return self._window.record()

@@ -20,6 +20,7 @@ from ..tasks.outputs import predicted_classes
 from .augmentation import VoteAugmentation
 from .base import WRAPPER_REGISTRY, Adapter, StepObserver, require_classes
 from .gradient import GradientAdapter
+from .ln_adapt import NormAdapter, norm_adapter
 from .window import SlidingWindow
 
 Own = TypeVar("Own", bound="Wrapper")
@@ -45,10 +46,11 @@ class Wrapper(Adapter):
         return self.inner.adapt(window, generator)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
-        """Has the observer told of the wrapped adapter's steps and predictions, which are not yet
-        combined.
-        """
-        self.inner.observe_steps(observer)
+        """Has the observer told of the wrapped adapter's steps, and predict as the wrapper does."""
+        if observer is None:
+            self.inner.observe_steps(None)
+        else:
+            self.inner.observe_steps(lambda inner, record: observer(self, record))
 
     def replay_graphs(self, capture: Capture | None) -> None:
         """Has the wrapped adapter replay graphs."""
@@ -174,6 +176,46 @@ class ClassBalance(Wrapper):
 
 
 @WRAPPER_REGISTRY.register()
+class NormStatistics(Wrapper):
+    """Estimates the statistics of normalisation layers anew before each update (Appendix A.2).
+
+    The update then moves the layers' scales and shifts as they are with these statistics.
+    """
+
+    def __init__(self, inner: GradientAdapter, norms: NormAdapter) -> None:
+        """Takes ``norms``, which shares the model of ``inner``."""
+        super().__init__(inner)
+        self.norms = norms
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, inner: Adapter) -> NormStatistics:
+        """Builds it with the keys of ``ln_adapt``, for layers within ``TTT.MODULES``."""
+        assert isinstance(inner, GradientAdapter), "others have no weights to share"
+        return cls(inner, norm_adapter(cfg, inner.model, shared=True))
+
+    def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
+        """Returns the method's record, and ``norm_shift``."""
+        shift = self.norms.adapt(window, generator)
+        return {**self.inner.adapt(window, generator), **shift}
+
+    def reset(self) -> None:
+        """Forgets the statistics and resets the method."""
+        self.norms.reset()
+        super().reset()
+
+    reset_weights = reset
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the method's state and the statistics."""
+        return {**super().state_dict(), "norms": self.norms.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Adapter.load_state_dict`; weights that have moved replace those it folds."""
+        self.norms.load_state_dict(state["norms"])
+        super().load_state_dict(state)
+
+
+@WRAPPER_REGISTRY.register()
 class MajorityVote(Wrapper):
     """Gives each pixel the class of most of ``predictions`` predictions (paper, Section 5.1).
 
@@ -266,6 +308,19 @@ class TemporalSmoothing(Wrapper):
         if color is None:
             return {**output, "sem_seg": mean}
         return {**output, "color": compose(lightness(color), mean)}
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Has the observer predict as the next :meth:`predict` would, and nothing remembered."""
+        if observer is None:
+            super().observe_steps(None)
+            return
+
+        def observe(adapter: Adapter, record: dict[str, float]) -> None:
+            recent = dict(self._recent)
+            observer(adapter, record)
+            self._recent = recent
+
+        super().observe_steps(observe)
 
     def reset(self) -> None:
         """Resets the wrapped adapter and forgets the predictions."""

@@ -6,7 +6,7 @@ project's (:mod:`.keys`). :func:`add_ttt_config` also works on top of Mask2Forme
 ``add_maskformer2_config``.
 """
 
-from .keys import ADAPTATION, KEYS, Key, Rule, at_least, declare_keys, must_be
+from .keys import ADAPTATION, AUTO, KEYS, Key, Rule, at_least, declare_keys, must_be
 from .loading import (
     DEFAULT_STREAM_CONFIG,
     PRESETS,

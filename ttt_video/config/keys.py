@@ -16,13 +16,23 @@ class Rule(NamedTuple):
     words: str
 
 
-class Key:
-    """A configuration key: its default, its choices if they are few, and its rules."""
+AUTO = "auto"
+"""The value of a key that leaves a number to the run."""
 
-    def __init__(self, default: Any, *rules: Rule, choices: tuple[Any, ...] = ()) -> None:
+
+class Key:
+    """A configuration key: its default, its choices if they are few, and its rules.
+
+    ``auto`` says that :data:`AUTO` may stand for a number; the rules are not asked then.
+    """
+
+    def __init__(
+        self, default: Any, *rules: Rule, choices: tuple[Any, ...] = (), auto: bool = False
+    ) -> None:
         self.default = default
         self.rules = rules
         self.choices = choices
+        self.auto = auto
 
 
 def at_least(least: float, words: str = "") -> Rule:
@@ -178,8 +188,10 @@ ADAPTATION: Mapping[str, Key] = {
     # Pixels that count; "all" includes padding.
     "TTT.RECON.REGION": Key("masked", choices=("masked", "visible", "all")),
     # --- test-time training ---
-    # Number k of frames in explicit memory, the current one included; 0 = no limit.
-    "TTT.WINDOW_SIZE": Key(16, at_least(0, "a number of frames, or 0 for no limit")),
+    # Number k of frames in explicit memory, the current one included; 0 = no limit; "auto" = as the
+    # gradients of the steps suggest (docs/theory.md).
+    "TTT.WINDOW_SIZE": Key(16, at_least(0, "a number of frames, 0 for no limit"), auto=True),
+    "TTT.AUTO_WINDOW.MAX": Key(64, at_least(1)),  # frames that "auto" keeps, and k at most
     "TTT.BATCH_SIZE": Key(32, at_least(1)),  # samples per gradient step
     # Samples per forward and backward; gradients accumulate. 0 = on a GPU the largest power of two
     # that fits its memory, on a CPU 8. It changes rounding alone, but with STEP_MODE train also

@@ -16,7 +16,7 @@ from ..errors import UserError, nearest, suggestion
 from ..shipped import config_dir
 from .keys import ADAPTATION
 from .methods import named_method
-from .schema import get_cfg, restore_defaults, validate_config
+from .schema import get_cfg, restore_defaults, validate_config, words_for_numbers
 from .yaml_files import compose_yaml
 
 PRESETS = ("paper", "release", "realtime")
@@ -128,7 +128,7 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
     coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
     file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
     restore_defaults(cfg, ADAPTATION)
-    with _merging(f"preset {file}"):
+    with _merging(f"preset {file}"), words_for_numbers(cfg):
         _check_bases(file)
         # merge_from_file would warn that a part of a config has no VERSION.
         cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
@@ -143,7 +143,7 @@ def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> Non
     own = cfg.TTT.BY_METHOD
     for name in dict.fromkeys(name for m in methods for name in (named_method(m).runs, m)):
         if name in own:
-            with _merging(f"TTT.BY_METHOD.{name} of config {file}"):
+            with _merging(f"TTT.BY_METHOD.{name} of config {file}"), words_for_numbers(cfg):
                 cfg.TTT.merge_from_other_cfg(own[name])
     cfg.TTT.BY_METHOD = CfgNode(new_allowed=True)
 
@@ -185,11 +185,11 @@ def load_config(
     # The method within an ensemble comes first.
     methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
     if isinstance(config_file, CfgNode):
-        with _merging("the config in the weights"):
+        with _merging("the config in the weights"), words_for_numbers(cfg):
             cfg.merge_from_other_cfg(config_file)
     elif config_file is not None:
         file = find_config(config_file)
-        with _merging(f"config {file}"):
+        with _merging(f"config {file}"), words_for_numbers(cfg):
             _check_bases(file)
             cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
         _merge_own_settings(cfg, file, methods)
@@ -199,7 +199,7 @@ def load_config(
     for name in methods:
         merge_method(cfg, name)
     cfg.TTT.METHOD = selected
-    with _merging(f"overrides {' '.join(opts)}"):
+    with _merging(f"overrides {' '.join(opts)}"), words_for_numbers(cfg):
         cfg.merge_from_list(list(opts))
     validate_config(cfg)
     return cfg

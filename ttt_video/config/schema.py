@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
 from ..errors import UserError
 from .borrowed import BORROWED
-from .keys import KEYS
+from .keys import AUTO, KEYS
 
 
 def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
@@ -50,6 +51,34 @@ def validate_config(cfg: CfgNode) -> None:
             listed = ", ".join(map(repr, key.choices))
             raise UserError(f"{name} is {values[name]!r}; choose one of {listed}")
     for name, key in KEYS.items():
+        if key.auto and values[name] == AUTO:
+            continue
         for rule in key.rules:
             if not rule.holds(values[name], cfg):
-                raise UserError(f"{name} is {values[name]!r}; it must be {rule.words}")
+                words = f"{rule.words}, or {AUTO!r}" if key.auto else rule.words
+                raise UserError(f"{name} is {values[name]!r}; it must be {words}")
+
+
+@contextmanager
+def words_for_numbers(cfg: CfgNode) -> Iterator[None]:
+    """Lets what is merged have :data:`AUTO` for a number, which yacs refuses by its type.
+
+    Raises:
+        ValueError: it has another word for a number.
+    """
+    held = {}
+    for name in (name for name, key in KEYS.items() if key.auto):
+        section, own = _place(cfg, name)
+        held[name] = section[own]
+        section[own] = None  # a value of any type may follow
+    try:
+        yield
+    finally:
+        for name, before in held.items():
+            section, own = _place(cfg, name)
+            if section[own] is None:
+                section[own] = before
+    for name in held:
+        section, own = _place(cfg, name)
+        if type(section[own]) is not type(KEYS[name].default) and section[own] != AUTO:
+            raise ValueError(f"{name} is {section[own]!r}; give a whole number or {AUTO!r}")

@@ -33,6 +33,7 @@ RELEASED_VIDEOS = (
     "bangkok", "bar", "berkeley", "havana", "house", "irvine", "paris", "restaurant", "school",
     "tokyo",
 )  # fmt: skip
+FRAME_RATE = 10.0  # frames per second
 LABEL_PERIOD = 10
 """Frames 0, 10, 20, ... are labelled."""
 UNLABELLED = 255
@@ -173,7 +174,7 @@ def register_coco_videos() -> None:
             if name not in DatasetCatalog:
                 videos = None if video == "all" else [video]
                 DatasetCatalog.register(name, partial(_load_registered, task, videos))
-                MetadataCatalog.get(name).set(**coco_videos_metadata(task))
+                MetadataCatalog.get(name).set(**coco_videos_metadata(task), frame_rate=FRAME_RATE)
 
 
 def _load_registered(task: Task, videos: Sequence[str] | None) -> list[Record]:

@@ -26,6 +26,7 @@ from .catalog import datasets_root
 from .cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS, CITYSCAPES_THING_IDS, IGNORE_LABEL
 
 SPLITS = ("train", "val")
+FRAME_RATE = 10.0  # frames per second
 
 
 def load_kitti_step_sem_seg(
@@ -142,7 +143,7 @@ def register_kitti_step() -> None:
         name = f"kitti_step_video_sem_seg_{split}"
         if name not in DatasetCatalog:
             DatasetCatalog.register(name, partial(_load_split, split))
-            MetadataCatalog.get(name).set(**video_metadata())
+            MetadataCatalog.get(name).set(**video_metadata(), frame_rate=FRAME_RATE)
 
 
 def _load_split(split: str) -> list[dict[str, Any]]:

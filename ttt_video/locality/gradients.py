@@ -13,43 +13,17 @@ from detectron2.data import transforms as T
 from torch import Tensor, nn
 
 from ..adaptation.gradient import GradientAdapter
+from ..adaptation.sketch import Sketch
 from ..data.mapper import JointDatasetMapper
 from ..errors import UserError
 from ..modeling.interface import prefixes
 from ..structures import Frame, video_seed
 
+SKETCH = 65521
+"""Numbers that a gradient is compressed to, a prime."""
+
 DRAWS = 2
 """Independent draws of each gradient, so that a product of both has no noise of the draws in it."""
-
-
-class Sketch:
-    """Compresses vectors linearly so that inner products stay what they are, nearly.
-
-    This is the count sketch (Charikar, Chen, Farach-Colton, 2002): every entry is added, with a
-    random sign, to one of ``size`` sums. An inner product <u, v> of sketches is unbiased, with a
-    variance of at most (|u|^2 |v|^2 + <u, v>^2) / size. A vector that fits stays as it is.
-    """
-
-    def __init__(self, length: int, size: int, seed: int = 0) -> None:
-        """
-        Args:
-            length: of the vectors.
-            size: of their sketches, at most.
-            seed: draws sums and signs.
-        """
-        self.size = min(length, size)
-        self._sums: Tensor | None = None
-        if length > size:
-            generator = torch.Generator().manual_seed(seed)
-            self._sums = torch.randint(size, (length,), generator=generator, dtype=torch.int32)
-            self._signs = torch.randint(2, (length,), generator=generator, dtype=torch.int8) * 2 - 1
-
-    def __call__(self, vector: Tensor) -> Tensor:
-        """Returns the sketch, (size,) float32 on the CPU, of a (length,) vector."""
-        vector = vector.detach().float().cpu()
-        if self._sums is None:
-            return vector
-        return torch.zeros(self.size).index_add_(0, self._sums, vector * self._signs)
 
 
 @dataclass
@@ -97,7 +71,7 @@ def measure_gradients(
     samples: Iterable[Mapping[str, Any]],
     *,
     masks: int,
-    size: int = 65536,
+    size: int = SKETCH,
     seed: int = 0,
     each: Callable[[], object] = lambda: None,
 ) -> Gradients:
@@ -146,7 +120,8 @@ def _measure(
 ) -> Gradients:
     model: Any = adapter.model
     parameters = list(encoder.values())
-    sketch = Sketch(sum(p.numel() for p in parameters), size, seed)
+    lengths = [p.numel() for p in parameters]
+    sketch = Sketch(lengths, size, seed, parameters[0].device)
     generator = torch.Generator()
     vectors: list[Tensor] = []
     losses: list[tuple[float, float]] = []
@@ -163,7 +138,8 @@ def _measure(
                 (torch.stack(list(main.values())).sum(), recon["loss_recon"])
             ):
                 values[place] += float(loss.detach()) / DRAWS
-                vectors.append(sketch(_gradient(loss, parameters)))
+                parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+                vectors.append(sketch(parts).cpu())
         losses.append((values[0], values[1]))
         each()
     if not losses:
@@ -172,14 +148,3 @@ def _measure(
     stacked = torch.stack(vectors).view(shape).permute(2, 1, 0, 3).contiguous().numpy()
     main_loss, recon_loss = np.array(losses).T
     return Gradients(video_id, stacked[0], stacked[1], main_loss, recon_loss)
-
-
-def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """Returns the gradient as one vector; parameters that the loss does not depend on have 0."""
-    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [
-            (torch.zeros_like(p) if part is None else part).reshape(-1)
-            for part, p in zip(parts, parameters, strict=True)
-        ]
-    )

@@ -233,6 +233,55 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
     return bool(strips)
 
 
+class Pair(NamedTuple):
+    """A frame and the one before it, between which predictions change: shares of pixels in %."""
+
+    video_id: str
+    frame_index: int
+    frozen: float
+    adapted: float
+
+    def __str__(self) -> str:
+        return (
+            f"video {self.video_id}, frames {self.frame_index - 1} and {self.frame_index}: "
+            f"{self.frozen:.1f} % of the pixels change frozen, {self.adapted:.1f} % adapted"
+        )
+
+
+def adjacent_frames(run: RunCurves, count: int = 1) -> list[Pair]:
+    """Returns pairs of adjacent frames that the adapted model predicts most consistently.
+
+    They have the largest difference in changed pixels to the frozen model, most first; motion
+    changes pixels of both. A run without ``--compare`` has none.
+    """
+    pairs = [
+        Pair(video_id, index, frame.frozen["change"], frame.adapted["change"])
+        for video_id, video in run.videos.items()
+        for index, frame in video.items()
+        if index - 1 in video and "change" in frame.frozen and "change" in frame.adapted
+    ]
+    return sorted(pairs, key=lambda pair: pair.adapted - pair.frozen)[:count]
+
+
+def draw_adjacent(run: RunCurves, pairs: Sequence[Pair], file: Path) -> bool:
+    """Draws the paper's Figures 7 and 8: two columns for each pair, and rows as in the overlay.
+
+    Returns False, and writes nothing, if no overlay video has any of these frames.
+    """
+    rows: list[dict[str, np.ndarray]] = [{}, {}, {}]
+    for pair in pairs:
+        for index in (pair.frame_index - 1, pair.frame_index):
+            shown = _overlay_frame(run, pair.video_id, index)
+            if shown is not None:
+                panels = _split_panels(shown, run.headline)
+                chosen = (panels[0], *panels[-2:])  # the frame, frozen, adapted
+                for row, panel in zip(rows, chosen, strict=True):
+                    row[f"video {pair.video_id}, frame {index}"] = panel
+    if rows[0]:
+        picture_grid(rows, file, column_width=_PANEL_WIDTH)
+    return bool(rows[0])
+
+
 def _split_panels(shown: np.ndarray, headline: str | None) -> list[np.ndarray]:
     """Splits an overlay into the frame, frozen and adapted: stacked ones, or ones in a row.
 

@@ -26,6 +26,9 @@ MARKERS, HATCHES = "os^", ("", "//", "..")
 
 FROZEN_COLOR = "0.35"
 
+LEVELS = ("--", ":", "-.")
+"""Styles of the lines across a curve; the first is the frozen model's."""
+
 
 def draw_figures(
     records: Sequence[Record],
@@ -38,8 +41,9 @@ def draw_figures(
 
     Args:
         records: of complete cells, with gains.
-        figures: ``curve`` (with the key on the x axis), ``bars``, ``gain_against_time``,
-            ``over_time`` (with the names of the rows that it shows).
+        figures: ``curve`` (with the key on the x axis), ``levels`` (with the names of rows that
+            are lines across the curve), ``bars``, ``gain_against_time``, ``over_time`` (with the
+            names of the rows that it shows).
         baseline: name of the frozen row: a line, or the zero of gains.
         folder: where the files go.
         metrics: names of the metrics.
@@ -52,7 +56,10 @@ def draw_figures(
             if kind == "over_time":
                 written += plot_over_time(scored, metric, value, folder)
             elif kind == "curve":
-                written += plot_setting_curve(scored, metric, value, baseline, path)
+                levels = [*([baseline] if baseline else []), *figures.get("levels", [])]
+                written += plot_setting_curve(scored, metric, value, levels, path)
+            elif kind == "levels":
+                continue
             elif kind == "bars":
                 written += plot_row_bars(scored, metric, baseline, path)
             else:
@@ -61,15 +68,16 @@ def draw_figures(
 
 
 def plot_setting_curve(
-    records: Sequence[Record], metric: str, key: str, baseline: str | None, path: Path
+    records: Sequence[Record], metric: str, key: str, levels: Sequence[str], path: Path
 ) -> list[Path]:
     """Draws a metric against a numeric setting on a log axis, like figure 4; returns the files.
 
     Each method is a line; several sources are thin lines under their mean. If some sources have
     all values, the others are left out. 0, "no limit" for a window, is drawn right of the largest
-    value. Bars show the standard deviation over seeds, a dashed line the frozen model.
+    value. Bars show the standard deviation over seeds, lines across the figure the rows ``levels``:
+    the frozen model first, dashed.
     """
-    varied = [r for r in records if isinstance(r.get(key), int | float) and r["name"] != baseline]
+    varied = [r for r in records if isinstance(r.get(key), int | float) and r["name"] not in levels]
     if not varied:
         return []
     values = sorted({r[key] for r in varied}, key=lambda v: (v == 0, v))
@@ -97,13 +105,14 @@ def plot_setting_curve(
                 yerr=errors if any(errors) else None, color=color, marker="o", lw=2, capsize=3,
                 label=name,
             )  # fmt: skip
-        frozen = group([r for r in records if r["name"] == baseline], "source").values()
-        levels = [_mean(own, metric) for own in frozen]
-        for level in levels:
-            axes.axhline(level, color=FROZEN_COLOR, ls="--", lw=0.5)
-        if levels:
-            level = fmean(levels)
-            axes.axhline(level, color=FROZEN_COLOR, ls="--", label=f"{baseline} ({level:.1f})")
+        for name, style in zip(levels, itertools.cycle(LEVELS), strict=False):
+            own_sources = group([r for r in records if r["name"] == name], "source").values()
+            across = [_mean(own, metric) for own in own_sources]
+            for level in across:
+                axes.axhline(level, color=FROZEN_COLOR, ls=style, lw=0.5)
+            if across:
+                level = fmean(across)
+                axes.axhline(level, color=FROZEN_COLOR, ls=style, label=f"{name} ({level:.1f})")
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, ["all" if v == 0 else f"{v:g}" for v in values])
         axes.minorticks_off()

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..adaptation import Adapter, SlidingWindow, build_adapter
+from ..adaptation import Adapter, SlidingWindow, build_adapter, build_window
 from ..config import DEFAULT_STREAM_CONFIG, check_device, load_config
 from ..data.pictures import Picture, PictureFrames, PictureVideo
 from ..errors import UserError
@@ -148,7 +148,7 @@ class Stream:
         """
         pictures = PictureFrames(cfg, color)
         ttt = cfg.TTT
-        window = SlidingWindow(ttt.WINDOW_SIZE or None, model.device)  # type: ignore[arg-type]
+        window = build_window(cfg, model.device)  # type: ignore[arg-type]
         settings = {"reset": ttt.RESET, "update_every": ttt.UPDATE_EVERY, "predict": ttt.PREDICT}
         settings["record_step"] = record_step if ttt.RECORD_STEPS else None
         adapter, seed = build_adapter(cfg, model), max(cfg.SEED, 0)

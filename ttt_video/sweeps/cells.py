@@ -110,7 +110,8 @@ class Sweep:
     worlds: list[WorldVideos] = field(default_factory=list)  # rendered first
     baseline: str | None = None  # the row that gains are counted from; None without a frozen row
     protocol: str = "standard"  # a key of PROTOCOLS
-    # By kind of figure: the key of a setting ("curve"), names of rows ("over_time") or True.
+    # By kind of figure: the key of a setting ("curve"), names of rows ("over_time", "levels") or
+    # True.
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -185,9 +186,10 @@ def read_sweep(
             f"sweep {path}: every row needs labels (labels: True), and no source has any"
         )
     _check_folders(sweep.cells)
-    for name in sweep.figures.get("over_time", []):
-        if name not in rows:
-            raise UserError(f"figures.over_time: no row {name!r}; choose from {', '.join(rows)}")
+    for kind in ("over_time", "levels"):
+        for name in sweep.figures.get(kind, []):
+            if name not in rows:
+                raise UserError(f"figures.{kind}: no row {name!r}; choose from {', '.join(rows)}")
     sweep.baseline = _baseline(spec.get("baseline"), sweep.cells)
     return sweep
 

@@ -16,7 +16,7 @@ ROW_KEYS = (
 )  # fmt: skip
 SOURCE_KINDS = ("dataset", "video", "video-dir", "world")
 SOURCE_KEYS = (*SOURCE_KINDS, "config", "weights", "settings")
-FIGURE_KEYS = ("curve", "bars", "gain_against_time", "over_time")
+FIGURE_KEYS = ("curve", "levels", "bars", "gain_against_time", "over_time")
 
 
 def is_text(value: Any) -> bool:
@@ -48,7 +48,9 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (_is_weights, "give one file, or in a row one for each of some sources"),
     "frames": (lambda value: _is_whole(value) and value >= 1, "give a whole number, at least 1"),
     "seeds": (lambda value: bool(value) and _is_list(value, _is_whole), "give a list of integers"),
-    "over_time": (lambda value: _is_list(value, is_text), "give a list of rows"),
+    **dict.fromkeys(
+        ("over_time", "levels"), (lambda value: _is_list(value, is_text), "give a list of rows")
+    ),
     "curve": (lambda value: isinstance(value, str), "name the setting on its x axis"),
 }
 """A check by name of entry, with the fix to tell. Entries that are sections have none."""
