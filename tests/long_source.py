@@ -35,23 +35,25 @@ def pictures_of(video: Path) -> int:
 
 def send(video: Path, laps: int, connection: socket.socket) -> None:
     """Sends a video ``laps`` times as one MPEG transport stream whose clock runs on."""
-    with connection, connection.makefile("wb") as pipe:
-        with av.open(pipe, "w", format="mpegts") as target:
-            stream, clock = None, 0
-            for _ in range(laps):
-                with av.open(str(video)) as source:
-                    film = source.streams.video[0]
-                    stream = stream or target.add_stream_from_template(film)
-                    packets = [packet for packet in source.demux(film) if packet.dts is not None]
-                first = min(packet.dts for packet in packets)
-                length = max(packet.pts + packet.duration for packet in packets)
-                length -= min(packet.pts for packet in packets)
-                for packet in packets:
-                    packet.pts += clock - first
-                    packet.dts += clock - first
-                    packet.stream = stream
-                    target.mux(packet)
-                clock += length
+    with (
+        connection,
+        connection.makefile("wb") as pipe,
+        av.open(pipe, "w", format="mpegts") as target,
+    ):
+        stream, clock = None, 0
+        for _ in range(laps):
+            with av.open(str(video)) as source:
+                film = source.streams.video[0]
+                stream = stream or target.add_stream_from_template(film)
+                packets = [packet for packet in source.demux(film) if packet.dts is not None]
+            first = min(packet.dts for packet in packets)
+            shown = [packet.pts for packet in packets]
+            for packet in packets:
+                packet.pts += clock - first
+                packet.dts += clock - first
+                packet.stream = stream
+                target.mux(packet)
+            clock += max(shown) - min(shown) + packets[0].duration
 
 
 @contextmanager

@@ -285,12 +285,13 @@ def test_an_interrupt_stops_one_ending_and_no_other(first, caplog):
         called.append("fails")
         raise ValueError("late")
 
-    with (
-        pytest.raises(KeyboardInterrupt, match="1" if "1" in str(first) else "2"),
-        ending_with(interrupted, fails, lambda: called.append("last")),
-    ):
-        if first is not None:
-            raise first
+    def run():
+        with ending_with(interrupted, fails, lambda: called.append("last")):
+            if first is not None:
+                raise first
+
+    with pytest.raises(KeyboardInterrupt, match="1" if "1" in str(first) else "2"):
+        run()
     assert called == ["interrupted", "fails", "last"]
     told = ["UserError: full"] if isinstance(first, UserError) else []
     assert caplog.messages == [*told, "ValueError: late"]
