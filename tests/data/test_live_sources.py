@@ -213,11 +213,15 @@ def test_a_camera_gives_all_pictures_and_is_opened_again(monkeypatch, caplog):
     assert not threads()
 
 
-def test_a_camera_that_is_not_there(monkeypatch):
+def test_a_camera_that_is_not_there(monkeypatch, capfd):
     camera = FakeCamera(monkeypatch, -1)
     with pytest.raises(UserError, match="camera 7 cannot be opened: is it there and free"):
         LiveSource(7, KEEP)
     assert camera.released == 1
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="camera 97 cannot be opened"):
+        LiveSource(97, KEEP)
+    assert capfd.readouterr().err == ""  # no lines of OpenCV's beside ours
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="a camera needs cv2, which is missing: pip install opencv"):
         LiveSource(7, KEEP)
