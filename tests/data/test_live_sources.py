@@ -319,7 +319,7 @@ def test_an_error_in_the_reader_is_the_consumers(monkeypatch):
 
 
 def test_what_comes_once_has_no_other_order(monkeypatch):
-    FakeCamera(monkeypatch, None)
+    FakeCamera(monkeypatch, None, None)
     with pytest.raises(UserError, match=r"camera 0 gives its frames as they come, .* number \(4\)"):
         LiveSource(0, KEEP).frames_after(4)
     source = FirstFrames(LiveSource(0, KEEP), 3)
