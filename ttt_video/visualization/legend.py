@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 
 BACKGROUND = (24, 24, 24)  # of captions and legends, and between pictures
 TEXT = (235, 235, 235)
-_ABSENT = 0.35  # brightness of what is not in the frame
+_ABSENT = 0.6  # brightness of what is not in the frame
 _LINES = 3  # of a legend, at most
 
 
