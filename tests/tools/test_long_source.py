@@ -7,6 +7,7 @@ import random
 from functools import partial
 from pathlib import Path
 
+import av
 import long_source
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_memory_stays_and_no_frame_is_lost_over_breaks(flags, lap, tmp_path):
 def test_a_killed_live_run_leaves_whole_files_and_is_not_overwritten(flags, lap, tmp_path, capsys):
     out = tmp_path / "out"
     with long_source.looped(lap, LAPS) as url:
-        count = kill_between(20, 120, 1, [*flags, "--source", url], out)
+        count = kill_between(150, 250, 1, [*flags, "--source", url], out)
     text = (out / "frames.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     assert [row["frame_index"] for row in rows] == list(range(len(rows)))
@@ -95,6 +96,9 @@ def test_a_killed_live_run_leaves_whole_files_and_is_not_overwritten(flags, lap,
     (lines,) = (out / "unfinished").glob("*/coco.jsonl")
     for line in lines.read_text().splitlines(keepends=True)[:-1]:
         assert json.loads(line)["annotations"]
+    (part,) = (out / "unfinished").glob("*/overlay-*.mp4")
+    with av.open(str(part)) as overlay:  # 25 frames per second, and some wait for the encoder
+        assert sum(1 for _ in overlay.decode(video=0)) >= count - 2 * 25 - 50
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with long_source.looped(lap, 1) as again:
         for more in ([], ["--resume"]):
