@@ -121,6 +121,18 @@ def test_a_name_stands_on_its_segment():
     assert (ids[y - 2 : y + 3, x - 2 : x + 3] == 2).any()
 
 
+def test_a_name_that_would_cover_a_larger_segments_is_left_out():
+    ids = np.zeros((100, 300), np.int32)
+    ids[50:60, 100:200], ids[60:70, 130:170] = 1, 2  # closer to one another than two lines
+    ids[40:60, 240:290] = 3
+    black = np.zeros((100, 300, 3), np.uint8)
+    written = write_names(black, ids, {1: "train", 2: "bus", 3: "car"})
+    assert (written == write_names(black, ids, {1: "train", 3: "car"})).all()
+    assert written[:, :220].any()
+    assert written[:, 220:].any()
+    assert write_names(black, ids, {2: "bus"}).any()  # it has room without the other
+
+
 @pytest.mark.parametrize(
     ("count", "height", "width", "columns"),
     [
