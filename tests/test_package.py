@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import python_path
+from test_readme import (
+    IN_CI,
+    README,
+    README_COMMANDS,
+    SHORTENED_BY,
+    python_blocks,
+    write_frames,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ttt_video"
@@ -360,6 +370,39 @@ def test_installed_wheel_streams_and_sweeps_in_an_empty_folder(
         summary = json.loads((cells / method / "dark/seed0/summary.json").read_text())
         assert (summary["complete"], summary["frames"]) == (True, 2)
         assert f"| {method} " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in README_COMMANDS if c not in IN_CI])
+def test_commands_of_the_readme_run_from_the_wheel(
+    command: str, installed: Path, tmp_path: Path
+) -> None:
+    """In a folder with a user's own files alone, each as the command that its script is."""
+    _, script, *arguments = shlex.split(command)
+    (name,) = re.findall(r'start\("(.+)"\)', (ROOT / script).read_text(encoding="utf-8"))
+    write_frames(tmp_path)
+    own = {path.name for path in tmp_path.iterdir()}
+    tool = [str(installed / "bin" / "ttt-video"), *name.split()]
+    done = subprocess.run(
+        [*tool, *arguments, *SHORTENED_BY.get(script, [])],
+        cwd=tmp_path,
+        env=environment(installed),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in tmp_path.iterdir()} - own
+    assert "output" in made
+    assert made <= {"output", "datasets"}  # the stills that the training draws
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    write_frames(tmp_path)
+    code = "\n".join(python_blocks(README))
+    said = _python("-c", code, folder=tmp_path, **environment(installed))
+    assert [line.partition(" ")[2] for line in said.splitlines()] == ["(64, 96)"] * 3
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -117,15 +117,19 @@ def write_street(folder: Path) -> np.ndarray:
     return images
 
 
+def write_frames(folder: Path) -> None:
+    """Writes the files of a user that README.md speaks of: street.mp4, and frames/."""
+    (folder / "frames").mkdir()
+    for index, image in enumerate(write_street(folder)):
+        Image.fromarray(image).save(folder / "frames" / f"{index:06d}.png")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder that looks like a checkout, with the files of a user that README.md speaks of."""
     for name in ("configs", "tools", "ttt_video"):
         (tmp_path / name).symlink_to(ROOT / name)
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    for index, image in enumerate(write_street(tmp_path)):
-        Image.fromarray(image).save(frames / f"{index:06d}.png")
+    write_frames(tmp_path)
     return tmp_path
 
 

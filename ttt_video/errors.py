@@ -58,7 +58,8 @@ def ending_with(*endings: Callable[[], object]) -> Iterator[None]:
     """Calls all ``endings`` after the block, even if the block or one of them fails.
 
     The first error is raised, because later ones often follow from it: a full disk takes no summary
-    either. A later :class:`UserError` is added to its line, any other one is logged.
+    either. A later :class:`UserError` is added to its line, any other one is logged. Ctrl-C while
+    they are called stops the one that it meets and no other, and is raised before any error.
     """
     first: BaseException | None = None
     try:
@@ -77,9 +78,18 @@ def ending_with(*endings: Callable[[], object]) -> Iterator[None]:
                 if str(error) not in str(first):
                     first.args = (f"{first}; then: {error}",)
             else:
-                logger.warning("%s: %s", type(error).__name__, " ".join(str(error).split()))
+                _tell(error)
+        except BaseException as interrupt:  # noqa: BLE001 - raised below
+            if isinstance(first, Exception):
+                _tell(first)
+            if first is None or isinstance(first, Exception):
+                first = interrupt
     if first is not None:
         raise first
+
+
+def _tell(error: BaseException) -> None:
+    logger.warning("%s: %s", type(error).__name__, " ".join(str(error).split()))
 
 
 def require(module: str, package: str, purpose: str) -> Any:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,11 @@ COMMANDS = {
     "weights colors": "count the colours of training images, for colorization",
 }
 """Each command with what it does. ``weights norms`` is in ``weights_norms.py``."""
+
+_GET_DETECTRON2 = (
+    "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git "
+    "(that takes a C++ compiler)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +69,9 @@ def start(name: str, argv: Sequence[str] | None = None, prog: str | None = None)
         prog: what its help calls it; None: the name of the running script.
     """
     args = _module(name).argument_parser(prog).parse(argv)
+    if find_spec("detectron2") is None:  # the one requirement that pip did not bring
+        print(f"error: detectron2 is missing: {_GET_DETECTRON2}", file=sys.stderr)
+        sys.exit(2)
     silence_other_libraries()
     from ttt_video.cli import run_tool
 

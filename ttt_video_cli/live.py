@@ -105,7 +105,10 @@ def open_sources(args: argparse.Namespace, transform: FrameTransform) -> list[Fr
         args.source if args.camera is None else args.camera, transform, latest=args.latest
     )
     if len(sources) > 1:
-        raise UserError(f"{args.source} names {len(sources)} sources; a page shows one")
+        raise UserError(
+            f"{args.source} names {len(sources)} sources; a page shows one: give its URL to "
+            "--source, and start a ttt-video live with another --port for each of the others"
+        )
     return sources
 
 

@@ -213,11 +213,15 @@ def test_a_camera_gives_all_pictures_and_is_opened_again(monkeypatch, caplog):
     assert not threads()
 
 
-def test_a_camera_that_is_not_there(monkeypatch):
+def test_a_camera_that_is_not_there(monkeypatch, capfd):
     camera = FakeCamera(monkeypatch, -1)
     with pytest.raises(UserError, match="camera 7 cannot be opened: is it there and free"):
         LiveSource(7, KEEP)
     assert camera.released == 1
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="camera 97 cannot be opened"):
+        LiveSource(97, KEEP)
+    assert capfd.readouterr().err == ""  # no lines of OpenCV's beside ours
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="a camera needs cv2, which is missing: pip install opencv"):
         LiveSource(7, KEEP)
@@ -315,7 +319,9 @@ def test_an_error_in_the_reader_is_the_consumers(monkeypatch):
 
 
 def test_what_comes_once_has_no_other_order(monkeypatch):
-    FakeCamera(monkeypatch, None)
+    FakeCamera(monkeypatch, None, None)
+    with pytest.raises(UserError, match=r"camera 0 gives its frames as they come, .* number \(4\)"):
+        LiveSource(0, KEEP).frames_after(4)
     source = FirstFrames(LiveSource(0, KEEP), 3)
     assert (source.live, source.num_frames) == (True, 3)
     with pytest.raises(UserError, match=r"camera 0 gives its frames as they come: .*FRAME_ORDER"):

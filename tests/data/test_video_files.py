@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -208,6 +209,20 @@ def test_a_format_that_cannot_be_decoded_is_named(tmp_path):
 
 
 # --- names and tags ------------------------------------------------------------------------------
+
+
+def test_pictures_that_were_read_do_not_stay(tmp_path):
+    """Not until Python looks for circles either: those of a large video would fill the memory."""
+    source = VideoFileSource(write_video(tmp_path / "a.mp4", 12), FrameTransform(min_size=0))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in source:
+            pictures = [thing for thing in gc.get_objects() if type(thing) is av.VideoFrame]
+            assert len(pictures) < 6
+            del pictures
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])

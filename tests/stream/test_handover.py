@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,7 @@ from run_folders import content
 
 from ttt_video.adaptation import Adapter
 from ttt_video.data import BaseSource
-from ttt_video.errors import UserError
+from ttt_video.errors import UserError, ending_with
 from ttt_video.stream import OverlayVideos, RunDirectory, Settings, Sink, StreamEvaluation, handover
 from ttt_video.stream.clock import Clock
 from ttt_video.stream.handover import DEPTH, HandoverBehind
@@ -232,6 +235,66 @@ def test_frames_before_an_interrupt_are_written(evaluate, make_video, rows_of, m
     assert reached.is_set()
     assert rows_of() == sink.written == [0, 1]
     assert sink.ended == [(2, False)]
+
+
+def test_a_second_interrupt_leaves_whole_files(evaluate, videos, tmp_path, monkeypatch):
+    """It comes while the loop waits for the sinks: they end all the same, and so does the run."""
+    closing_now = threading.Event()
+    predict, close = Adapter.predict, HandoverBehind.close
+
+    def interrupted(adapter, frame):
+        if frame["frame_index"] == 2:
+            raise KeyboardInterrupt
+        return predict(adapter, frame)
+
+    def watched(self):
+        closing_now.set()
+        close(self)
+
+    def interrupt_again(index):
+        if index == 1 and closing_now.wait(PATIENCE):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Adapter, "predict", interrupted)
+    monkeypatch.setattr(HandoverBehind, "close", watched)
+    last = Calls(interrupt_again)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            [ListSource(videos[0])],
+            compare=True,
+            sinks=lambda cfg, folder: [*all_sinks(cfg, folder), last],
+        )
+    assert closing_now.is_set()
+    assert last.ended == [(2, False)]
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text())["frames"] == 2
+    assert len(list((run / "masks" / "a").glob("*.png"))) == 2
+    with av.open(str(run / "overlay-a.mp4")) as overlay:
+        assert sum(1 for _ in overlay.decode(video=0)) == 2
+
+
+@pytest.mark.parametrize("first", [None, KeyboardInterrupt("1"), UserError("full")])
+def test_an_interrupt_stops_one_ending_and_no_other(first, caplog):
+    called = []
+
+    def interrupted():
+        called.append("interrupted")
+        raise KeyboardInterrupt("2")
+
+    def fails():
+        called.append("fails")
+        raise ValueError("late")
+
+    def run():
+        with ending_with(interrupted, fails, lambda: called.append("last")):
+            if first is not None:
+                raise first
+
+    with pytest.raises(KeyboardInterrupt, match="1" if "1" in str(first) else "2"):
+        run()
+    assert called == ["interrupted", "fails", "last"]
+    told = ["UserError: full"] if isinstance(first, UserError) else []
+    assert caplog.messages == [*told, "ValueError: late"]
 
 
 def test_a_frame_that_cannot_be_read_leaves_those_before_it(evaluate, make_video, rows_of):

@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from panopticapi.evaluation import pq_compute
 from panopticapi.utils import rgb2id
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from ttt_video.config import load_config
@@ -40,7 +41,7 @@ from ttt_video.stream import (
     StreamEvaluation,
     VideoRun,
 )
-from ttt_video.stream.saving import SavedPredictions, Stems, format_names
+from ttt_video.stream.saving import SavedPredictions, Stems, coco, format_names
 from ttt_video.stream.saving.confidence import confidence
 from ttt_video.tasks import Shared
 
@@ -314,6 +315,27 @@ def test_classes_of_pixels_are_masks_in_coco(save):
             assert (again[mask > 0] == -1).all()
             again[mask > 0] = k
         np.testing.assert_array_equal(again, classes)
+
+
+@pytest.mark.parametrize("empty", ["", "left", "right", "all"])
+@pytest.mark.parametrize("share", [0.03, 0.5, 1.0])
+def test_run_lengths_are_pycocotools_own(share, empty):
+    """Byte for byte, though only the columns of a mask are looked at."""
+    rng = np.random.default_rng(7)
+    for height, width in [(1, 1), (1, 9), (9, 1), (5, 8), (13, 31), *rng.integers(1, 40, (20, 2))]:
+        mask = rng.random((height, width)) < share
+        half = width // 2
+        mask[:, {"": slice(0), "left": slice(half), "right": slice(half, None)}.get(empty)] = False
+        row = {}
+        coco._instances(np.packbits(mask, axis=-1)[None], int(width), [3], [0.5], row)
+        theirs = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert len(row["annotations"]) == mask.any()
+        for found in row["annotations"]:
+            assert found["segmentation"] == {
+                "size": [height, width],
+                "counts": theirs["counts"].decode(),
+            }
+            assert (found["area"], found["bbox"]) == (mask.sum(), rle.toBbox(theirs).tolist())
 
 
 def test_cityscapes_has_its_label_ids_and_names(save):

@@ -189,6 +189,18 @@ def test_config_arguments():
     assert error.value.code == 2
 
 
+def test_a_missing_detectron2_is_one_line_with_what_installs_it(monkeypatch, capsys):
+    """A wheel cannot ask pip for it, so that many will start without it."""
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    with pytest.raises(SystemExit) as end:
+        ttt_video_cli.main(["stream", "--video", "street.mp4"])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: detectron2 is missing: pip install --no-build-isolation git+http"
+    )
+
+
 # As those libraries word them; "of ours" stands for any other warning.
 WARN = """
 import warnings

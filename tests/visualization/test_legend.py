@@ -10,7 +10,14 @@ import torch
 from detectron2.structures import Instances
 
 from ttt_video.tasks import overlay_painter
-from ttt_video.visualization.legend import BACKGROUND, LegendEntry, legend, write_names
+from ttt_video.visualization.legend import (
+    _ABSENT,
+    BACKGROUND,
+    TEXT,
+    LegendEntry,
+    legend,
+    write_names,
+)
 from ttt_video.visualization.overlay import grid_columns, side_by_side
 
 RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)
@@ -114,6 +121,18 @@ def test_a_name_stands_on_its_segment():
     assert (ids[y - 2 : y + 3, x - 2 : x + 3] == 2).any()
 
 
+def test_a_name_that_would_cover_a_larger_segments_is_left_out():
+    ids = np.zeros((100, 300), np.int32)
+    ids[50:60, 100:200], ids[60:70, 130:170] = 1, 2  # closer to one another than two lines
+    ids[40:60, 240:290] = 3
+    black = np.zeros((100, 300, 3), np.uint8)
+    written = write_names(black, ids, {1: "train", 2: "bus", 3: "car"})
+    assert (written == write_names(black, ids, {1: "train", 3: "car"})).all()
+    assert written[:, :220].any()
+    assert written[:, 220:].any()
+    assert write_names(black, ids, {2: "bus"}).any()  # it has room without the other
+
+
 @pytest.mark.parametrize(
     ("count", "height", "width", "columns"),
     [
@@ -143,12 +162,27 @@ def test_pictures_are_enlarged_to_be_read_and_made_smaller_to_be_decoded():
     assert size(2160, 3840, 4)[1] == 3840
 
 
-def test_all_panels_have_room_for_a_legend_if_one_has():
+def test_panels_beside_one_with_a_legend_have_room_for_it_and_no_others():
     panels = [np.full((90, 300, 3), 200, np.uint8)] * 2
     strip = legend(entries(True, False, True), 300)
-    joined = side_by_side(panels, ["a", "b"], columns=1, legends=[(), entries(True, False, True)])
-    assert (joined[-len(strip) :] == strip).all()
-    half = len(joined) // 2
-    assert (joined[half - len(strip) : half] == BACKGROUND).all()
+    legends = [(), entries(True, False, True)]
+    beside = side_by_side(panels, ["a", "b"], columns=2, legends=legends)
+    assert (beside[-len(strip) :, 300:] == strip).all()
+    assert (beside[-len(strip) :, :300] == BACKGROUND).all()
+    below = side_by_side(panels, ["a", "b"], columns=1, legends=legends)
+    assert (below[-len(strip) :] == strip).all()
     without = side_by_side(panels, ["a", "b"], columns=1, legends=[(), ()])
-    assert len(without) == len(joined) - 2 * len(strip)
+    assert len(below) == len(without) + len(strip)
+    three = side_by_side([*panels, panels[0]], ["a", "b", "c"], columns=2, legends=[*legends, ()])
+    assert len(three) == len(without) + len(strip)
+    assert (three[-90:, 300:] == BACKGROUND).all()
+
+
+def test_names_of_absent_classes_can_be_read():
+    """At 4.5 to 1, the least contrast that WCAG 2 asks of text."""
+
+    def luminance(value: float) -> float:
+        return ((value / 255 + 0.055) / 1.055) ** 2.4
+
+    low, high = luminance(BACKGROUND[0]), luminance(round(_ABSENT * TEXT[0]))
+    assert (high + 0.05) / (low + 0.05) >= 4.5

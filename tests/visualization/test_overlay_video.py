@@ -14,6 +14,8 @@ from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
 from ttt_video.stream import FrameResult, OverlayVideos, Results, VideoRun
 from ttt_video.stream import overlay as overlay_video
+from ttt_video.stream.saving import Predicted
+from ttt_video.tasks import overlay_painter
 from ttt_video.visualization.overlay import side_by_side
 from ttt_video.visualization.video import VideoWriter
 
@@ -78,6 +80,32 @@ def test_colours_are_those_of_the_data_set(tiny_cfg, results, tmp_path):
         assert (videos.panels(results[0])["online_ttt_mae"] == color).all()
     for name in ("overlay_set", "overlay_test"):
         MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("outputs", [{"sem_seg"}, {"panoptic_seg"}, {"sem_seg", "panoptic_seg"}])
+def test_saved_predictions_have_the_colours_and_names_of_the_overlay(tiny_cfg, tmp_path, outputs):
+    """Also where the first data set has other classes than the model."""
+    names, colors = [f"class {k}" for k in range(19)], [[k, 2 * k, 200] for k in range(19)]
+    MetadataCatalog.get("palette_few").set(stuff_classes=["a"], stuff_colors=[[1, 2, 3]] * 30)
+    MetadataCatalog.get("palette_own").set(
+        stuff_classes=names, stuff_colors=colors, thing_colors=[[9, 9, 9]] * 19
+    )
+    tiny_cfg.DATASETS.TEST, tiny_cfg.DATASETS.TRAIN = (), ("palette_own",)
+    try:
+        overlay = OverlayVideos(tiny_cfg, tmp_path, single=True, dataset_name="palette_few")
+        saved = Predicted.of(tiny_cfg, frozenset(outputs), "palette_few", 10.0)
+        segments = [{"id": 1, "category_id": 4, "isthing": False}]
+        output = {
+            "sem_seg": torch.zeros(19, 2, 2),
+            "panoptic_seg": (torch.ones(2, 2, dtype=torch.int32), segments),
+        }
+        painter = overlay_painter({key: output[key] for key in outputs}, overlay.metadata)
+        legend = {entry.name: entry.color for entry in painter.legend()}
+    finally:
+        for name in ("palette_few", "palette_own"):
+            MetadataCatalog.remove(name)
+    assert saved.names == tuple(names) == tuple(legend)
+    assert saved.colors.tolist() == colors == [list(color) for color in legend.values()]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -53,6 +53,7 @@ class Camera(Capture):
     def __init__(self, device: int | str) -> None:
         """Opens a camera by its number or, on Linux, its file."""
         cv2 = require("cv2", "opencv-python-headless", "a camera")
+        cv2.setLogLevel(0)  # its own lines, several for each try, would hide ours
         self._capture = cv2.VideoCapture(device)
         if not self._capture.isOpened():
             self.close()

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..formats.images import BadFrame, FrameTransform
-from ..structures import FrameSource
+from ..structures import Frame, FrameSource
 from .captures import Camera, Capture, NetworkStream, public_name
 from .decoded_source import DecodedSource, Record
 from .pipe import PATIENCE
@@ -91,6 +91,19 @@ class LiveSource(DecodedSource):
             self._capture.close()
             self._capture = None
         return self.__dict__
+
+    def frames_after(self, frame_index: int) -> Iterator[Frame]:
+        """Returns all frames to come for -1.
+
+        Raises:
+            UserError: any other number, because what was shown is gone.
+        """
+        if frame_index >= 0:
+            raise UserError(
+                f"{self.video_id} gives its frames as they come, so that none can be asked for by "
+                f"its number ({frame_index}): start anew"
+            )
+        return super().frames_after(frame_index)
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         capture, self._capture = self._capture, None

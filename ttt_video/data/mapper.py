@@ -178,9 +178,11 @@ class JointDatasetMapper:
 class EvaluationMapper:
     """Reads and resizes one image for prediction, as a stream does with its frames.
 
-    The result has the record's own keys without its labels, ``image`` (3, h, w) uint8, and the
-    ``height`` and ``width`` of the file or its single crop. Where ``INPUT.GREY`` says so the image
-    is grey, and ``grey`` (1, height, width) uint8 is there, too.
+    The result has the record's own keys, ``image`` (3, h, w) uint8, and ``height`` and ``width`` of
+    the file or its single crop. Where ``INPUT.GREY`` says so the image is grey, and ``grey``
+    (1, height, width) uint8 is there, too. Labels that an evaluator takes from its inputs, such as
+    ``class_id`` and ``original_file_name``, stay; ``annotations`` and ``sem_seg_file_name``, which
+    detectron2's evaluators read from the catalog, do not.
     """
 
     def __init__(self, cfg: CfgNode):

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from ..files import file_stem
 from ..structures import Frame
 from ..tasks import Painter, drawn_task, overlay_painter
+from ..tasks.labels import class_metadata
 from ..visualization.legend import LegendEntry
 from ..visualization.overlay import side_by_side, split_picture, to_rgb
 from ..visualization.video import check_fps
@@ -61,8 +61,8 @@ class OverlayVideos(Sink):
             folder: of the video files.
             fps: frames per second; None takes each video's own, or 10 where it tells none.
             single: there is one video; its file is ``overlay.mp4``, not ``overlay-VIDEO.mp4``.
-            dataset_name: of the videos, whose metadata has the colours; where there is none, the
-                first test set of the config has them.
+            dataset_name: of the videos; "" for others. Colours and names are those of
+                :func:`class_metadata`, as in ``--save``.
             split: show both models in one picture, with a bar between them that moves to and fro;
                 frames without a frozen prediction are shown as without it.
         """
@@ -70,8 +70,7 @@ class OverlayVideos(Sink):
             check_fps(fps)
         self.format = cfg.INPUT.FORMAT
         self.method = cfg.TTT.METHOD
-        named = dataset_name or next(iter(cfg.DATASETS.TEST), None)
-        self.metadata = MetadataCatalog.get(named) if named else None
+        self.metadata = class_metadata(cfg, dataset_name)
         self.folder = folder
         self.asked_fps = fps
         self.single = single

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 
 from .registry import tasks, tasks_of
 
@@ -18,6 +20,23 @@ _NEAR = 0.85  # difflib's ratio: a letter or two. Names of the built-in tasks ar
 
 CLASS_KEYS = ("stuff_classes", "thing_classes")
 """Metadata with the names of the classes, unless a task names other keys."""
+
+
+def class_metadata(cfg: CfgNode, dataset_name: str) -> Metadata | None:
+    """Returns the metadata with names and colours of a model's classes, for all that shows them.
+
+    It is that of the first data set with as many classes or colours as the model has classes, among
+    ``dataset_name`` ("" for none), the config's test sets and its training sets; if none has, that
+    of the first of these that is no training set; None where there is none.
+    """
+    shown = [name for name in (dataset_name, *cfg.DATASETS.TEST) if name]
+    for name in (*shown, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        keys = (*CLASS_KEYS, "stuff_colors", "thing_colors")
+        counts = [len(metadata.get(key) or ()) for key in keys]
+        if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES in counts:
+            return metadata
+    return MetadataCatalog.get(shown[0]) if shown else None
 
 
 @dataclass(frozen=True)

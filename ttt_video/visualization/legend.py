@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 
 BACKGROUND = (24, 24, 24)  # of captions and legends, and between pictures
 TEXT = (235, 235, 235)
-_ABSENT = 0.35  # brightness of what is not in the frame
+_ABSENT = 0.6  # brightness of what is not in the frame
 _LINES = 3  # of a legend, at most
 
 
@@ -88,7 +88,8 @@ def write_names(image: np.ndarray, ids: np.ndarray, names: Mapping[int, str]) ->
     """Returns the image with names on segments of an (H, W) id map, white with a black outline.
 
     A name stands on the pixel of its segment that is nearest to the middle of the segment's box. A
-    segment that is lower than the letters, or narrower than half the name, has none.
+    segment that is lower than the letters, or narrower than half the name, has none; nor has one
+    whose name would cover that of a larger segment.
     """
     if not names:
         return image
@@ -97,8 +98,10 @@ def write_names(image: np.ndarray, ids: np.ndarray, names: Mapping[int, str]) ->
     size = min(max(10, min(ids.shape) // 32), 40)
     font = font_of(size)
     boxes = find_objects(ids, max_label=max(names))
-    for number, name in sorted(names.items()):
-        box = boxes[number - 1]
+    areas = np.bincount(ids.ravel(), minlength=max(names) + 1)
+    taken: list[tuple[float, ...]] = []
+    for number in sorted(names, key=lambda number: (-areas[number], number)):
+        name, box = names[number], boxes[number - 1]
         if box is None:
             continue
         inside = ids[box] == number
@@ -108,5 +111,14 @@ def write_names(image: np.ndarray, ids: np.ndarray, names: Mapping[int, str]) ->
         middle = (np.array(inside.shape) - 1) / 2
         nearest = own[((own - middle) ** 2).sum(1).argmin()]
         y, x = nearest + [side.start for side in box]
+        place = draw.textbbox((x, y), name, font, "mm", stroke_width=2)
+        if any(_overlap(place, other) for other in taken):
+            continue
+        taken.append(place)
         draw.text((x, y), name, (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(0, 0, 0))
     return np.asarray(canvas)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Tells whether two boxes (left, top, right, bottom) share a pixel."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -218,7 +218,7 @@ def side_by_side(
         panels: images, which are scaled to the size of the first.
         titles: one caption per panel.
         columns: panels per row; None chooses by :func:`grid_columns`.
-        legends: one per panel, below it. If no panel has classes, there are none.
+        legends: one per panel, below it. A row of panels without classes has none.
         note: stands at the right end of the first caption.
         sides: px; panels that are narrower than the first are enlarged by a whole factor, and where
             a side of the result would be longer than the second they are made smaller. None keeps
@@ -239,10 +239,11 @@ def side_by_side(
         strips = [caption(title, width), resize(panel, (height, width))]
         if note and i == 0:
             strips[0] = _noted(strips[0], note)
-        if any(legends):
+        line = i - i % columns
+        if any(legends[line : line + columns]):
             strips.append(_legend_below(legends, i, width))
         cells.append(np.concatenate(strips))
-    blank = np.full_like(cells[0], BACKGROUND)
+    blank = np.full_like(cells[-1], BACKGROUND)
     cells += [blank] * (-len(cells) % columns)
     rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
     return np.concatenate(rows)

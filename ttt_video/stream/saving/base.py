@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 
 from ...errors import UserError
 from ...files import file_stem
 from ...structures import FrameSource
-from ...tasks.labels import CLASS_KEYS
+from ...tasks.labels import CLASS_KEYS, class_metadata
 from ...visualization.overlay import class_palette
 
 FORMAT_REGISTRY = Registry("TTT_FORMAT")
@@ -50,19 +49,15 @@ class Predicted:
 
     @classmethod
     def of(cls, cfg: CfgNode, outputs: frozenset[str], dataset_name: str, fps: float) -> Predicted:
-        """Describes a config's model, with classes of the first data set that has as many.
-
-        These are ``dataset_name`` ("" for none), then the config's own ones.
-        """
+        """Describes a config's model; its classes are those of :func:`class_metadata`."""
         count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        names, metadata, ids = tuple(map(str, range(count))), None, {}
-        for known in (dataset_name, *cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-            own = MetadataCatalog.get(known) if known else None
-            for key in CLASS_KEYS:
-                if metadata is None and own is not None and len(own.get(key) or ()) == count:
-                    names, metadata = tuple(own.get(key)), own
-        things = None if metadata is None else metadata.get("thing_dataset_id_to_contiguous_id")
-        if metadata is not None:
+        names, metadata, ids = tuple(map(str, range(count))), class_metadata(cfg, dataset_name), {}
+        things = None
+        lists = () if metadata is None else [metadata.get(key) or () for key in CLASS_KEYS]
+        named = next((tuple(words) for words in lists if len(words) == count), None)
+        if metadata is not None and named is not None:
+            names = named
+            things = metadata.get("thing_dataset_id_to_contiguous_id")
             ids = {**(metadata.get("stuff_dataset_id_to_contiguous_id") or {}), **(things or {})}
         dataset_ids = {contiguous: own_id for own_id, contiguous in ids.items()}
         if dataset_ids.keys() != set(range(count)):
@@ -70,7 +65,7 @@ class Predicted:
         return cls(
             outputs,
             names,
-            class_palette(metadata, count, things="sem_seg" not in outputs),
+            class_palette(metadata, count, things=not outputs & {"sem_seg", "panoptic_seg"}),
             None if things is None else frozenset(things.values()),
             dataset_ids,
             fps,

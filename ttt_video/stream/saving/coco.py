@@ -199,19 +199,39 @@ def _turned(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.TRANSPOSE))
 
 
-def _encode(turned: np.ndarray) -> Row | None:
-    """Returns a (W, H) uint8 mask as COCO's annotation; None for an empty one."""
-    encoded = rle.encode(turned.T)
-    area = int(rle.area(encoded))
-    if not area:
+def _encode(turned: np.ndarray, first: int = 0, width: int | None = None) -> Row | None:
+    """Returns the annotation of a mask; None for an empty one.
+
+    Args:
+        turned: (w, H) bool, columns of the mask; the others are empty.
+        first: the first of these columns.
+        width: of the mask; None: w.
+    """
+    height, width = turned.shape[1], width or len(turned)
+    padded = np.concatenate([[False], turned.ravel(), [False]])
+    changes = np.flatnonzero(padded[1:] != padded[:-1]) + first * height
+    # Of empty pixels, of full ones, and so on.
+    counts = np.diff(changes, prepend=0, append=width * height)
+    if len(counts) == 1:
         return None
-    counts = encoded["counts"].decode()
+    counts = counts[: len(counts) - (counts[-1] == 0)].astype(np.uint32)
+    encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {
-        "segmentation": {"size": list(turned.T.shape), "counts": counts},
-        "area": area,
+        "segmentation": {"size": [height, width], "counts": encoded["counts"].decode()},
+        "area": int(counts[1::2].sum()),
         "bbox": rle.toBbox(encoded).tolist(),
         "iscrowd": 0,
     }
+
+
+def _instance(bits: np.ndarray, width: int) -> Row | None:
+    """Returns the annotation of (H, ceil(width / 8)) packed pixels; looks at its columns alone."""
+    (some,) = np.nonzero(bits.any(axis=0))
+    if not len(some):
+        return None
+    first, last = int(some[0]), int(some[-1]) + 1
+    mask = np.unpackbits(bits[:, first:last], axis=-1, count=min(8 * last, width) - 8 * first)
+    return _encode(_turned(mask).view(bool), 8 * first, width)
 
 
 def _instances(
@@ -220,7 +240,7 @@ def _instances(
     row["annotations"] = [
         {"category_id": k, "score": score if math.isfinite(score) else 0.0, **encoded}
         for bits, k, score in zip(packed, classes, scores, strict=True)
-        if (encoded := _encode(_turned(np.unpackbits(bits, axis=-1, count=width)))) is not None
+        if (encoded := _instance(bits, width)) is not None
     ]
 
 
@@ -229,7 +249,7 @@ def _classes(classes: np.ndarray, row: Row) -> None:
     low, high = _turned(classes.astype(np.uint8)), _turned((classes >> 8).astype(np.uint8))
     turned = low.astype(np.uint16) | high.astype(np.uint16) << 8
     row["annotations"] = [
-        {"category_id": k, **(_encode((turned == k).view(np.uint8)) or {})}
+        {"category_id": k, **(_encode(turned == k) or {})}
         for k in np.flatnonzero(np.bincount(turned.ravel())).tolist()
     ]
 
