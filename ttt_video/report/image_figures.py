@@ -14,10 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from ..data.catalog import read_pixels
 from ..errors import UserError
 from ..files import file_stem, names_apart
+from ..world.image_sets import family_of
 from .curves import FROZEN_COLOR, PALETTE, figure_axes
 from .image_runs import (
     BASELINE,
     ImageRun,
+    Share,
     after_each_step,
     by_picture,
     change_counts,
@@ -65,6 +67,18 @@ def draw_image_runs(
     return files
 
 
+def _short_names(sets: Sequence[str]) -> dict[str, str]:
+    """Returns what tells data sets apart: the corruptions of those of one family."""
+    split = {name: family_of(name) for name in sets}
+    if len({family for family, _ in split.values()}) > 1:
+        return {name: name for name in sets}
+    return {name: ending for name, (_, ending) in split.items()}
+
+
+def _errors(shares: Sequence[Share]) -> list[float]:
+    return [s.interval.high - s.percent if s.interval else 0.0 for s in shares]
+
+
 def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
     methods, sets = rows(runs), datasets(runs)
     width = 0.8 / len(methods)
@@ -74,13 +88,12 @@ def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
             color = FROZEN_COLOR if row == BASELINE else next(colors)
             found = [(i, share(by_picture(runs_of(runs, row, name)).values()))
                      for i, name in enumerate(sets) if runs_of(runs, row, name)]  # fmt: skip
-            errors = [s.interval.high - s.percent if s.interval else 0.0 for _, s in found]
             axes.bar(
                 [i + (number - (len(methods) - 1) / 2) * width for i, _ in found],
-                [s.percent for _, s in found], width, yerr=errors, color=color, capsize=2,
-                label=row,
+                [s.percent for _, s in found], width, yerr=_errors([s for _, s in found]),
+                color=color, capsize=2, label=row,
             )  # fmt: skip
-        axes.set_xticks(range(len(sets)), sets, fontsize=7)
+        axes.set_xticks(range(len(sets)), _short_names(sets).values())
         axes.set_ylabel("top-1 (%)")
         axes.legend(**_BESIDE)
     return file
@@ -109,6 +122,7 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
 
 def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Path) -> Path:
     colors = iter(PALETTE * (1 + len(recorded) // len(PALETTE)))
+    names = _short_names(datasets(recorded))
     with figure_axes(file, 9) as axes:
         for dataset in datasets(recorded):
             for row in rows(recorded):
@@ -116,10 +130,17 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
                 if not own:
                     continue
                 line, frozen = after_each_step(own), runs_of(runs, BASELINE, dataset)
-                start = [share(by_picture(frozen).values()).percent] if frozen else []
+                start = [share(by_picture(frozen).values())] if frozen else []
+                shares = [*start, *line]
                 steps = range(1 - len(start), len(line) + 1)
-                label = f"{row}, {dataset}"
-                axes.plot(steps, [*start, *line], marker="o", ms=3, color=next(colors), label=label)
+                color = next(colors)
+                axes.plot(
+                    steps, [s.percent for s in shares], marker="o", ms=3, color=color,
+                    label=f"{row}, {names[dataset]}",
+                )  # fmt: skip
+                if all(s.interval for s in shares):
+                    low, high = zip(*(s.interval for s in shares if s.interval), strict=True)
+                    axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
         axes.set(xlabel="gradient steps on the picture (0: the baseline)", ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -130,18 +151,20 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
 def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
     sets = [(row, name) for name in datasets(recorded) for row in rows(recorded)
             if runs_of(recorded, row, name)]  # fmt: skip
+    names = _short_names(datasets(recorded))
     width = 0.8 / len(sets)
     colors = iter(PALETTE * (1 + len(sets) // len(PALETTE)))
     with figure_axes(file, 9) as axes:
         for number, (row, dataset) in enumerate(sets):
             counts = change_counts(runs_of(recorded, row, dataset))
-            places = range(min(max(counts), _SHOWN_CHANGES) + 1)
+            shown = [counts[n] for n in range(min(max(counts), _SHOWN_CHANGES) + 1)]
             axes.bar(
-                [n + (number - (len(sets) - 1) / 2) * width for n in places],
-                [counts.get(n, 0.0) for n in places], width, color=next(colors),
-                label=f"{row}, {dataset}",
+                [n + (number - (len(sets) - 1) / 2) * width for n in range(len(shown))],
+                [s.percent for s in shown], width, yerr=_errors(shown), color=next(colors),
+                capsize=2, label=f"{row}, {names[dataset]}",
             )  # fmt: skip
         axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(**_BESIDE)
     return file
 
