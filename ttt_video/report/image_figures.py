@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from .image_runs import (
 )
 
 MOVING_WIDTH = 300
+_whole_numbers = partial(MaxNLocator, integer=True, steps=[1, 2, 5, 10])
 _SHOWN_CHANGES = 10
 _BESIDE: dict[str, Any] = {
-    "frameon": False, "fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5),
+    "frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5),
 }  # fmt: skip
 
 
@@ -104,15 +106,20 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
     own = [run for run in runs if run.dataset == dataset and len(run.records) >= width]
     if not own:
         return False
-    several = len({run.seed for run in own if run.row != BASELINE}) > 1
-    colors = iter(PALETTE * (1 + len(own) // len(PALETTE)))
+    methods = [row for row in rows(own) if row != BASELINE]
+    colors = dict(zip(methods, PALETTE * (1 + len(methods) // len(PALETTE)), strict=False))
+    colors[BASELINE] = FROZEN_COLOR
+    seeds = sorted({run.seed for run in own if run.row != BASELINE})
+    dashes = dict(zip(seeds, ("-", "--", ":", "-.") * (1 + len(seeds) // 4), strict=False))
     with figure_axes(file, 9, 3.5) as axes:
         for run in sorted(own, key=lambda run: (rows(runs).index(run.row), run.seed)):
             frozen = run.row == BASELINE
             line = moving_accuracy(run, width)
-            label = f"{run.row}, seed {run.seed}" if several and not frozen else run.row
-            color = FROZEN_COLOR if frozen else next(colors)
-            axes.plot(range(width, width + len(line)), line, label=label, lw=1.4, color=color)
+            label = f"{run.row}, seed {run.seed}" if len(seeds) > 1 and not frozen else run.row
+            axes.plot(
+                range(width, width + len(line)), line, label=label, lw=1.4,
+                color=colors[run.row], ls="-" if frozen else dashes[run.seed],
+            )  # fmt: skip
         axes.set(title=dataset, xlabel="pictures seen")
         axes.set_ylabel(f"top-1 of the last {width} (%)")
         axes.grid(alpha=0.3)
@@ -142,7 +149,7 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
                     low, high = zip(*(s.interval for s in shares if s.interval), strict=True)
                     axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
         axes.set(xlabel="gradient steps on the picture (0: the baseline)", ylabel="top-1 (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.grid(alpha=0.3)
         axes.legend(**_BESIDE)
     return file
@@ -163,8 +170,8 @@ def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
                 [s.percent for s in shown], width, yerr=_errors(shown), color=next(colors),
                 capsize=2, label=f"{row}, {names[dataset]}",
             )  # fmt: skip
-        axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)", ylim=(0, None))
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.legend(**_BESIDE)
     return file
 
@@ -193,7 +200,7 @@ def _draw_examples(run: ImageRun, file: Path) -> bool:
             )  # fmt: skip
         right.set_ylabel("score (%)", fontsize=8)
         right.tick_params(labelsize=7)
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(_whole_numbers())
         right.grid(alpha=0.3)
         right.legend(**_BESIDE)
     grid[-1][1].set_xlabel("gradient steps", fontsize=8)
