@@ -3,7 +3,7 @@
 python examples/figure_3.py [FOLDER_OF_FRAMES] [KEY VALUE ...]
 
 figure_3.png shows the first frame of a folder, or of a drawn street in shifted colours. Each line
-that is printed has the steps so far, the loss l_s of one mask that stays the same, and, of the street,
+that is printed has the steps so far, the loss l_s of one mask that stays the same, and of the street
 the share of its pixels that are predicted right.
 """
 
@@ -62,7 +62,6 @@ def look(frame, output, record):
 
 look(frame, model([frame])[0], {})
 Stream.from_config(cfg, model, record_step=look).step(frame)
-picture_grid(
-    [rows[i] for i in sorted({0, 1, 2, 5, 10, len(rows) - 1}) if i < len(rows)], "figure_3.png"
-)
+last = len(rows) - 1
+picture_grid([rows[i] for i in sorted({0, 1, 2, 5, 10, last}) if i <= last], "figure_3.png")
 print("written: figure_3.png")

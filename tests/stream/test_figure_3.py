@@ -16,7 +16,7 @@ SMALL = ["MODEL.DEVICE", "cpu", "TTT.BATCH_SIZE", "1", "TTT.STEPS_PER_FRAME", "3
 
 @pytest.fixture
 def said(monkeypatch, capsys, tmp_path):
-    """``said(arguments...)`` runs the example in an empty folder; gives the numbers of each line."""
+    """``said(arguments...)`` runs the example in an own folder; gives each line's numbers."""
 
     def run(*arguments: str) -> list[list[float]]:
         monkeypatch.chdir(tmp_path)
