@@ -3,7 +3,7 @@
 python examples/figure_3.py [FOLDER_OF_FRAMES] [KEY VALUE ...]
 
 figure_3.png shows the first frame of a folder, or of a drawn street in shifted colours. Each line
-that is printed has the steps so far, the loss l_s of one mask that stays the same, and of the street
+that is printed has the steps so far, the loss l_s of a mask that stays the same, and of the street
 the share of its pixels that are predicted right.
 """
 
