@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ttt_video.errors import UserError
-from ttt_video.report import image_runs
+from ttt_video.report import image_figures, image_runs
 from ttt_video.report.image_figures import draw_image_runs
 from ttt_video.report.image_runs import (
     Share,
@@ -285,6 +285,15 @@ def test_figures(runs, tmp_path):
     ]  # fmt: skip
     assert all(file.read_text().count("<svg") == 1 for file in files)
     assert draw_image_runs([], tmp_path) == []
+
+
+def test_sets_of_one_family_go_by_their_corruptions():
+    pair = "fashion_mnist_c_fog+frost"
+    assert image_figures._short_names([ELASTIC, pair]) == {
+        ELASTIC: "elastic_transform", pair: "fog+frost",
+    }  # fmt: skip
+    both = ["fashion_mnist_c_fog", "imagenet_c_fog"]
+    assert image_figures._short_names(both) == dict(zip(both, both, strict=True))
 
 
 def test_the_commands(tmp_path, capsys):
