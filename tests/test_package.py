@@ -117,10 +117,10 @@ DATASETS = [
     "world_sem_seg_val",
 ]
 
-# Each corruption has a set of severity 5, one of each severity, and a ramp; each two have a set.
+# Each corruption has a set of severity 5, one of each severity, and a ramp; each two have two sets.
 CORRUPTED = {
-    **dict.fromkeys(("fashion_mnist_c_", "fashion_mnist_val_c_"), 7 * 18 + 18 * 17 // 2),
-    "imagenet_c_": 7 * 19 + 19 * 18 // 2,
+    **dict.fromkeys(("fashion_mnist_c_", "fashion_mnist_val_c_"), 7 * 18 + 18 * 17),
+    "imagenet_c_": 7 * 19 + 19 * 18,
 }
 
 # Registered by the original mask2former package, which has to be importable beside this one.

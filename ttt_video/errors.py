@@ -43,6 +43,11 @@ def suggestion(name: str, known: Iterable[str], otherwise: str = "choose one of:
     return f"did you mean {' or '.join(close)}?" if close else otherwise + ", ".join(known)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns "1 frame", "2 frames", "1,000 frames"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def error_of_process(text: str) -> UserError | None:
     """Returns the :class:`UserError` that a traceback of another process ends with.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,37 +43,64 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     return lines
 
 
-PARTS = {"backbone": "f", "main head": "h", "decoder g": "g"}
+LABELS = {"f": "encoder f", "h": "head h", "g": "decoder g"}
+OTHER = "other"
+
+
+def roles() -> dict[str, str]:
+    """Returns the role of what weights' names begin with, of all models of this package."""
+    from ttt_video.modeling import deeplab, segformer, vit_mae, zhang
+    from ttt_video.modeling.interface import MASKFORMER_PARTS
+
+    models: list[Mapping[str, str | tuple[str, ...]]] = [
+        MASKFORMER_PARTS, vit_mae.PARTS, *({"h": names} for names in vit_mae.HEADS.values()),
+        segformer.SegFormer.parts, deeplab.DeepLabV3Plus.parts, zhang.ZhangColorizer.parts,
+    ]  # fmt: skip
+    found = {}
+    for parts in models:
+        for role, names in parts.items():
+            found.update(dict.fromkeys([names] if isinstance(names, str) else names, role))
+    return found
+
+
+def number_of_classes(weights: Mapping[str, Tensor]) -> str:
+    """Returns the classes that the last layer of h tells apart; "none" if it is not known."""
+    from ttt_video.modeling.weights import CLASS_WEIGHTS
+
+    return next(
+        (str(weights[name].shape[0] - extra) for name, extra in CLASS_WEIGHTS.items()
+         if name in weights), "none",
+    )  # fmt: skip
 
 
 def describe(weights: dict[str, Tensor]) -> str:
     """What the weights are, one property a line."""
     import torch
 
-    from ttt_video.modeling.interface import MASKFORMER_PARTS
+    from ttt_video.errors import counted
     from ttt_video.modeling.weights import input_convolution, weights_hash
 
+    known = roles()
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for name, value in weights.items():
-        own = name.partition(".")[0]
-        part = next((p for p, role in PARTS.items() if own == MASKFORMER_PARTS[role]), "other")
+        role = known.get(name.partition(".")[0])
+        part = OTHER if role is None else LABELS[role]
         counts[part] += 1
         sizes[part] += value.numel()
     rows = {
         "tensors": f"{len(weights)} ({', '.join(sorted({_dtype(v) for v in weights.values()}))})",
         "values": f"{sum(sizes.values()) / 1e6:.2f} M",
     }
-    for part in (*PARTS, "other"):
+    for part in (*LABELS.values(), OTHER):
         if counts[part]:
-            rows[f"  {part}"] = f"{sizes[part] / 1e6:.2f} M in {counts[part]} tensors"
+            rows[f"  {part}"] = f"{sizes[part] / 1e6:.2f} M in {counted(counts[part], 'tensor')}"
     convolution = input_convolution(weights)
     rows["channels"] = str(weights[convolution].shape[1]) if convolution else "unknown"
-    classifier = weights.get("sem_seg_head.predictor.class_embed.weight")
-    rows["classes"] = "none" if classifier is None else str(classifier.shape[0] - 1)
+    rows["classes"] = number_of_classes(weights)
     infinite = [n for n, v in weights.items() if not torch.isfinite(v.float()).all()]
     if infinite:
-        rows["not finite"] = f"{len(infinite)} tensors, such as {infinite[0]}"
+        rows["not finite"] = f"{counted(len(infinite), 'tensor')}, such as {infinite[0]}"
     rows["sha256"] = weights_hash(weights)
     return "\n".join(f"{key:<13}{value}" for key, value in rows.items())
 

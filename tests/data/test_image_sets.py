@@ -290,6 +290,9 @@ def test_two_corruptions_share_out_the_pictures_evenly(fashion):
     for index, record in enumerate(records):
         expected = alone[record["corruption"]][index]
         assert np.array_equal(read_pixels(record), read_pixels(expected))
+    turned = DatasetCatalog.get("fashion_mnist_c_elastic_transform+gaussian_noise")
+    assert [record["corruption"] for record in turned] == names
+    assert [1 - record["group"] for record in turned] == [record["group"] for record in records]
 
 
 def test_a_ramp_has_all_severities_in_any_part_of_the_stream(fashion):

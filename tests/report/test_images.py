@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ttt_video.errors import UserError
-from ttt_video.report import image_runs
+from ttt_video.report import image_figures, image_runs
 from ttt_video.report.image_figures import draw_image_runs
 from ttt_video.report.image_runs import (
-    CASES,
+    Share,
     after_each_step,
     by_part,
     by_picture,
@@ -30,6 +30,7 @@ from ttt_video.report.image_runs import (
     share,
 )
 from ttt_video.report.image_tables import FORMATS, image_tables
+from ttt_video.report.statistics import Interval
 from ttt_video.world.image_sets import alternate, part_of, spread
 from ttt_video_cli import call
 
@@ -84,6 +85,8 @@ ADAPTED = [
     picture(0, [0, 1], [1, 0], [2, 1]),  # becomes wrong, changes twice
     picture(0, [1, 2], [1, 2], [1, 2]),  # wrong throughout
 ]
+HALF, QUARTER = "50.0 [-6.6, 106.6]", "25.0 [-24.0, 74.0]"
+"""Shares of four pictures: standard deviations are 57.7 and 50, standard errors half of that."""
 ONLINE = {"settings": {"RESET": "never", "FRAME_ORDER": "shuffled"}}
 
 
@@ -102,10 +105,13 @@ def runs(tmp_path):
 def test_numbers_of_a_run(runs):
     frozen, ttt, online = runs
     assert [run.row for run in runs] == ["Baseline", "TTT-MAE", "TTT-MAE online, shuffled"]
-    assert after_each_step([ttt]) == [50.0, 25.0, 50.0]
+    assert [found.percent for found in after_each_step([ttt])] == [50.0, 25.0, 50.0]
     assert [changes(record) for record in ttt.records.values()] == [0, 1, 2, 0]
-    assert change_counts([ttt]) == {0: 50.0, 1: 25.0, 2: 25.0}
-    assert four_cases([ttt], frozen) == dict.fromkeys(CASES.values(), 25.0)
+    assert [*change_counts([ttt])] == [0, 1, 2]
+    # Shares of a quarter of four pictures: a standard deviation of 50, and so 1.96 x 25 each way.
+    quarter = Share(25.0, Interval(25.0 - 49.0, 25.0 + 49.0))
+    assert change_counts([ttt])[2] == quarter
+    assert {*four_cases([ttt], frozen).values()} == {quarter}
     assert (frozen.steps, ttt.steps) == (0, 3)
     # The stream met picture 3 first, which is wrong; then three that are right.
     assert moving_accuracy(online, 2) == [50.0, 100.0, 100.0]
@@ -138,17 +144,22 @@ def test_seeds_are_averaged_by_picture(tmp_path):
 def test_tables_have_ours_and_the_published(runs):
     tables = {table.title: table for table in image_tables(runs)}
     assert [line[1] for line in tables["Table 3 of the report"].rows] == [
-        "50.0 (31.4)", "50.0 (43.8)", "75.0 (62.0)",
+        f"{HALF} (31.4)", f"{HALF} (43.8)", "75.0 [26.0, 124.0] (62.0)",
     ]  # fmt: skip
     assert tables["Table 1 of the report: who is right"].rows == [
-        ["TTT-MAE", ELASTIC, "25.0", "25.0 (13.42)", "25.0 (1.02)", "25.0"],
-        ["TTT-MAE online, shuffled", ELASTIC, "50.0", "25.0", "0.0", "25.0"],
+        ["TTT-MAE", ELASTIC, QUARTER, f"{QUARTER} (13.42)", f"{QUARTER} (1.02)", QUARTER],
+        ["TTT-MAE online, shuffled", ELASTIC, HALF, QUARTER, "0.0 [0.0, 0.0]", QUARTER],
     ]
+    # Right before and after: pictures 0 and 2, then 0, 2, then 0, then 0 and 1.
     assert tables["Accuracy (top-1) after each step"].rows == [
-        ["0", "50.0"], ["1", "50.0"], ["2", "25.0"], ["3", "50.0"],
+        ["0", HALF, "+0.0 [-80.0, +80.0]"], ["1", HALF, "+0.0 [-80.0, +80.0]"],
+        ["2", QUARTER, "+25.0 [-24.0, +74.0]"], ["3", HALF, "–"],
     ]  # fmt: skip
     assert tables["Changes of the predicted class"].rows == [
-        ["TTT-MAE", ELASTIC, "50.0 (62.3)", "25.0", "25.0", "0.75"]
+        ["TTT-MAE", ELASTIC, f"{HALF} (62.3)", "25.0", "25.0", "0.75"]
+    ]
+    assert tables["Differences in top-1"].rows == [
+        ["TTT-MAE online, shuffled, less TTT-MAE", ELASTIC, "all", "4", "+25.0", "[-24.0, +74.0]"]
     ]
     accuracy = tables["Accuracy"].rows
     assert accuracy[2][6:8] == ["+25.0", "[-24.0, +74.0]"]
@@ -156,7 +167,7 @@ def test_tables_have_ours_and_the_published(runs):
     lines = [*csv.DictReader(io.StringIO(FORMATS["csv"]([*tables.values()])))]
     assert lines[2]["gain"] == "+25.0"
     assert lines[2]["gain, 95 % interval"] == "[-24.0, +74.0]"
-    assert FORMATS["latex"]([*tables.values()]).count(r"\toprule") == len(tables) == 5
+    assert FORMATS["latex"]([*tables.values()]).count(r"\toprule") == len(tables) == 6
 
 
 def test_a_stream_of_two_corruptions_is_split_by_them(tmp_path):
@@ -170,13 +181,31 @@ def test_a_stream_of_two_corruptions_is_split_by_them(tmp_path):
     )
     assert list(by_part(run).values()) == names
     tables = {table.title: table.rows for table in image_tables([run])}
-    row = "TTT-MAE online, first corruption first"
+    row = "TTT-MAE online, gaussian_noise first"
     assert [line[:1] + line[2:5] for line in tables["Table 2 of the report, and severities"]] == [
         [row, "elastic_transform", "2", "0.0 (60.0)"],
         [row, "gaussian_noise", "2", "100.0 (35.7)"],
         [row, "all", "4", "50.0 (47.8)"],
     ]
+    shuffled = {"settings": {"RESET": "never", "FRAME_ORDER": "shuffled"}}
+    other = write_run(
+        tmp_path / "m", [RIGHT] * 4, method="online_ttt_mae", dataset=pair, **shuffled
+    )
+    (mixed,) = read_image_runs([other])
+    (table,) = [t for t in image_tables([run, mixed]) if t.title.startswith("Differences")]
+    assert [line[2:] for line in table.rows] == [
+        ["elastic_transform", "2", "+100.0", "[+100.0, +100.0]"],
+        ["gaussian_noise", "2", "+0.0", "[+0.0, +0.0]"],
+        ["all", "4", "+50.0", "[-6.6, +106.6]"],
+    ]
     assert "Table 3 of the report" not in tables
+    turned = write_run(
+        tmp_path / "s", records, method="online_ttt_mae",
+        dataset="fashion_mnist_c_elastic_transform+gaussian_noise",
+        settings={"RESET": "never", "FRAME_ORDER": "second"},
+    )  # fmt: skip
+    (same,) = read_image_runs([turned])
+    assert (same.row, by_part(same)) == (row, by_part(run))
 
 
 def test_a_ramp_is_split_by_severity(tmp_path):
@@ -258,10 +287,19 @@ def test_figures(runs, tmp_path):
     assert draw_image_runs([], tmp_path) == []
 
 
+def test_sets_of_one_family_go_by_their_corruptions():
+    pair = "fashion_mnist_c_fog+frost"
+    assert image_figures._short_names([ELASTIC, pair]) == {
+        ELASTIC: "elastic_transform", pair: "fog+frost",
+    }  # fmt: skip
+    both = ["fashion_mnist_c_fog", "imagenet_c_fog"]
+    assert image_figures._short_names(both) == dict(zip(both, both, strict=True))
+
+
 def test_the_commands(tmp_path, capsys):
     run = str(write_run(tmp_path / "r", ADAPTED, frozen=FROZEN))
     partial(call, "table")([run, "--layout", "images"])
-    assert "| TTT-MAE | 50.0 (43.8) |" in capsys.readouterr().out
+    assert f"| TTT-MAE | {HALF} (43.8) |" in capsys.readouterr().out
     partial(call, "plot")([run, "--output", str(tmp_path / "figures"), "--extremes", "0"])
     assert (tmp_path / "figures/steps.svg").is_file()
     assert "steps.svg" in capsys.readouterr().out

@@ -318,7 +318,7 @@ def test_notes_say_what_must_be_said(table_of):
     )
     text = "\n".join(table.notes)
     assert "Preset: paper" in text
-    assert "9 videos, 2981 frames; weights aaaaaaaaaaaa." in text
+    assert "9 videos, 2,981 frames; weights aaaaaaaaaaaa." in text
     assert "A100; H100" in text
     assert "do not compare" in text
     assert "JMLR 26 (2025)" in text

@@ -53,19 +53,38 @@ def test_inspect_describes(source, capsys):
         for line in capsys.readouterr().out.splitlines()
     )
     assert said["tensors"] == "5 (float16, float32)"
-    assert said["backbone"] == "0.00 M in 2 tensors"
-    assert said["decoder g"] == "0.00 M in 1 tensors"
+    assert said["encoder f"] == "0.00 M in 2 tensors"
+    assert said["decoder g"] == "0.00 M in 1 tensor"
     assert said["channels"] == "4"
     assert said["classes"] == "19"
     assert said["sha256"] == weights_hash(WEIGHTS)
     assert "not finite" not in said
 
 
+def test_inspect_knows_the_parts_of_a_vision_transformer(tmp_path, capsys):
+    path = tmp_path / "vit.safetensors"
+    weights = {
+        "cls_token": torch.zeros(1, 1, 8), "blocks.0.norm1.weight": torch.zeros(8),
+        "mask_token": torch.zeros(1, 1, 4), "decoder_pred.bias": torch.zeros(12),
+        "classifier_pred.weight": torch.zeros(10, 8), "stray": torch.zeros(1),
+    }  # fmt: skip
+    write_checkpoint(weights, path)
+    convert(["--inspect", str(path)])
+    said = capsys.readouterr().out
+    assert [line.split(" in ")[1] for line in said.splitlines() if " in " in line] == [
+        "2 tensors", "1 tensor", "2 tensors", "1 tensor",
+    ]  # fmt: skip
+    assert [line.split("  ")[1] for line in said.splitlines() if line.startswith("  ")] == [
+        "encoder f", "head h", "decoder g", "other",
+    ]  # fmt: skip
+    assert "classes      10" in said
+
+
 def test_inspect_finds_values_that_are_not_finite(tmp_path, capsys):
     path = tmp_path / "bad.safetensors"
     write_checkpoint({"w": torch.tensor([1.0, float("nan")])}, path)
     convert(["--inspect", str(path)])
-    assert "1 tensors, such as w" in capsys.readouterr().out
+    assert "1 tensor, such as w" in capsys.readouterr().out
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

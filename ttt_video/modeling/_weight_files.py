@@ -242,7 +242,7 @@ def set_input_channels(weights: Mapping[str, Tensor], channels: int) -> dict[str
 
 
 def input_convolution(weights: Mapping[str, Tensor]) -> str | None:
-    """Returns the convolution that sees the image: Swin's patch embedding, a ResNet's stem."""
+    """Returns the convolution that sees the image: a patch embedding, a ResNet's stem."""
     ends = ("patch_embed.proj.weight", "stem.conv1.weight")
     return next((n for n, v in weights.items() if n.endswith(ends) and v.dim() == 4), None)
 

@@ -57,7 +57,7 @@ SIZES = {
 }
 """By their names in ``MODEL.VIT_MAE.SIZE``."""
 
-_PARTS = {
+PARTS = {
     "f": ("cls_token", "pos_embed", "patch_embed", "blocks", "norm"),
     # Published encoders come without a mask token, which is what g puts where f saw nothing.
     "g": (
@@ -69,7 +69,9 @@ _PARTS = {
         "decoder_pred",
     ),
 }
-_HEADS = {
+"""Names of f and g."""
+
+HEADS = {
     "classifier": (
         "classifier_embed",
         "classifier_pos_embed",
@@ -79,7 +81,7 @@ _HEADS = {
     ),
     "linear": ("bn", "head"),
 }
-"""Names of h by ``MODEL.VIT_MAE.HEAD``"""
+"""Names of h by ``MODEL.VIT_MAE.HEAD``."""
 
 
 def _timm() -> Any:
@@ -158,8 +160,8 @@ class ViTMAE(ReconstructingModel):
             head_weights: a file that h is read from, "" for one that is in the file of f.
             common: :class:`ReconstructingModel`'s arguments, without the parts.
         """
-        h = _HEADS["linear" if classifier is None else "classifier"]
-        super().__init__(parts={**_PARTS, "h": h}, **common)
+        h = HEADS["linear" if classifier is None else "classifier"]
+        super().__init__(parts={**PARTS, "h": h}, **common)
         self.use_checkpoint = False
         self.linear = classifier is None
         self.image_size, self.patch_size = image_size, self.masks.patch_size

@@ -30,6 +30,7 @@ from .interface import MASKFORMER_PARTS
 
 __all__ = [
     "CLASS_LAYER",
+    "CLASS_WEIGHTS",
     "EVERYTHING",
     "LoadReport",
     "ShapeDifference",
@@ -55,6 +56,9 @@ _CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 
 _IMAGE_CLASS_WEIGHTS = ("classifier_pred.weight", "head.weight")
 """Of the two heads of :class:`ViTMAE`"""
+
+CLASS_WEIGHTS = {_CLASS_WEIGHT: 1, **dict.fromkeys(_IMAGE_CLASS_WEIGHTS, 0)}
+"""Names of weights with a row for each class, and how many of their rows are no class."""
 
 CLASS_LAYER = (
     "sem_seg_head.predictor.class_embed.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from ..data.catalog import read_pixels
 from ..errors import UserError
 from ..files import file_stem, names_apart
+from ..world.image_sets import family_of
 from .curves import FROZEN_COLOR, PALETTE, figure_axes
 from .image_runs import (
     BASELINE,
     ImageRun,
+    Share,
     after_each_step,
     by_picture,
     change_counts,
@@ -31,9 +34,10 @@ from .image_runs import (
 )
 
 MOVING_WIDTH = 300
+_whole_numbers = partial(MaxNLocator, integer=True, steps=[1, 2, 5, 10])
 _SHOWN_CHANGES = 10
 _BESIDE: dict[str, Any] = {
-    "frameon": False, "fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5),
+    "frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5),
 }  # fmt: skip
 
 
@@ -65,6 +69,18 @@ def draw_image_runs(
     return files
 
 
+def _short_names(sets: Sequence[str]) -> dict[str, str]:
+    """Returns what tells data sets apart: the corruptions of those of one family."""
+    split = {name: family_of(name) for name in sets}
+    if len({family for family, _ in split.values()}) > 1:
+        return {name: name for name in sets}
+    return {name: ending for name, (_, ending) in split.items()}
+
+
+def _errors(shares: Sequence[Share]) -> list[float]:
+    return [s.interval.high - s.percent if s.interval else 0.0 for s in shares]
+
+
 def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
     methods, sets = rows(runs), datasets(runs)
     width = 0.8 / len(methods)
@@ -74,13 +90,12 @@ def _draw_bars(runs: Sequence[ImageRun], file: Path) -> Path:
             color = FROZEN_COLOR if row == BASELINE else next(colors)
             found = [(i, share(by_picture(runs_of(runs, row, name)).values()))
                      for i, name in enumerate(sets) if runs_of(runs, row, name)]  # fmt: skip
-            errors = [s.interval.high - s.percent if s.interval else 0.0 for _, s in found]
             axes.bar(
                 [i + (number - (len(methods) - 1) / 2) * width for i, _ in found],
-                [s.percent for _, s in found], width, yerr=errors, color=color, capsize=2,
-                label=row,
+                [s.percent for _, s in found], width, yerr=_errors([s for _, s in found]),
+                color=color, capsize=2, label=row,
             )  # fmt: skip
-        axes.set_xticks(range(len(sets)), sets, fontsize=7)
+        axes.set_xticks(range(len(sets)), _short_names(sets).values())
         axes.set_ylabel("top-1 (%)")
         axes.legend(**_BESIDE)
     return file
@@ -91,15 +106,20 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
     own = [run for run in runs if run.dataset == dataset and len(run.records) >= width]
     if not own:
         return False
-    several = len({run.seed for run in own if run.row != BASELINE}) > 1
-    colors = iter(PALETTE * (1 + len(own) // len(PALETTE)))
+    methods = [row for row in rows(own) if row != BASELINE]
+    colors = dict(zip(methods, PALETTE * (1 + len(methods) // len(PALETTE)), strict=False))
+    colors[BASELINE] = FROZEN_COLOR
+    seeds = sorted({run.seed for run in own if run.row != BASELINE})
+    dashes = dict(zip(seeds, ("-", "--", ":", "-.") * (1 + len(seeds) // 4), strict=False))
     with figure_axes(file, 9, 3.5) as axes:
         for run in sorted(own, key=lambda run: (rows(runs).index(run.row), run.seed)):
             frozen = run.row == BASELINE
             line = moving_accuracy(run, width)
-            label = f"{run.row}, seed {run.seed}" if several and not frozen else run.row
-            color = FROZEN_COLOR if frozen else next(colors)
-            axes.plot(range(width, width + len(line)), line, label=label, lw=1.4, color=color)
+            label = f"{run.row}, seed {run.seed}" if len(seeds) > 1 and not frozen else run.row
+            axes.plot(
+                range(width, width + len(line)), line, label=label, lw=1.4,
+                color=colors[run.row], ls="-" if frozen else dashes[run.seed],
+            )  # fmt: skip
         axes.set(title=dataset, xlabel="pictures seen")
         axes.set_ylabel(f"top-1 of the last {width} (%)")
         axes.grid(alpha=0.3)
@@ -109,6 +129,7 @@ def _draw_moving(runs: Sequence[ImageRun], dataset: str, file: Path, width: int)
 
 def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Path) -> Path:
     colors = iter(PALETTE * (1 + len(recorded) // len(PALETTE)))
+    names = _short_names(datasets(recorded))
     with figure_axes(file, 9) as axes:
         for dataset in datasets(recorded):
             for row in rows(recorded):
@@ -116,12 +137,19 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
                 if not own:
                     continue
                 line, frozen = after_each_step(own), runs_of(runs, BASELINE, dataset)
-                start = [share(by_picture(frozen).values()).percent] if frozen else []
+                start = [share(by_picture(frozen).values())] if frozen else []
+                shares = [*start, *line]
                 steps = range(1 - len(start), len(line) + 1)
-                label = f"{row}, {dataset}"
-                axes.plot(steps, [*start, *line], marker="o", ms=3, color=next(colors), label=label)
+                color = next(colors)
+                axes.plot(
+                    steps, [s.percent for s in shares], marker="o", ms=3, color=color,
+                    label=f"{row}, {names[dataset]}",
+                )  # fmt: skip
+                if all(s.interval for s in shares):
+                    low, high = zip(*(s.interval for s in shares if s.interval), strict=True)
+                    axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
         axes.set(xlabel="gradient steps on the picture (0: the baseline)", ylabel="top-1 (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.grid(alpha=0.3)
         axes.legend(**_BESIDE)
     return file
@@ -130,18 +158,20 @@ def _draw_steps(runs: Sequence[ImageRun], recorded: Sequence[ImageRun], file: Pa
 def _draw_changes(recorded: Sequence[ImageRun], file: Path) -> Path:
     sets = [(row, name) for name in datasets(recorded) for row in rows(recorded)
             if runs_of(recorded, row, name)]  # fmt: skip
+    names = _short_names(datasets(recorded))
     width = 0.8 / len(sets)
     colors = iter(PALETTE * (1 + len(sets) // len(PALETTE)))
     with figure_axes(file, 9) as axes:
         for number, (row, dataset) in enumerate(sets):
             counts = change_counts(runs_of(recorded, row, dataset))
-            places = range(min(max(counts), _SHOWN_CHANGES) + 1)
+            shown = [counts[n] for n in range(min(max(counts), _SHOWN_CHANGES) + 1)]
             axes.bar(
-                [n + (number - (len(sets) - 1) / 2) * width for n in places],
-                [counts.get(n, 0.0) for n in places], width, color=next(colors),
-                label=f"{row}, {dataset}",
+                [n + (number - (len(sets) - 1) / 2) * width for n in range(len(shown))],
+                [s.percent for s in shown], width, yerr=_errors(shown), color=next(colors),
+                capsize=2, label=f"{row}, {names[dataset]}",
             )  # fmt: skip
-        axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)")
+        axes.set(xlabel="changes of the predicted class", ylabel="pictures (%)", ylim=(0, None))
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.legend(**_BESIDE)
     return file
 
@@ -170,7 +200,7 @@ def _draw_examples(run: ImageRun, file: Path) -> bool:
             )  # fmt: skip
         right.set_ylabel("score (%)", fontsize=8)
         right.tick_params(labelsize=7)
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(_whole_numbers())
         right.grid(alpha=0.3)
         right.legend(**_BESIDE)
     grid[-1][1].set_xlabel("gradient steps", fontsize=8)

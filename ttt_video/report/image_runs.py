@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from ..tasks.metrics import Record
 from ..world.image_sets import part_of
 from .runs import read_run
 from .statistics import Interval, mean_by_key
+
+T = TypeVar("T")
 
 BASELINE = "Baseline"
 CASES = {
@@ -93,13 +95,20 @@ def read_image_runs(paths: Iterable[Path], *, allow_incomplete: bool = False) ->
             method = "none" if who == "frozen" else summary["method"]
             row = _METHODS.get(method, method)
             if method != "none" and settings["RESET"] == "never":
-                row += f", {_ORDERS[settings['FRAME_ORDER']]}"
+                row += f", {_order(settings['FRAME_ORDER'], summary['dataset'])}"
             about = (summary["dataset"], summary["seed"], summary["weights_sha256"])
             runs.append(ImageRun(path, row, *about, {} if method == "none" else settings, records))
     if allow_incomplete:
         runs = [_restricted(run, _shared(runs, run.dataset)) for run in runs]
     _check(runs)
     return _one_baseline(runs)
+
+
+def _order(order: str, dataset: str) -> str:
+    """Returns how the pictures of a set came, in words."""
+    parts = [part for part in (part_of(dataset, 0), part_of(dataset, 1)) if part is not None]
+    corruptions = {("first", "second")[part.group]: part.corruption for part in parts}
+    return f"{corruptions[order]} first" if order in corruptions else _ORDERS[order]
 
 
 def _shared(runs: Sequence[ImageRun], dataset: str) -> set[int]:
@@ -213,21 +222,18 @@ def gain(ours: Mapping[int, float], reference: Mapping[int, float]) -> Share:
     return share(ours[i] - reference[i] for i in ours)
 
 
-def after_each_step(runs: Sequence[ImageRun]) -> list[float]:
-    """Returns the accuracy after each recorded step, mean over pictures and seeds."""
-    return [
-        float(
-            np.mean(
-                [
-                    record["label"] in record["steps"][step]["top"][:1]
-                    for run in runs
-                    for record in run.records.values()
-                ]
-            )
-        )
-        * 100
-        for step in range(min(run.steps for run in runs))
-    ]
+def after_step(runs: Iterable[ImageRun], step: int) -> dict[int, float]:
+    """Returns each picture's accuracy, 0 to 100, after a recorded step; the mean over seeds."""
+    return mean_by_key(
+        {i: 100.0 * (r["label"] in r["steps"][step]["top"][:1]) for i, r in run.records.items()}
+        for run in runs
+    )
+
+
+def after_each_step(runs: Sequence[ImageRun]) -> list[Share]:
+    """Returns the accuracy after each recorded step."""
+    steps = range(min(run.steps for run in runs))
+    return [share(after_step(runs, step).values()) for step in steps]
 
 
 def changes(record: Record) -> int:
@@ -235,20 +241,31 @@ def changes(record: Record) -> int:
     return sum(a["top"][:1] != b["top"][:1] for a, b in pairwise(record["steps"]))
 
 
-def change_counts(runs: Sequence[ImageRun]) -> dict[int, float]:
+def change_counts(runs: Sequence[ImageRun]) -> dict[int, Share]:
     """Returns the share of pictures, in percent, by number of changes from 0 to the most."""
-    found = Counter(changes(record) for run in runs for record in run.records.values())
-    return {n: 100 * found[n] / found.total() for n in range(max(found) + 1)}
+    found = [{i: changes(record) for i, record in run.records.items()} for run in runs]
+    most = max(max(counts.values()) for counts in found)
+    return _shares(found, range(most + 1))
 
 
-def four_cases(runs: Sequence[ImageRun], baseline: ImageRun) -> dict[str, float]:
-    """Returns the share of pictures, in percent, in each of :data:`CASES`; mean over seeds."""
-    found = Counter(
-        CASES[bool(is_right(record)), bool(is_right(baseline.records[i]))]
+def four_cases(runs: Sequence[ImageRun], baseline: ImageRun) -> dict[str, Share]:
+    """Returns the share of pictures, in percent, in each of :data:`CASES`."""
+    found = [
+        {i: CASES[bool(is_right(record)), bool(is_right(baseline.records[i]))]
+         for i, record in run.records.items()}
         for run in runs
-        for i, record in run.records.items()
-    )
-    return {case: 100 * found[case] / found.total() for case in CASES.values()}
+    ]  # fmt: skip
+    return _shares(found, CASES.values())
+
+
+def _shares(runs: Sequence[Mapping[int, T]], values: Iterable[T]) -> dict[T, Share]:
+    """Returns the share of pictures with each of some values; a picture's runs are averaged."""
+
+    def of(value: T) -> Share:
+        found = mean_by_key({i: 100.0 * (v == value) for i, v in run.items()} for run in runs)
+        return share(found.values())
+
+    return {value: of(value) for value in values}
 
 
 def moving_accuracy(run: ImageRun, width: int = 300) -> list[float]:

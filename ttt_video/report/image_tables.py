@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import combinations, zip_longest
 
 from . import formats, published
 from .formats import Table, between
@@ -12,7 +13,7 @@ from .image_runs import (
     CASES,
     ImageRun,
     Share,
-    after_each_step,
+    after_step,
     by_part,
     by_picture,
     change_counts,
@@ -37,11 +38,11 @@ _PUBLISHED = f"In brackets, the published number, of other pictures: {published.
 def image_tables(runs: Sequence[ImageRun]) -> list[Table]:
     """Returns the tables that the runs have numbers for.
 
-    They are top-1 and top-5 with intervals, the report's Table 3, its Table 2 (accuracy by
-    corruption, or by severity), its Table 1 (who is right), and of runs with ``TTT.RECORD_STEPS``
-    the accuracy after each step and the number of changes of the prediction.
+    They are top-1 and top-5, differences between methods, the report's Table 3, its Table 2
+    (accuracy by corruption, or by severity), its Table 1 (who is right), and of runs with
+    ``TTT.RECORD_STEPS`` the accuracy after each step and the number of changes of the prediction.
     """
-    made = (accuracy, table_3, table_2, table_1, steps, changed)
+    made = (accuracy, differences, table_3, table_2, table_1, steps, changed)
     return [table for make in made if (table := make(runs)).rows]
 
 
@@ -68,6 +69,27 @@ def accuracy(runs: Sequence[ImageRun]) -> Table:
     return Table([*head, "95 % interval", "top-5"], lines, [_UNIT], "Accuracy")
 
 
+def differences(runs: Sequence[ImageRun]) -> Table:
+    """Returns top-1 of one method less another's on the same pictures, for each two that adapt.
+
+    A set of several corruptions or severities has a line for each, besides that of all pictures.
+    """
+    lines = []
+    for dataset in datasets(runs):
+        adapted = [row for row in rows(runs) if row != BASELINE and runs_of(runs, row, dataset)]
+        for other, row in combinations(adapted, 2):
+            own = runs_of(runs, row, dataset)
+            right, reference = by_picture(own), by_picture(runs_of(runs, other, dataset))
+            for name, places in _groups(own[0]).items():
+                found = gain({i: right[i] for i in places}, reference)
+                lines.append(
+                    [f"{row}, less {other}", dataset, name, str(len(places)),
+                     f"{found.percent:+.1f}", _interval(found, "+")]
+                )  # fmt: skip
+    head = ["methods", "on", "part", "pictures", "difference", "95 % interval"]
+    return Table(head, lines, [], "Differences in top-1")
+
+
 def table_3(runs: Sequence[ImageRun]) -> Table:
     """Returns the report's Table 3: a line per method, a column per data set."""
     columns = [name for name in datasets(runs) if not _has_parts(runs, name)]
@@ -77,7 +99,7 @@ def table_3(runs: Sequence[ImageRun]) -> Table:
         for dataset in columns:
             own = runs_of(runs, row, dataset)
             numbers = published.IMAGES.get(corruption(dataset))
-            text = f"{share(by_picture(own).values()).percent:.1f}" if own else _NOTHING
+            text = _text(share(by_picture(own).values())) if own else _NOTHING
             if numbers is not None and row in numbers.top1:
                 text, known = f"{text} ({numbers.top1[row]:.1f})", True
             line.append(text)
@@ -89,19 +111,17 @@ def table_2(runs: Sequence[ImageRun]) -> Table:
     """Returns the report's Table 2: top-1 by corruption or severity, where a set has several."""
     lines, known = [], False
     for dataset, row, own in _cells(runs):
-        groups: defaultdict[str, list[float]] = defaultdict(list)
-        names, right = by_part(own[0]), by_picture(own)
-        for index, name in names.items():
-            groups[name].append(right[index])
+        groups, right = _groups(own[0]), by_picture(own)
+        if len(groups) == 1:
+            continue
         numbers = published.IMAGE_PAIRS.get(row, {})
-        numbers = numbers if set(numbers) == {*groups, ""} else {}
+        numbers = numbers if numbers.keys() == groups.keys() else {}
         known = known or bool(numbers)
-        for name in [*sorted(groups), *([""] if groups else [])]:
-            found = share(groups[name] if name else right.values())
+        for name, places in groups.items():
+            found = share(right[i] for i in places)
             brackets = f" ({numbers[name]:.1f})" if name in numbers else ""
-            count = len(groups[name]) if name else len(right)
             lines.append(
-                [row, dataset, name or "all", str(count), f"{found.percent:.1f}{brackets}",
+                [row, dataset, name, str(len(places)), f"{found.percent:.1f}{brackets}",
                  _interval(found)]
             )  # fmt: skip
     head = ["method", "on", "part", "pictures", "top-1", "95 % interval"]
@@ -123,7 +143,7 @@ def table_1(runs: Sequence[ImageRun]) -> Table:
             numbers = None
         printed = (numbers.only_ttt, numbers.only_baseline) if numbers else ()
         known = known or numbers is not None
-        texts = [f"{found[case]:.1f}" for case in CASES.values()]
+        texts = [_text(found[case]) for case in CASES.values()]
         for place, number in enumerate(printed, 1):
             texts[place] += f" ({number:.2f})"
         lines.append([row, dataset, *texts])
@@ -132,22 +152,20 @@ def table_1(runs: Sequence[ImageRun]) -> Table:
 
 
 def steps(runs: Sequence[ImageRun]) -> Table:
-    """Returns the accuracy after each recorded step, with the baseline at 0 steps."""
-    found = {(row, dataset): after_each_step(own) for dataset, row, own in _recorded(runs)}
-    names = [*found]
-    length = max(map(len, found.values()), default=0)
-    start = {
-        d: share(by_picture(own).values()).percent for d, r, own in _cells(runs) if r == BASELINE
-    }
-    lines = []
-    for step in range(length + 1) if found else ():
-        line = [str(step)]
-        for row, dataset in names:
-            series = [start.get(dataset), *found[row, dataset]]
-            value = series[step] if step < len(series) else None
-            line.append(_NOTHING if value is None else f"{value:.1f}")
-        lines.append(line)
-    head = ["steps", *(f"{row}, {dataset}" for row, dataset in names)]
+    """Returns the accuracy after each recorded step, and how much less it is than at the end.
+
+    The baseline stands at 0 steps.
+    """
+    columns: list[list[str]] = []
+    head = ["steps"]
+    for dataset, row, own in _recorded(runs):
+        right = [after_step(own, step) for step in range(min(run.steps for run in own))]
+        found = [by_picture(runs_of(runs, BASELINE, dataset)), *right]
+        columns.append([_text(share(r.values())) if r else _NOTHING for r in found])
+        columns.append([_text(gain(right[-1], r), "+") if r else _NOTHING for r in found[:-1]])
+        head += [f"{row}, {dataset}", "the last step less this"]
+    table = enumerate(zip_longest(*columns, fillvalue=_NOTHING))
+    lines = [[str(step), *texts] for step, texts in table]
     return Table(head, lines, [], "Accuracy (top-1) after each step")
 
 
@@ -159,11 +177,12 @@ def changed(runs: Sequence[ImageRun]) -> Table:
     shown = min(most, 5)
     for row, dataset, counts in found:
         numbers = published.IMAGES.get(corruption(dataset)) if row == "TTT-MAE" else None
-        never = f"{counts[0]:.1f}" + (f" ({numbers.unchanged:.1f})" if numbers else "")
+        never = _text(counts[0]) + (f" ({numbers.unchanged:.1f})" if numbers else "")
         known = known or numbers is not None
-        later = [f"{counts.get(n, 0.0):.1f}" for n in range(1, shown + 1)]
-        more = [f"{sum(s for n, s in counts.items() if n > shown):.1f}"] if most > shown else []
-        mean = sum(n * s for n, s in counts.items()) / 100
+        shares = {n: found.percent for n, found in counts.items()}
+        later = [f"{shares.get(n, 0.0):.1f}" for n in range(1, shown + 1)]
+        more = [f"{sum(s for n, s in shares.items() if n > shown):.1f}"] if most > shown else []
+        mean = sum(n * s for n, s in shares.items()) / 100
         lines.append([row, dataset, never, *later, *more, f"{mean:.2f}"])
     head = ["method", "on", "never", *map(str, range(1, shown + 1))]
     head += [*([f"more than {shown}"] if most > shown else []), "mean number"]
@@ -188,6 +207,19 @@ def _recorded(runs: Sequence[ImageRun]) -> Iterator[tuple[str, str, list[ImageRu
 
 def _has_parts(runs: Sequence[ImageRun], dataset: str) -> bool:
     return any(by_part(run) for run in runs if run.dataset == dataset)
+
+
+def _groups(run: ImageRun) -> dict[str, list[int]]:
+    """Returns the pictures of each part of a run's set by name, and last those of all."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, name in by_part(run).items():
+        groups[name].append(index)
+    return {**{name: groups[name] for name in sorted(groups)}, "all": [*run.records]}
+
+
+def _text(found: Share, sign: str = "") -> str:
+    """Returns a number with its interval, where there is one."""
+    return f"{found.percent:{sign}.1f}" + (f" {_interval(found, sign)}" if found.interval else "")
 
 
 def _interval(found: Share | None, sign: str = "") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..tasks import STREAMING, arrow, digits, rules, sign
 from ..tasks import metrics as known_metrics
 from ..tasks.metrics import PROTOCOLS
@@ -244,7 +244,8 @@ def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) 
         videos = next(p.summary["videos"] for p in parts if p.dataset == dataset)
         hashes = sorted({p.summary["weights_sha256"][:12] for p in parts if p.dataset == dataset})
         notes.append(
-            f"{dataset or 'Unnamed videos'}: {len(videos)} videos, {sum(videos.values())} frames; "
+            f"{dataset or 'Unnamed videos'}: {counted(len(videos), 'video')}, "
+            f"{counted(sum(videos.values()), 'frame')}; "
             f"weights {', '.join(hashes)}."
         )
     devices = sorted({p.summary["device"] for p in parts if p.dataset == timed})

@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..errors import counted
 from ..modeling.interface import parts_of
 from ..modeling.weights import weights_hash
 from ..tasks import LabelInfo
@@ -32,7 +33,7 @@ def process_facts(device: torch.device) -> Row:
         name = torch.cuda.get_device_name(device)
         peak = torch.cuda.max_memory_allocated(device) / 2**20
     else:
-        name = f"CPU, {torch.get_num_threads()} threads"
+        name = f"CPU, {counted(torch.get_num_threads(), 'thread')}"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"device": name, "peak_memory_mib": peak}
 

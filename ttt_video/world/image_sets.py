@@ -6,9 +6,9 @@ For NAME, one of Fashion-MNIST's ``fashion_mnist_c`` (test pictures) and ``fashi
 - ``NAME_<corruption>`` has severity 5, ``NAME_<corruption>_<1..5>`` any;
 - ``NAME_<corruption>_ramp`` has all severities, each picture one of its own, spread evenly over any
   part of the stream; ``TTT.FRAME_ORDER severity`` lets them rise;
-- ``NAME_<corruption>+<corruption>``, in the order of :data:`IMAGENET_C`, has severity 5: of each
-  two pictures in a row one has the first corruption, and the other the second. ``TTT.FRAME_ORDER
-  first`` and ``second`` put one of them first.
+- ``NAME_<corruption>+<corruption>`` has severity 5: of each two pictures in a row one has the first
+  corruption, and the other the second. ``TTT.FRAME_ORDER first`` and ``second`` put one of them
+  first. The same two in the other order are the same pictures.
 """
 
 from __future__ import annotations
@@ -81,10 +81,13 @@ def spread(corruption: str, place: int) -> Part:
 
 
 def alternate(first: str, second: str, place: int) -> Part:
-    """Returns one corruption for one of each two pictures in a row, by chance, else the other."""
+    """Returns one corruption for one of each two pictures in a row, by chance, else the other.
+
+    Which picture has which does not depend on the order of the two, but ``group`` does.
+    """
     swapped = np.random.default_rng((0, place // 2)).random() < 0.5
-    group = int((place + swapped) % 2)
-    return Part((first, second)[group], MAX_SEVERITY, group)
+    corruption = sorted((first, second), key=IMAGENET_C.index)[int((place + swapped) % 2)]
+    return Part(corruption, MAX_SEVERITY, int(corruption == second))
 
 
 def corrupt_small(pixels: np.ndarray, corruption: str, severity: float, seed: int) -> np.ndarray:
@@ -183,7 +186,7 @@ def _plans(corruptions: tuple[str, ...]) -> dict[str, Plan]:
         plans[f"{corruption}_ramp"] = partial(spread, corruption)
         for severity in range(1, 6):
             plans[f"{corruption}_{severity}"] = partial(constant, corruption, float(severity))
-    for first, second in itertools.combinations(corruptions, 2):
+    for first, second in itertools.permutations(corruptions, 2):
         plans[f"{first}+{second}"] = partial(alternate, first, second)
     return plans
 
@@ -204,11 +207,17 @@ def part_of(name: str, place: int) -> Part | None:
         name: a registered data set.
         place: ``frame_index`` of the picture.
     """
+    family, ending = family_of(name)
+    return _plans(_FAMILIES[family][0])[ending](place) if family else None
+
+
+def family_of(name: str) -> tuple[str, str]:
+    """Returns the family of a corrupted set and the rest of its name; "" and the name if none."""
     for family, (corruptions, _, _) in _FAMILIES.items():
-        plan = _plans(corruptions).get(name.removeprefix(f"{family}_"))
-        if name.startswith(f"{family}_") and plan is not None:
-            return plan(place)
-    return None
+        ending = name.removeprefix(f"{family}_")
+        if ending != name and ending in _plans(corruptions):
+            return family, ending
+    return "", name
 
 
 def register_corrupted_images() -> None:
