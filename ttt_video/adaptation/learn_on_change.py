@@ -32,8 +32,8 @@ from .norm_statistics import Statistics, fit_statistics, norm_layers, read_stati
 from .online_ttt_mae import ReconstructionAdapter
 from .window import SlidingWindow
 
-READ, CORRECTED = ("h",), ("f",)
-"""Parts whose layers are read, which never move, and whose statistics are corrected."""
+CORRECTED = ("f",)
+"""Parts whose layers' statistics are corrected."""
 
 FOLLOW = 0.1
 """Weight of a frame in the signal of a place, which follows a scene that passes by."""
@@ -64,6 +64,7 @@ class ChangeAdapter(ReconstructionAdapter):
         states: StateSettings,
         choice: Choice,
         candidates: Sequence[str],
+        read: Sequence[str],
         prior: float,
         limit: float,
         every: int,
@@ -79,6 +80,8 @@ class ChangeAdapter(ReconstructionAdapter):
             states: when states end.
             choice: by which margins a candidate is chosen.
             candidates: names in :data:`CANDIDATES`, "frozen" among them.
+            read: submodules of h, by their names or with the role, whose normalisation layers the
+                signal is of; they never move.
             prior: see :class:`NormCorrection`.
             limit: see :class:`NormCorrection`.
             every: frames of learn from one comparison to the next, which costs a prediction per
@@ -87,10 +90,11 @@ class ChangeAdapter(ReconstructionAdapter):
             window_size: frames whose statistics are pooled; None: all since learn began.
         """
         super().__init__(model, **settings)
-        read, corrected = norm_layers(model, READ), norm_layers(model, CORRECTED)
-        if not read:
+        layers, corrected = norm_layers(model, read), norm_layers(model, CORRECTED)
+        if not layers:
             raise UserError(
-                "the head has no normalisation layers, which learn_on_change reads: choose another "
+                f"no normalisation layers under {list(read)}, which learn_on_change reads: set "
+                "TTT.LEARN_ON_CHANGE.READ to parts of the head that have some, or choose another "
                 "--method"
             )
         if not corrected:
@@ -98,7 +102,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self.candidates = {name: CANDIDATES[name] for name in candidates}
         self.every, self.check_every, self.window_size = every, check_every, window_size
         self.states, self.choice = ChangeStates(states), choice
-        self.signal = HeadSignal(read, fit_statistics(read, source))
+        self.signal = HeadSignal(layers, fit_statistics(layers, source))
         self.norms = NormCorrection(
             corrected, fit_statistics(corrected, source), prior=prior, limit=limit
         )
@@ -142,8 +146,9 @@ class ChangeAdapter(ReconstructionAdapter):
         """
         record: dict[str, float] = {}
         shift, moved = self._take_seen()
-        if shift is not None and math.isfinite(shift):
-            record["norm_shift"] = shift
+        for name, value in (("norm_shift", shift), ("place_shift", moved)):
+            if value is not None and math.isfinite(value):
+                record[name] = value
         if self.states.next_frame(shift, moved):
             self._begin_learning()
         if self.states.state is State.LEARN:
@@ -267,7 +272,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
     return ChangeAdapter.from_config(
         cfg,
         model,
-        source=read_statistics(cfg, norm_layers(model, (*READ, *CORRECTED))),
+        source=read_statistics(cfg, norm_layers(model, (*own.READ, *CORRECTED))),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,
@@ -278,6 +283,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         ),
         choice=Choice(margin=own.MARGIN, hysteresis=own.HYSTERESIS, decay=own.DECAY),
         candidates=tuple(own.CANDIDATES),
+        read=tuple(own.READ),
         prior=own.PRIOR,
         limit=own.LIMIT,
         every=own.EVERY,

@@ -299,10 +299,11 @@ METHODS: Mapping[str, Key] = {
     # Weight of the searches before.
     "TTT.LINE_SEARCH.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # learn_on_change. Distances are means over the channels of the head's normalisation layers, in
-    # standard deviations on training images.
+    # standard deviations on training images. READ names the parts of the head whose layers count.
+    "TTT.LEARN_ON_CHANGE.READ": Key(["h"], must_be("at least one name", lambda v: len(v) > 0)),
     # Distance from the source above which rest ends; distance from a place above which it is left.
-    "TTT.LEARN_ON_CHANGE.ENTER": Key(0.22, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(0.15, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.ENTER": Key(0.165, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(0.12, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(2, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.LEARN_FRAMES": Key(20, at_least(1)),  # the longest that learn lasts
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
@@ -319,8 +320,8 @@ METHODS: Mapping[str, Key] = {
         ),
     ),
     # By how much a candidate's distance must be below the frozen model's, and below the chosen's.
-    "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.03, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.HYSTERESIS": Key(0.01, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.04, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.HYSTERESIS": Key(0.003, at_least(0)),
     # Weight of the comparisons before.
     "TTT.LEARN_ON_CHANGE.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # Largest share of the stream's statistics in the correction, and the number of frames in which
