@@ -147,14 +147,12 @@ class ChangeAdapter(ReconstructionAdapter):
         record: dict[str, float] = {}
         shift, moved = self._take_seen()
         for name, value in (("norm_shift", shift), ("place_shift", moved)):
-            if value is not None and math.isfinite(value):
+            if value is not None:
                 record[name] = value
-        if self.states.next_frame(shift, moved):
+        if self.states.next_frame(shift, moved) or self._is_outdated(window.current):
             self._begin_learning()
         if self.states.state is State.LEARN:
             record.update(self._learn_on(window, generator))
-        elif self.states.state is State.KEEP and self.states.age % self.check_every == 0:
-            self._check(window.current)
         return {
             "state": float(self.states.state),
             "candidate": float(_ORDER.index(self.choice.chosen)),
@@ -162,10 +160,13 @@ class ChangeAdapter(ReconstructionAdapter):
         }
 
     def _take_seen(self) -> tuple[float | None, float | None]:
-        """Takes what the last prediction saw; returns its distances from source and place."""
+        """Takes what the last prediction saw; returns its distances from source and place.
+
+        A prediction that is not finite says nothing.
+        """
         signal, measured = self._seen
         self._seen = Seen(None, {})
-        if signal is None:
+        if signal is None or not signal.isfinite().all():
             return None, None
         state = self.states.state
         if state in (State.LEARN, State.KEEP):
@@ -203,13 +204,17 @@ class ChangeAdapter(ReconstructionAdapter):
             found[name] = math.inf if seen.signal is None else float(seen.signal.abs().mean())
         self.choice.compare(found)
 
-    def _check(self, frame: Any) -> None:
-        """Compares what is kept with the frozen model; learns again if it no longer gains."""
-        before = self.choice.chosen
-        self._compare([FROZEN, before], frame)
+    def _is_outdated(self, frame: Any) -> bool:
+        """Compares what is kept with the frozen model once in a while; if it no longer gains, learn
+        begins.
+        """
+        states = self.states
+        if states.state is not State.KEEP or (states.age + 1) % self.check_every:
+            return False
+        self._compare([FROZEN, self.choice.chosen], frame)
         if self.choice.chosen == FROZEN:
-            self.states.learn_again()
-            self._begin_learning()
+            states.learn_again()
+        return states.state is State.LEARN
 
     def _return(self) -> None:
         self._restore()
