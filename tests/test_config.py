@@ -157,6 +157,7 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.LEARN_ON_CHANGE.CHECK_EVERY", 0),
         ("TTT.LEARN_ON_CHANGE.CANDIDATES", ["norms"]),
         ("TTT.LEARN_ON_CHANGE.CANDIDATES", ["frozen", "tent"]),
+        ("TTT.LEARN_ON_CHANGE.PLACES", -1),
         ("TTT.LEARN_ON_CHANGE.MARGIN", -0.1),
         ("TTT.LEARN_ON_CHANGE.HYSTERESIS", -0.1),
         ("TTT.LEARN_ON_CHANGE.DECAY", 1.0),

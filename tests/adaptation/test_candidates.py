@@ -71,7 +71,5 @@ def test_saved_and_forgotten():
     for scores in ({"frozen": 0.5, "norms": 0.4}, {"frozen": 0.5, "norms": 0.6}):
         assert ours.compare(scores) == other.compare(scores)
     ours.compare({"frozen": 0.9, "norms": 0.1})
-    ours.forget_scores()
-    assert (ours.chosen, ours.scores) == ("norms", {})
     ours.reset()
     assert (ours.chosen, ours.scores) == ("frozen", {})

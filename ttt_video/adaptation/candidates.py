@@ -52,10 +52,6 @@ class Choice:
         self.chosen = FROZEN
         self.scores: dict[str, float] = {}
 
-    def forget_scores(self) -> None:
-        """Begins an average anew; the choice stays until the next comparison."""
-        self.scores = {}
-
     def compare(self, found: Mapping[str, float]) -> str:
         """Takes the scores of a frame, ``frozen`` among them, and returns the chosen candidate.
 

@@ -115,6 +115,10 @@ class ChangeStates:
         self._enter(State.RETURN if frozen_won else State.KEEP)
         return True
 
+    def recall(self) -> None:
+        """Begins keep: what was learnt at an earlier place is good here."""
+        self._enter(State.KEEP)
+
     def learn_again(self) -> None:
         """Begins learn: a change that is kept is no longer good."""
         self._enter(State.LEARN)

@@ -30,6 +30,7 @@ from .head_signal import HeadSignal
 from .norm_correction import Measured, NormCorrection
 from .norm_statistics import Statistics, fit_statistics, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
+from .place_memory import Place, PlaceMemory
 from .window import SlidingWindow
 
 CORRECTED = ("f",)
@@ -70,6 +71,7 @@ class ChangeAdapter(ReconstructionAdapter):
         every: int,
         check_every: int,
         window_size: int | None,
+        places: int = 0,
         **settings: Any,
     ) -> None:
         """``settings`` are :class:`ReconstructionAdapter`'s.
@@ -88,6 +90,8 @@ class ChangeAdapter(ReconstructionAdapter):
                 candidate.
             check_every: frames of keep from one comparison with the frozen model to the next.
             window_size: frames whose statistics are pooled; None: all since learn began.
+            places: changes of the weights that are remembered after keep, for when the stream comes
+                back; 0 remembers none.
         """
         super().__init__(model, **settings)
         layers, corrected = norm_layers(model, read), norm_layers(model, CORRECTED)
@@ -106,6 +110,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self.norms = NormCorrection(
             corrected, fit_statistics(corrected, source), prior=prior, limit=limit
         )
+        self.memory = PlaceMemory(places)
         self._steps = any(candidate.steps for candidate in self.candidates.values())
         self._forget()
 
@@ -113,6 +118,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self.states.reset()
         self.choice.reset()
         self.norms.clear()
+        self.memory.clear()
         self._moved = False  # whether the model's weights are not the source's
         self._seen = Seen(None, {})  # by the last prediction
         self._place: Tensor | None = None  # its signal, under the weights that are kept
@@ -139,18 +145,26 @@ class ChangeAdapter(ReconstructionAdapter):
         """Goes on to the current frame's state, and learns if that is learn.
 
         Returns:
-            ``state``, a :class:`State`; ``candidate``, the chosen one's place in
-            :data:`CANDIDATES`; ``norm_shift``, the last prediction's mean distance of the head's
-            channel means from the source's, in the source's standard deviations (no first frame has
-            it); where steps were taken, :meth:`GradientAdapter.adapt`'s record.
+            ``state``, the :class:`State` in which the frame is predicted; ``candidate``, the chosen
+            one's place in :data:`CANDIDATES`. Of the last prediction, ``norm_shift``, the mean
+            distance of the signal from the source, and ``place_shift``, that from the place the
+            state is about, both in the source's standard deviations. Where the stream has changed,
+            ``recalled``: whether what was learnt at an earlier place goes on. Where a step was
+            taken, :meth:`GradientAdapter.adapt`'s record.
         """
         record: dict[str, float] = {}
         shift, moved = self._take_seen()
         for name, value in (("norm_shift", shift), ("place_shift", moved)):
             if value is not None:
                 record[name] = value
-        if self.states.next_frame(shift, moved) or self._is_outdated(window.current):
-            self._begin_learning()
+        kept = self.states.state is State.KEEP
+        if self.states.next_frame(shift, moved):
+            if kept:
+                self._remember()
+            self._start_from_source()
+            record["recalled"] = float(self._recall(window.current))
+        elif self._is_outdated(window.current):
+            self._start_from_source()
         if self.states.state is State.LEARN:
             record.update(self._learn_on(window, generator))
         return {
@@ -169,18 +183,14 @@ class ChangeAdapter(ReconstructionAdapter):
         if signal is None or not signal.isfinite().all():
             return None, None
         state = self.states.state
-        if state in (State.LEARN, State.KEEP):
+        moved = None if self._place is None else float((signal - self._place).abs().mean())
+        here = state is not State.KEEP or moved is None or moved <= self.states.settings.moved
+        if here and state in (State.LEARN, State.KEEP):
             self.norms.take(measured, self.window_size)
-        moved = None if self._place is None else (signal - self._place).abs().mean()
-        if state in (State.KEEP, State.RETURN):
+        if here and state in (State.KEEP, State.RETURN):
             follow = FOLLOW if state is State.KEEP else 1 / max(self.states.age, 1)
             self._place = signal if self._place is None else self._place.lerp(signal, follow)
-        return float(signal.abs().mean()), None if moved is None else float(moved)
-
-    def _begin_learning(self) -> None:
-        self.norms.clear()
-        self.choice.forget_scores()
-        self._place = None
+        return float(signal.abs().mean()), moved
 
     def _learn_on(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         record = {}
@@ -192,17 +202,18 @@ class ChangeAdapter(ReconstructionAdapter):
             self.states.compared(self.choice.chosen == FROZEN)
         self.states.end_of_learning(self.choice.chosen == FROZEN)
         if self.states.state is State.RETURN:
-            self._return()
+            self._start_from_source()
         elif self.states.state is State.KEEP and not CANDIDATES[self.choice.chosen].steps:
             self._restore()
         return record
 
     def _compare(self, names: Sequence[str], frame: Any) -> None:
-        found = {}
-        for name in names:
-            _, seen = self._predict_as(self.candidates[name], frame)
-            found[name] = math.inf if seen.signal is None else float(seen.signal.abs().mean())
-        self.choice.compare(found)
+        self.choice.compare({name: self._score(name, frame) for name in names})
+
+    def _score(self, name: str, frame: Any) -> float:
+        """Returns the distance from the source of a candidate's prediction of a frame."""
+        _, seen = self._predict_as(CANDIDATES[name], frame)
+        return math.inf if seen.signal is None else float(seen.signal.abs().mean())
 
     def _is_outdated(self, frame: Any) -> bool:
         """Compares what is kept with the frozen model once in a while; if it no longer gains, learn
@@ -216,7 +227,49 @@ class ChangeAdapter(ReconstructionAdapter):
             states.learn_again()
         return states.state is State.LEARN
 
-    def _return(self) -> None:
+    # ---- places
+
+    def _remember(self) -> None:
+        """Keeps what the place was predicted with that the stream has just left."""
+        name = self.choice.chosen
+        if not self.memory.size:
+            return
+        moved = {n: t.detach().clone() for n, t in self._moving.items()} if self._moved else {}
+        norms = self.norms.state_dict() if CANDIDATES[name].norms else {}
+        self.memory.keep(Place(name, self.choice.scores[name], moved, norms))
+
+    def _recall(self, frame: Any) -> bool:
+        """Goes on from the place that is nearest, if this is that place again.
+
+        It is if the prediction is about as near to the source as it was there, and nearer than the
+        frozen model's by the margin. The change is then kept without learning.
+        """
+        if not len(self.memory):
+            return False
+        frozen, best, least = self._score(FROZEN, frame), None, math.inf
+        for place in self.memory:
+            self._install(place)
+            score = self._score(place.candidate, frame)
+            if score < min(least, frozen - self.choice.margin, place.score + self.choice.margin):
+                best, least = place, score
+        if best is None:
+            self._start_from_source()
+            return False
+        self._install(best)
+        self.memory.take(best)
+        self.choice.load_state_dict({"chosen": best.candidate, "scores": {best.candidate: least}})
+        self.states.recall()
+        return True
+
+    def _install(self, place: Place) -> None:
+        self._start_from_source()
+        for name, tensor in place.weights.items():
+            self._moving[name].data.copy_(tensor)
+        self._moved = bool(place.weights)
+        self.norms.load_state_dict(place.norms)
+
+    def _start_from_source(self) -> None:
+        """Begins as at the start of a video, but for the state and the memory."""
         self._restore()
         self.norms.clear()
         self.choice.reset()
@@ -243,6 +296,7 @@ class ChangeAdapter(ReconstructionAdapter):
             "signal": self._seen.signal,
             "measured": {name: tuple(s) for name, s in self._seen.measured.items()},
             "place": self._place,
+            "memory": self.memory.state_dict(),
         }
         return {**super().state_dict(), "change": change}
 
@@ -253,6 +307,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self.states.load_state_dict(change["states"])
         self.choice.load_state_dict(change["choice"])
         self.norms.load_state_dict(change["norms"])
+        self.memory.load_state_dict(change["memory"])
         self._moved = change["moved"]
         measured = {
             name: Statistics(*(t.to(self.device) for t in parts))
@@ -294,4 +349,5 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         every=own.EVERY,
         check_every=own.CHECK_EVERY,
         window_size=cfg.TTT.WINDOW_SIZE or None,
+        places=own.PLACES,
     )

@@ -319,6 +319,8 @@ METHODS: Mapping[str, Key] = {
             lambda v: "frozen" in v and {*v} <= {"frozen", "norms", "steps", "both"},
         ),
     ),
+    # Changes of the weights that are remembered for when the stream comes back to a place.
+    "TTT.LEARN_ON_CHANGE.PLACES": Key(0, at_least(0)),
     # By how much a candidate's distance must be below the frozen model's, and below the chosen's.
     "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.04, at_least(0)),
     "TTT.LEARN_ON_CHANGE.HYSTERESIS": Key(0.003, at_least(0)),
@@ -327,7 +329,7 @@ METHODS: Mapping[str, Key] = {
     # Largest share of the stream's statistics in the correction, and the number of frames in which
     # it reaches half of that.
     "TTT.LEARN_ON_CHANGE.LIMIT": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    "TTT.LEARN_ON_CHANGE.PRIOR": Key(2.0, at_least(0, "a number of frames, at least 0")),
+    "TTT.LEARN_ON_CHANGE.PRIOR": Key(0.0, at_least(0, "a number of frames, at least 0")),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # The weights are reset if their number of predicted classes differs from that of the source
