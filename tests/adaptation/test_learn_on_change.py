@@ -199,6 +199,49 @@ def test_goes_on_in_any_state_as_if_never_stopped(cfg, tiny_model, make_video, c
         assert torch.equal(result.output["sem_seg"], expected.output["sem_seg"])
 
 
+def test_goes_on_from_the_place_that_it_comes_back_to(cfg, tiny_model, make_video, monkeypatch):
+    settings = {**AT_ONCE, "LEARN_FRAMES": 2, "CHECK_EVERY": 100, "PLACES": 2}
+    settings.update(MOVED=0.5, MARGIN=0.2)
+    runner = prefer(stream(cfg, tiny_model, **settings), "both")
+    adapter = runner.adapter
+    take_seen = adapter._take_seen
+    changes, back, kept = {1, 4, 8}, False, {}
+
+    def seen() -> tuple[float, float | None]:
+        """The stream changes at some frames, whatever they show."""
+        shift, _ = take_seen()
+        return shift, float(index in changes)
+
+    def score(name: str, frame: dict) -> float:
+        """The change of the first place is good when the stream comes back, and none else is."""
+        now = weights(runner)
+        first = bool(kept) and all(torch.equal(now[n], kept[n]) for n in kept)
+        return 0.5 if name == "frozen" else 0.1 if back and first else 0.6
+
+    monkeypatch.setattr(adapter, "_take_seen", seen)
+    monkeypatch.setattr(adapter, "_score", score)
+    found = []
+    for index, frame in enumerate(make_video(num_frames=10)):
+        back = index == 8
+        result = runner.step(frame)
+        found.append((result.record["state"], result.record.get("recalled")))
+        if index == 3:
+            kept = weights(runner)
+            norms = adapter.norms.state_dict()
+        if index == 7:
+            other = weights(runner)
+    learnt, is_kept = (LEARN, 0.0), (KEEP, None)
+    expected = [(REST, None), learnt, is_kept, is_kept, learnt, is_kept, is_kept, is_kept]
+    assert found == [*expected, (KEEP, 1.0), is_kept]
+    now = weights(runner)
+    assert all(torch.equal(now[n], kept[n]) for n in kept)
+    assert any(not torch.equal(now[n], other[n]) for n in kept)
+    assert norms.keys() == adapter.norms.state_dict().keys()
+    assert [place.candidate for place in adapter.memory] == ["both"]  # the second place
+    runner.adapter.reset()
+    assert len(adapter.memory) == 0
+
+
 def test_a_video_begins_in_rest(kept, make_video):
     list(kept.run(make_video("a", num_frames=4)))
     assert next(kept.run(make_video("b"))).record == {"state": REST, "candidate": 0.0}

@@ -50,7 +50,8 @@ def test_corrects_as_ln_adapt_does_with_a_pass_of_its_own(tiny_model, make_video
     for frame in video:
         adapter.adapt(window_with(window, frame), torch.Generator())
         expected.append(adapter.predict(frame)["sem_seg"])
-    ours = predictions(tiny_model, correction(tiny_model, source, prior=3.0, limit=1.0), video, size)
+    norms = correction(tiny_model, source, prior=3.0, limit=1.0)
+    ours = predictions(tiny_model, norms, video, size)
     with torch.no_grad():
         frozen = tiny_model([video[-1]])[0]["sem_seg"]
     for one, other in zip(ours, expected, strict=True):
@@ -150,4 +151,6 @@ def test_channels_without_a_scale_say_nothing():
     vector = reading.vector()
     assert vector[1] == 0
     assert vector.isfinite().all()
-    torch.testing.assert_close(vector[[0, 2]], torch.tensor([-0.9258, 1.3887]), rtol=1e-3, atol=1e-3)
+    # (1 - 3) and (6 - 3) over the deviation of 1, 2 and 6.
+    expected = torch.tensor([-2.0, 3.0]) / (14 / 3) ** 0.5
+    torch.testing.assert_close(vector[[0, 2]], expected, rtol=1e-3, atol=1e-3)
