@@ -265,5 +265,4 @@ def test_parts_that_have_no_layers_are_refused(cfg, tiny_model):
 def test_the_shipped_models_have_what_it_takes():
     for name in ("quick/stream_world.yaml", "quick/stream_world_panoptic.yaml"):
         config = load_config(name, method="learn_on_change")
-        assert config.TTT.LEARN_ON_CHANGE.READ == ["h.pixel_decoder"]
         assert isinstance(build_adapter(config, load_source_model(config)), ChangeAdapter)

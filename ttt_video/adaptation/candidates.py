@@ -33,9 +33,9 @@ FROZEN = "frozen"
 class Choice:
     """Keeps averaged scores and the candidate that is chosen by them.
 
-    A score is a distance, so that small ones are good. Another candidate than the frozen model is
-    chosen only if it is better than that by ``margin``, and the choice changes only if the new one
-    is better than the old one by ``hysteresis``.
+    A score is a distance, so that small ones are good. Leads are shares of the frozen model's score.
+    Another candidate than the frozen model is chosen only if it leads by more than ``margin``, and
+    the choice changes only if the new one leads the old one by more than ``hysteresis``.
 
     Attributes:
         chosen: name of the candidate.
@@ -73,9 +73,14 @@ class Choice:
         return self.chosen
 
     def lead(self, name: str, other: str) -> float:
-        """Returns by how much a candidate's averaged score is better than another's."""
+        """Returns by how much a candidate's averaged score is better than another's, as a share of
+        the frozen model's.
+        """
         ours, theirs = self.scores.get(name, math.inf), self.scores.get(other, math.inf)
-        return theirs - ours if math.isfinite(ours) else -math.inf
+        if not math.isfinite(ours):
+            return -math.inf
+        frozen = self.scores.get(FROZEN, math.inf)
+        return (theirs - ours) / frozen if 0 < frozen < math.inf else theirs - ours
 
     def gain(self, name: str) -> float:
         """Returns the lead over the frozen model, 0 of itself."""

@@ -250,7 +250,8 @@ class ChangeAdapter(ReconstructionAdapter):
         for place in self.memory:
             self._install(place)
             score = self._score(place.candidate, frame)
-            if score < min(least, frozen - self.choice.margin, place.score + self.choice.margin):
+            margin = self.choice.margin * frozen
+            if score < min(least, frozen - margin, place.score + margin):
                 best, least = place, score
         if best is None:
             self._start_from_source()
