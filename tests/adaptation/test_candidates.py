@@ -54,6 +54,15 @@ def test_never_further_from_the_source_than_the_score_allows():
                     assert not scores[name] >= 0.9 * scores["frozen"] + 1e-12
 
 
+def test_both_need_statistics_that_gain_alone():
+    ours = choice()
+    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 1.0, "both": 0.5}) == "frozen"
+    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 0.7, "both": 0.5}) == "steps"
+    assert ours.compare({"frozen": 1.0, "norms": 0.89, "steps": 1.0, "both": 0.5}) == "both"
+    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 1.0, "both": 0.5}) == "frozen"
+    assert choice().compare({"frozen": 1.0, "steps": 1.0, "both": 0.5}) == "both"
+
+
 def test_scores_are_averaged():
     ours = choice(decay=0.75)
     ours.compare({"frozen": 0.8, "norms": 0.4})

@@ -27,15 +27,17 @@ CANDIDATES = {
 }
 """By the names that ``TTT.LEARN_ON_CHANGE.CANDIDATES`` takes; rows have the place in this order."""
 
-FROZEN = "frozen"
+FROZEN, BOTH = "frozen", "both"
 
 
 class Choice:
     """Keeps averaged scores and the candidate that is chosen by them.
 
-    A score is a distance, so that small ones are good. Leads are shares of the frozen model's score.
+    A score is a distance, so that small ones are good. Leads are shares of the frozen model's.
     Another candidate than the frozen model is chosen only if it leads by more than ``margin``, and
-    the choice changes only if the new one leads the old one by more than ``hysteresis``.
+    the choice changes only if the new one leads the old one by more than ``hysteresis``. Corrected
+    statistics must lead by the margin alone, too, before they are chosen together with steps:
+    both lower the score where either may harm.
 
     Attributes:
         chosen: name of the candidate.
@@ -63,14 +65,17 @@ class Choice:
             self.scores[name] = (
                 self.decay * old + (1 - self.decay) * new if math.isfinite(old) else new
             )
-        best = min(found, key=self.scores.__getitem__)
-        if not self.gain(best) > self.margin:
-            best = FROZEN
+        best = min(filter(self._gains, found), key=self.scores.__getitem__, default=FROZEN)
         # The frozen model needs no lead: what no longer gains enough is given up at once.
-        stays = self.gain(self.chosen) > self.margin
+        stays = self._gains(self.chosen)
         if not stays or best == FROZEN or self.lead(best, self.chosen) > self.hysteresis:
             self.chosen = best
         return self.chosen
+
+    def _gains(self, name: str) -> bool:
+        """Returns whether a candidate leads the frozen model by enough."""
+        alone = name != BOTH or "norms" not in self.scores or self.gain("norms") > self.margin
+        return alone and self.gain(name) > self.margin
 
     def lead(self, name: str, other: str) -> float:
         """Returns by how much a candidate's averaged score is better than another's, as a share of
