@@ -145,9 +145,11 @@ def kept(cfg, tiny_model) -> Stream:
 
 
 def prefer(runner: Stream, name: str) -> Stream:
-    """Comparisons find this candidate best."""
+    """Comparisons find this candidate best, and statistics alone good enough for "both"."""
     choice = runner.adapter.choice
-    choice.compare = lambda found: Choice.compare(choice, {n: float(n != name) for n in found})
+    scores = {"frozen": 1.0, "steps": 1.0, "norms": 0.5 if name == "both" else 1.0, "both": 1.0}
+    scores[name] = 0.0
+    choice.compare = lambda found: Choice.compare(choice, {n: scores[n] for n in found})
     return runner
 
 

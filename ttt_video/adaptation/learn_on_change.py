@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +131,9 @@ class ChangeAdapter(ReconstructionAdapter):
         return output
 
     def _predict_as(self, candidate: Candidate, frame: Any) -> tuple[dict[str, Any], Seen]:
-        correcting = self.norms.correcting(self.window_size) if candidate.norms else nullcontext({})
+        correcting: AbstractContextManager[Measured] = nullcontext({})
+        if candidate.norms:
+            correcting = self.norms.correcting(self.window_size)
         with self.predicting(), self.signal.reading() as reading, correcting as measured:
             if candidate.steps or not self._moved:
                 output = self.model([frame])[0]
