@@ -50,8 +50,8 @@ class HeadSignal:
             if isinstance(layer, BATCH_NORMS):  # its statistics are those of its input
                 self._source[name] = (mean, 1 / scale)
                 continue
-            weight: Tensor = layer.weight.detach()
-            bias: Tensor = layer.bias.detach()
+            weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+            bias: Tensor = layer.bias.detach()  # type: ignore[operator]
             factor = torch.where(weight.abs() > SMALL, 1 / (weight * scale), 0.0)
             self._source[name] = (bias + weight * mean, factor)
 

@@ -225,9 +225,10 @@ class ChangeAdapter(ReconstructionAdapter):
         if states.state is not State.KEEP or (states.age + 1) % self.check_every:
             return False
         self._compare([FROZEN, self.choice.chosen], frame)
-        if self.choice.chosen == FROZEN:
+        outdated = self.choice.chosen == FROZEN
+        if outdated:
             states.learn_again()
-        return states.state is State.LEARN
+        return outdated
 
     # ---- places
 
