@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ class TestOnlineTTTMAELineSearch(AdapterContract):
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
         """Of the model's own layers."""
+
+
+class TestLearnOnChange(AdapterContract):
+    """From the second frame on it learns, and chooses what is no further from the source."""
+
+    method = "learn_on_change"
+    settings = (
+        "TTT.LEARN_ON_CHANGE.ENTER", 0.0,
+        "TTT.LEARN_ON_CHANGE.PATIENCE", 1,
+        "TTT.LEARN_ON_CHANGE.MARGIN", 0.0,
+        "TTT.LEARN_ON_CHANGE.EVERY", 2,
+        "TTT.LEARN_ON_CHANGE.GIVE_UP", 100,
+    )  # fmt: skip
+    still = (*AdapterContract.still, "TTT.LEARN_ON_CHANGE.LIMIT", 0.0)
+
+    @pytest.fixture(autouse=True)
+    def _with_statistics(self, source_statistics):
+        """Of the model's own layers."""
+
+    def test_records_are_named_finite_numbers(self, runner, make_video):
+        """A state has the numbers of what it does: there is no loss without a step."""
+        records = [r.record for r in runner.run(make_video())]
+        assert "loss_recon" in records[1].keys() - records[0].keys()
+        assert all({"state", "candidate"} <= r.keys() for r in records)
+        assert all(math.isfinite(value) for r in records for value in r.values())
 
 
 @pytest.mark.slow  # the code of another row, with other keys or inside of another

@@ -1,0 +1,109 @@
+"""The states of learn_on_change, with signals made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from ttt_video.adaptation.change_states import ChangeStates, State, StateSettings
+
+REST, LEARN, KEEP, RETURN = State.REST, State.LEARN, State.KEEP, State.RETURN
+
+
+def machine(**changes) -> ChangeStates:
+    settings = {"enter": 0.2, "moved": 0.1, "patience": 2, "learn_frames": 6, "give_up": 2}
+    return ChangeStates(StateSettings(**{**settings, "return_frames": 3, **changes}))
+
+
+def states(of: ChangeStates, shifts: list, moved: float | None = None) -> list[State]:
+    found = []
+    for shift in shifts:
+        of.next_frame(shift, moved)
+        found.append(of.state)
+    return found
+
+
+def learning() -> ChangeStates:
+    ours = machine()
+    states(ours, [0.3, 0.3])
+    assert (ours.state, ours.age) == (LEARN, 0)
+    return ours
+
+
+def test_rests_while_frames_are_like_the_source():
+    assert states(machine(), [None, 0.1, 0.2, 0.19, 0.0] * 20) == [REST] * 100
+
+
+def test_one_odd_frame_is_no_change_two_in_a_row_are():
+    assert states(machine(), [0.3, 0.1, 0.3, 0.1, 0.3, 0.3]) == [REST] * 5 + [LEARN]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_no_alarm(value):
+    assert states(machine(), [value] * 10) == [REST] * 10
+
+
+def test_a_place_where_the_frozen_model_was_best_is_no_change():
+    assert states(machine(), [0.9] * 10, moved=0.1) == [REST] * 10
+    assert states(machine(), [0.9] * 2, moved=0.11) == [REST, LEARN]
+
+
+def test_gives_up_when_the_frozen_model_wins_again_and_again():
+    ours = learning()
+    for won, expected in ((True, LEARN), (False, LEARN), (True, LEARN), (True, RETURN)):
+        ours.compared(won)
+        assert ours.state is expected
+    assert states(ours, [0.9] * 3) == [RETURN, RETURN, REST]
+
+
+@pytest.mark.parametrize(("frozen_won", "then"), [(True, RETURN), (False, KEEP)])
+def test_learn_is_no_longer_than_said(frozen_won, then):
+    ours, frames = learning(), 0
+    while not ours.end_of_learning(frozen_won):
+        assert ours.state is LEARN
+        ours.next_frame(0.9, None)
+        frames += 1
+    assert frames + 1 == ours.settings.learn_frames
+    assert (ours.state, ours.age) == (then, 0)
+    assert not ours.end_of_learning(frozen_won)  # it is over
+
+
+def test_a_false_alarm_is_over_after_the_frames_that_are_promised():
+    """Whoever wins the comparisons, and whatever the signal is."""
+    for every in (1, 2, 3, 5, 100):
+        ours, frames = learning(), 1
+        while ours.state is not REST:
+            if ours.state is LEARN:
+                if ours.age % every == 0:
+                    ours.compared(True)
+                ours.end_of_learning(True)
+            ours.next_frame(0.15, None)
+            frames += 1
+        own = ours.settings
+        assert frames <= own.learn_frames + own.return_frames + 1  # the first frame of rest
+
+
+def test_what_is_kept_is_left_at_another_place():
+    ours = learning()
+    while not ours.end_of_learning(frozen_won=False):
+        ours.next_frame(0.9, None)
+    assert states(ours, [0.9] * 50, moved=0.1) == [KEEP] * 50
+    assert states(ours, [0.0] * 5) == [KEEP] * 5  # nothing is known of the place
+    assert states(ours, [0.0] * 2, moved=0.11) == [KEEP, LEARN]
+    ours.learn_again()
+    assert (ours.state, ours.age) == (LEARN, 0)
+
+
+def test_goes_on_from_saved_numbers():
+    signal = [0.3, 0.1, 0.3, 0.3, 0.3, 0.1, 0.1]
+    whole = states(machine(), signal)
+    for cut in range(len(signal)):
+        ours, other = machine(), machine()
+        before = states(ours, signal[:cut])
+        states(other, [0.9] * 3)
+        other.load_state_dict(json.loads(json.dumps(ours.state_dict())))
+        assert before + states(other, signal[cut:]) == whole
+    ours.reset()
+    assert ours.state_dict() == machine().state_dict()
