@@ -97,8 +97,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         strange.append("names")
     if not is_video and args.scenes != ["street"]:
         strange.append("scenes")
-    if args.districts and (not is_video or args.scenes != ["street"]):
-        strange.append("districts" if not is_video else "scenes")
+    if args.districts and not is_video:
+        strange.append("districts")
     if args.rgb_labels and args.layout != "kitti_step":
         strange.append("rgb-labels")
     if strange:
@@ -110,6 +110,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if args.districts and args.scenes != ["street"]:
+        raise UserError("--scenes does not go with --districts, which have scenes of their own")
     Route(tuple(args.scenes))  # refuses what makes no sense
     shift = (args.corruption, args.each, args.severity, args.schedule)
     args.shifts = [video_shift(*shift, k) for k in range(args.videos if is_video else 0)]
