@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttt_video.adaptation import build_adapter
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
+from ttt_video.shipped import config_dir
+from ttt_video.stream import Stream, load_source_model
+from ttt_video.sweeps.cells import read_sweep
 from ttt_video.world import DISTRICTS_VERSION, WORLD_CLASS_IDS, WorldVideo, render_still
 from ttt_video.world.districts import dirty, districts_of, split_of
 from ttt_video.world.materials import DISTRICTS, TUNNEL_LAMPS, WEATHERS
@@ -194,3 +199,35 @@ def test_any_seed_time_and_size(seed, time, h):
 def test_scenes_do_not_go_with_districts():
     with pytest.raises(UserError, match="scenes are park; districts go with the street alone"):
         WorldVideo(0, 1, H, W, ("park",), districts=True)
+
+
+def test_the_rows_of_the_sweeps_are_built_as_written(tmp_path):
+    """With the shipped files in place of those that a command makes."""
+    shipped = "ttt_video://quick_joint_world"
+    files = {
+        "MODEL.WEIGHTS": f"{shipped}.safetensors",
+        "TTT.OPTIMIZER.SOURCE_GRADIENTS": f"{shipped}_gradients.safetensors",
+        "TTT.LN_ADAPT.SOURCE_STATISTICS": f"{shipped}_norms.safetensors",
+    }
+    model = None
+    for name in ("districts", "districts_test"):
+        sweep = read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path)
+        for cell in {cell.name: cell for cell in sweep.cells}.values():
+            preset = cell.flag("--preset")
+            opts = [word for pair in cell.overrides.items() for word in pair]
+            cfg = load_config(cell.flag("--config"), preset, opts, method=cell.method)
+            assert not cfg.TTT.RECON.NORMALIZE_TARGET
+            assert cfg.TTT.OPTIMIZER.NAME == "SGD"
+            assert bool(cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS) == (preset is None)
+            own = {k: v for k, v in files.items() if "GRADIENTS" not in k or preset is None}
+            cfg.merge_from_list([word for pair in own.items() for word in pair])
+            model = model or load_source_model(cfg)
+            adapter = build_adapter(cfg, model)
+            assert adapter is not None
+
+
+def test_files_that_nobody_made_yet_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"output/quick_joint_districts/model_final\.pth") as error:
+        Stream.from_pretrained("quick/stream_districts")
+    assert "\n" not in str(error.value)
