@@ -15,7 +15,14 @@ from ttt_video.errors import UserError
 from ttt_video.shipped import config_dir
 from ttt_video.stream import Stream, load_source_model
 from ttt_video.sweeps.cells import read_sweep
-from ttt_video.world import DISTRICTS_VERSION, WORLD_CLASS_IDS, WorldVideo, render_still
+from ttt_video.training.joint_training import JointTrainer
+from ttt_video.world import (
+    DISTRICTS_VERSION,
+    WORLD_CLASS_IDS,
+    WorldVideo,
+    datasets,
+    render_still,
+)
 from ttt_video.world.districts import dirty, districts_of, split_of
 from ttt_video.world.materials import DISTRICTS, TUNNEL_LAMPS, WEATHERS
 from ttt_video.world.scene import ROAD, SIDEWALK, SKY
@@ -177,12 +184,12 @@ def test_some_districts_begin_with_a_tunnel():
 def test_a_minute_leads_through_places_that_look_different():
     """The ground changes three times as much as without districts."""
     ground = []
-    for t in range(0, 900, 100):
+    for t in range(0, 900, 150):
         frame = WorldVideo(1801, 900, H, W, districts=True)[t]
         ground.append(frame.image[np.isin(frame.sem_seg, (ROAD, SIDEWALK))].mean(0))
     inside = np.std(ground, axis=0).mean()
     plain = []
-    for t in range(0, 900, 100):
+    for t in range(0, 900, 150):
         frame = WorldVideo(1801, 900, H, W)[t]
         plain.append(frame.image[np.isin(frame.sem_seg, (ROAD, SIDEWALK))].mean(0))
     assert inside > 3 * np.std(plain, axis=0).mean()
@@ -224,6 +231,27 @@ def test_the_rows_of_the_sweeps_are_built_as_written(tmp_path):
             model = model or load_source_model(cfg)
             adapter = build_adapter(cfg, model)
             assert adapter is not None
+
+
+@pytest.mark.slow
+def test_the_training_of_the_config_takes_a_step(tmp_path, monkeypatch):
+    """On stills of the training districts, from the shipped weights, which have plain targets."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(datasets, "STILL_HEIGHT", 32)
+    monkeypatch.setattr(datasets, "STILL_WIDTH", 64)
+    monkeypatch.setattr(datasets, "NUM_DISTRICT_STILLS", {"train": 2, "val": 1})
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    opts += ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "16"]
+    trainer = JointTrainer(load_config("quick/joint_districts.yaml", opts=opts))
+    trainer.resume_or_load(False)
+    trainer.train()
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+    stills = tmp_path / "world_stills" / f"districts-v{DISTRICTS_VERSION}" / "32x64" / "train"
+    assert sorted(path.name for path in stills.iterdir()) == [
+        "0000_0.png", "0000_0_sem.png", "0001_0.png", "0001_0_sem.png"
+    ]  # fmt: skip
+    loss = trainer.storage.history("loss_recon").latest()
+    assert 0 < loss < 10
 
 
 def test_files_that_nobody_made_yet_are_one_line(tmp_path, monkeypatch):
