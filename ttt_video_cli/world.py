@@ -42,6 +42,11 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         metavar="SCENE",
         help=f"what the street leads through, in turn, 8 s each: {', '.join(SCENES)}",
     )
+    videos.add_argument(
+        "--districts",
+        action="store_true",
+        help="lead the street through districts, with changing weather, in place of scenes",
+    )
     videos.add_argument("--names", nargs="+", help="folders of the videos (0000 or world2000 on)")
     videos.add_argument(
         "--corruption",
@@ -93,6 +98,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         strange.append("names")
     if not is_video and args.scenes != ["street"]:
         strange.append("scenes")
+    if args.districts and not is_video:
+        strange.append("districts")
     if args.rgb_labels and args.layout != "kitti_step":
         strange.append("rgb-labels")
     if strange:
@@ -104,6 +111,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if args.districts and args.scenes != ["street"]:
+        raise UserError("--scenes does not go with --districts, which have scenes of their own")
     Route(tuple(args.scenes))  # refuses what makes no sense
     shift = (args.corruption, args.each, args.severity, args.schedule)
     args.shifts = [video_shift(*shift, k) for k in range(args.videos if is_video else 0)]
@@ -149,7 +158,8 @@ def write_videos(args: argparse.Namespace) -> None:
 
     for k in range(args.videos):
         seed = args.seed + k
-        world = WorldVideo(seed, args.frames, args.height, args.width, args.scenes)
+        size = args.height, args.width
+        world = WorldVideo(seed, args.frames, *size, args.scenes, districts=args.districts)
         video = ShiftedVideo(world, args.shifts[k])
         if args.layout == "kitti_step":
             name = args.names[k] if args.names else f"{k:04d}"
@@ -175,10 +185,12 @@ def run(args: argparse.Namespace) -> None:
     """Checks the arguments, claims the folder, writes."""
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
-    from ttt_video.world import WORLD_VERSION
+    from ttt_video.world import DISTRICTS_VERSION, WORLD_VERSION
 
     check_arguments(args)
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts", "districts")}
+    if args.districts:  # folders that were made before there were districts stay valid
+        settings["districts_version"] = DISTRICTS_VERSION
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
     try:
         (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)

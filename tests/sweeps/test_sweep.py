@@ -43,6 +43,7 @@ from ttt_video.sweeps.checks import check_cells, without_weights
 from ttt_video.sweeps.entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.sweeps.workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.tasks import rules
+from ttt_video.world.districts import split_of
 
 KEEP = FrameTransform(min_size=0)
 METRICS = headlines()
@@ -353,7 +354,7 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
         config = cell.arguments[cell.arguments.index("--config") + 1]
         cfg = load_config(config, opts=opts, method=cell.method)
         assert cell.method == cfg.TTT.METHOD
-        if path.stem == "table1":  # nothing ships for it
+        if path.stem in ("table1", "districts", "districts_test"):  # nothing ships for them
             continue
         statistics = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
         needed = [statistics] if statistics or cell.method == "ln_adapt" else []
@@ -422,6 +423,24 @@ def test_colour_settings_are_chosen_on_validation_videos_alone(tmp_path):
     assert chosen["online_ttt_mae"].OPTIMIZER.BASE_LR in tried[key]
     key = ("color_validation", "ln_adapt", "TTT.LN_ADAPT.PRIOR")
     assert chosen["ln_adapt"].LN_ADAPT.PRIOR in tried[key]
+
+
+def test_what_is_looked_at_in_the_districts_of_the_test_was_chosen_before(tmp_path):
+    """The test sweep has other worlds, and settings that were tried on validation worlds."""
+    cells = {
+        name: read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path)
+        for name in ("districts", "districts_test")
+    }
+    seeds = {}
+    for name, sweep in cells.items():
+        (world,) = sweep.worlds
+        assert "--districts" in world.arguments
+        seeds[name] = int(world.arguments[world.arguments.index("--seed") + 1])
+    assert {split_of(seed) for seed in seeds.values()} == {"val", "test"}
+    assert (split_of(seeds["districts"]), seeds["districts_test"]) == ("val", 2500)
+    tried = {(cell.name, *sorted(cell.settings.items())) for cell in cells["districts"].cells}
+    tested = {(cell.name, *sorted(cell.settings.items())) for cell in cells["districts_test"].cells}
+    assert tested < tried
 
 
 def test_rates_on_images_are_chosen_on_other_pictures_and_corruptions(tmp_path):

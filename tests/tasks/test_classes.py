@@ -38,6 +38,7 @@ def of(number):
         ("joint_cityscapes.yaml", "kitti_step_video_sem_seg_val"),
         ("joint_cityscapes.yaml", "cityscapes_fine_sem_seg_val"),
         ("quick/joint_world.yaml", "world_sem_seg_val"),
+        ("quick/joint_districts.yaml", "world_districts_sem_seg_val"),
         ("joint_coco_instance.yaml", "coco_videos_instance_all"),
         ("joint_coco_panoptic.yaml", "coco_videos_panoptic_bar"),
         ("joint_coco_panoptic.yaml", "coco_videos_instance_bar"),  # its things alone

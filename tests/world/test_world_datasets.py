@@ -23,6 +23,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "STILL_HEIGHT", 16)
     monkeypatch.setattr(datasets, "STILL_WIDTH", 32)
     monkeypatch.setattr(datasets, "NUM_STILLS", {"train": 6, "val": 2})
+    monkeypatch.setattr(datasets, "NUM_DISTRICT_STILLS", {"train": 1, "val": 2})
     monkeypatch.setitem(SPLIT_SEEDS, "train", range(3))
     return tmp_path
 
@@ -39,6 +40,18 @@ def test_renders_on_first_use(small):
         np.testing.assert_array_equal(np.array(Image.open(d["sem_seg_file_name"])), frame.sem_seg)
         assert (d["height"], d["width"]) == (16, 32)
     assert len(list(small.rglob("*.png"))) == 12
+
+
+def test_stills_of_districts_have_a_folder_of_their_own(small):
+    dicts = DatasetCatalog.get("world_districts_sem_seg_val")
+    assert [d["image_id"] for d in dicts] == ["1000_0", "1001_0"]
+    for d, seed in zip(dicts, (1000, 1001), strict=True):
+        frame = render_still(seed, 16, 32, districts=True)
+        np.testing.assert_array_equal(np.array(Image.open(d["file_name"])), frame.image)
+        np.testing.assert_array_equal(np.array(Image.open(d["sem_seg_file_name"])), frame.sem_seg)
+    plain = load_world_stills("val")
+    assert not {d["file_name"] for d in dicts} & {d["file_name"] for d in plain}
+    assert MetadataCatalog.get("world_districts_sem_seg_val").evaluator_type == "sem_seg"
 
 
 def test_the_same_stills_are_their_own_labels_for_colorization(small):
@@ -114,7 +127,8 @@ def test_shipped_splits_do_not_meet():
 def test_registration():
     register_world_stills()
     register_world_stills()
-    names = {f"world_{k}_{s}" for k in ("sem_seg", "panoptic") for s in ("train", "val")}
+    kinds = ("sem_seg", "panoptic", "districts_sem_seg")
+    names = {f"world_{k}_{s}" for k in kinds for s in ("train", "val")}
     assert names <= set(DatasetCatalog.list())
     metadata = MetadataCatalog.get("world_sem_seg_val")
     assert metadata.evaluator_type == "sem_seg"

@@ -12,7 +12,7 @@ import pytest
 from ttt_video.data.kitti_step import load_kitti_step_sem_seg
 from ttt_video.formats.images import read_rgb
 from ttt_video.formats.labels import read_sem_seg
-from ttt_video.world import WorldVideo
+from ttt_video.world import DISTRICTS_VERSION, WorldVideo
 from ttt_video.world.corruptions import corrupt
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_world.py"
@@ -77,6 +77,19 @@ def test_scenes(tmp_path, make_world):
     assert make_world(*flags)[0] == 0
     picture = read_rgb(tmp_path / "out" / "images" / "val" / "0000" / "000000.png")
     np.testing.assert_array_equal(picture, WorldVideo(2000, 1, 16, 32, ["park"])[0].image)
+
+
+def test_districts(tmp_path, make_world):
+    flags = ["--frames", 1, *SIZE, "--districts", "--output", tmp_path / "out"]
+    assert make_world(*flags)[0] == 0
+    picture = read_rgb(tmp_path / "out" / "images" / "val" / "0000" / "000000.png")
+    expected = WorldVideo(2000, 1, 16, 32, districts=True)[0].image
+    np.testing.assert_array_equal(picture, expected)
+    note = json.loads((tmp_path / "out" / "world.json").read_text())
+    assert note["districts_version"] == DISTRICTS_VERSION
+    # A folder without districts has the note it always had.
+    assert make_world("--frames", 1, *SIZE, "--output", tmp_path / "plain")[0] == 0
+    assert not [k for k in json.loads((tmp_path / "plain/world.json").read_text()) if "dist" in k]
 
 
 def test_two_corruptions_in_one_video(tmp_path, make_world):
@@ -149,6 +162,8 @@ def test_stills(tmp_path, make_world, layout, train, val):
         (["--layout", "coco", "--videos", "3"], "--videos does not go with --layout coco"),
         (["--scenes", "street", "beach"], "scenes are street, beach; choose some of: street"),
         (["--layout", "coco", "--scenes", "park"], "--scenes does not go with --layout coco"),
+        (["--layout", "coco", "--districts"], "--districts does not go with --layout coco"),
+        (["--districts", "--scenes", "park"], "--scenes does not go with --districts"),
         (["--layout", "coco", "--corruption", "fog"], "--corruption does not go with"),
         (["--layout", "coco_videos", "--rgb-labels"], "--rgb-labels does not go with"),
         (["--layout", "cityscapes", "--val", "0"], "--val is 0; it must be at least 1"),

@@ -1,5 +1,6 @@
 """A procedural street world with exact labels: videos and stills made from a seed."""
 
+from .districts import DISTRICTS_VERSION
 from .video import (
     SPLIT_SEEDS,
     WORLD_CLASS_IDS,
@@ -11,6 +12,7 @@ from .video import (
 )
 
 __all__ = [
+    "DISTRICTS_VERSION",
     "SPLIT_SEEDS",
     "WORLD_CLASS_IDS",
     "WORLD_VERSION",

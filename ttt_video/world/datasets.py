@@ -1,7 +1,7 @@
 """Registers the world's stills as training data sets, which are rendered on first use.
 
 ``world_sem_seg_*`` has semantic labels. ``world_panoptic_*`` has the same pictures in COCO's layout
-with panoptic and instance labels.
+with panoptic and instance labels. ``world_districts_sem_seg_*`` has stills of the districts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..data.coco_videos import coco_videos_metadata
 from ..data.kitti_step import video_metadata
 from ..errors import UserError
 from ..formats.images import write_png
+from .districts import DISTRICTS_VERSION
 from .layouts import write_coco
 from .video import WORLD_VERSION, WorldStills
 
@@ -28,13 +29,17 @@ STILL_HEIGHT, STILL_WIDTH = 128, 256
 NUM_STILLS = {"train": 4000, "val": 200}
 """Four of each world 0-999, and one of each world 1000-1199."""
 
+NUM_DISTRICT_STILLS = {"train": 2000, "val": 200}
+"""Two of each world 0-999, and one of each world 1000-1199, with their districts."""
 
-def load_world_stills(split: str) -> list[dict[str, Any]]:
+
+def load_world_stills(split: str, *, districts: bool = False) -> list[dict[str, Any]]:
     """Lists the stills of a split, "train" or "val", and renders those that are missing.
 
-    They are in ``$DETECTRON2_DATASETS/world_stills/v<WORLD_VERSION>/<H>x<W>/<split>/``. One takes
-    about 0.1 s on one core. Several processes may do this at once: files appear complete or not at
-    all, and all processes write the same.
+    They are in ``$DETECTRON2_DATASETS/world_stills/v<WORLD_VERSION>/<H>x<W>/<split>/``, those with
+    districts in ``world_stills/districts-v<DISTRICTS_VERSION>/<H>x<W>/<split>/``. One takes about
+    0.1 s on one core. Several processes may do this at once: files appear complete or not at all,
+    and all processes write the same.
 
     Returns:
         One dict per still: ``file_name``, ``sem_seg_file_name`` (8 bit PNG, Cityscapes train
@@ -43,8 +48,8 @@ def load_world_stills(split: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = _stills_folder() / split
-    stills = _stills(split)
+    folder = _stills_folder(districts=districts) / split
+    stills = _stills(split, districts=districts)
     names = [f"{seed:04d}_{number}" for seed, number in map(stills.origin, range(len(stills)))]
     with _writing(folder):
         _render_missing(folder, stills, names)
@@ -111,13 +116,14 @@ def _panoptic_metadata() -> dict[str, Any]:
     return {**coco_videos_metadata("panoptic"), "evaluator_type": "coco_panoptic_seg"}
 
 
-def _stills(split: str) -> WorldStills:
-    return WorldStills(split, NUM_STILLS[split], STILL_HEIGHT, STILL_WIDTH)
+def _stills(split: str, *, districts: bool = False) -> WorldStills:
+    count = (NUM_DISTRICT_STILLS if districts else NUM_STILLS)[split]
+    return WorldStills(split, count, STILL_HEIGHT, STILL_WIDTH, districts=districts)
 
 
-def _stills_folder() -> Path:
-    size = f"{STILL_HEIGHT}x{STILL_WIDTH}"
-    return datasets_root() / "world_stills" / f"v{WORLD_VERSION}" / size
+def _stills_folder(*, districts: bool = False) -> Path:
+    version = f"districts-v{DISTRICTS_VERSION}" if districts else f"v{WORLD_VERSION}"
+    return datasets_root() / "world_stills" / version / f"{STILL_HEIGHT}x{STILL_WIDTH}"
 
 
 @contextmanager
@@ -144,9 +150,14 @@ def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None
 
 
 def register_world_stills() -> None:
-    """Registers ``world_{sem_seg,panoptic,color}_{train,val}``, once; renders nothing yet."""
+    """Registers ``world_{sem_seg,panoptic,color,districts_sem_seg}_{train,val}``, once.
+
+    Nothing is rendered yet.
+    """
+    semantic = {**video_metadata(), "evaluator_type": "sem_seg"}
     kinds: dict[str, tuple[Callable[[str], list[dict[str, Any]]], dict[str, Any]]] = {
-        "sem_seg": (load_world_stills, {**video_metadata(), "evaluator_type": "sem_seg"}),
+        "sem_seg": (load_world_stills, semantic),
+        "districts_sem_seg": (partial(load_world_stills, districts=True), semantic),
         "panoptic": (load_world_panoptic, _panoptic_metadata()),
         "color": (load_world_color, {"evaluator_type": "video_color"}),
     }

@@ -99,7 +99,7 @@ def add_tree(scene: Scene, d: Draw, x: float, z: float) -> None:
     """Adds a tree: a trunk and a crown of a few overlapping parts."""
     if not scene.sees(x, z, 5.0, 6.0):
         return
-    style = scene.style
+    style = scene.local(z)
     color = d.jitter(d.choice(style.leaves), 0.2)
     bark = make_bark(d.jitter((0.33, 0.26, 0.20), 0.3), 0.34)
     if d.chance(style.conifers):
@@ -127,7 +127,7 @@ def add_bush(scene: Scene, d: Draw, x: float, z: float) -> None:
     if not scene.sees(x, z, 1.2):
         return
     width, height = d.uniform(0.9, 2.2), d.uniform(0.7, 1.5)
-    color = d.jitter(d.choice(scene.style.leaves), 0.25)
+    color = d.jitter(d.choice(scene.local(z).leaves), 0.25)
     crown = make_crown(color, d.integer(1 << 30), width, height, conifer=False)
     scene.billboard(x, -0.12 * height, z, width, height, crown, VEGETATION)
     scene.contact(x, z, (width, 0, 0), (0, 0, width), 0.65)
@@ -136,7 +136,7 @@ def add_bush(scene: Scene, d: Draw, x: float, z: float) -> None:
 def add_hedge(scene: Scene, d: Draw, start: Vector, run: Vector, normal: Vector) -> None:
     """Adds a clipped hedge that starts at ``start`` and runs along ``run``."""
     height = d.uniform(0.8, 1.6)
-    color = d.jitter(d.choice(scene.style.leaves), 0.2)
+    color = d.jitter(d.choice(scene.local(start[2]).leaves), 0.2)
     leaves = make_leaves(color, d.integer(1 << 30))
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
@@ -149,7 +149,7 @@ def add_pole(scene: Scene, d: Draw, x: float, z: float, side: float) -> None:
     """Adds a street lamp at the kerb with an arm over the road; ``side``: +1 right, -1 left."""
     if not scene.sees(x, z, 2.5, 7.0):
         return
-    style = scene.style
+    style = scene.local(z)
     height, width = d.uniform(4.5, 7.5), d.uniform(0.16, 0.24)
     scene.billboard(x, 0.0, z, width, height, make_bark(style.lamp_color, width), POLE)
     if d.chance(0.75):
@@ -187,12 +187,13 @@ def add_building(
     """Adds a box with a facade along ``run``; ``outward`` is the unit normal to the street."""
     length = math.hypot(run[0], run[2])
     along = (run[0] / length, 0.0, run[2] / length)
+    style = scene.local(corner[2] + 0.5 * run[2])
     back = d.uniform(8.0, 12.0)
     inward = (-outward[0] * back, 0.0, -outward[2] * back)
-    pitched = d.uniform(1.8, 3.2) if d.chance(scene.style.pitched_roofs) else 0.0
+    pitched = d.uniform(1.8, 3.2) if d.chance(style.pitched_roofs) else 0.0
     key = d.integer(1 << 30)
-    front = make_wall(Draw(key), scene.style, height)
-    gable = make_wall(Draw(key), scene.style, height, pitched, back)
+    front = make_wall(Draw(key), style, height)
+    gable = make_wall(Draw(key), style, height, pitched, back)
     up = (0.0, height, 0.0)
     scene.add(corner, run, up, front, BUILDING, 0, outward)
     far = (corner[0] + run[0], 0.0, corner[2] + run[2])
@@ -204,7 +205,7 @@ def add_building(
         norm = math.hypot(0.5 * back, pitched)
         normal = (outward[0] * pitched / norm, 0.5 * back / norm, outward[2] * pitched / norm)
         eaves = (corner[0], height, corner[2])
-        scene.add(eaves, run, slope, make_roof(d), BUILDING, 0, normal)
+        scene.add(eaves, run, slope, make_roof(d, style), BUILDING, 0, normal)
     middle = (corner[0] + 0.5 * run[0], corner[2] + 0.5 * run[2])
     scene.shadow(middle[0], middle[1], run, height + 0.5 * pitched)
     scene.shadow(middle[0] + inward[0], middle[1] + inward[2], run, height + 0.5 * pitched)

@@ -23,6 +23,7 @@ class Scene:
     half_view: float  # tangent of half the horizontal angle of view
     patches: list[Patch] = field(default_factory=list)
     shadows: list[Patch] = field(default_factory=list)
+    _places: dict[int, Style] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         style = self.style
@@ -30,6 +31,13 @@ class Scene:
         self._sunny = sum(style.sun) / (sum(style.sun) + sum(style.ambient))
         self._shadow_length = min(1.0 / style.to_sun[1], 4.0) if self._sunny > 0.15 else 0.0
         self._view = math.sin(self.camera.yaw), math.cos(self.camera.yaw)
+
+    def local(self, z: float) -> Style:
+        """Returns the style of the place at z."""
+        index = self.style.route.index(z)
+        if index not in self._places:
+            self._places[index] = self.style.route.local(self.style, z)
+        return self._places[index]
 
     def sees(self, x: float, z: float, radius: float, height: float = 0.0) -> bool:
         """Whether a thing of this radius, or its shadow if it is ``height`` high, may be seen."""

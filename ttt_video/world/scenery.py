@@ -9,7 +9,7 @@ import numpy as np
 from .renderer import Shaded
 from .rng import Draw, noise
 from .scene import BUILDING, Scene
-from .style import Vector
+from .style import Color, Vector, scale
 from .textures import rgb
 
 _HEIGHT = 5.6  # metres to the ceiling
@@ -28,6 +28,8 @@ def add_tunnel(scene: Scene, start: float, end: float) -> None:
     grey, salt = d.uniform(0.42, 0.62), d.integer(1 << 30)
     concrete = rgb((grey, grey * 0.98, grey * 0.93))
     lamp = rgb(d.choice(((4.0, 3.2, 1.9), (3.8, 3.9, 4.0))))
+    if style.tunnel_lamps is not None:
+        lamp = rgb(scale(style.tunnel_lamps, 3.0))
 
     def wall(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
         tone = 0.8 + 0.4 * noise(x, y, 6.0, salt)
@@ -70,6 +72,12 @@ def daylight(tunnels: list[tuple[float, float]], z: np.ndarray) -> np.ndarray:
         dark = _DARKEST + (1.0 - _DARKEST) * np.exp(-np.maximum(inside, 0.0) / _DAYLIGHT_REACHES)
         left = np.where(inside > 0, dark, left)
     return left
+
+
+def lamplight(tunnels: list[tuple[float, float]], z: np.ndarray, lamps: Color) -> np.ndarray:
+    """Returns the share of light per channel under coloured lamps, (N, 3) float32."""
+    deep = ((1.0 - daylight(tunnels, z)) * (1.0 / (1.0 - _DARKEST)))[:, None]
+    return 1.0 + deep * (rgb(scale(lamps, 1.6 * _DARKEST)) - np.float32(1.0))
 
 
 def exposure(tunnels: list[tuple[float, float]], z: float) -> float:

@@ -92,6 +92,7 @@ def _add_plots(scene: Scene, side: int, cross: list[float]) -> None:
     sign = 1.0 if side else -1.0
     kerb = style.half_road + style.sidewalk_width
     for index in _indices(scene, style.plot, AHEAD + style.plot):
+        style = scene.local((index + 0.5) * style.plot)
         d = Draw(style.seed, _BUILDING, index, side)
         gap = 0.0 if style.attached else d.uniform(2.0, 6.0)
         z0, z1 = index * style.plot + 0.5 * gap, (index + 1) * style.plot - 0.5 * gap
@@ -149,7 +150,7 @@ def _add_row(scene: Scene, side: int, cross: list[float]) -> None:
 
     for index in _indices(scene, style.tree_spacing, AHEAD):
         d, z = spot(_TREE, index, style.tree_spacing)
-        planted = 0.95 if style.route.at(z) == "park" else style.tree_chance[side]
+        planted = 0.95 if style.route.at(z) == "park" else scene.local(z).tree_chance[side]
         if _in_tunnel(style, z, 2.0) or _near_crossing(style, cross, z, 2.0):
             continue
         if d.chance(planted):
@@ -159,7 +160,7 @@ def _add_row(scene: Scene, side: int, cross: list[float]) -> None:
         z = index * 8.0
         if _near_crossing(style, cross, z + 4.0, 7.0) or _in_tunnel(style, z + 4.0, 5.0):
             continue
-        if d.chance(style.hedge_chance):
+        if d.chance(scene.local(z).hedge_chance):
             add_hedge(scene, d, *_frontage(style, sign, kerb - 0.1, z, z + 8.0))
         elif d.chance(0.25):
             add_bush(scene, d, style.center(z) + sign * (kerb - 0.5), z + d.uniform(0.0, 8.0))

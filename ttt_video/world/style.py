@@ -103,6 +103,22 @@ class Route:
         found = [k for k in range(first, last + 1) if self.scenes[k % len(self.scenes)] == "tunnel"]
         return [(self.start + k * self.stretch, self.start + (k + 1) * self.stretch) for k in found]
 
+    def index(self, z: float) -> int:
+        """Returns the number of the place at z; all of a place has one style."""
+        return 0
+
+    def stretches(self, low: float, high: float) -> list[tuple[float, float]]:
+        """Returns start and end of the places that reach into [low, high]."""
+        return [(-math.inf, math.inf)]
+
+    def local(self, style: Style, z: float) -> Style:
+        """Returns the style with the materials of the place at z."""
+        return style
+
+    def moment(self, style: Style, time: float) -> Style:
+        """Returns the style with the light, the weather and the camera's state at a time."""
+        return style
+
 
 @dataclass(frozen=True)
 class Style:
@@ -171,6 +187,16 @@ class Style:
     ego_lane: float  # lateral position
     mirrored: bool  # traffic on the left
     route: Route = Route()
+    # of districts alone (``districts.py``)
+    setts: float = 0.0  # size of the road's stones, 0 = asphalt
+    ribs: float = 0.0  # distance of a facade's ribs, 0 = none
+    cover_color: Color = (1.0, 1.0, 1.0)
+    cover: float = 0.0  # share of ground and roofs below snow, sand or leaves
+    wet: float = 0.0
+    tunnel_lamps: Color | None = None
+    blots: float = 0.0  # number on the lens
+    veil: float = 0.0  # share of stray light
+    glare: Color = (0.0, 0.0, 0.0)  # light that dirt on the lens throws into it, as exposed
 
     @property
     def half_road(self) -> float:
@@ -196,7 +222,7 @@ class Style:
         return (ambient[0] + sun[0], ambient[1] + sun[1], ambient[2] + sun[2])
 
 
-def _meter(sun: Color, ambient: Color, to_sun: Vector) -> float:
+def meter(sun: Color, ambient: Color, to_sun: Vector) -> float:
     """Returns the automatic exposure, which brings the street close to a middle brightness."""
     street = sum(ambient) / 3.0 + (0.3 + 0.7 * to_sun[1]) * sum(sun) / 3.0
     return math.sqrt(1.25 / street)
@@ -242,7 +268,7 @@ def draw_style(seed: int) -> Style:
         clouds=min(clouds * d.uniform(0.4, 1.5), 0.95),
         lit_windows=lit,
         haze=d.uniform(0.0005, 0.0035),
-        exposure=d.uniform(0.9, 1.15) * _meter(sun, ambient, to_sun),
+        exposure=d.uniform(0.9, 1.15) * meter(sun, ambient, to_sun),
         lane_width=lane_width,
         lanes=lanes,
         parking_width=2.3 if d.chance(0.6) else 0.0,

@@ -62,6 +62,9 @@ def make_wall(
             tone = tone * (1.0 + fade * (0.25 * (stone - 0.5) - 0.18 * joint))
         if bands:
             tone = np.where(y - np.floor(y / floor) * floor < 0.3, tone * 1.14, tone)
+        if style.ribs > 0:
+            rib = x / style.ribs - np.floor(x / style.ribs)
+            tone = tone * (1.0 + np.minimum(10.0 / depth, 1.0) * (0.5 * np.abs(rib - 0.5) - 0.2))
         color = base * tone[:, None]
         column, storey = np.floor(x / spacing), np.floor(y / floor)
         across = np.abs(x / spacing - column - 0.5)
@@ -93,12 +96,14 @@ def make_wall(
     return shade
 
 
-def make_roof(d: Draw) -> Shader:
-    """Makes rows of tiles."""
+def make_roof(d: Draw, style: Style) -> Shader:
+    """Makes rows of tiles, below what covers the place."""
     base = rgb(
         d.jitter(d.choice(((0.50, 0.24, 0.17), (0.33, 0.31, 0.31), (0.42, 0.33, 0.27))), 0.2)
     )
     salt = d.integer(1 << 30)
+    if style.cover > 0:
+        base = base + (rgb(style.cover_color) - base) * np.float32(min(style.cover, 1.0))
 
     def shade(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Shaded:
         row = np.floor(y * 2.5)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UserError
+from .districts import dirty, districts_of, paint_ground, paint_water
 from .renderer import Camera, Canvas
 from .rng import Draw, cell_hash, noise, wave, wave_array
 from .scene import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION
-from .scenery import EXPOSURE_LAG, daylight, exposure
+from .scenery import EXPOSURE_LAG, daylight, exposure, lamplight
 from .street import AHEAD, BEHIND, build, crossings, ego_distance
 from .style import Route, Style, draw_style, scale
 from .textures import rgb
@@ -58,10 +61,13 @@ class WorldVideo:
         height, width: pixels, at least 16.
         scenes: "street", "park" or "tunnel"; the street leads through them over and over, about
             ``SCENE_SECONDS`` each.
+        districts: whether the street leads through districts, with changing weather, in place of
+            scenes; the seed's split decides which (``districts.split_of``).
 
     Raises:
         ValueError: seed or number of frames is negative, or a size is below 16.
-        UserError: a scene is unknown, or a tunnel follows a tunnel.
+        UserError: a scene is unknown, a tunnel follows a tunnel, or there are both scenes and
+            districts.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class WorldVideo:
         height: int = 128,
         width: int = 256,
         scenes: Sequence[str] = ("street",),
+        *,
+        districts: bool = False,
     ) -> None:
         if seed < 0 or num_frames < 0:
             raise ValueError(f"seed and num_frames must not be negative, got {seed}, {num_frames}")
@@ -78,8 +86,13 @@ class WorldVideo:
             raise ValueError(f"height and width must be at least 16, got {height} x {width}")
         self.seed, self.num_frames = seed, num_frames
         self.height, self.width = height, width
+        if districts and tuple(scenes) != ("street",):
+            raise UserError(f"scenes are {', '.join(scenes)}; districts go with the street alone")
         style = draw_style(seed)
-        route = Route(tuple(scenes), ego_distance(style, 0.0), style.speed * SCENE_SECONDS)
+        start = ego_distance(style, 0.0)
+        route = Route(tuple(scenes), start, style.speed * SCENE_SECONDS)
+        if districts:
+            route = districts_of(style, start)
         self._style = dataclasses.replace(style, route=route)
 
     def __len__(self) -> int:
@@ -93,12 +106,14 @@ class WorldVideo:
         return _render(self._style, time, self.height, self.width)
 
 
-def render_still(seed: int, height: int, width: int, index: int = 0) -> WorldFrame:
+def render_still(
+    seed: int, height: int, width: int, index: int = 0, *, districts: bool = False
+) -> WorldFrame:
     """Renders still ``index`` of video ``seed``, at a time that seed and index choose."""
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
     frame = Draw(seed, 30, index).integer(_STILL_SPAN)
-    return WorldVideo(seed, _STILL_SPAN, height, width)[frame]
+    return WorldVideo(seed, _STILL_SPAN, height, width, districts=districts)[frame]
 
 
 class WorldStills:
@@ -108,11 +123,21 @@ class WorldStills:
         split: a key of ``SPLIT_SEEDS``.
         num_stills: length; a still does not depend on it.
         height, width: pixels, at least 16.
+        districts: see ``WorldVideo``.
     """
 
-    def __init__(self, split: str, num_stills: int, height: int = 128, width: int = 256) -> None:
+    def __init__(
+        self,
+        split: str,
+        num_stills: int,
+        height: int = 128,
+        width: int = 256,
+        *,
+        districts: bool = False,
+    ) -> None:
         self.seeds = SPLIT_SEEDS[split]
         self.num_stills, self.height, self.width = num_stills, height, width
+        self.districts = districts
 
     def __len__(self) -> int:
         return self.num_stills
@@ -122,7 +147,7 @@ class WorldStills:
         if not 0 <= index < self.num_stills:
             raise IndexError(f"still {index} of {self.num_stills}")
         seed, number = self.origin(index)
-        return render_still(seed, self.height, self.width, number)
+        return render_still(seed, self.height, self.width, number, districts=self.districts)
 
     def origin(self, index: int) -> tuple[int, int]:
         """Returns the seed of the world in still ``index``, and the still's number in it."""
@@ -144,34 +169,49 @@ def _camera(style: Style, time: float, width: int) -> Camera:
 
 
 def _render(style: Style, time: float, height: int, width: int) -> WorldFrame:
+    style = style.route.moment(style, time)
     camera = _camera(style, time, width)
     canvas = Canvas(camera, height, width, background=SKY)
+    z = camera.position[2]
     scene = build(style, camera, 0.5 / style.focal, time)
     canvas.draw(scene.patches)
-    ground = _draw_ground(canvas, style)
+    ground = np.zeros(canvas.depth.shape, dtype=bool)
+    for start, end in style.route.stretches(z - BEHIND, z + 2.0 * _SKYLINE_DEPTH):
+        ground |= _draw_ground(canvas, scene.local(max(start, z - BEHIND)), start, end)
     left = canvas.shadows(scene.shadows)
     canvas.color[ground] *= left[ground][:, None]
-    z = camera.position[2]
     tunnels = style.route.tunnels(z - 2.0 * BEHIND, z + 2.0 * AHEAD)
     if tunnels:
         drawn = np.isfinite(canvas.depth)
         along = z + canvas.depth[drawn] * canvas.rays[2][drawn]
-        canvas.color[drawn] *= daylight(tunnels, along)[:, None]
+        if style.tunnel_lamps is None:
+            canvas.color[drawn] *= daylight(tunnels, along)[:, None]
+        else:
+            canvas.color[drawn] *= lamplight(tunnels, along, style.tunnel_lamps)
         before = ego_distance(style, time - EXPOSURE_LAG)
         style = dataclasses.replace(style, exposure=style.exposure * exposure(tunnels, before))
-    _draw_background(canvas, style)
+    _draw_background(canvas, scene.local(z + AHEAD))
     arrays = [_develop(canvas, style), canvas.label, canvas.instance, canvas.depth]
     if style.mirrored:
         arrays = [np.ascontiguousarray(array[:, ::-1]) for array in arrays]
     return WorldFrame(*arrays)
 
 
-def _draw_ground(canvas: Canvas, style: Style) -> np.ndarray:
-    """Draws road and sidewalk where nothing is in front; returns these pixels, (H, W) bool."""
+def _draw_ground(canvas: Canvas, style: Style, start: float, end: float) -> np.ndarray:
+    """Draws road and sidewalk between two places along the street where nothing is in front.
+
+    Returns:
+        These pixels, (H, W) bool.
+    """
     cx, cy, cz = canvas.camera.position
     ray_x, ray_y, ray_z = canvas.rays
     mask = (ray_y * -_SKYLINE_DEPTH > cy) & np.isinf(canvas.depth)
     depth = -cy / ray_y[mask]
+    if math.isfinite(start):
+        along = cz + depth * ray_z[mask]
+        here = (along >= start) & (along < end)
+        mask[mask] = here
+        depth = depth[here]
     x = cx + depth * ray_x[mask]
     z = cz + depth * ray_z[mask]
     lateral = x - style.bend * wave_array(z / style.bend_length + style.bend_phase)
@@ -223,7 +263,10 @@ def _draw_ground(canvas: Canvas, style: Style) -> np.ndarray:
     tone[np.abs(away[walk] - style.half_road - 0.12) < 0.12] *= 1.18  # kerb stones
     color[walk] = rgb(style.paving) * tone[:, None]
 
-    canvas.color[mask] = color * rgb(style.light((0.0, 1.0, 0.0)))
+    paint_ground(color, style, road, lateral, z, depth, salt)
+    color = color * rgb(style.light((0.0, 1.0, 0.0)))
+    paint_water(color, style, road, depth)
+    canvas.color[mask] = color
     canvas.label[mask] = np.where(road, ROAD, SIDEWALK).astype(np.uint8)
     canvas.depth[mask] = depth
     return mask
@@ -280,6 +323,7 @@ def _develop(canvas: Canvas, style: Style) -> np.ndarray:
         (canvas.columns * canvas.columns)[None, :] + (canvas.rows * canvas.rows)[:, None]
     )
     color *= (style.exposure * vignette)[..., None]
+    color = dirty(color, style)
     bright = np.maximum(color - 0.75, 0.0)  # a soft shoulder, as of film, not a hard limit
     color = np.minimum(color, 0.75) + bright * 0.25 / (bright + 0.25)
     image = np.minimum(np.maximum(color * 255.0, 0.0), 255.0)
