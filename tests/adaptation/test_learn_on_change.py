@@ -13,9 +13,8 @@ from ttt_video.adaptation.candidates import Choice
 from ttt_video.adaptation.change_states import State
 from ttt_video.adaptation.learn_on_change import ChangeAdapter
 from ttt_video.adaptation.norm_statistics import measure_statistics
-from ttt_video.config import load_config, merge_method
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
-from ttt_video.modeling.weights import save_safetensors
 from ttt_video.stream import Stream, load_source_model
 
 REST, LEARN, KEEP, RETURN = map(float, State)
@@ -25,19 +24,9 @@ AT_ONCE = {"ENTER": 0.0, "MOVED": HUGE, "PATIENCE": 1, "MARGIN": 0.0, "DECAY": 0
 
 
 @pytest.fixture
-def source(tiny_model, make_video) -> dict[str, Tensor]:
-    return measure_statistics(tiny_model, [f["image"] for f in make_video("source")])
-
-
-@pytest.fixture
-def cfg(tiny_cfg, source, tmp_path):
-    save_safetensors(source, tmp_path / "norms.safetensors")
-    merge_method(tiny_cfg, "learn_on_change")
-    pairs = ["TTT.BATCH_SIZE", 2, "TTT.OPTIMIZER.BASE_LR", 0.1]
-    pairs += ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0]  # a step is a single pass
-    pairs += ["TTT.LN_ADAPT.SOURCE_STATISTICS", str(tmp_path / "norms.safetensors")]
-    tiny_cfg.merge_from_list(pairs)
-    return tiny_cfg
+def cfg(cfg_with_statistics):
+    # A step without a look at the loss after it is a single pass.
+    return cfg_with_statistics("learn_on_change", "TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0)
 
 
 def stream(cfg, model: nn.Module, **settings) -> Stream:

@@ -12,25 +12,15 @@ from torch import Tensor, nn
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.adaptation.online_ttt_mae_line_search import LineSearchAdapter
-from ttt_video.config import load_config, merge_method
+from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors
 from ttt_video.stream import Stream, load_source_model
 
 
 @pytest.fixture
-def source(tiny_model, make_video) -> dict[str, Tensor]:
-    return measure_statistics(tiny_model, [f["image"] for f in make_video("source")])
-
-
-@pytest.fixture
-def cfg(tiny_cfg, source, tmp_path):
-    save_safetensors(source, tmp_path / "norms.safetensors")
-    merge_method(tiny_cfg, "online_ttt_mae_line_search")
-    pairs = ["TTT.BATCH_SIZE", 2, "TTT.OPTIMIZER.BASE_LR", 0.1]
-    pairs += ["TTT.LN_ADAPT.SOURCE_STATISTICS", str(tmp_path / "norms.safetensors")]
-    tiny_cfg.merge_from_list(pairs)
-    return tiny_cfg
+def cfg(cfg_with_statistics):
+    return cfg_with_statistics("online_ttt_mae_line_search")
 
 
 def run(cfg, model: nn.Module, video: list, *pairs) -> list:

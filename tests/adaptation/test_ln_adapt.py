@@ -171,11 +171,6 @@ def test_pooled_statistics_are_those_of_all_pixels_together():
 # ---- on the model
 
 
-@pytest.fixture
-def source(tiny_model, make_video) -> dict[str, Tensor]:
-    return measure_statistics(tiny_model, [f["image"] for f in make_video("source")])
-
-
 def test_converges_on_a_stationary_stream(tiny_model, make_video, source):
     """Each layer settles a window after those before it; from then on nothing changes at all."""
     adapter, window = NormAdapter(tiny_model, source=source, prior=2.0), SlidingWindow(2)

@@ -15,15 +15,9 @@ from ttt_video.adaptation.norm_correction import NormCorrection
 from ttt_video.adaptation.norm_statistics import (
     Statistics,
     fit_statistics,
-    measure_statistics,
     measuring,
     norm_layers,
 )
-
-
-@pytest.fixture
-def source(tiny_model, make_video) -> dict[str, Tensor]:
-    return measure_statistics(tiny_model, [f["image"] for f in make_video("source")])
 
 
 def correction(model: nn.Module, source: dict[str, Tensor], **settings: float) -> NormCorrection:
