@@ -80,7 +80,8 @@ def _onnx(program: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
         raise UserError(f"the prediction cannot be written as ONNX: {reason}") from error
     assert written is not None
     if facts["size"] is None:
-        _, _, height, width = written.model.graph.inputs[0].shape
+        axes: Any = written.model.graph.inputs[0].shape
+        _, _, height, width = axes
         written.rename_axes({height: "height", width: "width"})
     for node in written.model.graph.all_nodes():
         node.metadata_props.clear()  # a third of a small model's file is where its code stands
