@@ -34,7 +34,7 @@ METHODS = (
     "none", "joint_training", "main_task_only", "online_ttt_mae", "implicit_only", "explicit_only",
     "ttt_mae_no_memory", "offline_ttt_mae", "offline_ttt_mae_oracle", "online_ttt_mae_line_search",
     "ln_adapt", "tent", "tent_class_balance", "self_train", "self_train_class_balance",
-    "majority_vote", "temporal_smoothing",
+    "majority_vote", "temporal_smoothing", "tent_ln_adapt", "learn_on_change",
 )  # fmt: skip
 SETTINGS = [
     "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "64",
@@ -210,6 +210,13 @@ def run_side(revision: str | None, folder: Path, data: Path, names: list[str]) -
             subprocess.run(command, check=True, capture_output=True)
 
 
+def knows(revision: str, case: str) -> bool:
+    """Says whether a revision has the method that a case is named after, if it is."""
+    command = ["git", "-C", str(ROOT), "show", f"{revision}:configs/methods.yaml"]
+    methods = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return case not in METHODS or f"\n{case}:" in methods
+
+
 def report(before: Path, after: Path, names: list[str]) -> int:
     """Prints one line per case and returns the number of cases that differ."""
     differing = 0
@@ -244,10 +251,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         before, after = folder / "before", folder / "after"
+        names = [name for name in args.only if all(knows(r, name) for r in args.revisions)]
+        if left_out := sorted({*args.only} - {*names}):
+            print(f"not in {' and '.join(args.revisions)}: {', '.join(left_out)}")
         for side, revision in zip((before, after), [*args.revisions, None], strict=False):
             side.mkdir()
-            run_side(revision, side, folder / "data", args.only)
-        differing = report(before, after, args.only)
+            run_side(revision, side, folder / "data", names)
+        differing = report(before, after, names)
     print(f"{differing} differ" if differing else "all the same")
     sys.exit(bool(differing))
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ..config import AUTO
@@ -109,6 +108,8 @@ class GradientWalk:
 
     def _fit(self) -> None:
         """Finds the variances, none negative, by least squares from the sums."""
+        from scipy.optimize import nnls  # takes longer to import than all that is imported here
+
         units = np.sqrt(np.diag(self._matrix))
         if not units.all():
             return
