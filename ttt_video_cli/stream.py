@@ -226,7 +226,6 @@ def run(args: argparse.Namespace) -> None:
     """Checks, builds, streams."""
     from ttt_video.adaptation import find_method
     from ttt_video.cli import config_of
-    from ttt_video.config.schema import validate_config
     from ttt_video.data.grey import open_videos
     from ttt_video.errors import UserError
     from ttt_video.files import path_text
@@ -256,13 +255,12 @@ def run(args: argparse.Namespace) -> None:
     if args.fps is not None:
         check_fps(args.fps)
     choose_config(args)
+    for key, value in (("PROFILE", args.clock), ("FPS", args.stream_fps)):
+        if value is not None:
+            args.opts = [*args.opts, f"TTT.CLOCK.{key}", str(value)]
     cfg = config_of(args, args.method)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    for key, value in (("PROFILE", args.clock), ("FPS", args.stream_fps)):
-        if value is not None:
-            cfg.TTT.CLOCK[key] = value
-    validate_config(cfg)
     if cfg.TTT.CLOCK.PROFILE:
         stage_times(cfg, cfg.TTT.METHOD)  # before the time to load the weights
     for network in NETWORKS:

@@ -25,7 +25,7 @@ from ttt_video.stream import (
     evaluate_in_parallel,
 )
 from ttt_video.stream.clock import Clock, SimulatedClock
-from ttt_video.stream.on_time import _packed, _TimedAdapter, _TimedWindow, _unpacked, simulate
+from ttt_video.stream.on_time import _packed, _time_pushes, _TimedAdapter, _unpacked, simulate
 from ttt_video.stream.stage_times import StageTimes, cost_settings, find_profile, stage_times
 
 FREE = {"decode": [0.0], "push": [0.0], "predict": [0.0], "others": [0.0]}
@@ -69,7 +69,8 @@ def on_time(fps=10.0, *, budget=0.0, kind=StageTimes, steps=None, place="after",
     """Returns a stream of :class:`Numbered` whose stages take these seconds."""
     times = kind("test", (4, 6), {**FREE, **parts}, {0: [0.0]} if steps is None else steps)
     clock = SimulatedClock(times, 0)
-    adapter, window = _TimedAdapter(Numbered(), clock), _TimedWindow(SlidingWindow(4), clock)
+    adapter, window = _TimedAdapter(Numbered(), clock), SlidingWindow(4)
+    _time_pushes(window, clock)
     stream = Stream(adapter, window, clock=clock, predict=place)
     return OnTimeStream(BudgetedStream(stream, budget) if budget else stream, fps)
 
@@ -321,7 +322,8 @@ class Source(BaseSource):
 @pytest.fixture
 def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
     def run(name, *opts, stop=None, resume=False, videos="ab"):
-        timed_cfg.merge_from_list([*opts])
+        for key, value in zip(opts[::2], opts[1::2], strict=True):
+            timed_cfg.TTT[key.removeprefix("TTT.")] = value
         directory = RunDirectory(tmp_path / name, resume=resume)
         settings = Settings(timed_cfg, directory, compare=True, save_every=2)
         evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))
@@ -336,12 +338,15 @@ def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
     return run
 
 
-@pytest.mark.parametrize("opts", [(), ("TTT.FRAME_BUDGET_MS", 100)])
+@pytest.mark.parametrize(
+    "opts", [(), ("TTT.FRAME_BUDGET_MS", 100), ("TTT.WINDOW_SIZE", "auto")], ids=str
+)
 def test_runs_repeat_and_go_on_bit_for_bit(evaluate, tmp_path, opts):
     rows = evaluate("whole", *opts)
     assert len(rows) == 18
     dropped = [row["streaming"]["dropped"] for row in rows.values()]
-    assert any(dropped) != bool(opts)
+    assert any(dropped) != ("TTT.FRAME_BUDGET_MS" in opts)
+    assert ("window_size" in rows["a", 0]) == ("auto" in opts)
     assert evaluate("again", *opts) == rows
     assert evaluate("alone", *opts, videos="b") == {k: r for k, r in rows.items() if k[0] == "b"}
     cut = evaluate("cut", *opts, stop=5)
@@ -393,9 +398,23 @@ def test_a_profile_is_of_frames_of_a_size(timed_cfg, make_video):
         stream.step(make_video("a", 1, 128, 64)[0])
 
 
-@pytest.mark.parametrize("content", ["{}", '{"machine": "m", "cases": [{"method": "none"}]}', "x"])
+_CASE = '{"machine": "m", "cases": [{"method": "none", "size": %s, "settings": %s, "seconds": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"machine": "m", "cases": [{"method": "none"}]}',
+        "x",
+        _CASE % ("[64, 64]", "[]", "{}"),
+        _CASE % ("[64, 64]", "SETTINGS", '{"step": [1, 2]}'),
+        _CASE % ("[Infinity, 3]", "SETTINGS", '{"predict": [1]}'),
+    ],
+)
 def test_a_damaged_profile_is_a_line(timed_cfg, tmp_path, content):
-    (tmp_path / "profile.json").write_text(content)
+    settings = json.dumps(cost_settings(timed_cfg, "none"))
+    (tmp_path / "profile.json").write_text(content.replace("SETTINGS", settings))
     with pytest.raises(UserError, match=r"profile\.json") as error:
         stage_times(timed_cfg, "none")
     assert "\n" not in str(error.value)

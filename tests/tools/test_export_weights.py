@@ -153,6 +153,12 @@ def test_mistakes_are_one_line_and_write_nothing(words, said, tmp_path, monkeypa
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_folder_is_told_before_any_work(tmp_path):
+    (tmp_path / "a.pt2").mkdir()
+    with pytest.raises(UserError, match=r"a\.pt2 is a folder; give a file"):
+        export(["--config", "x", "--output", str(tmp_path / "a.pt2"), "--overwrite"])
+
+
 def test_a_file_that_exists_is_kept(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"mine")
     with pytest.raises(UserError, match="exists; give another name or --overwrite"):

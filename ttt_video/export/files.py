@@ -39,6 +39,8 @@ def check_outputs(paths: list[Path], *, overwrite: bool) -> None:
             raise UserError(f"--output {path}: end it with .onnx or .pt2 (torch.export)")
         if not path.parent.is_dir():
             raise UserError(f"--output {path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise UserError(f"--output {path} is a folder; give a file")
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; give another name or --overwrite")
         missing = [n for n in ("onnx", "onnxscript") if importlib.util.find_spec(n) is None]

@@ -25,13 +25,14 @@ def dataset_table(names: Sequence[str]) -> Table:
     """
     rows = []
     for name in names:
-        lengths = [source.num_frames or 0 for source in open_dataset(name, FrameTransform())]
+        lengths = [source.num_frames for source in open_dataset(name, FrameTransform())]
+        frames = None if None in lengths else sum(n for n in lengths if n is not None)
         metadata = MetadataCatalog.get(name)
         rate = metadata.get("frame_rate")
         found = tasks_of(metadata.get("evaluator_type"))
         known = len(found[0].class_names(metadata)) if found else 0
-        seconds = f"{sum(lengths) / len(lengths) / rate:.1f}" if rate else UNKNOWN
-        numbers = [str(len(lengths)), seconds, f"{sum(lengths):,}"]
+        seconds = f"{frames / len(lengths) / rate:.1f}" if rate and frames else UNKNOWN
+        numbers = [str(len(lengths)), seconds, UNKNOWN if frames is None else f"{frames:,}"]
         rows.append([name, *numbers, f"{rate:g}" if rate else UNKNOWN, str(known or UNKNOWN)])
     for own in TABLE_2:
         numbers = [

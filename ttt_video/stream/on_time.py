@@ -51,23 +51,22 @@ def simulate(stream: Stream, cfg: CfgNode, method: str) -> None:
     """
     clock = SimulatedClock(stage_times(cfg, method), max(cfg.SEED, 0))
     stream.clock = clock
-    stream.window = _TimedWindow(stream.window, clock)
+    _time_pushes(stream.window, clock)
     stream.adapter = _TimedAdapter(stream.adapter, clock)
 
 
-class _TimedWindow(SlidingWindow):
-    """Tells a clock of each frame that is pushed."""
+def _time_pushes(window: SlidingWindow, clock: SimulatedClock) -> None:
+    """Has a window tell a clock of each frame that is pushed; its kind and its state stay."""
+    push = window.push
 
-    def __init__(self, window: SlidingWindow, clock: SimulatedClock) -> None:
-        super().__init__(window.size, window.device)
-        self.clock = clock
-
-    def push(self, frame: Any) -> dict[str, Any]:
-        self.clock.times.check_size(frame)
-        sample = super().push(frame)
-        self.clock.spend("decode", frame)  # from here on, a frame budget pays for the frame
-        self.clock.spend("push", frame)
+    def timed(frame: Any) -> dict[str, Any]:
+        clock.times.check_size(frame)
+        sample = push(frame)
+        clock.spend("decode", frame)  # from here on, a frame budget pays for the frame
+        clock.spend("push", frame)
         return sample
+
+    window.push = timed  # type: ignore[method-assign]
 
 
 class _TimedAdapter(Wrapper):

@@ -153,7 +153,7 @@ def stage_times(cfg: CfgNode, method: str) -> StageTimes:
                 return _case(content["machine"], case)
             (key, *_) = differing
             apart.append(f"{key} is {wanted[key]!r}, there {settings.get(key)!r}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} has a case that is damaged ({error!r}): measure anew"
             ) from error
