@@ -204,7 +204,7 @@ def test_counts_are_those_that_were_published(name, groups, total):
 def test_what_is_missing_of_a_published_set_is_named(root):
     (root / "kitti_step" / "world.json").unlink()
     check = DatasetCheck("kitti_step_video_sem_seg_val")
-    assert "published: 2,981 images in 9 videos; here: 11 images in 1 videos" in check.lines
+    assert "published: 2,981 images in 9 videos; here: 11 images in 1 video" in check.lines
     assert check.problems == [
         "not the published images: 0002 has 11 of 233, 0006 is missing, 0007 is missing, 0008 is "
         "missing, 0010 is missing, 0013 is missing, 0014 is missing, 0016 is missing, 0018 is "
@@ -218,6 +218,8 @@ def test_what_is_missing_of_a_published_set_is_named(root):
         "not the published images: frankfurt is missing, lindau has 2 of 59, munster is missing, "
         "ulm is not one of them",
     )
+    line, _ = compare_with_published("cityscapes_fine_sem_seg_val", city[:2])
+    assert line.endswith("here: 2 images in 1 city")
     assert compare_with_published("coco_2017_val", city) == (
         "published: 5,000 images; here: 4 images",
         "not the published images: 4 of 5000",

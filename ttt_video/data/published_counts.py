@@ -90,5 +90,6 @@ def _group(record: dict[str, Any]) -> str:
 
 
 def _count(images: Counter[str] | dict[str, int], groups: str) -> str:
-    among = f" in {len(images)} {groups}" if groups else ""
+    noun = {"videos": "video", "cities": "city"}.get(groups, "") if len(images) == 1 else groups
+    among = f" in {len(images)} {noun}" if groups else ""
     return f"{sum(images.values()):,} images{among}"
