@@ -147,6 +147,8 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.LINE_SEARCH.EVERY", 0),
         ("TTT.LINE_SEARCH.DECAY", 1.0),
         ("TTT.LEARN_ON_CHANGE.READ", []),
+        ("TTT.LEARN_ON_CHANGE.READ", [1]),
+        ("TTT.LEARN_ON_CHANGE.CANDIDATES", ["frozen", ["norms"]]),
         ("TTT.LEARN_ON_CHANGE.ENTER", -0.1),
         ("TTT.LEARN_ON_CHANGE.MOVED", float("nan")),
         ("TTT.LEARN_ON_CHANGE.PATIENCE", 0),
@@ -263,3 +265,10 @@ def test_yaml_is_what_pyyaml_reads():
     shipped = sorted(config_dir().rglob("*.yaml"))
     assert len(shipped) > 20
     assert all(read_yaml(file) == yaml.safe_load(file.read_bytes()) for file in shipped)
+
+
+@pytest.mark.parametrize(("method", "size"), [("ttt_mae_no_memory", 1), ("online_ttt_mae", "auto")])
+def test_a_window_that_is_chosen_goes_with_any_method(tmp_path, method, size):
+    file = tmp_path / "own.yaml"
+    file.write_text("TTT: {WINDOW_SIZE: auto}\n")
+    assert size == load_config(str(file), method=method).TTT.WINDOW_SIZE

@@ -253,6 +253,26 @@ def test_parts_that_have_no_layers_are_refused(cfg, tiny_model):
         build_adapter(cfg, tiny_model)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("WINDOW_SIZE", "auto", r"TTT\.WINDOW_SIZE is 'auto'.*give a number of frames"),
+        ("RESET", "frame", r"TTT\.RESET is 'frame'.*choose video or never"),
+        ("METHOD", "majority_vote", r"a majority vote over learn_on_change"),
+    ],
+)
+def test_settings_that_contradict_it_are_refused(cfg, tiny_model, key, value, message):
+    cfg.TTT[key] = value
+    with pytest.raises(UserError, match=message):
+        build_adapter(cfg, tiny_model, "learn_on_change")
+
+
+def test_layers_that_move_are_no_signal(cfg, tiny_model):
+    cfg.TTT.LEARN_ON_CHANGE.READ = ["f"]
+    with pytest.raises(UserError, match=r"reads \['f'\], and its steps move that"):
+        build_adapter(cfg, tiny_model)
+
+
 def test_the_shipped_models_have_what_it_takes():
     for name in ("quick/stream_world.yaml", "quick/stream_world_panoptic.yaml"):
         config = load_config(name, method="learn_on_change")

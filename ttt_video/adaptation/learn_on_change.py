@@ -27,6 +27,7 @@ from .base import ADAPTER_REGISTRY
 from .candidates import CANDIDATES, FROZEN, Candidate, Choice
 from .change_states import ChangeStates, State, StateSettings
 from .head_signal import HeadSignal
+from .ln_adapt import check_window
 from .norm_correction import Measured, NormCorrection
 from .norm_statistics import Statistics, fit_statistics, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
@@ -100,6 +101,11 @@ class ChangeAdapter(ReconstructionAdapter):
                 f"no normalisation layers under {list(read)}, which learn_on_change reads: set "
                 "TTT.LEARN_ON_CHANGE.READ to parts of the head that have some, or choose another "
                 "--method"
+            )
+        if any(p.requires_grad for layer in layers.values() for p in layer.parameters()):
+            raise UserError(
+                f"learn_on_change reads {list(read)}, and its steps move that: name parts of the "
+                "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
         if not corrected:
             candidates = [name for name in candidates if not CANDIDATES[name].norms]
@@ -254,7 +260,8 @@ class ChangeAdapter(ReconstructionAdapter):
             self._install(place)
             score = self._score(place.candidate, frame)
             margin = self.choice.margin * frozen
-            if score < min(least, frozen - margin, place.score + margin):
+            # Nothing is nearer than a frozen model whose score is no number.
+            if score < min(least, frozen - margin, place.score + margin) and math.isfinite(frozen):
                 best, least = place, score
         if best is None:
             self._start_from_source()
@@ -331,8 +338,22 @@ class ChangeAdapter(ReconstructionAdapter):
 
 @ADAPTER_REGISTRY.register()
 def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
-    """Builds ``--method learn_on_change``."""
+    """Builds ``--method learn_on_change``.
+
+    Raises:
+        UserError: another setting contradicts it.
+    """
     own = cfg.TTT.LEARN_ON_CHANGE
+    check_window(cfg)
+    if cfg.TTT.RESET == "frame":
+        raise UserError(
+            "TTT.RESET is 'frame', after which learn_on_change never learns: choose video or never"
+        )
+    if cfg.TTT.METHOD == "majority_vote":
+        raise UserError(
+            "a majority vote over learn_on_change would take its changed pictures for a change of "
+            "the stream: vote over another method, or choose --method temporal_smoothing"
+        )
     return ChangeAdapter.from_config(
         cfg,
         model,

@@ -178,17 +178,22 @@ class NormAdapter(Adapter):
                 self._fold(name, layer)
 
 
+def check_window(cfg: CfgNode) -> None:
+    """Refuses ``TTT.WINDOW_SIZE auto`` for statistics, which are pooled over a number of frames."""
+    if cfg.TTT.WINDOW_SIZE == AUTO:
+        raise UserError(
+            f"TTT.WINDOW_SIZE is {AUTO!r}, which goes by gradients, and statistics have none: give "
+            "a number of frames"
+        )
+
+
 def norm_adapter(cfg: CfgNode, model: nn.Module, *, shared: bool = False) -> NormAdapter:
     """Builds the adapter of ``TTT.LN_ADAPT.*`` and ``TTT.MODULES``; see :class:`NormAdapter`.
 
     Raises:
         UserError: the window is to be chosen, or the statistics are missing or of another model.
     """
-    if cfg.TTT.WINDOW_SIZE == AUTO:
-        raise UserError(
-            f"TTT.WINDOW_SIZE is {AUTO!r}, which goes by gradients, and statistics have none: give "
-            "a number of frames"
-        )
+    check_window(cfg)
     modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
     prior = cfg.TTT.LN_ADAPT.PRIOR

@@ -316,7 +316,10 @@ METHODS: Mapping[str, Key] = {
     "TTT.LINE_SEARCH.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # learn_on_change. Distances are means over the channels of the head's normalisation layers, in
     # standard deviations on training images. READ names the parts of the head whose layers count.
-    "TTT.LEARN_ON_CHANGE.READ": Key(["h"], must_be("at least one name", lambda v: len(v) > 0)),
+    "TTT.LEARN_ON_CHANGE.READ": Key(
+        ["h"],
+        must_be("at least one name", lambda v: len(v) > 0 and all(isinstance(n, str) for n in v)),
+    ),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(0.16, at_least(0)),
     "TTT.LEARN_ON_CHANGE.MOVED": Key(0.12, at_least(0)),
@@ -332,7 +335,7 @@ METHODS: Mapping[str, Key] = {
         ["frozen", "norms", "steps", "both"],
         must_be(
             "a list of frozen, norms, steps and both, with frozen among them",
-            lambda v: "frozen" in v and {*v} <= {"frozen", "norms", "steps", "both"},
+            lambda v: "frozen" in v and all(n in ("frozen", "norms", "steps", "both") for n in v),
         ),
     ),
     # Changes of the weights that are remembered for when the stream comes back to a place.

@@ -110,7 +110,9 @@ def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
 
 def merge_method(cfg: CfgNode, name: str) -> None:
     """Selects a method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
-    cfg.TTT.merge_from_other_cfg(CfgNode(copy.deepcopy(named_method(name).keys)))
+    keys = CfgNode(copy.deepcopy(named_method(name).keys))
+    with words_for_numbers(cfg):
+        cfg.TTT.merge_from_other_cfg(keys)
     cfg.TTT.METHOD = name
 
 
