@@ -289,6 +289,17 @@ class Offline(TimedAdapter):
     offline = True
 
 
+def test_an_update_without_samples_of_a_method_that_draws_some_is_a_rest():
+    """0.01 s a sample and 0.065 s of room are 6 samples, whatever a rest in between took."""
+    budget = FrameBudget(0.1)
+    for drawn in (1, 6, 0, 0, 0, 0, 0, 0, 0, 6):
+        budget.take_frame()
+        budget.predicted(0.03)
+        assert budget.max_samples() in (0, 1, 6)
+        budget.updated(0.01 * drawn if drawn else 0.0002, drawn)
+    assert budget.max_samples() == 6
+
+
 def test_offline_methods_are_refused(make_runner):
     with pytest.raises(UserError, match=r"TTT\.FRAME_BUDGET_MS is set.*offline.*set it to 0"):
         make_runner(0.1, adapter=Offline)

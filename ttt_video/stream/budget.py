@@ -64,6 +64,7 @@ class FrameBudget:
         self._other_now = 0.0
         self._trust = 1.0
         self._warned = False
+        self._draws = False  # whether any update has drawn samples
 
     def start_video(self) -> None:
         """The camera starts anew: no debt. What is known of the machine stays known."""
@@ -74,7 +75,8 @@ class FrameBudget:
         known = {name: list(own) for name, own in self._known().items()}
         return {
             **known,
-            "numbers": [self.behind, self.spent, self._other_now, self._trust, self._warned],
+            "numbers": [self.behind, self.spent, self._other_now, self._trust],
+            "flags": [self._warned, self._draws],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -82,7 +84,8 @@ class FrameBudget:
         for name, own in self._known().items():
             own.clear()
             own.extend(state[name])
-        self.behind, self.spent, self._other_now, self._trust, self._warned = state["numbers"]
+        self.behind, self.spent, self._other_now, self._trust = state["numbers"]
+        self._warned, self._draws = state["flags"]
 
     def _known(self) -> dict[str, deque[float]]:
         return {"predict": self._predict, "other": self._other, "sample": self._sample}
@@ -136,10 +139,13 @@ class FrameBudget:
     def updated(self, seconds: float, samples: int) -> None:
         """The current frame's update took so long, with so many samples in each of its steps.
 
-        An update that draws no samples is all or nothing: it counts as one.
+        An update that draws no samples is all or nothing: it counts as one. If others of the
+        method have drawn some, this one was a rest, and says nothing of what a sample takes.
         """
-        self._sample.append(seconds / max(samples, 1))
-        self._trust = 1.0
+        self._draws = self._draws or samples > 0
+        if samples or not self._draws:
+            self._sample.append(seconds / max(samples, 1))
+            self._trust = 1.0
         self.spent += seconds
 
     def did_else(self, seconds: float) -> None:
