@@ -1,4 +1,4 @@
-"""What tests of methods that read norm statistics share."""
+"""Fixtures of methods that read norm statistics."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class TestOnlineTTTMAELineSearch(AdapterContract):
 
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
-        """Of the model's own layers."""
+        """Measures the model's own layers."""
 
 
 class TestLearnOnChange(AdapterContract):
@@ -91,7 +91,7 @@ class TestLearnOnChange(AdapterContract):
 
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
-        """Of the model's own layers."""
+        """Measures the model's own layers."""
 
     def test_records_are_named_finite_numbers(self, runner, make_video):
         """A state has the numbers of what it does: there is no loss without a step."""
@@ -182,7 +182,7 @@ class TestLNAdapt(AdapterContract):
 
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
-        """Of the model's own layers."""
+        """Measures the model's own layers."""
 
 
 class TestTentWithStatistics(AdapterContract):
@@ -193,7 +193,7 @@ class TestTentWithStatistics(AdapterContract):
 
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics):
-        """Of the model's own layers."""
+        """Measures the model's own layers."""
 
     def test_it_is_tent_without_statistics_and_ln_adapt_without_steps(
         self, tiny_cfg, tiny_model, make_video

@@ -1,4 +1,4 @@
-"""What is kept of places, and in which order it is forgotten."""
+"""A memory keeps places, and forgets them in an order."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_a_video_starts_anew():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_pairing_is_that_of_the_definition(seed):
-    """Of all finished predictions the last; in each moment the loop takes the newest frame."""
+    """The last finished prediction counts; in each moment the loop takes the newest frame."""
     generator = torch.Generator().manual_seed(seed)
     hundredths = torch.randint(0, 40, (40,), generator=generator).tolist()
     seconds = [value / 100 for value in hundredths]
