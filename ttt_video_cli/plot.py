@@ -1,4 +1,4 @@
-"""Draws runs: every frame's metric, best and worst frames, adjacent frames, reconstructions.
+"""Draws runs: metrics and states by frame, best and worst frames, adjacent ones, reconstructions.
 
 RUN is the folder of a stream's run or of a training. Nothing is run again: the pictures of frames
 are taken from the run's overlay videos, and those of an image set from its files. Runs on image
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         is_training,
         read_curves,
     )
+    from ttt_video.report.state_figures import draw_states
 
     run_files(args.register)
     if args.rolling is not None and args.rolling < 1:
@@ -68,6 +69,9 @@ def run(args: argparse.Namespace) -> None:
     for file in draw_curves(runs, args.output, rolling=args.rolling, suffix=args.format):
         print(f"written: {file}")
     names = names_apart([run.path for run in runs])
+    for run, name in zip(runs, names, strict=True):
+        for file in draw_states(run.path, run.label, args.output, name=name, suffix=args.format):
+            print(f"written: {file}")
     for run, name in zip(runs, names, strict=True) if args.extremes else ():
         extremes = extreme_frames(run, args.extremes)
         for extreme in extremes:
