@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ttt_video.adaptation import Adapter, SlidingWindow
+from ttt_video.adaptation.wrappers import Wrapper
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
 from ttt_video.stream import (
@@ -48,6 +49,17 @@ class Numbered(Adapter):
         pass
 
 
+class Choosy(Numbered):
+    """Steps on every third frame, and then tries two predictions."""
+
+    timed_as = "online_ttt_mae"
+
+    def adapt(self, window, generator):
+        learns = window.current["frame_index"] % 3 == 0
+        self.trials = 2 if learns else 0
+        return super().adapt(window, generator) if learns else {"state": 0.0}
+
+
 class PerFrame(StageTimes):
     """Gives each frame's prediction its own seconds."""
 
@@ -65,11 +77,13 @@ def video(num_frames: int, video_id: str = "a") -> list[dict]:
     ]
 
 
-def on_time(fps=10.0, *, budget=0.0, kind=StageTimes, steps=None, place="after", **parts):
-    """Returns a stream of :class:`Numbered` whose stages take these seconds."""
+def on_time(
+    fps=10.0, *, budget=0.0, kind=StageTimes, steps=None, place="after", adapter=None, **parts
+):
+    """Returns a stream of :class:`Numbered` or another adapter whose stages take these seconds."""
     times = kind("test", (4, 6), {**FREE, **parts}, {0: [0.0]} if steps is None else steps)
     clock = SimulatedClock(times, 0)
-    adapter, window = _TimedAdapter(Numbered(), clock), SlidingWindow(4)
+    adapter, window = _TimedAdapter(adapter or Numbered(), clock), SlidingWindow(4)
     _time_pushes(window, clock)
     stream = Stream(adapter, window, clock=clock, predict=place)
     return OnTimeStream(BudgetedStream(stream, budget) if budget else stream, fps)
@@ -136,6 +150,21 @@ def test_all_stages_take_time_and_only_what_comes_before_a_prediction_delays_it(
     )  # decoding and push count as before, with the update
     early = list(on_time(**stages, steps={4: [0.04]}, place="before").run(video(1)))
     assert early[0].on_time.latency_seconds == 0.06  # its update follows
+
+
+@pytest.mark.parametrize("wrap", [lambda adapter: adapter, Wrapper])
+def test_a_method_that_learns_sometimes_pays_for_steps_and_trials_alone(wrap):
+    stream = on_time(fps=1.0, predict=[0.03], steps={4: [0.04]}, adapter=wrap(Choosy()))
+    results = list(stream.run(video(5)))
+    # A step, two trials and the prediction; else the prediction.
+    latencies = [r.on_time.latency_seconds for r in results]
+    assert latencies == pytest.approx([0.13, 0.03, 0.03, 0.13, 0.03])
+
+
+def test_its_seconds_are_those_of_the_method_it_names(timed_cfg):
+    stream = Stream(Choosy(), SlidingWindow(2))
+    simulate(stream, timed_cfg, "choosy")
+    assert stream.clock.times == stage_times(timed_cfg, "online_ttt_mae")
 
 
 def test_a_video_starts_anew():

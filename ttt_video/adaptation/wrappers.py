@@ -35,6 +35,7 @@ class Wrapper(Adapter):
         self.inner = inner
         self.offline = inner.offline
         self.updates = inner.updates
+        self.timed_as = inner.timed_as
 
     @classmethod
     def from_config(cls: type[Own], cfg: CfgNode, inner: Adapter) -> Own:
@@ -43,7 +44,9 @@ class Wrapper(Adapter):
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Runs the wrapped adapter's update and returns its record."""
-        return self.inner.adapt(window, generator)
+        record = self.inner.adapt(window, generator)
+        self.trials = self.inner.trials
+        return record
 
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Has the observer told of the wrapped adapter's steps, and predict as the wrapper does."""

@@ -49,7 +49,8 @@ def simulate(stream: Stream, cfg: CfgNode, method: str) -> None:
     Raises:
         UserError: the profile has no seconds of this method and model.
     """
-    clock = SimulatedClock(stage_times(cfg, method), max(cfg.SEED, 0))
+    times = stage_times(cfg, stream.adapter.timed_as or method)
+    clock = SimulatedClock(times, max(cfg.SEED, 0))
     stream.clock = clock
     _time_pushes(stream.window, clock)
     stream.adapter = _TimedAdapter(stream.adapter, clock)
@@ -78,9 +79,11 @@ class _TimedAdapter(Wrapper):
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         window.drawn = 0
-        record = self.inner.adapt(window, generator)
-        if self.updates:
+        record = super().adapt(window, generator)
+        if window.drawn if self.timed_as else self.updates:
             self.clock.spend("step", window.current, window.drawn)
+        for _ in range(self.trials if self.timed_as else 0):
+            self.clock.spend("predict", window.current)
         return record
 
     def predict(self, frame: Any) -> dict[str, Any]:
