@@ -142,7 +142,7 @@ class ClassBalance(Wrapper):
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Returns the method's record, both numbers of classes, and whether it was reset."""
-        record = self.inner.adapt(window, generator)
+        record = super().adapt(window, generator)
         frame = window.current
         output, source = self.inner.predict(frame), self.inner.predict_source(frame)
         own, expected = len(predicted_classes(output)), len(predicted_classes(source))
@@ -199,7 +199,7 @@ class NormStatistics(Wrapper):
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Returns the method's record, and ``norm_shift``."""
         shift = self.norms.adapt(window, generator)
-        return {**self.inner.adapt(window, generator), **shift}
+        return {**super().adapt(window, generator), **shift}
 
     def reset(self) -> None:
         """Forgets the statistics and resets the method."""
