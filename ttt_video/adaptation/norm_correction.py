@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm_statistics import BATCH_NORMS, Statistics, hooked
+from .norm_statistics import BATCH_NORMS, Statistics
+
+SMALL = 1e-3
+"""Channels whose scale is smaller than that say nothing."""
 
 
 class NormCorrection:
@@ -40,35 +42,54 @@ class NormCorrection:
             yield
             return
 
-        def correct(name: str, layer: nn.Module, x: Tensor) -> Tensor:
-            return self._corrected(name, layer, x, share)
+        handles = []
+        for name, layer in self.layers.items():
 
-        with hooked(self.layers, correct):
+            def hook(layer: nn.Module, x: tuple, out: Tensor, name: str = name) -> Tensor:
+                batch = isinstance(layer, BATCH_NORMS)
+                return self._of_batch(name, layer, x[0], share) if batch else self._of_each(
+                    name, layer, out, share
+                )
+
+            handles.append(layer.register_forward_hook(hook))
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def _corrected(self, name: str, layer: Any, x: Tensor, share: float) -> Tensor:
-        """Returns the layer's output with corrected statistics."""
-        plain, axis = _standardised(layer, x)
-        others = [i for i in range(x.ndim) if i != axis]
-        own_variance, own_mean = torch.var_mean(plain.float(), others, correction=0)
+    def _of_each(self, name: str, layer: Any, out: Tensor, share: float) -> Tensor:
+        """Returns the corrected output of a layer or group normalisation.
+
+        Statistics are those of what its scale and shift apply to, which its output tells. A channel
+        with next to no scale stays as it is.
+        """
+        axis = out.ndim - 1 if isinstance(layer, nn.LayerNorm) else 1
+        variance, mean = _channels(out, axis)
         source = self.source[name]
+        scale = torch.where(layer.weight.abs() > SMALL, layer.weight, torch.inf)
+        own_mean, own_variance = (mean - layer.bias) / scale, variance / scale**2
+        own_variance = torch.where(scale.isfinite(), own_variance, source.variance)
+        own_mean = torch.where(scale.isfinite(), own_mean, source.mean)
         mean = torch.lerp(source.mean, own_mean, share)
         variance = torch.lerp(source.variance, own_variance, share)
-        if isinstance(layer, BATCH_NORMS):
-            factor = layer.weight / (variance + layer.eps).sqrt()
-            shift = layer.bias - mean * factor
-        else:
-            ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
-            factor = layer.weight * ratio
-            shift = layer.bias + layer.weight * (source.mean - mean * ratio)
-        shape = [-1 if i == axis else 1 for i in range(plain.ndim)]
-        return torch.addcmul(shift.view(shape), plain, factor.view(shape))
+        ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
+        shift = layer.bias * (1 - ratio) + layer.weight * (source.mean - mean * ratio)
+        return _affine(out, axis, ratio, shift)
+
+    def _of_batch(self, name: str, layer: Any, x: Tensor, share: float) -> Tensor:
+        """Returns the output of a batch normalisation with corrected running statistics."""
+        variance, mean = _channels(x, 1)
+        source = self.source[name]
+        factor = layer.weight / (torch.lerp(source.variance, variance, share) + layer.eps).sqrt()
+        return _affine(x, 1, factor, layer.bias - torch.lerp(source.mean, mean, share) * factor)
 
 
-def _standardised(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Returns what a layer's scale and shift, or running statistics, apply to; and its axis."""
-    if isinstance(layer, nn.LayerNorm):
-        return F.layer_norm(x, layer.normalized_shape, eps=layer.eps), x.ndim - 1
-    if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, eps=layer.eps), 1
-    return x, 1
+def _channels(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Returns the variance and mean of each channel."""
+    return torch.var_mean(x.float(), [i for i in range(x.ndim) if i != axis], correction=0)
+
+
+def _affine(x: Tensor, axis: int, factor: Tensor, shift: Tensor) -> Tensor:
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return torch.addcmul(shift.view(shape), x, factor.view(shape))

@@ -331,7 +331,7 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.6, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.4, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
     # What is tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
