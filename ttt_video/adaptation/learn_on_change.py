@@ -107,15 +107,17 @@ class ChangeAdapter(ReconstructionAdapter):
         self._moved = False  # whether the model's weights are not the source's
         self._rest: Tensor | None = None  # of the last prediction
         self._place: Tensor | None = None  # what is usual under the candidate that is kept
-        self._ready: dict[Candidate, Predicted] = {}  # of the current frame
+        self._ready: dict[Candidate, Predicted] = {}  # of the frame that was compared last
+        self._compared: Any = None  # that frame
 
     # ---- predictions
 
     def predict(self, frame: Any) -> dict[str, Any]:
         """Returns detectron2's outputs for one frame, as the candidate that is trusted."""
         candidate = self.choice.trusted
-        found = self._ready.get(candidate) or self._predict_as(candidate, frame)
-        self._rest, self._ready = found.rest, {}
+        ready = self._ready.get(candidate) if frame is self._compared else None
+        found = ready or self._predict_as(candidate, frame)
+        self._rest, self._ready, self._compared = found.rest, {}, None
         return found.output
 
     def _predict_as(self, candidate: Candidate, frame: Any) -> Predicted:
@@ -149,7 +151,7 @@ class ChangeAdapter(ReconstructionAdapter):
             usual training image's. Where a step was taken, :meth:`GradientAdapter.adapt`'s record.
         """
         record: dict[str, float] = {}
-        self._ready = {}
+        self._ready, self._compared = {}, None
         shift, moved = self._take_rest()
         for name, value in (("source_shift", shift), ("place_shift", moved)):
             if value is not None:
@@ -194,7 +196,8 @@ class ChangeAdapter(ReconstructionAdapter):
             return record
         if self.step_frames:
             chosen = self.choice.chosen
-            self._compare([FROZEN, chosen, chosen._replace(steps=1.0)], window.current)
+            ours = dict.fromkeys([FROZEN, chosen, chosen._replace(steps=1.0)])
+            self._compare([*ours], window.current)
         self.states.end_of_learning(self.choice.settle())
         if not self.choice.chosen.steps:
             self._restore()
@@ -209,10 +212,8 @@ class ChangeAdapter(ReconstructionAdapter):
         return super().losses([self._corrected(self.choice.chosen, x) for x in batch], generator)
 
     def _scores(self, candidates: Sequence[Candidate], frame: Any) -> dict[Candidate, float]:
-        for one in candidates:
-            if one not in self._ready:
-                self._ready[one] = self._predict_as(one, frame)
-        return {one: self._ready[one].score for one in candidates}
+        self._ready, self._compared = {one: self._predict_as(one, frame) for one in candidates}, frame
+        return {one: found.score for one, found in self._ready.items()}
 
     def _compare(self, candidates: Sequence[Candidate], frame: Any) -> None:
         self.choice.compare(self._scores(candidates, frame))
