@@ -66,13 +66,14 @@ def weights(runner: Stream) -> dict[str, Tensor]:
 
 def distance_by_hand(model: nn.Module, image: Tensor, head: dict[str, Tensor]) -> float:
     """Length of what the head's channel means have beside the training images' directions."""
-    means = {}
+    layers = norm_layers(model, ["h"])
+    means: dict[str, list] = {name: [] for name in layers}
     handles = []
-    for name, layer in norm_layers(model, ["h"]).items():
+    for name, layer in layers.items():
         axis = -1 if isinstance(layer, nn.LayerNorm) else 1
 
         def hook(_, x, out, name=name, axis=axis):
-            means.setdefault(name, []).append(out.movedim(axis, 0).flatten(1).mean(1))
+            means[name].append(out.movedim(axis, 0).flatten(1).mean(1))
 
         handles.append(layer.register_forward_hook(hook))
     with torch.no_grad():
