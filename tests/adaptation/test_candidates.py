@@ -30,8 +30,8 @@ def test_moves_on_by_steps_and_trusts_by_the_margin():
     ours.compare({FROZEN: 2.0, BLURRED: 1.5, BOTH: 1.29})
     assert (ours.chosen, ours.trusted) == (BOTH, BOTH)
     assert not ours.settle()
-    assert ours.still_leads({FROZEN: 2.0, BOTH: 1.79})
-    assert not ours.still_leads({FROZEN: 2.0, BOTH: 1.81})
+    assert ours.still_leads({FROZEN: 2.0, BOTH: 1.69})  # by half of the margin
+    assert not ours.still_leads({FROZEN: 2.0, BOTH: 1.71})
 
 
 def test_ends_with_the_frozen_model_where_nothing_is_trusted():

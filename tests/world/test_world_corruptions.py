@@ -105,7 +105,9 @@ def test_drifts_are_slow_and_come_round(frame, name):
 
 def test_veiling_glare_is_brightest_at_its_side_and_never_a_gain_in_contrast():
     black, white = (np.full((40, 40, 3), value, dtype=np.uint8) for value in (0, 255))
-    dark, light = (corrupt(image, "veiling_glare", 3, 5, 0).astype(float) for image in (black, white))
+    dark, light = (
+        corrupt(image, "veiling_glare", 3, 5, 0).astype(float) for image in (black, white)
+    )
     assert dark.max() == pytest.approx(0.6 * 255, abs=12)  # at a corner, if it comes from there
     assert dark[:20].mean() > dark[20:].mean()  # it comes from above
     contrast = 1 - (light - dark)[..., 0] / 255

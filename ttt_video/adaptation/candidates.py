@@ -70,8 +70,8 @@ class Choice:
         return self.chosen == FROZEN
 
     def still_leads(self, scores: Mapping[Candidate, float]) -> bool:
-        """Returns whether what is kept leads the frozen model by ``step`` at least."""
-        return scores[self.chosen] < (1 - self.step) * scores[FROZEN]
+        """Returns whether what is kept leads the frozen model by half of the margin."""
+        return scores[self.chosen] < (1 - self.margin / 2) * scores[FROZEN]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain values."""

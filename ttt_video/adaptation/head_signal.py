@@ -135,7 +135,9 @@ def measure_head(model: Any, images: Iterable[Tensor], read: Sequence[str]) -> d
     fitted = seen[: -(len(seen) // 4)]
     deviation, mean = torch.std_mean(fitted, 0)
     still = torch.where(deviation > STILL, (fitted - mean) / deviation.clamp_min(STILL), 0.0)
-    directions = torch.linalg.svd(still, full_matrices=False).Vh[: min(DIRECTIONS, len(fitted) // 4)]
+    directions = torch.linalg.svd(still, full_matrices=False).Vh[
+        : min(DIRECTIONS, len(fitted) // 4)
+    ]
     image_deviation, image_mean = torch.stack(colours).mean(0)
     tensors = {
         "mean": mean,

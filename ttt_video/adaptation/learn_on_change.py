@@ -212,7 +212,10 @@ class ChangeAdapter(ReconstructionAdapter):
         return super().losses([self._corrected(self.choice.chosen, x) for x in batch], generator)
 
     def _scores(self, candidates: Sequence[Candidate], frame: Any) -> dict[Candidate, float]:
-        self._ready, self._compared = {one: self._predict_as(one, frame) for one in candidates}, frame
+        self._ready, self._compared = (
+            {one: self._predict_as(one, frame) for one in candidates},
+            frame,
+        )
         return {one: found.score for one, found in self._ready.items()}
 
     def _compare(self, candidates: Sequence[Candidate], frame: Any) -> None:

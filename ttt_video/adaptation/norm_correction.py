@@ -47,8 +47,10 @@ class NormCorrection:
 
             def hook(layer: nn.Module, x: tuple, out: Tensor, name: str = name) -> Tensor:
                 batch = isinstance(layer, BATCH_NORMS)
-                return self._of_batch(name, layer, x[0], share) if batch else self._of_each(
-                    name, layer, out, share
+                return (
+                    self._of_batch(name, layer, x[0], share)
+                    if batch
+                    else self._of_each(name, layer, out, share)
                 )
 
             handles.append(layer.register_forward_hook(hook))

@@ -331,7 +331,7 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.4, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.15, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
     # What is tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
@@ -346,11 +346,11 @@ METHODS: Mapping[str, Key] = {
     # Frames after that which take a gradient step each.
     "TTT.LEARN_ON_CHANGE.STEP_FRAMES": Key(0, at_least(0)),
     # Leads, as shares of the frozen model's distance: that over the frozen model without which
-    # nothing else predicts, and that of one candidate over another.
+    # nothing else predicts (half of it keeps what is kept), and that of one candidate over another.
     "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.3, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     "TTT.LEARN_ON_CHANGE.STEP": Key(0.05, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Frames of keep from one comparison with the frozen model to the next.
-    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(25, at_least(1)),
+    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(20, at_least(1)),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # The weights are reset if their number of predicted classes differs from that of the source
