@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -114,7 +115,7 @@ def test_rest_takes_one_forward_pass_a_frame(cfg, tiny_model, make_video):
 
 def test_the_distance_is_that_of_a_pass_of_its_own(cfg, tiny_model, make_video, head):
     results = list(stream(cfg, tiny_model, ENTER=HUGE).run(make_video(num_frames=3)))
-    for result, after in zip(results, results[1:], strict=False):
+    for result, after in itertools.pairwise(results):
         expected = distance_by_hand(tiny_model, result.frame["image"], head)
         assert after.record["source_shift"] == pytest.approx(expected, rel=1e-3)
 

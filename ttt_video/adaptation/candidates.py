@@ -94,7 +94,7 @@ class Search:
         return len(self._turns)
 
     def at(self, turn: int, chosen: Candidate) -> list[Candidate]:
-        """Returns the candidates of a turn: the frozen model, the chosen one, and its variations."""
+        """Returns a turn's candidates: the frozen model, the chosen one, and its variations."""
         name, values = self._turns[turn]
         variations = [chosen._replace(**{name: value}) for value in values]
         return [*dict.fromkeys([FROZEN, chosen, *variations])]

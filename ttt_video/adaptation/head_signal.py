@@ -36,7 +36,7 @@ class Reading:
         """Channel means by layer, one entry for each call of the layer."""
 
     def vector(self) -> Tensor | None:
-        """Returns (C,) float32, the channel means of all layers; None if one of them did not run."""
+        """Returns (C,) float32, the channel means of all layers; None if one did not run."""
         if not self.means or not all(self.means.values()):
             return None
         return torch.cat([torch.stack(calls).mean(0) for calls in self.means.values()])
@@ -113,8 +113,8 @@ def measure_head(model: Any, images: Iterable[Tensor], read: Sequence[str]) -> d
         read: submodules whose normalisation layers are the signal.
 
     Returns:
-        ``mean``, ``deviation`` (C,), ``directions`` (K, C) float16 and ``level`` (1,) of the signal;
-        ``image_mean`` and ``image_deviation`` (3,) of pixel values.
+        ``mean``, ``deviation`` (C,), ``directions`` (K, C) float16 and ``level`` (1,) of the
+        signal; ``image_mean`` and ``image_deviation`` (3,) of pixel values.
 
     Raises:
         UserError: there are too few images, or no such layers.

@@ -1,12 +1,12 @@
 """Learns when the stream has changed, and predicts with what the head knows best.
 
-It is not in the paper. At rest the frozen model predicts, bit for bit and at its cost; the head's
-channel means, read in the prediction itself, tell how far the frame is from training images
-(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches the colours,
-the blur and the statistics of f's normalisation layers that bring the head nearest to what it knows
-(:mod:`.candidates`), and may take the steps of :mod:`.online_ttt_mae` on the pictures corrected so.
-What gains enough over the frozen model is kept, and predicts at about its cost until the stream
-changes again (:mod:`.change_states`).
+It is not in the paper. At rest the frozen model predicts, bit for bit and at about its cost; the
+head's channel means, read in the prediction itself, tell how far the frame is from training images
+(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches the blur,
+the colours and the statistics of f's normalisation layers that bring the head nearest to what it
+knows (:mod:`.candidates`), and may take the steps of :mod:`.online_ttt_mae` on pictures that are
+corrected so. What gains enough over the frozen model is kept, and predicts at little more than its
+cost until the stream changes again (:mod:`.change_states`).
 """
 
 from __future__ import annotations
@@ -303,8 +303,8 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
     values = {"blur": own.BLUR, "colours": own.COLOURS, "norms": own.NORMS if corrected else []}
     if not (any(values.values()) or own.STEP_FRAMES):
         raise UserError(
-            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.COLOURS, BLUR, NORMS or "
-            "STEP_FRAMES"
+            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS, NORMS "
+            "or STEP_FRAMES"
         )
     channels = sum(layer.weight.numel() for layer in layers.values())  # type: ignore[operator, union-attr]
     return ChangeAdapter.from_config(

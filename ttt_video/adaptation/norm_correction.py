@@ -88,8 +88,10 @@ class NormCorrection:
 
 
 def _channels(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Returns the variance and mean of each channel."""
-    return torch.var_mean(x.float(), [i for i in range(x.ndim) if i != axis], correction=0)
+    """Returns the variance and mean of each channel; on the CPU faster than ``torch.var_mean``."""
+    others, x = [i for i in range(x.ndim) if i != axis], x.float()
+    mean = x.mean(others)
+    return (x.square().mean(others) - mean.square()).clamp_min(0), mean
 
 
 def _affine(x: Tensor, axis: int, factor: Tensor, shift: Tensor) -> Tensor:
