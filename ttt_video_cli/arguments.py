@@ -21,7 +21,7 @@ TABLE_LAYOUTS = ("table1", "table3", "table4", "plain", "images", "table2")
 TABLE_FORMATS = ("markdown", "csv", "latex")
 SCENES = ("street", "park", "tunnel")
 SCHEDULES = ("constant", "ramp", "switch", "return")
-SPLITS = ("validation", "test")
+SPLITS = ("validation", "more_validation", "test")
 VIDEO_LAYOUTS = ("kitti_step", "coco_videos")
 
 # How warnings of other libraries begin that a user can do nothing about, with their kinds.

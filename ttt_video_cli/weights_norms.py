@@ -1,16 +1,29 @@
-"""Measures what a model's normalisation layers give on its training images, for ln_adapt."""
+"""Measures what a model's normalisation layers give on its training images, for ln_adapt.
+
+With --head it also measures what learn_on_change compares frames with.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .arguments import ToolParser, add_config_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--head",
+        metavar="FILE.safetensors",
+        help="for TTT.LEARN_ON_CHANGE.SOURCE_HEAD, of the layers under TTT.LEARN_ON_CHANGE.READ",
+    )
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
@@ -20,6 +33,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
 
 def run(args: argparse.Namespace) -> None:
     """Measures and writes."""
+    from ttt_video.adaptation.head_signal import measure_head
     from ttt_video.adaptation.norm_statistics import measure_statistics
     from ttt_video.cli import config_of
     from ttt_video.data.catalog import training_images
@@ -34,8 +48,16 @@ def run(args: argparse.Namespace) -> None:
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
-    images = training_images(name, FrameTransform.from_config(cfg), args.max_images)
-    statistics = measure_statistics(load_source_model(cfg), images)
+    transform, model = FrameTransform.from_config(cfg), load_source_model(cfg)
+
+    def images() -> Iterator[Tensor]:
+        return training_images(name, transform, args.max_images)
+
+    statistics = measure_statistics(model, images())
     metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "images": str(args.max_images)}
     save_safetensors(statistics, args.output, metadata)
     print(f"{len(statistics) // 2} layers, written to {args.output}")
+    if args.head is not None:
+        head = measure_head(model, images(), cfg.TTT.LEARN_ON_CHANGE.READ)
+        save_safetensors(head, args.head, metadata)
+        print(f"{len(head['mean'])} channels of the head, written to {args.head}")

@@ -2,84 +2,74 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
-from ttt_video.adaptation.candidates import CANDIDATES, Choice
+from ttt_video.adaptation.candidates import FROZEN, Candidate, Choice, Search
+
+BLURRED, COLOURED = Candidate(blur=1.5), Candidate(colours=1.0)
+BOTH = Candidate(blur=1.5, colours=1.0)
 
 
 def choice(**changes: float) -> Choice:
-    return Choice(**{"margin": 0.1, "hysteresis": 0.05, "decay": 0.0, **changes})
+    return Choice(**{"margin": 0.3, "step": 0.1, **changes})
 
 
-def test_names_say_what_moves():
-    assert {name: tuple(c) for name, c in CANDIDATES.items()} == {
-        "frozen": (False, False),
-        "norms": (False, True),
-        "steps": (True, False),
-        "both": (True, True),
-    }
-
-
-def test_frozen_until_something_is_better_by_the_margin():
-    """Which is a share of the frozen model's score."""
+def test_moves_on_by_steps_and_trusts_by_the_margin():
+    """Both are shares of the frozen model's score."""
     ours = choice()
-    assert ours.chosen == "frozen"
-    assert ours.compare({"frozen": 0.5, "norms": 0.46}) == "frozen"
-    assert ours.compare({"frozen": 0.5, "norms": 0.44}) == "norms"
-    assert ours.gain("norms") == pytest.approx(0.12)
-    assert ours.compare({"frozen": 0.5, "norms": 0.46}) == "frozen"  # at once
+    assert (ours.chosen, ours.trusted) == (FROZEN, FROZEN)
+    ours.compare({FROZEN: 2.0, BLURRED: 1.81})
+    assert (ours.chosen, ours.trusted) == (FROZEN, FROZEN)
+    ours.compare({FROZEN: 2.0, BLURRED: 1.79})
+    assert (ours.chosen, ours.trusted) == (BLURRED, FROZEN)
+    ours.compare({FROZEN: 2.0, BLURRED: 1.5, BOTH: 1.39})
+    assert (ours.chosen, ours.trusted) == (BLURRED, FROZEN)
+    ours.compare({FROZEN: 2.0, BLURRED: 1.5, BOTH: 1.29})
+    assert (ours.chosen, ours.trusted) == (BOTH, BOTH)
+    assert not ours.settle()
+    assert ours.still_leads({FROZEN: 2.0, BOTH: 1.69})  # by half of the margin
+    assert not ours.still_leads({FROZEN: 2.0, BOTH: 1.71})
 
 
-def test_another_one_needs_a_lead():
+def test_ends_with_the_frozen_model_where_nothing_is_trusted():
     ours = choice()
-    ours.compare({"frozen": 0.8, "norms": 0.5, "steps": 0.6})
-    assert ours.compare({"frozen": 0.8, "norms": 0.5, "steps": 0.47}) == "norms"
-    assert ours.compare({"frozen": 0.8, "norms": 0.5, "steps": 0.45}) == "steps"
-    # The chosen one no longer gains enough, so that no lead over it is needed.
-    assert ours.compare({"frozen": 0.8, "norms": 0.7, "steps": 0.73}) == "norms"
+    ours.compare({FROZEN: 2.0, BLURRED: 1.5})
+    assert ours.chosen == BLURRED
+    assert ours.settle()
+    assert (ours.chosen, ours.trusted) == (FROZEN, FROZEN)
 
 
-def test_never_further_from_the_source_than_the_score_allows():
-    """Whatever the scores are, what is not frozen leads by the margin."""
-    values = [0.0, 0.1, 0.25, 0.3, 0.5, math.nan, math.inf]
-    ours = choice()
-    for frozen in values:
-        for norms in values:
-            for steps in values:
-                scores = {"frozen": frozen, "norms": norms, "steps": steps}
-                if (name := ours.compare(scores)) != "frozen":
-                    assert scores[name] < math.inf
-                    assert not scores[name] >= 0.9 * scores["frozen"] + 1e-12
+def test_nothing_is_trusted_that_is_worse_than_the_margin_allows():
+    """Whatever the scores are, and whatever was chosen before."""
+    values = [0.0, 0.5, 1.0, 1.4, 2.0, math.nan, math.inf]
+    for frozen, blurred, coloured in itertools.product(values, repeat=3):
+        for before in (FROZEN, BLURRED, COLOURED):
+            ours = choice()
+            ours.chosen = before
+            scores = {FROZEN: frozen, BLURRED: blurred, COLOURED: coloured}
+            ours.compare(scores)
+            if ours.trusted != FROZEN:
+                assert scores[ours.trusted] < 0.7 * frozen < math.inf
 
 
-def test_both_need_statistics_that_gain_alone():
-    ours = choice()
-    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 1.0, "both": 0.5}) == "frozen"
-    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 0.7, "both": 0.5}) == "steps"
-    assert ours.compare({"frozen": 1.0, "norms": 0.89, "steps": 1.0, "both": 0.5}) == "both"
-    assert ours.compare({"frozen": 1.0, "norms": 0.91, "steps": 1.0, "both": 0.5}) == "frozen"
-    assert choice().compare({"frozen": 1.0, "steps": 1.0, "both": 0.5}) == "both"
+def test_a_search_varies_one_property_after_another():
+    search = Search({"blur": [0.8, 1.5], "colours": [], "norms": [0.5]})
+    assert len(search) == 2
+    assert search.at(0, FROZEN) == [FROZEN, Candidate(blur=0.8), BLURRED]
+    expected = [FROZEN, BLURRED, Candidate(blur=1.5, norms=0.5)]
+    assert search.at(1, BLURRED) == expected
+    assert search.at(0, COLOURED)[2:] == [Candidate(1.0, 0.8), Candidate(1.0, 1.5)]
 
 
-def test_scores_are_averaged():
-    ours = choice(decay=0.75)
-    ours.compare({"frozen": 0.8, "norms": 0.4})
-    ours.compare({"frozen": 0.4, "norms": 0.4, "steps": 0.1})
-    assert ours.scores == pytest.approx({"frozen": 0.7, "norms": 0.4, "steps": 0.1})
-    ours.compare({"frozen": math.nan, "norms": 0.4})
-    assert ours.scores["frozen"] == math.inf
-    ours.compare({"frozen": 0.6, "norms": 0.4})
-    assert ours.scores["frozen"] == 0.6
-
-
-def test_saved_and_forgotten():
-    ours, other = choice(decay=0.5), choice(decay=0.5)
-    ours.compare({"frozen": 0.9, "norms": 0.5})
+@pytest.mark.parametrize("best", [1.5, 1.0])
+def test_goes_on_from_saved_values(best):
+    ours, other = choice(), choice()
+    ours.compare({FROZEN: 2.0, BLURRED: best})
     other.load_state_dict(ours.state_dict())
-    for scores in ({"frozen": 0.5, "norms": 0.4}, {"frozen": 0.5, "norms": 0.6}):
-        assert ours.compare(scores) == other.compare(scores)
-    ours.compare({"frozen": 0.9, "norms": 0.1})
+    assert (other.chosen, other.trusted) == (ours.chosen, ours.trusted)
+    assert (other.trusted == BLURRED) == (best == 1.0)
     ours.reset()
-    assert (ours.chosen, ours.scores) == ("frozen", {})
+    assert (ours.chosen, ours.trusted) == (FROZEN, FROZEN)

@@ -13,7 +13,7 @@ REST, LEARN, KEEP, RETURN = State.REST, State.LEARN, State.KEEP, State.RETURN
 
 
 def machine(**changes) -> ChangeStates:
-    settings = {"enter": 0.2, "moved": 0.1, "patience": 2, "learn_frames": 6, "give_up": 2}
+    settings = {"enter": 0.2, "moved": 0.1, "patience": 2}
     return ChangeStates(StateSettings(**{**settings, "return_frames": 3, **changes}))
 
 
@@ -50,45 +50,24 @@ def test_a_place_where_the_frozen_model_was_best_is_no_change():
     assert states(machine(), [0.9] * 2, moved=0.11) == [REST, LEARN]
 
 
-def test_gives_up_when_the_frozen_model_wins_again_and_again():
-    ours = learning()
-    for won, expected in ((True, LEARN), (False, LEARN), (True, LEARN), (True, RETURN)):
-        ours.compared(won)
-        assert ours.state is expected
-    assert states(ours, [0.9] * 3) == [RETURN, RETURN, REST]
-
-
 @pytest.mark.parametrize(("frozen_won", "then"), [(True, RETURN), (False, KEEP)])
-def test_learn_is_no_longer_than_said(frozen_won, then):
-    ours, frames = learning(), 0
-    while not ours.end_of_learning(frozen_won):
-        assert ours.state is LEARN
-        ours.next_frame(0.9, None)
-        frames += 1
-    assert frames + 1 == ours.settings.learn_frames
+def test_learn_ends_as_it_is_told(frozen_won, then):
+    ours = learning()
+    assert states(ours, [0.9] * 3) == [LEARN] * 3
+    ours.end_of_learning(frozen_won)
     assert (ours.state, ours.age) == (then, 0)
-    assert not ours.end_of_learning(frozen_won)  # it is over
 
 
-def test_a_false_alarm_is_over_after_the_frames_that_are_promised():
-    """Whoever wins the comparisons, and whatever the signal is."""
-    for every in (1, 2, 3, 5, 100):
-        ours, frames = learning(), 1
-        while ours.state is not REST:
-            if ours.state is LEARN:
-                if ours.age % every == 0:
-                    ours.compared(True)
-                ours.end_of_learning(True)
-            ours.next_frame(0.15, None)
-            frames += 1
-        own = ours.settings
-        assert frames <= own.learn_frames + own.return_frames + 1  # the first frame of rest
+def test_a_return_is_over_after_its_frames():
+    """Whatever the signal is."""
+    ours = learning()
+    ours.end_of_learning(frozen_won=True)
+    assert states(ours, [0.9] * 3) == [RETURN, RETURN, REST]
 
 
 def test_what_is_kept_is_left_at_another_place():
     ours = learning()
-    while not ours.end_of_learning(frozen_won=False):
-        ours.next_frame(0.9, None)
+    ours.end_of_learning(frozen_won=False)
     assert states(ours, [0.9] * 50, moved=0.1) == [KEEP] * 50
     assert states(ours, [0.0] * 5) == [KEEP] * 5  # nothing is known of the place
     assert states(ours, [0.0] * 2, moved=0.11) == [KEEP, LEARN]

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ttt_video.adaptation.base import build_adapter
-from ttt_video.adaptation.candidates import Choice
+from ttt_video.adaptation.candidates import FROZEN, Candidate, Choice
 from ttt_video.adaptation.change_states import State
+from ttt_video.adaptation.head_signal import measure_head
 from ttt_video.adaptation.learn_on_change import ChangeAdapter
-from ttt_video.adaptation.norm_statistics import measure_statistics
+from ttt_video.adaptation.norm_statistics import norm_layers
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
+from ttt_video.modeling.weights import save_safetensors
 from ttt_video.stream import Stream, load_source_model
 
 REST, LEARN, KEEP, RETURN = map(float, State)
 HUGE = 1e6
-AT_ONCE = {"ENTER": 0.0, "MOVED": HUGE, "PATIENCE": 1, "MARGIN": 0.0, "DECAY": 0.0, "EVERY": 1}
-"""Learn begins with the second frame, and ends as ``LEARN_FRAMES`` says."""
+AT_ONCE = {"ENTER": 0.0, "MOVED": HUGE, "PATIENCE": 1, "MARGIN": 0.0, "STEP": 0.0}
+"""Learn begins with the second frame, and what is nearer to the source is chosen."""
+SEARCH = {"BLUR": [1.0], "COLOURS": [0.5, 1.0], "NORMS": [0.5]}
+NOTHING: dict[str, list] = {"BLUR": [], "COLOURS": [], "NORMS": []}
 
 
 @pytest.fixture
-def cfg(cfg_with_statistics):
+def head(tiny_model, make_video) -> dict[str, Tensor]:
+    """Measurements of the tiny model's head on a few frames."""
+    images = [frame["image"] for name in "abcd" for frame in make_video(f"source {name}")]
+    return measure_head(tiny_model, images, ["h"])
+
+
+@pytest.fixture
+def cfg(cfg_with_statistics, head, tmp_path):
+    file = tmp_path / "head.safetensors"
+    save_safetensors(head, file)
     # A step without a look at the loss after it is a single pass.
-    return cfg_with_statistics("learn_on_change", "TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0)
+    pairs = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0, "TTT.LEARN_ON_CHANGE.SOURCE_HEAD", str(file)]
+    return cfg_with_statistics("learn_on_change", *pairs)
 
 
 def stream(cfg, model: nn.Module, **settings) -> Stream:
     cfg = cfg.clone()
-    for key, value in settings.items():
+    for key, value in {**SEARCH, **settings}.items():
         cfg.TTT.LEARN_ON_CHANGE[key] = value
     return Stream.from_config(cfg, copy.deepcopy(model))
 
@@ -49,15 +65,29 @@ def weights(runner: Stream) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in runner.adapter.model.named_parameters()}
 
 
-def distance_by_hand(model: nn.Module, image: Tensor, source: dict[str, Tensor]) -> float:
-    """Mean over the channels of the head's layers."""
-    now = measure_statistics(model, [image], ["sem_seg_head"])
-    parts = []
-    for name, mean in now.items():
-        if name.endswith(".mean"):
-            deviation = (source[name.replace(".mean", ".variance")] + 1e-5).sqrt()
-            parts.append((mean - source[name]).abs() / deviation)
-    return float(torch.cat(parts).mean())
+def distance_by_hand(model: nn.Module, image: Tensor, head: dict[str, Tensor]) -> float:
+    """Length of what the head's channel means have beside the training images' directions."""
+    layers = norm_layers(model, ["h"])
+    means: dict[str, list] = {name: [] for name in layers}
+    handles = []
+    for name, layer in layers.items():
+        axis = -1 if isinstance(layer, nn.LayerNorm) else 1
+
+        def hook(_, x, out, name=name, axis=axis):
+            means[name].append(out.movedim(axis, 0).flatten(1).mean(1))
+
+        handles.append(layer.register_forward_hook(hook))
+    with torch.no_grad():
+        model([{"image": image}])
+    for handle in handles:
+        handle.remove()
+    vector = torch.cat([sum(calls) / len(calls) for calls in means.values()])
+    known = head["deviation"] > 1e-6
+    plain = ((vector - head["mean"]) / head["deviation"])[known]
+    directions = head["directions"].float()[:, known]
+    for direction in directions:
+        plain = plain - (plain @ direction) * direction
+    return float(plain.norm() / len(vector) ** 0.5 / head["level"])
 
 
 def test_rest_is_the_frozen_model_bit_for_bit(cfg, tiny_model, make_video):
@@ -70,7 +100,7 @@ def test_rest_is_the_frozen_model_bit_for_bit(cfg, tiny_model, make_video):
         assert torch.equal(result.output["sem_seg"], frozen_scores(tiny_model, result.frame))
         assert "loss_recon" not in result.record
     assert all(torch.equal(before[name], value) for name, value in weights(runner).items())
-    assert all(r.record["norm_shift"] > 0 for r in results[1:])
+    assert all(r.record["source_shift"] > 0 for r in results[1:])
 
 
 def test_rest_takes_one_forward_pass_a_frame(cfg, tiny_model, make_video):
@@ -83,66 +113,98 @@ def test_rest_takes_one_forward_pass_a_frame(cfg, tiny_model, make_video):
     assert calls == ["backbone", "sem_seg_head"] * 4
 
 
+def test_the_distance_is_that_of_a_pass_of_its_own(cfg, tiny_model, make_video, head):
+    results = list(stream(cfg, tiny_model, ENTER=HUGE).run(make_video(num_frames=3)))
+    for result, after in itertools.pairwise(results):
+        expected = distance_by_hand(tiny_model, result.frame["image"], head)
+        assert after.record["source_shift"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_false_alarm_changes_no_bit_and_is_soon_over(cfg, tiny_model, make_video):
-    """Steps are taken, but the frozen model wins every comparison."""
-    settings = {**AT_ONCE, "MARGIN": HUGE, "GIVE_UP": 3, "RETURN_FRAMES": 2, "LEARN_FRAMES": 100}
+    """Steps are taken, but nothing gains enough."""
+    settings = {**AT_ONCE, "MARGIN": 1.0, "RETURN_FRAMES": 2, "STEP_FRAMES": 2}
     runner = stream(cfg, tiny_model, **settings)
     before, moved, results = weights(runner), [], []
-    for result in runner.run(make_video(num_frames=9)):
+    for result in runner.run(make_video(num_frames=10)):
         results.append(result)
         now = weights(runner)
         moved.append(any(not torch.equal(before[name], now[name]) for name in before))
         assert torch.equal(result.output["sem_seg"], frozen_scores(tiny_model, result.frame))
-    # The comparison of the third frame of learn ends it; the place is one of the frozen model then.
-    assert states(results) == [REST, LEARN, LEARN, RETURN, RETURN, REST, REST, REST, REST]
-    assert moved == [False, True, True, *[False] * 6]
+    # Three turns of the search and two steps; the place is one of the frozen model then.
+    assert states(results) == [REST, *[LEARN] * 4, RETURN, RETURN, REST, REST, REST]
+    assert moved == [*[False] * 4, True, *[False] * 5]
 
 
 def test_learns_again_at_a_place_that_is_another(cfg, tiny_model, make_video):
-    settings = {**AT_ONCE, "MARGIN": HUGE, "GIVE_UP": 1, "RETURN_FRAMES": 2, "MOVED": 0.0}
+    settings = {**AT_ONCE, **NOTHING, "NORMS": [0.5], "MARGIN": 1.0, "MOVED": 0.0}
+    settings["RETURN_FRAMES"] = 2
     found = states(list(stream(cfg, tiny_model, **settings).run(make_video(num_frames=7))))
     assert found == [REST, RETURN, RETURN, REST, RETURN, RETURN, REST]
 
 
+def test_predicts_what_leads_back_to_the_source(cfg, tiny_model, make_video, head):
+    """A dark video, whose frames are brought back to the colours of the source."""
+    runner = stream(cfg, tiny_model, **AT_ONCE, **{**NOTHING, "COLOURS": [1.0]})
+    video = make_video("dark", num_frames=3)
+    for frame in video:
+        frame["image"] = frame["image"] // 8
+    _, learnt, kept = runner.run(video)
+    assert (learnt.record["state"], learnt.record["colours"]) == (KEEP, 1.0)
+    for result in (learnt, kept):
+        image = result.frame["image"].float()
+        deviation, mean = torch.std_mean(image, (1, 2), keepdim=True, correction=0)
+        wanted, spread = (head[f"image_{name}"].view(3, 1, 1) for name in ("mean", "deviation"))
+        corrected = ((image - mean) / deviation * spread + wanted).round().clamp(0, 255).byte()
+        ours = distance_by_hand(tiny_model, corrected, head)
+        if result is learnt:
+            assert ours < distance_by_hand(tiny_model, result.frame["image"], head)
+        close = frozen_scores(tiny_model, {**result.frame, "image": corrected})
+        torch.testing.assert_close(result.output["sem_seg"], close, rtol=0.02, atol=0.01)
+
+
 def test_predicts_with_the_steps_only_where_they_lead_back_to_the_source(
-    cfg, tiny_model, make_video, source
+    cfg, tiny_model, make_video, head
 ):
-    runner = stream(cfg, tiny_model, **AT_ONCE, CANDIDATES=["frozen", "steps"], GIVE_UP=HUGE)
+    runner = stream(cfg, tiny_model, **AT_ONCE, **NOTHING, STEP_FRAMES=1)
     chosen = set()
-    for rate in (0.1, 0.02):
+    for rate in (0.1, 0.02, -0.02, 0.005):
         for group in runner.adapter.optimizer.param_groups:
             group["lr"] = rate
-        for result in runner.run(make_video(f"at {rate}", num_frames=4)):
-            if result.record["state"] != LEARN:
-                continue
-            image = result.frame["image"]
-            ours = distance_by_hand(runner.adapter.model, image, source)
-            theirs = distance_by_hand(tiny_model, image, source)
-            adapted = ours < theirs
-            assert result.record["candidate"] == (2 if adapted else 0)
-            model = runner.adapter.model if adapted else tiny_model
-            assert torch.equal(result.output["sem_seg"], frozen_scores(model, result.frame))
-            chosen.add(adapted)
+        _, result = runner.run(make_video("a video", num_frames=2))
+        ours = distance_by_hand(runner.adapter.model, result.frame["image"], head)
+        theirs = distance_by_hand(tiny_model, result.frame["image"], head)
+        adapted = result.record["steps"] == 1.0
+        assert result.record["state"] == (KEEP if adapted else RETURN)
+        # Where they do not win, the weights are the source's again.
+        assert (ours < theirs) if adapted else (ours == pytest.approx(theirs))
+        model = runner.adapter.model if adapted else tiny_model
+        assert torch.equal(result.output["sem_seg"], frozen_scores(model, result.frame))
+        chosen.add(adapted)
     assert len(chosen) == 2  # else any rule would do
+
+
+def prefer(runner: Stream, name: str) -> Stream:
+    """Comparisons find candidates better that have this property, and "frozen" that one best."""
+    choice = runner.adapter.choice
+
+    def score(one: Candidate) -> float:
+        if one == FROZEN:
+            return 0.0 if name == "frozen" else 1.0
+        return 1.0 - 0.1 * getattr(one, name, 0.0)
+
+    choice.compare = lambda found: Choice.compare(choice, {one: score(one) for one in found})
+    choice.still_leads = lambda found: Choice.still_leads(choice, {c: score(c) for c in found})
+    return runner
 
 
 @pytest.fixture
 def kept(cfg, tiny_model) -> Stream:
-    """Learns for two frames and keeps what it got: the frozen model is given bad scores."""
-    runner = stream(cfg, tiny_model, **AT_ONCE, LEARN_FRAMES=2, CHECK_EVERY=3, RETURN_FRAMES=1)
-    return prefer(runner, "both")
+    """Searches statistics for a frame, takes a step in the next, and keeps what is preferred."""
+    settings = {**AT_ONCE, **NOTHING, "NORMS": [0.5], "STEP_FRAMES": 1, "RETURN_FRAMES": 1}
+    return stream(cfg, tiny_model, **settings, CHECK_EVERY=3)
 
 
-def prefer(runner: Stream, name: str) -> Stream:
-    """Comparisons find this candidate best, and statistics alone good enough for "both"."""
-    choice = runner.adapter.choice
-    scores = {"frozen": 1.0, "steps": 1.0, "norms": 0.5 if name == "both" else 1.0, "both": 1.0}
-    scores[name] = 0.0
-    choice.compare = lambda found: Choice.compare(choice, {n: scores[n] for n in found})
-    return runner
-
-
-@pytest.mark.parametrize("name", ["norms", "steps", "both"])
+@pytest.mark.parametrize("name", ["norms", "steps"])
 def test_what_is_kept_takes_no_steps_and_no_more_passes(kept, make_video, name):
     prefer(kept, name)
     calls, found, passes = [], [], []
@@ -152,27 +214,53 @@ def test_what_is_kept_takes_no_steps_and_no_more_passes(kept, make_video, name):
         passes.append(len(calls))
         calls.clear()
     assert [state for state, _ in found] == [REST, LEARN, *[KEEP] * 6]
-    # Two frames of learn: a step and four candidates beside the prediction; and a check of two.
-    assert passes == [1, 6, 6, 1, 3, 1, 1, 3]
+    # A turn of two candidates; a step, and the frozen model, what is chosen (where that is another)
+    # and the steps; then a check of two. What was compared is not predicted again.
+    assert passes == [1, 2, 4 if name == "norms" else 3, 1, 2, 1, 1, 2]
     source, last = found[0][1], found[2][1]
     assert all(torch.equal(last[n], state[n]) for _, state in found[3:] for n in last)
     moved = any(not torch.equal(last[n], source[n]) for n in last)
-    assert moved == (name != "norms")
+    assert moved == (name == "steps")
 
 
 def test_what_no_longer_gains_is_given_up(kept, make_video):
-    video = make_video(num_frames=7)
+    prefer(kept, "norms")
     found = []
-    for index, frame in enumerate(video):
+    for index, frame in enumerate(make_video(num_frames=8)):
         if index == 3:
             prefer(kept, "frozen")
         found.append(kept.step(frame).record["state"])
-    assert found == [REST, LEARN, KEEP, KEEP, LEARN, RETURN, REST]
+    assert found == [REST, LEARN, KEEP, KEEP, LEARN, RETURN, REST, REST]
+
+
+def test_steps_are_taken_on_the_pictures_that_are_predicted(cfg, tiny_model, make_video):
+    settings = {**AT_ONCE, **NOTHING, "COLOURS": [1.0], "STEP_FRAMES": 1}
+    runner = prefer(stream(cfg, tiny_model, **settings), "colours")
+    seen = []
+    augment = runner.adapter.augment
+    runner.adapter.augment = lambda image, random: seen.append(image) or augment(image, random)
+    video = make_video(num_frames=3)
+    for frame in video:
+        frame["image"] = frame["image"] // 8
+    list(runner.run(video))
+    assert seen
+    assert all(image.float().mean() > 100 for image in seen)
+
+
+def test_another_frame_is_not_given_the_prediction_that_was_compared(cfg, tiny_model, make_video):
+    runner = prefer(stream(cfg, tiny_model, **AT_ONCE), "frozen")
+    video = make_video(num_frames=3)
+    runner.step(video[0])
+    runner.window.push(video[1])
+    runner.adapter.adapt(runner.window, runner.generator)
+    output = runner.adapter.predict(video[2])
+    assert torch.equal(output["sem_seg"], frozen_scores(tiny_model, video[2]))
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_goes_on_in_any_state_as_if_never_stopped(cfg, tiny_model, make_video, cut, tmp_path):
-    settings = {**AT_ONCE, "LEARN_FRAMES": 2, "CHECK_EVERY": 3, "RETURN_FRAMES": 2, "MOVED": 0.05}
+    settings = {**AT_ONCE, "BLUR": [], "STEP_FRAMES": 1, "CHECK_EVERY": 3, "RETURN_FRAMES": 2}
+    settings["MOVED"] = 3.0
     video = [*make_video("a", num_frames=3), *make_video("dark", num_frames=9)]
     for index, frame in enumerate(video):
         frame.update(video_id="a", frame_index=index)
@@ -190,60 +278,17 @@ def test_goes_on_in_any_state_as_if_never_stopped(cfg, tiny_model, make_video, c
         assert torch.equal(result.output["sem_seg"], expected.output["sem_seg"])
 
 
-def test_goes_on_from_the_place_that_it_comes_back_to(cfg, tiny_model, make_video, monkeypatch):
-    settings = {**AT_ONCE, "LEARN_FRAMES": 2, "CHECK_EVERY": 100, "PLACES": 2}
-    settings.update(MOVED=0.5, MARGIN=0.2)
-    runner = prefer(stream(cfg, tiny_model, **settings), "both")
-    adapter = runner.adapter
-    take_seen = adapter._take_seen
-    changes, back, kept = {1, 4, 8}, False, {}
-
-    def seen() -> tuple[float, float | None]:
-        """The stream changes at some frames, whatever they show."""
-        shift, _ = take_seen()
-        return shift, float(index in changes)
-
-    def score(name: str, frame: dict) -> float:
-        """The change of the first place is good when the stream comes back, and none else is."""
-        now = weights(runner)
-        first = bool(kept) and all(torch.equal(now[n], kept[n]) for n in kept)
-        return 0.5 if name == "frozen" else 0.05 if back and first else 0.6
-
-    monkeypatch.setattr(adapter, "_take_seen", seen)
-    monkeypatch.setattr(adapter, "_score", score)
-    found = []
-    for index, frame in enumerate(make_video(num_frames=10)):
-        back = index == 8
-        result = runner.step(frame)
-        found.append((result.record["state"], result.record.get("recalled")))
-        if index == 3:
-            kept = weights(runner)
-            norms = adapter.norms.state_dict()
-        if index == 7:
-            other = weights(runner)
-    learnt, is_kept = (LEARN, 0.0), (KEEP, None)
-    expected = [(REST, None), learnt, is_kept, is_kept, learnt, is_kept, is_kept, is_kept]
-    assert found == [*expected, (KEEP, 1.0), is_kept]
-    now = weights(runner)
-    assert all(torch.equal(now[n], kept[n]) for n in kept)
-    assert any(not torch.equal(now[n], other[n]) for n in kept)
-    assert norms.keys() == adapter.norms.state_dict().keys()
-    assert [place.candidate for place in adapter.memory] == ["both"]  # the second place
-    runner.adapter.reset()
-    assert len(adapter.memory) == 0
-
-
 def test_a_video_begins_in_rest(kept, make_video):
-    list(kept.run(make_video("a", num_frames=4)))
-    assert next(kept.run(make_video("b"))).record == {"state": REST, "candidate": 0.0}
+    list(prefer(kept, "norms").run(make_video("a", num_frames=4)))
+    assert next(kept.run(make_video("b"))).record == {"state": REST, **FROZEN._asdict()}
 
 
 def test_a_prediction_that_is_not_finite_says_nothing(cfg, tiny_model, make_video):
     runner = stream(cfg, tiny_model, **AT_ONCE)
     video = make_video(num_frames=3)
     runner.step(video[0])
-    runner.adapter._seen.signal[0] = torch.nan
-    assert runner.step(video[1]).record == {"state": REST, "candidate": 0.0}
+    runner.adapter._rest[0] = math.nan
+    assert runner.step(video[1]).record == {"state": REST, **FROZEN._asdict()}
     assert runner.step(video[2]).record["state"] == LEARN
 
 
@@ -256,7 +301,6 @@ def test_parts_that_have_no_layers_are_refused(cfg, tiny_model):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("WINDOW_SIZE", "auto", r"TTT\.WINDOW_SIZE is 'auto'.*give a number of frames"),
         ("RESET", "frame", r"TTT\.RESET is 'frame'.*choose video or never"),
         ("METHOD", "majority_vote", r"a majority vote over learn_on_change"),
     ],
@@ -267,9 +311,19 @@ def test_settings_that_contradict_it_are_refused(cfg, tiny_model, key, value, me
         build_adapter(cfg, tiny_model, "learn_on_change")
 
 
-def test_layers_that_move_are_no_signal(cfg, tiny_model):
+def test_layers_that_move_are_no_signal(cfg, tiny_model, make_video, tmp_path):
+    images = [frame["image"] for frame in make_video(num_frames=8)]
+    save_safetensors(measure_head(tiny_model, images, ["f"]), tmp_path / "f.safetensors")
+    cfg.TTT.LEARN_ON_CHANGE.SOURCE_HEAD = str(tmp_path / "f.safetensors")
     cfg.TTT.LEARN_ON_CHANGE.READ = ["f"]
     with pytest.raises(UserError, match=r"reads \['f'\], and its steps move that"):
+        build_adapter(cfg, tiny_model)
+
+
+def test_nothing_to_learn_is_refused(cfg, tiny_model):
+    for key in NOTHING:
+        cfg.TTT.LEARN_ON_CHANGE[key] = []
+    with pytest.raises(UserError, match=r"nothing to learn: give .*STEP_FRAMES"):
         build_adapter(cfg, tiny_model)
 
 

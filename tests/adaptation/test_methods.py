@@ -16,6 +16,7 @@ from torch import nn
 
 from ttt_video.adaptation import NoAdaptation, ReconstructionAdapter, method_names
 from ttt_video.adaptation.base import build_adapter
+from ttt_video.adaptation.head_signal import measure_head
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.config import merge_method
 from ttt_video.errors import UserError
@@ -77,27 +78,33 @@ class TestOnlineTTTMAELineSearch(AdapterContract):
 
 
 class TestLearnOnChange(AdapterContract):
-    """From the second frame on it learns, and chooses what is no further from the source."""
+    """The second frame corrects statistics if that leads to the source; then there are steps."""
 
     method = "learn_on_change"
     settings = (
         "TTT.LEARN_ON_CHANGE.ENTER", 0.0,
-        "TTT.LEARN_ON_CHANGE.PATIENCE", 1,
         "TTT.LEARN_ON_CHANGE.MARGIN", 0.0,
-        "TTT.LEARN_ON_CHANGE.EVERY", 2,
-        "TTT.LEARN_ON_CHANGE.GIVE_UP", 100,
+        "TTT.LEARN_ON_CHANGE.STEP", 0.0,
+        "TTT.LEARN_ON_CHANGE.BLUR", [],
+        "TTT.LEARN_ON_CHANGE.COLOURS", [],
+        "TTT.LEARN_ON_CHANGE.NORMS", [0.5],
+        "TTT.LEARN_ON_CHANGE.STEP_FRAMES", 4,
     )  # fmt: skip
-    still = (*AdapterContract.still, "TTT.LEARN_ON_CHANGE.LIMIT", 0.0)
+    still = (*AdapterContract.still, "TTT.LEARN_ON_CHANGE.NORMS", [])
 
     @pytest.fixture(autouse=True)
-    def _with_statistics(self, source_statistics):
+    def _with_statistics(self, source_statistics, tiny_cfg, tiny_model, make_video, tmp_path):
         """Measures the model's own layers."""
+        images = [frame["image"] for frame in make_video("source", num_frames=8)]
+        file = tmp_path / "head.safetensors"
+        save_safetensors(measure_head(tiny_model, images, ["h"]), file)
+        tiny_cfg.TTT.LEARN_ON_CHANGE.SOURCE_HEAD = str(file)
 
     def test_records_are_named_finite_numbers(self, runner, make_video):
         """A state has the numbers of what it does: there is no loss without a step."""
         records = [r.record for r in runner.run(make_video())]
-        assert "loss_recon" in records[1].keys() - records[0].keys()
-        assert all({"state", "candidate"} <= r.keys() for r in records)
+        assert "loss_recon" in records[2].keys() - records[1].keys()
+        assert all({"state", "colours", "blur", "norms", "steps"} <= r.keys() for r in records)
         assert all(math.isfinite(value) for r in records for value in r.values())
 
 

@@ -19,7 +19,7 @@ REAL = [*OWN, *LIBRARY]
 # ImageNet-C's severities are not ordered by the distance to the clean picture everywhere.
 UNORDERED = {"glass_blur", "frost", "snow", "plasma_fog", "motion_blur", "saturate"}
 NEW_IN_EVERY_FRAME = ["gaussian_noise", "shot_noise", "impulse_noise", "darkness", "night", "rain"]
-NEW_IN_EVERY_FRAME += ["snow", "motion_blur", "speckle_noise"]
+NEW_IN_EVERY_FRAME += ["snow", "motion_blur", "speckle_noise", "sensor_lines"]
 DRIFTS = ["exposure_drift", "white_balance_drift"]
 
 
@@ -101,6 +101,38 @@ def test_drifts_are_slow_and_come_round(frame, name):
     assert spread > 30
     home = np.abs(np.array(means) - means[0]).max(1)
     assert home[30:].min() < 0.05 * spread  # a period is 60 to 150 frames
+
+
+def test_veiling_glare_is_brightest_at_its_side_and_never_a_gain_in_contrast():
+    black, white = (np.full((40, 40, 3), value, dtype=np.uint8) for value in (0, 255))
+    dark, light = (
+        corrupt(image, "veiling_glare", 3, 5, 0).astype(float) for image in (black, white)
+    )
+    assert dark.max() == pytest.approx(0.6 * 255, abs=12)  # at a corner, if it comes from there
+    assert dark[:20].mean() > dark[20:].mean()  # it comes from above
+    contrast = 1 - (light - dark)[..., 0] / 255
+    np.testing.assert_allclose(contrast, dark[..., 0] / 255, atol=0.01)
+
+
+def test_colour_matrix_mixes_linearly_and_by_video():
+    bright = np.eye(3, dtype=np.uint8)[None] * 100 + 100
+    mixed = corrupt(bright, "colour_matrix", 3, 5, 0)[0].astype(float)
+    grey = corrupt(np.full((1, 1, 3), 100, np.uint8), "colour_matrix", 3, 5, 0)[0, 0]
+    # (200, 100, 100) + (100, 200, 100) + (100, 100, 200) = 4 (100, 100, 100)
+    np.testing.assert_allclose(mixed.sum(0), 4.0 * grey, atol=4)
+    assert np.abs(mixed - bright[0]).max() <= 0.28 * 200 + 1
+    other = corrupt(bright, "colour_matrix", 3, 6, 0)[0]
+    assert (other != mixed).any()
+
+
+def test_sensor_lines_are_rows_and_columns_of_one_strength():
+    grey = np.full((200, 200, 3), 128, dtype=np.uint8)
+    first, second = (corrupt(grey, "sensor_lines", 3, 1, t)[..., 0] / 255 for t in (0, 1))
+    columns = first.mean(0)
+    np.testing.assert_allclose(columns - columns.mean(), second.mean(0) - second.mean(), atol=0.01)
+    rest = first - columns - first.mean(1, keepdims=True) + first.mean()
+    assert np.abs(rest).max() < 0.01
+    assert 0.8 * 0.08 < first.std() < 1.2 * 0.08
 
 
 def test_exposure_drift_reaches_what_it_says():

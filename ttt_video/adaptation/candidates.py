@@ -1,100 +1,100 @@
-"""Chooses one of a few changes of the weights by a score that needs no labels."""
+"""Chooses how a frame is predicted, by a score that needs no labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class Candidate(NamedTuple):
-    """A change of the weights that a prediction may use.
+    """How a frame is predicted; the default is the frozen model.
 
     Attributes:
-        steps: whether the gradient steps are in it.
-        norms: whether the statistics of f's normalisation layers are corrected.
+        colours: share of the way from the picture's colours to those of training images.
+        blur: deviation of a Gaussian over the picture, in pixels.
+        norms: share of the frame's statistics in those of f's normalisation layers.
+        steps: 1.0 with the weights after the gradient steps, 0.0 with the source's.
     """
 
-    steps: bool
-    norms: bool
+    colours: float = 0.0
+    blur: float = 0.0
+    norms: float = 0.0
+    steps: float = 0.0
 
 
-CANDIDATES = {
-    "frozen": Candidate(steps=False, norms=False),
-    "norms": Candidate(steps=False, norms=True),
-    "steps": Candidate(steps=True, norms=False),
-    "both": Candidate(steps=True, norms=True),
-}
-"""By the names that ``TTT.LEARN_ON_CHANGE.CANDIDATES`` takes; rows have the place in this order."""
-
-FROZEN, BOTH = "frozen", "both"
+FROZEN = Candidate()
 
 
 class Choice:
-    """Keeps averaged scores and the candidate that is chosen by them.
+    """Keeps the candidate that is chosen, and moves on to better ones.
 
-    A score is a distance, so that small ones are good. Leads are shares of the frozen model's.
-    Another candidate than the frozen model is chosen only if it leads by more than ``margin``, and
-    the choice changes only if the new one leads the old one by more than ``hysteresis``. Corrected
-    statistics must lead by the margin alone, too, before they are chosen together with steps:
-    both lower the score where either may harm.
+    A score is a distance, so that small ones are good, and leads are shares of the frozen model's.
 
     Attributes:
-        chosen: name of the candidate.
-        scores: averages by name; empty before the first comparison.
+        chosen: the best candidate so far.
+        trusted: the same if it was better than the frozen model by the margin in the last
+            comparison, else the frozen model. It predicts.
     """
 
-    def __init__(self, *, margin: float, hysteresis: float, decay: float) -> None:
-        """``decay`` is the weight, in [0, 1), of the scores before in the average."""
-        self.margin, self.hysteresis, self.decay = margin, hysteresis, decay
+    def __init__(self, *, margin: float, step: float) -> None:
+        """
+        Args:
+            margin: the lead over the frozen model that another candidate needs to predict.
+            step: the lead over the chosen one that another needs to take its place.
+        """
+        self.margin, self.step = margin, step
         self.reset()
 
     def reset(self) -> None:
-        """Forgets scores and chooses the frozen model."""
-        self.chosen = FROZEN
-        self.scores: dict[str, float] = {}
+        """Chooses the frozen model."""
+        self.chosen = self.trusted = FROZEN
 
-    def compare(self, found: Mapping[str, float]) -> str:
-        """Takes the scores of a frame, ``frozen`` among them, and returns the chosen candidate.
+    def compare(self, scores: Mapping[Candidate, float]) -> None:
+        """Moves on to the best candidate if it leads by enough.
 
-        A score that is not finite never wins and is not averaged into later ones.
+        Args:
+            scores: of candidates on one frame, the frozen model and the chosen one among them. One
+                that is not finite never wins; if that is the frozen model's, nothing does.
         """
-        for name, score in found.items():
-            new = score if math.isfinite(score) else math.inf
-            old = self.scores.get(name, math.inf)
-            self.scores[name] = (
-                self.decay * old + (1 - self.decay) * new if math.isfinite(old) else new
-            )
-        best = min(filter(self._gains, found), key=self.scores.__getitem__, default=FROZEN)
-        # The frozen model needs no lead: what no longer gains enough is given up at once.
-        stays = self._gains(self.chosen)
-        if not stays or best == FROZEN or self.lead(best, self.chosen) > self.hysteresis:
+        found = {one: s if math.isfinite(s) else math.inf for one, s in scores.items()}
+        best, frozen = min(found, key=found.__getitem__), found[FROZEN]
+        if frozen < math.inf and found[best] < found[self.chosen] - self.step * frozen:
             self.chosen = best
-        return self.chosen
+        leads = frozen < math.inf and found[self.chosen] < frozen - self.margin * frozen
+        self.trusted = self.chosen if leads else FROZEN
 
-    def _gains(self, name: str) -> bool:
-        """Returns whether a candidate leads the frozen model by enough."""
-        alone = name != BOTH or "norms" not in self.scores or self.gain("norms") > self.margin
-        return alone and self.gain(name) > self.margin
+    def settle(self) -> bool:
+        """Ends the search with what is trusted; returns whether that is the frozen model."""
+        self.chosen = self.trusted
+        return self.chosen == FROZEN
 
-    def lead(self, name: str, other: str) -> float:
-        """Returns by how much a candidate's averaged score is better than another's, as a share of
-        the frozen model's.
-        """
-        ours, theirs = self.scores.get(name, math.inf), self.scores.get(other, math.inf)
-        if not math.isfinite(ours):
-            return -math.inf
-        frozen = self.scores.get(FROZEN, math.inf)
-        return (theirs - ours) / frozen if 0 < frozen < math.inf else theirs - ours
-
-    def gain(self, name: str) -> float:
-        """Returns the lead over the frozen model, 0 of itself."""
-        return 0.0 if name == FROZEN else self.lead(name, FROZEN)
+    def still_leads(self, scores: Mapping[Candidate, float]) -> bool:
+        """Returns whether what is kept leads the frozen model by half of the margin."""
+        return scores[self.chosen] < (1 - self.margin / 2) * scores[FROZEN]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {"chosen": self.chosen, "scores": dict(self.scores)}
+        return {"chosen": [*self.chosen], "trusted": [*self.trusted]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from values of :meth:`state_dict`."""
-        self.chosen, self.scores = state["chosen"], dict(state["scores"])
+        self.chosen, self.trusted = Candidate(*state["chosen"]), Candidate(*state["trusted"])
+
+
+class Search:
+    """Varies one property of a candidate after another, each in a turn of its own."""
+
+    def __init__(self, values: Mapping[str, Sequence[float]]) -> None:
+        """``values`` are those of each property, beside 0, in the order of the turns."""
+        self._turns = [(name, (0.0, *own)) for name, own in values.items() if own]
+
+    def __len__(self) -> int:
+        """Returns the number of turns."""
+        return len(self._turns)
+
+    def at(self, turn: int, chosen: Candidate) -> list[Candidate]:
+        """Returns a turn's candidates: the frozen model, the chosen one, and its variations."""
+        name, values = self._turns[turn]
+        variations = [chosen._replace(**{name: value}) for value in values]
+        return [*dict.fromkeys([FROZEN, chosen, *variations])]

@@ -1,12 +1,11 @@
 """Says when to learn: the states of :mod:`.learn_on_change`, which read numbers and no weights.
 
-    rest --(far from the source for some frames)--> learn --(a change of weights won)--> keep
-      ^                                              |  ^                                 |
-      |                                              |  +--(another place, or no gain)----+
+    rest --(far from the source for some frames)--> learn --(another candidate won)--> keep
+      ^                                              |  ^                               |
+      |                                              |  +--(another place, or no gain)--+
       +--(some frames later)-- return <--(the frozen model won)
 
-The frozen model predicts in rest and return. Learn lasts no longer than ``learn_frames``, so that a
-false alarm is over after ``learn_frames + return_frames`` frames at the latest.
+The frozen model predicts in rest and return.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class State(IntEnum):
     REST = 0
     """The frozen model predicts. Nothing is learnt."""
     LEARN = 1
-    """Weights move, and candidates are compared."""
+    """Candidates are compared, and weights may move."""
     KEEP = 2
     """The change that won predicts. Nothing is learnt."""
     RETURN = 3
@@ -34,25 +33,20 @@ class StateSettings:
     """When states end.
 
     Attributes:
-        enter: distance from the source, in the source's standard deviations, above which a frame is
-            not like the training images.
-        moved: distance from a place's signal, likewise, above which a frame is of another place.
+        enter: distance from the source above which a frame is not like the training images.
+        moved: distance from a place's signal above which a frame is of another place.
         patience: frames in a row that must be so before rest or keep ends.
-        learn_frames: the longest that learn lasts.
-        give_up: comparisons in a row that the frozen model wins before learn ends early.
         return_frames: the length of return.
     """
 
     enter: float
     moved: float
     patience: int = 2
-    learn_frames: int = 30
-    give_up: int = 3
     return_frames: int = 5
 
 
 class ChangeStates:
-    """The state of a video's current frame; it is told of signals and of comparisons.
+    """The state of a video's current frame; it is told of signals, and who won.
 
     Attributes:
         state: at the current frame.
@@ -66,11 +60,9 @@ class ChangeStates:
     def reset(self) -> None:
         """Begins a video, in rest."""
         self._enter(State.REST)
-        self._changed = self._lost = 0
 
     def _enter(self, state: State) -> None:
-        self.state, self.age = state, 0
-        self._changed = self._lost = 0
+        self.state, self.age, self._changed = state, 0, 0
 
     def next_frame(self, shift: float | None, moved: float | None) -> bool:
         """Goes on to the next frame.
@@ -102,33 +94,19 @@ class ChangeStates:
         self._enter(State.LEARN)
         return True
 
-    def compared(self, frozen_won: bool) -> None:
-        """Is told who won a comparison in learn."""
-        self._lost = self._lost + 1 if frozen_won else 0
-        if self._lost >= self.settings.give_up:
-            self._enter(State.RETURN)
-
-    def end_of_learning(self, frozen_won: bool) -> bool:
-        """Ends learn if it has lasted long enough; returns whether it has."""
-        if self.state is not State.LEARN or self.age < self.settings.learn_frames - 1:
-            return False
+    def end_of_learning(self, frozen_won: bool) -> None:
+        """Ends learn: the next frame is one of return or of keep."""
         self._enter(State.RETURN if frozen_won else State.KEEP)
-        return True
-
-    def recall(self) -> None:
-        """Begins keep: what was learnt at an earlier place is good here."""
-        self._enter(State.KEEP)
 
     def learn_again(self) -> None:
-        """Begins learn: a change that is kept is no longer good."""
+        """Begins learn: what is kept is no longer good."""
         self._enter(State.LEARN)
 
     def state_dict(self) -> dict[str, int]:
         """Returns plain numbers."""
-        counts = {"changed": self._changed, "lost": self._lost}
-        return {"state": int(self.state), "age": self.age, **counts}
+        return {"state": int(self.state), "age": self.age, "changed": self._changed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes on from numbers of :meth:`state_dict`."""
         self.state, self.age = State(state["state"]), state["age"]
-        self._changed, self._lost = state["changed"], state["lost"]
+        self._changed = state["changed"]

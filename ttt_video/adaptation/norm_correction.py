@@ -1,124 +1,99 @@
 """Corrects the statistics of normalisation layers within the prediction itself.
 
-It is LN Adapt's correction (:mod:`.ln_adapt`) without a pass of its own: each layer is measured
-and corrected when the prediction reaches it, so that later layers see what they will get. A
-prediction changes nothing that lasts: what it measured is a reading, which :meth:`take` keeps.
+It is LN Adapt's correction (:mod:`.ln_adapt`) of a single frame without a pass of its own: each
+layer is measured and corrected when the prediction reaches it, so that later layers see what they
+will get. It remembers nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm_statistics import BATCH_NORMS, Statistics, hooked
+from .norm_statistics import BATCH_NORMS, Statistics
 
-Measured = dict[str, Statistics]
-"""Statistics of a frame by layer."""
+SMALL = 1e-3
+"""Channels whose scale is smaller than that say nothing."""
 
 
 class NormCorrection:
-    """Gives channels of normalisation layers a share of the source's mean and variance back.
+    """Gives channels of normalisation layers a share of the source's mean and variance back."""
 
-    With n frames in the window the stream's statistics have the share ``limit`` n / (``prior`` +
-    n) in those that a layer standardises with, and the source's have the rest.
-    """
-
-    def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        source: Mapping[str, Statistics],
-        *,
-        prior: float,
-        limit: float,
-    ) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], source: Mapping[str, Statistics]) -> None:
         """
         Args:
             layers: of :func:`norm_layers`.
             source: their statistics on training images (:func:`fit_statistics`).
-            prior: in frames.
-            limit: in [0, 1]; 0 corrects nothing.
         """
         self.layers, self.source = layers, source
-        self.prior, self.limit = prior, limit
-        self._frames: dict[str, deque[Statistics]] = {name: deque() for name in layers}
-
-    def clear(self) -> None:
-        """Forgets all frames."""
-        for frames in self._frames.values():
-            frames.clear()
-
-    def take(self, measured: Mapping[str, Statistics], size: int | None) -> None:
-        """Adds a frame; at most ``size`` are kept, without a limit if it is None."""
-        for name, statistics in measured.items():
-            frames = self._frames[name]
-            frames.append(statistics)
-            while size is not None and len(frames) > size:
-                frames.popleft()
 
     @contextmanager
-    def correcting(self, size: int | None) -> Iterator[Measured]:
-        """Corrects the layers in the forward pass within, for the window with its frame.
+    def correcting(self, share: float) -> Iterator[None]:
+        """Corrects the layers in the forward pass within.
 
-        Yields what it measures, for :meth:`take`. A layer that runs several times has the
-        statistics of its last call.
+        The frame's statistics have ``share``, in [0, 1], in those that a layer standardises with,
+        and the source's have the rest. 0 corrects nothing.
         """
-        measured: Measured = {}
-        if not self.limit:
-            yield measured
+        if not share:
+            yield
             return
 
-        def correct(name: str, layer: nn.Module, x: Tensor) -> Tensor:
-            plain, axis = _standardised(layer, x)
-            others = [i for i in range(x.ndim) if i != axis]
-            variance, mean = torch.var_mean(plain.float(), others, correction=0)
-            measured[name] = Statistics(mean, variance)
-            earlier = [*self._frames[name]]
-            kept = earlier if size is None else earlier[max(len(earlier) - size + 1, 0) :]
-            return self._corrected(name, layer, plain, axis, [*kept, measured[name]])
+        handles = []
+        for name, layer in self.layers.items():
 
-        with hooked(self.layers, correct):
-            yield measured
+            def hook(layer: nn.Module, x: tuple, out: Tensor, name: str = name) -> Tensor:
+                batch = isinstance(layer, BATCH_NORMS)
+                return (
+                    self._of_batch(name, layer, x[0], share)
+                    if batch
+                    else self._of_each(name, layer, out, share)
+                )
 
-    def _corrected(
-        self, name: str, layer: Any, plain: Tensor, axis: int, frames: list[Statistics]
-    ) -> Tensor:
-        """Returns the layer's output with corrected statistics."""
-        source, stream = self.source[name], Statistics.pooled(frames)
-        share = self.limit * len(frames) / (self.prior + len(frames))
-        mean = torch.lerp(source.mean, stream.mean, share)
-        variance = torch.lerp(source.variance, stream.variance, share)
-        if isinstance(layer, BATCH_NORMS):
-            factor = layer.weight / (variance + layer.eps).sqrt()
-            shift = layer.bias - mean * factor
-        else:
-            ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
-            factor = layer.weight * ratio
-            shift = layer.bias + layer.weight * (source.mean - mean * ratio)
-        shape = [-1 if i == axis else 1 for i in range(plain.ndim)]
-        return torch.addcmul(shift.view(shape), plain, factor.view(shape))
+            handles.append(layer.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the statistics of the frames."""
-        return {name: [tuple(s) for s in frames] for name, frames in self._frames.items()}
+    def _of_each(self, name: str, layer: Any, out: Tensor, share: float) -> Tensor:
+        """Returns the corrected output of a layer or group normalisation.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Holds the frames of a state of :meth:`state_dict`, and no others."""
-        self.clear()
-        for name, frames in state.items():
-            device = self.source[name].mean.device
-            self._frames[name].extend(Statistics(*(t.to(device) for t in s)) for s in frames)
+        Statistics are those of what its scale and shift apply to, which its output tells. A channel
+        with next to no scale stays as it is.
+        """
+        axis = out.ndim - 1 if isinstance(layer, nn.LayerNorm) else 1
+        variance, mean = _channels(out, axis)
+        source = self.source[name]
+        scale = torch.where(layer.weight.abs() > SMALL, layer.weight, torch.inf)
+        own_mean, own_variance = (mean - layer.bias) / scale, variance / scale**2
+        own_variance = torch.where(scale.isfinite(), own_variance, source.variance)
+        own_mean = torch.where(scale.isfinite(), own_mean, source.mean)
+        mean = torch.lerp(source.mean, own_mean, share)
+        variance = torch.lerp(source.variance, own_variance, share)
+        ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
+        shift = layer.bias * (1 - ratio) + layer.weight * (source.mean - mean * ratio)
+        return _affine(out, axis, ratio, shift)
+
+    def _of_batch(self, name: str, layer: Any, x: Tensor, share: float) -> Tensor:
+        """Returns the output of a batch normalisation with corrected running statistics."""
+        variance, mean = _channels(x, 1)
+        source = self.source[name]
+        factor = layer.weight / (torch.lerp(source.variance, variance, share) + layer.eps).sqrt()
+        return _affine(x, 1, factor, layer.bias - torch.lerp(source.mean, mean, share) * factor)
 
 
-def _standardised(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Returns what a layer's scale and shift, or running statistics, apply to; and its axis."""
-    if isinstance(layer, nn.LayerNorm):
-        return F.layer_norm(x, layer.normalized_shape, eps=layer.eps), x.ndim - 1
-    if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, eps=layer.eps), 1
-    return x, 1
+def _channels(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Returns the variance and mean of each channel; on the CPU faster than ``torch.var_mean``."""
+    others, x = [i for i in range(x.ndim) if i != axis], x.float()
+    mean = x.mean(others)
+    return (x.square().mean(others) - mean.square()).clamp_min(0), mean
+
+
+def _affine(x: Tensor, axis: int, factor: Tensor, shift: Tensor) -> Tensor:
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return torch.addcmul(shift.view(shape), x, factor.view(shape))

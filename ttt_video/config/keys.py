@@ -53,6 +53,13 @@ def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
 
+def _all_numbers(values: Any, holds: Callable[[float], bool]) -> bool:
+    return all(isinstance(v, int | float) and math.isfinite(v) and holds(v) for v in values)
+
+
+_SHARES = must_be("a list of shares in (0, 1]", lambda v: _all_numbers(v, lambda x: 0 < x <= 1))
+
+
 def _if_frames_reset(needed: Any, because: str) -> Rule:
     return Rule(
         lambda value, cfg: value == needed or cfg.TTT.RESET != "frame",
@@ -314,42 +321,36 @@ METHODS: Mapping[str, Key] = {
     "TTT.LINE_SEARCH.EVERY": Key(5, at_least(1)),  # updates from one search to the next
     # Weight of the searches before.
     "TTT.LINE_SEARCH.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
-    # learn_on_change. Distances are means over the channels of the head's normalisation layers, in
-    # standard deviations on training images. READ names the parts of the head whose layers count.
+    # learn_on_change. READ names the parts of the head whose normalisation layers count, and
+    # SOURCE_HEAD the file of what they give on training images. A usual training image has the
+    # distance 1.
     "TTT.LEARN_ON_CHANGE.READ": Key(
         ["h"],
         must_be("at least one name", lambda v: len(v) > 0 and all(isinstance(n, str) for n in v)),
     ),
+    "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
     # Distance from the source above which rest ends; distance from a place above which it is left.
-    "TTT.LEARN_ON_CHANGE.ENTER": Key(0.16, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(0.12, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.PATIENCE": Key(2, at_least(1)),  # frames in a row that must be so
-    "TTT.LEARN_ON_CHANGE.LEARN_FRAMES": Key(20, at_least(1)),  # the longest that learn lasts
+    "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.15, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
-    # Comparisons in a row that the frozen model wins before learn ends early.
-    "TTT.LEARN_ON_CHANGE.GIVE_UP": Key(3, at_least(1)),
-    # Frames from one comparison to the next: in learn of all candidates, in keep with the frozen.
-    "TTT.LEARN_ON_CHANGE.EVERY": Key(5, at_least(1)),
-    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(25, at_least(1)),
-    "TTT.LEARN_ON_CHANGE.CANDIDATES": Key(
-        ["frozen", "norms", "steps", "both"],
-        must_be(
-            "a list of frozen, norms, steps and both, with frozen among them",
-            lambda v: "frozen" in v and all(n in ("frozen", "norms", "steps", "both") for n in v),
-        ),
+    # What is tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
+    # the way to the training images' colours, shares of a frame's statistics in f's normalisation
+    # layers.
+    "TTT.LEARN_ON_CHANGE.BLUR": Key(
+        [0.8, 1.5],
+        must_be("a list of deviations above 0", lambda v: _all_numbers(v, lambda x: x > 0)),
     ),
-    # Changes of the weights that are remembered for when the stream comes back to a place.
-    "TTT.LEARN_ON_CHANGE.PLACES": Key(0, at_least(0)),
-    # By how much a candidate's distance must be below the frozen model's, and below that of the
-    # chosen one, as shares of the frozen model's distance.
-    "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.1, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.HYSTERESIS": Key(0.01, at_least(0)),
-    # Weight of the comparisons before.
-    "TTT.LEARN_ON_CHANGE.DECAY": Key(0.5, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
-    # Largest share of the stream's statistics in the correction, and the number of frames in which
-    # it reaches half of that.
-    "TTT.LEARN_ON_CHANGE.LIMIT": Key(0.25, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    "TTT.LEARN_ON_CHANGE.PRIOR": Key(0.0, at_least(0, "a number of frames, at least 0")),
+    "TTT.LEARN_ON_CHANGE.COLOURS": Key([0.5, 1.0], _SHARES),
+    "TTT.LEARN_ON_CHANGE.NORMS": Key([0.25, 0.5], _SHARES),
+    # Frames after that which take a gradient step each.
+    "TTT.LEARN_ON_CHANGE.STEP_FRAMES": Key(0, at_least(0)),
+    # Leads, as shares of the frozen model's distance: that over the frozen model without which
+    # nothing else predicts (half of it keeps what is kept), and that of one candidate over another.
+    "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.3, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    "TTT.LEARN_ON_CHANGE.STEP": Key(0.05, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    # Frames of keep from one comparison with the frozen model to the next.
+    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(20, at_least(1)),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # The weights are reset if their number of predicted classes differs from that of the source

@@ -99,8 +99,9 @@ def _content(cell: Cell) -> str | None:
         cfg.MODEL.DEVICE = ""
         cfg.MODEL.WEIGHTS = cell.flag("--weights") or cfg.MODEL.WEIGHTS
         norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
+        head = cfg.TTT.LEARN_ON_CHANGE.SOURCE_HEAD
         clock = cfg.TTT.CLOCK.PROFILE and str(find_profile(cfg.TTT.CLOCK.PROFILE))
-        named = (cfg.MODEL.WEIGHTS, norms, gradients, clock)
+        named = (cfg.MODEL.WEIGHTS, norms, gradients, head, clock)
         files = [_file_digest(name) for name in named if name]
     except (UserError, OSError):
         return None

@@ -19,6 +19,7 @@ MAX_SEVERITY = 5.0
 _CORRUPTIONS: dict[str, effects.Effect] = {
     **{effect.__name__: effect for effect in effects.EFFECTS},
     **IMAGENET_C,
+    **{effect.__name__: effect for effect in effects.LATER_EFFECTS},
 }
 
 CORRUPTIONS: tuple[str, ...] = ("none", *_CORRUPTIONS)

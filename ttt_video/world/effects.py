@@ -190,7 +190,39 @@ def lens_dirt(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.nd
     return pixels * left[..., None] + mud * (1.0 - left[..., None])
 
 
+def veiling_glare(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
+    """Spreads light of a low sun over the picture, most from the side that the seed chooses."""
+    strength = level(severity, (0.0, 0.30, 0.45, 0.60, 0.72, 0.82))
+    height, width = pixels.shape[:2]
+    angle = frame.constant.uniform(0.15, 0.85) * math.pi
+    x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
+    y = np.linspace(1.0, -1.0, height, dtype=np.float32)[:, None]
+    along = 0.5 + 0.5 * (math.cos(angle) * x + math.sin(angle) * y) / math.sqrt(2.0)
+    veil = (np.float32(strength) * (0.4 + 0.6 * along))[..., None]
+    return pixels * (1.0 - veil) + veil * np.array([1.0, 0.97, 0.90], dtype=np.float32)
+
+
+def colour_matrix(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
+    """Mixes the channels, as another camera's colour filters do; the video's seed decides how."""
+    strength = level(severity, (0.0, 0.10, 0.18, 0.28, 0.40, 0.55))
+    mixing = frame.constant.standard_normal((3, 3))
+    mixing *= strength / np.abs(mixing).sum(1, keepdims=True)
+    return pixels @ (np.eye(3) + mixing).T.astype(np.float32)
+
+
+def sensor_lines(pixels: np.ndarray, severity: float, frame: FrameContext) -> np.ndarray:
+    """Adds an offset to each column, which stays, and to each row, which is new in every frame."""
+    sigma = level(severity, (0.0, 0.03, 0.05, 0.08, 0.12, 0.17))
+    height, width = pixels.shape[:2]
+    columns = frame.constant.standard_normal((1, width, 1), dtype=np.float32)
+    rows = frame.noise.standard_normal((height, 1, 1), dtype=np.float32)
+    return pixels + np.float32(sigma / math.sqrt(2.0)) * (columns + rows)
+
+
 EFFECTS: tuple[Effect, ...] = (
     gaussian_noise, shot_noise, impulse_noise, darkness, fog, colour_shift, low_contrast, night,
     rain, lens_dirt, exposure_drift, white_balance_drift,
 )  # fmt: skip
+
+LATER_EFFECTS: tuple[Effect, ...] = (veiling_glare, colour_matrix, sensor_lines)
+"""Effects that came after those of the library."""

@@ -105,6 +105,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "gaussian_noise", "colour_shift", "fog", "darkness",  # looked at from the first day on
         "speckle_noise", "gaussian_blur", "spatter", "saturate",  # ImageNet-C's own for validation
     ),
+    # For validation, too. They came later, and are apart so that "validation" still means the same.
+    "more_validation": ("veiling_glare", "colour_matrix", "sensor_lines"),
     "test": (
         "shot_noise", "impulse_noise",
         "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",

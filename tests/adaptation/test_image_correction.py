@@ -1,0 +1,52 @@
+"""Corrected pictures against numpy and OpenCV."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ttt_video.adaptation.image_correction import ImageCorrection
+
+MEAN, DEVIATION = torch.tensor([110.0, 100.0, 90.0]), torch.tensor([40.0, 50.0, 60.0])
+
+
+@pytest.fixture
+def picture() -> torch.Tensor:
+    draw = np.random.default_rng(0)
+    return torch.from_numpy(draw.integers(20, 120, (3, 24, 40), dtype=np.uint8))
+
+
+def test_nothing_to_correct_is_the_same_picture(picture):
+    assert ImageCorrection(MEAN, DEVIATION)(picture, 0.0, 0.0) is picture
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_colours_come_nearer_to_those_of_training_images(picture, share):
+    before = picture.clone()
+    out = ImageCorrection(MEAN, DEVIATION)(picture, share, 0.0)
+    assert torch.equal(before, picture)
+    assert out.dtype == torch.uint8
+    pixels = picture.numpy().astype(float)
+    mean, deviation = pixels.mean((1, 2)), pixels.std((1, 2))
+    wanted = mean + share * (MEAN.numpy() - mean)
+    spread = deviation * (DEVIATION.numpy() / deviation) ** share
+    expected = (pixels - mean[:, None, None]) / deviation[:, None, None] * spread[:, None, None]
+    expected = np.clip(expected + wanted[:, None, None], 0, 255)
+    np.testing.assert_allclose(out.numpy(), expected, atol=0.51)
+
+
+@pytest.mark.parametrize("blur", [0.8, 1.5])
+def test_blurs_as_opencv_does(picture, blur):
+    out = ImageCorrection(MEAN, DEVIATION)(picture, 0.0, blur)
+    size = 2 * int(np.ceil(3 * blur)) + 1
+    image = picture.permute(1, 2, 0).numpy()
+    expected = cv2.GaussianBlur(image, (size, size), blur, borderType=cv2.BORDER_REFLECT_101)
+    np.testing.assert_allclose(out.permute(1, 2, 0).numpy().astype(int), expected, atol=1)
+
+
+def test_a_picture_of_one_colour_and_a_tiny_one_stay_finite():
+    flat = torch.full((3, 2, 3), 7, dtype=torch.uint8)
+    out = ImageCorrection(MEAN, DEVIATION)(flat, 1.0, 1.5)
+    assert torch.equal(out, MEAN.round().to(torch.uint8).view(3, 1, 1).expand(3, 2, 3))

@@ -1,0 +1,51 @@
+"""Corrects a frame before a model sees it: its colours, and its noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+
+class ImageCorrection:
+    """Brings the colours of a picture nearer to those of training images, and blurs it.
+
+    It is stateless: each frame is corrected by its own channel means and deviations.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        """
+        Args:
+            mean: (C,) of each channel on training images, of values in [0, 255].
+            deviation: (C,) from a picture's own mean, the same.
+        """
+        self.mean, self.deviation = mean.float(), deviation.float()
+
+    def __call__(self, image: Tensor, colours: float, blur: float) -> Tensor:
+        """Returns a corrected picture; the same object where both are 0.
+
+        Args:
+            image: (C, H, W) uint8.
+            colours: share in [0, 1] of the way to the training images' means and, by the power of
+                it, to their deviations.
+            blur: deviation of a Gaussian in pixels.
+        """
+        if colours:
+            image = self._coloured(image, colours)
+        if blur:
+            # It is cut off where the picture is too small for it.
+            reach = min(math.ceil(3 * blur), *(side - 1 for side in image.shape[-2:]))
+            image = gaussian_blur(image, [2 * reach + 1] * 2, [blur, blur])
+        return image
+
+    def _coloured(self, image: Tensor, share: float) -> Tensor:
+        pixels = image.float()
+        deviation, mean = torch.std_mean(pixels, (1, 2), correction=0)
+        # A picture of one colour has no contrast that could be raised.
+        factor = (self.deviation.to(mean.device) / deviation.clamp_min(1.0)) ** share
+        centre = torch.lerp(mean, self.mean.to(mean.device), share)
+        shift = centre - factor * mean
+        pixels = torch.addcmul(shift.view(-1, 1, 1), pixels, factor.view(-1, 1, 1))
+        return pixels.round_().clamp_(0, 255).to(image.dtype)
