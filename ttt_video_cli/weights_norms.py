@@ -12,7 +12,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
-    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
     return parser
@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> None:
     cfg = config_of(args, "none")
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
-    images = training_images(name, FrameTransform.from_config(cfg), args.max_images)
+    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
+    images = training_images(names, FrameTransform.from_config(cfg), args.max_images)
     statistics = measure_statistics(load_source_model(cfg), images)
-    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "images": str(args.max_images)}
+    sets = " + ".join(names)
+    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "images": str(args.max_images)}
     save_safetensors(statistics, args.output, metadata)
     print(f"{len(statistics) // 2} layers, written to {args.output}")
