@@ -11,7 +11,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=2000, metavar="N", help="default: 2000")
     add_config_arguments(parser)
     return parser
@@ -33,17 +33,18 @@ def run(args: argparse.Namespace) -> None:
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
     cfg = config_of(args)
-    name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
+    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
+    sets = " + ".join(names)
     transform = FrameTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)  # RGB
     bins, used, seen = ColorBins(), 0, 0
     counts = torch.zeros(len(bins), dtype=torch.float64)
-    for image in training_images(name, transform, args.max_images):
+    for image in training_images(names, transform, args.max_images):
         ab = rgb_to_lab(image)[None, 1:]
         seen += 1
         if not is_grey(ab):
             counts += bins.histogram(ab)
             used += 1
     if not used:
-        raise UserError(f"all {seen} images of {name} are grey, so there are no colours to count")
-    save_safetensors({PRIOR: counts}, args.output, {"dataset": name, "images": str(used)})
+        raise UserError(f"all {seen} images of {sets} are grey, so there are no colours to count")
+    save_safetensors({PRIOR: counts}, args.output, {"dataset": sets, "images": str(used)})
     print(f"{used} of {seen} images have colours, written to {args.output}")

@@ -1,7 +1,8 @@
-"""Converts weights between .safetensors, .pth and .pkl and between 3 and 4 input channels.
+"""Converts weights between .safetensors, .pth and .pkl, 3 and 4 input channels, and to fp16.
 
 %(prog)s model_final.pkl model_final.safetensors
 %(prog)s swin_small.pkl swin_small_4.pth --channels 4
+%(prog)s model_final.pth model_final.safetensors --half
 %(prog)s --inspect model_final.pkl
 """
 
@@ -27,7 +28,8 @@ class ConvertParser(ToolParser):
         args = super().parse(argv)
         if args.inspect is None and args.output is None:
             self.error("give IN and OUT, or --inspect FILE")
-        if args.inspect is not None and (args.input is not None or args.channels is not None):
+        given = args.input is not None or args.channels is not None or args.half
+        if args.inspect is not None and given:
             self.error("--inspect takes one file and nothing else")
         return args
 
@@ -38,6 +40,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     lines.add_argument("input", nargs="?", metavar="IN", help="file or URL")
     lines.add_argument("output", nargs="?", metavar="OUT", help=".safetensors, .pth or .pkl")
     lines.add_argument("--channels", type=int, choices=(3, 4), help="input channels of OUT")
+    lines.add_argument("--half", action="store_true", help="round the values of OUT to fp16")
     lines.add_argument("--inspect", metavar="FILE", help="describe a file and write nothing")
     lines.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return lines
@@ -112,7 +115,12 @@ def _dtype(value: Tensor) -> str:
 def run(args: argparse.Namespace) -> None:
     """Converts or describes a file."""
     from ttt_video.errors import UserError
-    from ttt_video.modeling.weights import read_checkpoint, set_input_channels, write_checkpoint
+    from ttt_video.modeling.weights import (
+        half_precision,
+        read_checkpoint,
+        set_input_channels,
+        write_checkpoint,
+    )
 
     if args.inspect is not None:
         print(describe(read_checkpoint(args.inspect)))
@@ -123,5 +131,7 @@ def run(args: argparse.Namespace) -> None:
     weights = read_checkpoint(args.input)
     if args.channels is not None:
         weights = set_input_channels(weights, args.channels)
+    if args.half:
+        weights = half_precision(weights)
     write_checkpoint(weights, output, {"converted_from": Path(args.input).name})
     print(f"wrote {output} (weights only)\n{describe(weights)}")

@@ -18,7 +18,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
     parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
-    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="default: 100")
     add_config_arguments(parser)
     return parser
@@ -48,12 +48,13 @@ def run(args: argparse.Namespace) -> None:
     adapter = build_adapter(cfg, load_source_model(cfg))
     if not isinstance(adapter, GradientAdapter):
         raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient step of its own")
-    name, size = args.dataset or next(iter(cfg.DATASETS.TRAIN), ""), cfg.TTT.BATCH_SIZE
-    images = training_images(name, FrameTransform.from_config(cfg), args.batches * size)
+    names, size = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN, cfg.TTT.BATCH_SIZE
+    images = training_images(names, FrameTransform.from_config(cfg), args.batches * size)
     samples = [{"image": image} for image in images]
     batches = [samples[i : i + size] for i in range(0, len(samples), size)]
     generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
     gradients = measure_gradients(adapter, batches, generator)
-    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "method": cfg.TTT.METHOD}
+    sets = " + ".join(names)
+    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "method": cfg.TTT.METHOD}
     save_safetensors(gradients, args.output, {**metadata, "batches": str(len(batches))})
     print(f"{len(gradients)} tensors, written to {args.output}")

@@ -25,7 +25,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         help="for TTT.LEARN_ON_CHANGE.SOURCE_HEAD, of the layers under TTT.LEARN_ON_CHANGE.READ",
     )
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
-    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
+    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
     return parser
@@ -47,14 +47,15 @@ def run(args: argparse.Namespace) -> None:
     cfg = config_of(args, "none")
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
-    name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
+    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
     transform, model = FrameTransform.from_config(cfg), load_source_model(cfg)
 
     def images() -> Iterator[Tensor]:
-        return training_images(name, transform, args.max_images)
+        return training_images(names, transform, args.max_images)
 
     statistics = measure_statistics(model, images())
-    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": name, "images": str(args.max_images)}
+    sets = " + ".join(names)
+    metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "images": str(args.max_images)}
     save_safetensors(statistics, args.output, metadata)
     print(f"{len(statistics) // 2} layers, written to {args.output}")
     if args.head is not None:

@@ -439,14 +439,25 @@ def test_the_published_config_takes_pictures_of_any_size():
     assert transform(transform.view(picture)).shape == (3, 224, 224)
 
 
-def test_measured_images_are_spread_over_the_classes(tmp_path):
-    for value, name in enumerate(("n1", "n2", "n3")):
-        for index in range(4):
-            save(tmp_path / name / f"{index}.png", np.full((32, 32, 3), value, np.uint8))
-    register_class_folders("test_spread_classes", tmp_path, ["n1", "n2", "n3"])
+def test_measured_images_are_spread_over_classes_and_data_sets(tmp_path):
+    folders = {"test_spread_classes": ["n1", "n2", "n3"], "test_spread_other": ["n4"]}
+    for name, classes in folders.items():
+        for label in classes:
+            for index in range(4):
+                picture = np.full((32, 32, 3), int(label[1:]), np.uint8)
+                save(tmp_path / name / label / f"{index}.png", picture)
+        register_class_folders(name, tmp_path / name, classes)
     try:
-        images = list(training_images("test_spread_classes", FrameTransform(), 6))
+        one = list(training_images(["test_spread_classes"], FrameTransform(), 6))
+        both = list(training_images(list(folders), FrameTransform(), 8))
     finally:
-        DatasetCatalog.remove("test_spread_classes")
-        MetadataCatalog.remove("test_spread_classes")
-    assert [int(image[0, 0, 0]) for image in images] == [0, 0, 1, 1, 2, 2]
+        for name in folders:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    assert [int(image[0, 0, 0]) for image in one] == [1, 1, 2, 2, 3, 3]
+    assert [int(image[0, 0, 0]) for image in both] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_measuring_images_of_no_data_set_is_one_line():
+    with pytest.raises(UserError, match="TRAIN is empty; name a data set with --dataset"):
+        list(training_images([], FrameTransform(), 1))

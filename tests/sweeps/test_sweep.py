@@ -43,7 +43,6 @@ from ttt_video.sweeps.checks import check_cells, without_weights
 from ttt_video.sweeps.entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.sweeps.workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.tasks import rules
-from ttt_video.world.districts import split_of
 
 KEEP = FrameTransform(min_size=0)
 METRICS = headlines()
@@ -354,7 +353,7 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
         config = cell.arguments[cell.arguments.index("--config") + 1]
         cfg = load_config(config, opts=opts, method=cell.method)
         assert cell.method == cfg.TTT.METHOD
-        if path.stem in ("table1", "districts", "districts_test"):  # nothing ships for them
+        if path.stem == "table1":  # nothing ships for it
             continue
         statistics = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
         needed = [statistics] if statistics or cell.method == "ln_adapt" else []
@@ -425,22 +424,40 @@ def test_colour_settings_are_chosen_on_validation_videos_alone(tmp_path):
     assert chosen["ln_adapt"].LN_ADAPT.PRIOR in tried[key]
 
 
-def test_what_is_looked_at_in_the_districts_of_the_test_was_chosen_before(tmp_path):
-    """The test sweep has other worlds, and settings that were tried on validation worlds."""
-    cells = {
-        name: read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path)
-        for name in ("districts", "districts_test")
+def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_path):
+    """And the table has one rate of each step, which was tried."""
+    folder = config_dir() / "sweeps"
+    rates = {}
+    for name, first, split in (("districts", 1000, "validation"), ("fair_table", 2000, "test")):
+        spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        worlds = [source["world"] for source in spec["sources"].values()]
+        seeds = [w["seed"] + k for w in worlds for k in range(w["videos"])]
+        assert {seed // 1000 * 1000 for seed in seeds} == {first}
+        assert {w["corruption"] for w in worlds if "corruption" in w} == {split}
+        assert any(w.get("districts") for w in worlds)
+        for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells:
+            if cell.name in ("online_ttt_mae", "paper", "release"):
+                opts = [word for pair in cell.overrides.items() for word in pair]
+                ttt = load_config(
+                    cell.flag("--config"), cell.flag("--preset"), opts, method=cell.method
+                ).TTT
+                step = (ttt.OPTIMIZER.NAME, ttt.BATCH_SIZE, ttt.CROP.RESIZE, ttt.MASK_RATIO)
+                rates.setdefault((name, cell.name, step), set()).add(ttt.OPTIMIZER.BASE_LR)
+    tested = {key: values for key, values in rates.items() if key[0] == "fair_table"}
+    assert len(tested) == 3
+    for (_, row, step), values in tested.items():
+        assert len(values) == 1
+        assert values < rates["districts", row, step]
+    prior = {
+        name: {
+            cell.settings["TTT.LN_ADAPT.PRIOR"]
+            for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells
+            if cell.name == "ln_adapt"
+        }
+        for name in ("districts", "fair_table")
     }
-    seeds = {}
-    for name, sweep in cells.items():
-        (world,) = sweep.worlds
-        assert "--districts" in world.arguments
-        seeds[name] = int(world.arguments[world.arguments.index("--seed") + 1])
-    assert {split_of(seed) for seed in seeds.values()} == {"val", "test"}
-    assert (split_of(seeds["districts"]), seeds["districts_test"]) == ("val", 2500)
-    tried = {(cell.name, *sorted(cell.settings.items())) for cell in cells["districts"].cells}
-    tested = {(cell.name, *sorted(cell.settings.items())) for cell in cells["districts_test"].cells}
-    assert tested < tried
+    assert len(prior["fair_table"]) == 1
+    assert prior["fair_table"] < prior["districts"]
 
 
 def test_rates_on_images_are_chosen_on_other_pictures_and_corruptions(tmp_path):

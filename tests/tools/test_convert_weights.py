@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttt_video.modeling.weights import read_checkpoint, weights_hash, write_checkpoint
+from ttt_video.errors import UserError
+from ttt_video.modeling.weights import (
+    load_weights,
+    read_checkpoint,
+    weights_hash,
+    write_checkpoint,
+)
 from ttt_video_cli import call
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
@@ -44,6 +50,29 @@ def test_converts_channels(source, tmp_path):
     out = tmp_path / "out.safetensors"
     convert([str(source), str(out), "--channels", "3"])
     assert read_checkpoint(out)["backbone.patch_embed.proj.weight"].shape == (8, 3, 4, 4)
+
+
+def test_half_precision_is_half_the_file_and_loads_as_the_rounded_values(tmp_path, capsys):
+    source, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    weights = {"weight": torch.tensor([[1.0, 1 / 3], [-2049.0, 1e-3]]), "bias": torch.ones(2)}
+    write_checkpoint({**weights, "count": torch.tensor([70_000])}, source)
+    convert([str(source), str(out), "--half"])
+    assert "(float16, int64)" in capsys.readouterr().out
+    written = read_checkpoint(out)
+    assert written.pop("count").item() == 70_000
+    model = torch.nn.Linear(2, 2)
+    load_weights(model, written)
+    assert model.weight.dtype == torch.float32
+    expected = [[1.0, 1365 / 4096], [-2048.0, 1049 / 2**20]]  # 11 bits, ties to even
+    assert model.weight.tolist() == expected
+
+
+def test_values_beyond_half_precision_are_one_line(tmp_path):
+    source, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    write_checkpoint({"w": torch.tensor([1.0, -7e4])}, source)
+    with pytest.raises(UserError, match="w has values up to 7e\\+04, beyond fp16"):
+        convert([str(source), str(out), "--half"])
+    assert not out.exists()
 
 
 def test_inspect_describes(source, capsys):
@@ -105,6 +134,8 @@ def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path):
         convert([str(source)])  # no OUT
     with pytest.raises(SystemExit, match="2"):
         convert(["--inspect", str(source), "--channels", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        convert(["--inspect", str(source), "--half"])
 
 
 def test_overwrites_when_asked(source):

@@ -13,12 +13,13 @@ from ttt_video.adaptation import build_adapter
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.shipped import config_dir
-from ttt_video.stream import Stream, load_source_model
+from ttt_video.stream import load_source_model
 from ttt_video.sweeps.cells import read_sweep
 from ttt_video.training.joint_training import JointTrainer
 from ttt_video.world import (
     DISTRICTS_VERSION,
     WORLD_CLASS_IDS,
+    WORLD_VERSION,
     WorldVideo,
     datasets,
     render_still,
@@ -209,53 +210,40 @@ def test_scenes_do_not_go_with_districts():
 
 
 def test_the_rows_of_the_sweeps_are_built_as_written(tmp_path):
-    """With the shipped files in place of those that a command makes."""
-    shipped = "ttt_video://quick_joint_world"
-    files = {
-        "MODEL.WEIGHTS": f"{shipped}.safetensors",
-        "TTT.OPTIMIZER.SOURCE_GRADIENTS": f"{shipped}_gradients.safetensors",
-        "TTT.LN_ADAPT.SOURCE_STATISTICS": f"{shipped}_norms.safetensors",
-    }
     model = None
-    for name in ("districts", "districts_test"):
+    for name in ("districts", "fair_table"):
         sweep = read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path)
         for cell in {cell.name: cell for cell in sweep.cells}.values():
             preset = cell.flag("--preset")
             opts = [word for pair in cell.overrides.items() for word in pair]
             cfg = load_config(cell.flag("--config"), preset, opts, method=cell.method)
             assert not cfg.TTT.RECON.NORMALIZE_TARGET
-            assert cfg.TTT.OPTIMIZER.NAME == "SGD"
-            assert bool(cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS) == (preset is None)
-            own = {k: v for k, v in files.items() if "GRADIENTS" not in k or preset is None}
-            cfg.merge_from_list([word for pair in own.items() for word in pair])
+            if cell.method == "online_ttt_mae":
+                adam = preset == "release"
+                assert ("ADAMW" if adam else "SGD") == cfg.TTT.OPTIMIZER.NAME
+                assert bool(cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS) == (preset is None)
             model = model or load_source_model(cfg)
-            adapter = build_adapter(cfg, model)
-            assert adapter is not None
+            assert build_adapter(cfg, model) is not None
 
 
 @pytest.mark.slow
 def test_the_training_of_the_config_takes_a_step(tmp_path, monkeypatch):
-    """On stills of the training districts, from the shipped weights, which have plain targets."""
+    """On stills with and without districts, from shipped weights whose targets are normalised."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setattr(datasets, "STILL_HEIGHT", 32)
     monkeypatch.setattr(datasets, "STILL_WIDTH", 64)
-    monkeypatch.setattr(datasets, "NUM_DISTRICT_STILLS", {"train": 2, "val": 1})
+    for stills in ("NUM_STILLS", "NUM_DISTRICT_STILLS"):
+        monkeypatch.setattr(datasets, stills, {"train": 2, "val": 1})
     opts = ["SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     opts += ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "16"]
     trainer = JointTrainer(load_config("quick/joint_districts.yaml", opts=opts))
     trainer.resume_or_load(False)
     trainer.train()
     assert (tmp_path / "out" / "model_final.pth").is_file()
-    stills = tmp_path / "world_stills" / f"districts-v{DISTRICTS_VERSION}" / "32x64" / "train"
-    assert sorted(path.name for path in stills.iterdir()) == [
-        "0000_0.png", "0000_0_sem.png", "0001_0.png", "0001_0_sem.png"
-    ]  # fmt: skip
+    for version in (f"v{WORLD_VERSION}", f"districts-v{DISTRICTS_VERSION}"):
+        folder = tmp_path / "world_stills" / version / "32x64" / "train"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "0000_0.png", "0000_0_sem.png", "0001_0.png", "0001_0_sem.png"
+        ]  # fmt: skip
     loss = trainer.storage.history("loss_recon").latest()
     assert 0 < loss < 10
-
-
-def test_files_that_nobody_made_yet_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"output/quick_joint_districts/model_final\.pth") as error:
-        Stream.from_pretrained("quick/stream_districts")
-    assert "\n" not in str(error.value)

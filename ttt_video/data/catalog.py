@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,32 @@ def read_pixels(record: Mapping[str, Any]) -> np.ndarray:
     return read_rgb(record["file_name"]) if read is None else read()
 
 
-def training_images(name: str, transform: FrameTransform, count: int) -> Iterator[Tensor]:
-    """Yields images of a registered data set, resized like the frames of a stream.
+def training_images(
+    names: Sequence[str], transform: FrameTransform, count: int
+) -> Iterator[Tensor]:
+    """Yields images of registered data sets, resized like the frames of a stream.
 
-    They are the first ones; of a set in several folders, such as classes or cities, they are spread
-    evenly over the set.
+    They are the first ones; of pictures in several folders, such as classes, cities or data sets,
+    they are spread evenly over all.
 
     Raises:
-        UserError: the data set is unknown or cannot be loaded, or an image cannot be read.
+        UserError: no data set is named, one is unknown or cannot be loaded, or an image cannot be
+            read.
     """
-    check_registered(name, "--dataset")
-    try:
-        every = DatasetCatalog.get(name)
-    except OSError as error:
-        raise UserError(
-            f"data set {name} of --dataset cannot be loaded ({error}): is DETECTRON2_DATASETS set "
-            "to its folder?"
-        ) from error
+    if not names:
+        raise UserError("DATASETS.TRAIN is empty; name a data set with --dataset")
+    every: list[dict[str, Any]] = []
+    for name in names:
+        check_registered(name, "--dataset")
+        try:
+            every += DatasetCatalog.get(name)
+        except OSError as error:
+            raise UserError(
+                f"data set {name} of --dataset cannot be loaded ({error}): is DETECTRON2_DATASETS "
+                "set to its folder?"
+            ) from error
     records = every[:count]
     if len({os.path.dirname(record["file_name"]) for record in every}) > 1 and len(every) > count:
         records = [every[place * len(every) // count] for place in range(count)]
-    for record in tqdm(records, desc=name, unit="image"):
+    for record in tqdm(records, desc=" + ".join(names), unit="image"):
         yield transform(transform.view(read_pixels(record)))

@@ -241,6 +241,22 @@ def set_input_channels(weights: Mapping[str, Tensor], channels: int) -> dict[str
     return converted
 
 
+def half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rounds floating-point weights to fp16, 11 bits; a model takes them in its own dtype again.
+
+    Raises:
+        UserError: a finite value is too large for fp16.
+    """
+    rounded = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
+    for name, value in weights.items():
+        if not torch.equal(torch.isfinite(rounded[name]), torch.isfinite(value)):
+            raise UserError(
+                f"{name} has values up to {value.abs().max():.3g}, beyond fp16's 65504; keep its "
+                "dtype"
+            )
+    return rounded
+
+
 def input_convolution(weights: Mapping[str, Tensor]) -> str | None:
     """Returns the convolution that sees the image: a patch embedding, a ResNet's stem."""
     ends = ("patch_embed.proj.weight", "stem.conv1.weight")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ._weight_files import (
     checkpoint_format,
+    half_precision,
     input_convolution,
     read_checkpoint,
     read_file,
@@ -35,6 +36,7 @@ __all__ = [
     "LoadReport",
     "ShapeDifference",
     "checkpoint_format",
+    "half_precision",
     "input_convolution",
     "load_weights",
     "read_checkpoint",
