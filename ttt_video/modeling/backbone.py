@@ -173,7 +173,7 @@ class FastSwinBlock(SwinTransformerBlock):
         if fuses_norms(x, self.norm1, self.norm2):
             return self.fused(x, None, None, mask_matrix).settled()
         x = x + self.drop_path(self._attention(self.norm1(x), mask_matrix))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self._mlp(self.norm2(x)))
 
     def fused(self, x: Tensor, branch: Tensor | None, gain: Tensor | None, mask: Tensor) -> Stream:
         """Does the same by kernels that sum, normalise and cast in one pass.
