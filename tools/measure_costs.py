@@ -86,8 +86,8 @@ from costs import models
 from costs.attention import attention
 from costs.comparison import Options
 from costs.constant import constancy
-from costs.environment import environment
-from costs.gpu import PARTS, Configs, gpu, limit_memory
+from costs.environment import environment, limit_memory
+from costs.gpu import PARTS, Configs, gpu
 from costs.loop import loops
 from costs.report import report
 from costs.saving import savings

@@ -20,11 +20,8 @@ from ttt_video.errors import UserError
 from ttt_video.modeling.backbone import (
     FastSwinBlock,
     SwinTransformerTTT,
-    _Tokens,
-    _Windows,
-    shift_mask,
-    window_places,
 )
+from ttt_video.modeling.windows import ToTokens, ToWindows, shift_mask, window_places
 
 SWIN = {
     "in_chans": 4,
@@ -142,8 +139,8 @@ def test_tokens_go_to_their_windows_and_back(batch, filled, height, width, shift
     places = window_places(height, width, 3, shift, torch.device("cpu"))
     x = noise(batch, height * width, 2).double().requires_grad_()
     fill = torch.tensor([7.0, 8.0], dtype=torch.float64, requires_grad=True) if filled else None
-    windows = _Windows.apply(x, fill, places)
-    assert torch.equal(_Tokens.apply(windows, places), x)
+    windows = ToWindows.apply(x, fill, places)
+    assert torch.equal(ToTokens.apply(windows, places), x)
 
     padded = torch.zeros(batch, -(-height // 3) * 3, -(-width // 3) * 3, 2, dtype=torch.float64)
     padded += 0 if fill is None else fill.detach()
@@ -152,9 +149,9 @@ def test_tokens_go_to_their_windows_and_back(batch, filled, height, width, shift
     assert torch.equal(windows.view(expected.shape), expected)
 
     inputs = (x, fill) if filled else (x,)
-    assert torch.autograd.gradcheck(lambda x, f=None: _Windows.apply(x, f, places), inputs)
+    assert torch.autograd.gradcheck(lambda x, f=None: ToWindows.apply(x, f, places), inputs)
     assert torch.autograd.gradcheck(
-        lambda x: _Tokens.apply(x, places), windows.detach().requires_grad_()
+        lambda x: ToTokens.apply(x, places), windows.detach().requires_grad_()
     )
 
 

@@ -11,10 +11,11 @@ from detectron2.modeling.backbone.swin import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ttt_video.modeling import deformable_attention, kernels
-from ttt_video.modeling.backbone import FastPatchMerging, FastSwinBlock, shift_mask
+from ttt_video.modeling.backbone import FastPatchMerging, FastSwinBlock
 from ttt_video.modeling.deformable_attention import MSDeformAttn, sampled_attention
 from ttt_video.modeling.pixel_decoder import EncoderLayer, EncoderSizes, reference_points
 from ttt_video.modeling.transformer_decoder import MLP, Attention, FFNLayer
+from ttt_video.modeling.windows import shift_mask
 
 kernel = pytest.importorskip("ttt_video.modeling.kernels.linear")
 

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
 from ttt_video.modeling.postprocess import (
+    enlarged_semantic_inference,
     instance_inference,
     panoptic_inference,
     resized,
@@ -34,6 +36,17 @@ def masks(*rows: str) -> Tensor:
 
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
+
+
+@pytest.mark.parametrize("size", [(3, 4), (6, 8)])
+def test_scores_at_another_size_leave_the_logits_alone(size):
+    generator = torch.Generator().manual_seed(0)
+    classes, logits = (torch.randn(s, generator=generator) for s in ((2, 3), (2, 3, 4)))
+    before = logits.clone()
+    scores = enlarged_semantic_inference(classes, logits, size)
+    assert torch.equal(logits, before)
+    larger = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(scores, semantic_inference(classes, larger))
 
 
 def test_semantic_sums_class_times_mask_over_queries():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_video.modeling.backbone import shift_mask, token_windows, window_places, window_tokens
 from ttt_video.modeling.tables import caches, shared_table
+from ttt_video.modeling.windows import shift_mask, token_windows, window_places, window_tokens
 
 CPU = torch.device("cpu")
 

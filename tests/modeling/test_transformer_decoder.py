@@ -12,6 +12,7 @@ from torch import nn
 from ttt_video.modeling.transformer_decoder import (
     Attention,
     MultiScaleMaskedTransformerDecoder,
+    shrunk,
 )
 
 SIZES = [(2, 3), (4, 6), (8, 12)]
@@ -73,6 +74,24 @@ def test_attention_does_not_see_what_is_not_allowed():
 
 
 # ---- attention masks
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"),
+    [
+        ((16, 24), (8, 12)),
+        ((16, 24), (4, 6)),
+        ((32, 16), (4, 2)),
+        ((12, 24), (4, 8)),
+        ((9, 8), (4, 4)),
+    ],
+)
+def test_smaller_maps_are_those_of_interpolate_to_the_bit(size, smaller):
+    features = torch.randn(2, 16, *size, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(features, smaller, mode="bilinear", align_corners=False)
+    before = features.clone()
+    assert torch.equal(shrunk(features, smaller), expected)
+    assert torch.equal(features, before)
 
 
 def with_identity_embedding(dim: int) -> MultiScaleMaskedTransformerDecoder:

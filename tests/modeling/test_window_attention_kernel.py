@@ -9,8 +9,9 @@ import torch
 from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from torch import Tensor
 
-from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT, shift_mask
+from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT
 from ttt_video.modeling.kernels import VARIABLE
+from ttt_video.modeling.windows import shift_mask
 
 kernel = pytest.importorskip("ttt_video.modeling.kernels.window_attention")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import statistics
 import sys
 
 import numpy as np
@@ -204,6 +205,10 @@ def test_speed_is_operations_over_seconds():
     assert ratios == [
         b / a for a, b in zip(*(run["seconds"]["all"] for run in runs.values()), strict=True)
     ]
+    rounds = zip(*(run["cpu_seconds"] for run in runs.values()), strict=True)
+    found = result["cpu_speedup"]["twice"]
+    assert math.isclose(found["mean"], statistics.fmean(b / a for a, b in rounds))
+    assert found["interval"][0] <= found["mean"] <= found["interval"][1]
 
 
 def test_cases_are_every_size_batch_and_precision():

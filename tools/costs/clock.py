@@ -54,8 +54,9 @@ def measure(
         warmup: calls before them.
 
     Returns:
-        By name: ``seconds`` (:func:`spread`), ``cpu_seconds_median`` (of all cores together; the
-        number to believe on a machine that does other things, too), ``peak_memory_bytes`` (of the
+        By name: ``seconds`` (:func:`spread`), ``cpu_seconds`` of all cores together, call by call,
+        and ``cpu_seconds_median`` (to believe on a machine that does other things, too),
+        ``peak_memory_bytes`` (of the
         process, or of the GPU's allocator) and ``working_memory_bytes`` (how much the work added).
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -78,6 +79,7 @@ def measure(
     return {
         name: {
             "seconds": spread(seconds[name]),
+            "cpu_seconds": cpu_seconds[name],
             "cpu_seconds_median": statistics.median(cpu_seconds[name]),
             "peak_memory_bytes": peaks[name],
             "working_memory_bytes": added[name],

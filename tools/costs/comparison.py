@@ -13,6 +13,7 @@ from torch import Tensor
 from costs.clock import Work, measure, spread
 from costs.environment import matmul_peak
 from costs.flops import count_flops
+from ttt_video.report.statistics import estimate
 
 OURS = "ttt_video"
 HUGGING_FACE = "huggingface"
@@ -71,8 +72,9 @@ def compare(
 
     Returns:
         ``runs`` by name (see :func:`costs.clock.measure`; with ``flop``, ``flop_per_second`` and
-        ``share_of_peak`` if operations are counted) and ``speedup``: by peer, the :func:`spread` of
-        its seconds over ours, round by round.
+        ``share_of_peak`` if operations are counted), ``speedup``: by peer, the :func:`spread` of
+        its seconds over ours, round by round; and ``cpu_speedup``: the mean of the same ratios of
+        CPU seconds and its 95 % ``interval``, None for one round.
     """
     runs = measure(works, device, steps=options.steps, warmup=options.warmup)
     result: dict[str, Any] = {"runs": runs}
@@ -83,10 +85,17 @@ def compare(
             runs[name]["flop"] = count_flops(work)
             speed = runs[name]["flop"] / runs[name]["seconds"]["median"]
             runs[name].update(flop_per_second=speed, share_of_peak=speed / peak)
-    ours = runs[OURS]["seconds"]["all"]
+    ours, peers = runs[OURS], {name: run for name, run in runs.items() if name != OURS}
     result["speedup"] = {
-        name: spread([b / a for a, b in zip(ours, run["seconds"]["all"], strict=True)])
-        for name, run in runs.items()
-        if name != OURS
+        name: spread(_ratios(run["seconds"]["all"], ours["seconds"]["all"]))
+        for name, run in peers.items()
     }
+    result["cpu_speedup"] = {}
+    for name, run in peers.items():
+        found = estimate(_ratios(run["cpu_seconds"], ours["cpu_seconds"]))
+        result["cpu_speedup"][name] = {"mean": found.mean, "interval": found.interval}
     return result
+
+
+def _ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    return [b / a for a, b in zip(ours, theirs, strict=True)]

@@ -16,6 +16,7 @@ import torch
 
 from costs.clock import synchronize
 from ttt_video.adaptation.precision import PRECISIONS, tf32
+from ttt_video.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "detectron2", "sal-detectron2", "transformers", "numpy")
 
@@ -99,3 +100,17 @@ def copy_peak(device: torch.device) -> float:
         synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * count / min(seconds[1:])
+
+
+def limit_memory(gib: float) -> None:
+    """Lets this process have so much of the GPU's memory and no more.
+
+    Raises:
+        UserError: there is no GPU, or it has less.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(f"--memory {gib:g} limits a GPU's memory, and there is no GPU")
+    share = gib * 2**30 / torch.cuda.mem_get_info()[1]
+    if not 0 < share <= 1:
+        raise UserError(f"--memory {gib:g} is not within the GPU's {gib / share:.1f} GiB")
+    torch.cuda.set_per_process_memory_fraction(share)

@@ -44,6 +44,10 @@ def _case(case: dict[str, Any]) -> list[str]:
             )
     for name, ratio in case.get("speedup", {}).items():
         lines.append(f"    {name} takes {ratio['median']:.2f} times as long")
+        cpu = case.get("cpu_speedup", {}).get(name)
+        if cpu and cpu["interval"]:
+            low, high = cpu["interval"]
+            lines[-1] += f", in CPU seconds {cpu['mean']:.2f} [{low:.2f}, {high:.2f}]"
     for name, flop in case.get("flop", {}).items():
         lines.append(f"    {flop / 1e12:.3f} TFLOP {name}")
     if case.get("stages"):

@@ -217,4 +217,4 @@ class MSDeformAttn(nn.Module):
         locations = locations.view(batch, queries, heads, levels, points, 2)
         attend = attention_function(query.device.type)
         out = attend(values.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
-        return self.output_proj(out)
+        return run_linear(self.output_proj, out)

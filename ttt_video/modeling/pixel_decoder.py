@@ -69,7 +69,10 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         attended = self.self_attn(tokens + position, reference, tokens, shapes)
         tokens = self.norm1(tokens + self.dropout1(attended))
-        hidden = self.linear2(self.dropout2(F.relu(self.linear1(tokens))))
+        if self.drops:
+            hidden = self.linear2(self.dropout2(F.relu(self.linear1(tokens))))
+        else:
+            hidden = run_mlp(self.linear1, self.linear2, tokens, relu=True)
         return self.norm2(tokens + self.dropout3(hidden))
 
     @property

@@ -28,8 +28,12 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     ``class_logits`` are (Q, K + 1), ``mask_logits`` (Q, H, W). The scores are (K, H, W) float and
     not normalised over classes.
     """
+    return _summed_over_queries(class_logits, mask_logits.sigmoid())
+
+
+def _summed_over_queries(class_logits: Tensor, mask_probs: Tensor) -> Tensor:
     probs = class_logits.softmax(-1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", probs, mask_logits.sigmoid())
+    return torch.einsum("qk,qhw->khw", probs, mask_probs)
 
 
 def enlarged(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -48,7 +52,8 @@ def enlarged_semantic_inference(
     product, and they have no gradient.
     """
     if torch.is_grad_enabled() or not use_kernels(mask_logits):
-        return semantic_inference(class_logits, enlarged(mask_logits, size))
+        # In place, as a second tensor of this size takes longer to get than to fill.
+        return _summed_over_queries(class_logits, enlarged(mask_logits, size).sigmoid_())
     from .kernels.masks import mask_probabilities
     from .kernels.norms import product_dtype
 

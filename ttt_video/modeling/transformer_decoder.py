@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .kernels import fuses_norms, run_linear, run_mlp, run_product
 from .position_encoding import sine_position_embedding
+from .tables import is_exporting
 
 if TYPE_CHECKING:
     from .kernels.norms import Normed
@@ -122,6 +123,24 @@ class MLP(nn.Module):
         return run_linear(self.layers[-1], x)  # type: ignore[arg-type]
 
 
+def shrunk(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns (B, C, H, W) at a smaller size by ``F.interpolate``'s bilinear rule, without grad.
+
+    A size that is 1/2, 1/4, ... of the maps' takes the mean of the four pixels around its own
+    pixels' centres. A CPU reads only them, and sums in PyTorch's order for 16 channels or more.
+    """
+    step = maps.shape[-2] // size[0]
+    exact = (step * size[0], step * size[1]) == maps.shape[-2:] and step in (2, 4, 8, 16)
+    if maps.device.type != "cpu" or not exact or is_exporting():
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    first, second = (
+        (maps[..., row::step, step // 2 - 1 :: step], maps[..., row::step, step // 2 :: step])
+        for row in (step // 2 - 1, step // 2)
+    )
+    total = second[0] + second[1]
+    return total.add_(first[1]).add_(first[0]).mul_(0.25)
+
+
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Learned queries that read the pixel decoder's levels in turn, each inside its own mask."""
@@ -222,18 +241,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = mask_features.shape[0]
         memories, positions, coarse_features = [], [], []
         for i, (level, proj) in enumerate(zip(levels, self.input_proj, strict=True)):
-            height, width = size = level.shape[-2:]
+            height, width = size = (level.shape[-2], level.shape[-1])
             memory = proj(level).flatten(2) + self.level_embed.weight[i][:, None]
             memories.append(memory.transpose(1, 2))
             position = sine_position_embedding(height, width, self.hidden_dim, level.device)
             positions.append(position.flatten(2).transpose(1, 2))
             # Resizing is linear, so features resized once per level give the attention masks that
             # resizing every full-size prediction would, for a fraction of the work.
-            coarse_features.append(
-                F.interpolate(
-                    mask_features.detach(), size=size, mode="bilinear", align_corners=False
-                )
-            )
+            coarse_features.append(shrunk(mask_features.detach(), size))
 
         if self._is_fused(mask_features):
             return self._fused(memories, positions, coarse_features, mask_features, every_layer)

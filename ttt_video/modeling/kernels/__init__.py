@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .. import onednn
 from ..tables import is_exporting
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,21 @@ def has_hooks(*modules: nn.Module) -> bool:
 
 
 def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs."""
+    """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs.
+
+    Large products on a CPU are oneDNN's, unless :data:`VARIABLE` says "off".
+    """
     if not (torch.is_grad_enabled() and use_kernels(x)):
+        if _by_onednn(x, weight):
+            return onednn.linear(x, weight, bias)
         return F.linear(x, weight, bias)
     from .linear import linear
 
     return linear(x, weight, bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return onednn.runs_onednn(x, weight) and kernels_choice() != "off"
 
 
 def run_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -95,8 +105,12 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
     It is ReLU, or else GELU, the exact one.
     """
     if not (use_kernels(x) and _is_plain(first) and _is_plain(second)):
-        hidden = first(x)
-        return second(F.relu(hidden) if relu else F.gelu(hidden))
+        if relu and _is_plain(first) and _by_onednn(x, first.weight):
+            hidden = onednn.linear(x, first.weight, first.bias, relu=True)
+        else:
+            hidden = run_linear(first, x)
+            hidden = F.relu(hidden) if relu else F.gelu(hidden)
+        return run_linear(second, hidden)
     from .linear import mlp
 
     return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)

@@ -1,0 +1,120 @@
+"""Products by oneDNN against float64, and where they are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttt_video.modeling import onednn
+from ttt_video.modeling.kernels import run_linear, run_mlp
+
+pytestmark = pytest.mark.skipif(not onednn._is_there(), reason="the CPU has no AVX-512")
+
+
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The inputs of all products that oneDNN computes."""
+    seen: list[Tensor] = []
+    product = onednn._product
+
+    def spy(x: Tensor, *others: Any) -> Tensor:
+        seen.append(x)
+        return product(x, *others)
+
+    monkeypatch.setattr(onednn, "_product", spy)
+    return seen
+
+
+def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 9, 7), (1, 33, 7), (2, 3, 4, 7)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_product_and_gradients_are_those_of_float64(
+    shape: tuple[int, ...], with_bias: bool, transposed: bool
+) -> None:
+    x, weight, bias = tensors(shape, (6, 7), (6,))
+    (grad,) = tensors((*shape[:-1], 6))
+    given, grad = x, grad.detach()
+    if transposed:  # as tokens of a feature map are
+        given = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+        grad = grad.transpose(-1, -2).contiguous().transpose(-1, -2)
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    out = onednn.linear(given, weight, bias if with_bias else None)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = F.linear(*exact)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(out, inputs, grad)
+    for found, true in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_gradients_that_are_asked_for_are_computed(calls: list[Tensor]) -> None:
+    x, weight, bias = tensors((4, 8), (3, 8), (3,))
+    out = onednn.linear(x.detach(), weight.detach(), bias)
+    out.sum().backward()
+    assert len(calls) == 1  # no gradient of the input
+    assert bias.grad is not None
+    torch.testing.assert_close(bias.grad, torch.full((3,), 4.0))
+
+
+def test_layers_use_it_except_where_something_else_is_asked_for(
+    calls: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, (x,) = nn.Linear(8, 4), tensors((5, 8))
+
+    def used() -> bool:
+        calls.clear()
+        run_linear(layer, x)
+        return bool(calls)
+
+    assert used()
+    monkeypatch.setenv("TTT_VIDEO_KERNELS", "off")
+    assert not used()
+    monkeypatch.delenv("TTT_VIDEO_KERNELS")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not used()
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 5)
+    assert not used()
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 4)
+    monkeypatch.setattr(onednn, "LEAST", 8 * 4 * 5 + 1)
+    assert not used()
+    monkeypatch.setattr(onednn, "LEAST", 8 * 4 * 5)
+    assert used()
+    x = x.double()
+    layer.double()
+    assert not used()
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_an_mlp_has_the_gradients_of_its_layers(relu: bool) -> None:
+    torch.manual_seed(0)
+    first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors((5, 8))
+    inputs = [x, *first.parameters(), *second.parameters()]
+    grads = torch.autograd.grad(run_mlp(first, second, x, relu=relu).square().sum(), inputs)
+    hidden = F.linear(x, first.weight, first.bias)
+    plain = F.linear(F.relu(hidden) if relu else F.gelu(hidden), second.weight, second.bias)
+    for found, true in zip(grads, torch.autograd.grad(plain.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hook_sees_the_hidden_layer_before_the_activation() -> None:
+    torch.manual_seed(0)
+    first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors((5, 8))
+    seen: list[Tensor] = []
+    first.register_forward_hook(lambda module, args, out: seen.append(out))
+    run_mlp(first, second, x, relu=True)
+    assert (seen[0] < 0).any()
