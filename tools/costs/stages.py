@@ -23,7 +23,7 @@ from ttt_video.errors import UserError
 from ttt_video.files import read_json_object, write_atomically
 from ttt_video.stream import Results, RunDirectory, Settings, Sink, StreamEvaluation
 from ttt_video.stream.clock import Clock
-from ttt_video.stream.stage_times import PARTS, cost_settings, read_cases
+from ttt_video.stream.stage_times import PARTS, cost_settings, read_cases, told_settings
 from ttt_video.structures import Frame
 
 STEP = "step of "
@@ -42,8 +42,8 @@ def stages(cfg: CfgNode, options: Options, *, cpu_seconds: bool = False) -> dict
 
     Returns:
         ``cases``, one for each size of files, with ``size`` of the frames at the network's
-        resolution, ``method``, ``settings`` (``cost_settings``) and ``runs``: the seconds of every
-        part, and of steps by their number of samples ("step of 4").
+        resolution, ``method``, ``settings`` (``cost_settings`` and ``told_settings``) and ``runs``:
+        the seconds of every part, and of steps by their number of samples ("step of 4").
 
     Raises:
         UserError: CPU seconds are asked for with several threads.
@@ -88,7 +88,7 @@ def _case(
         "batch": cfg.TTT.BATCH_SIZE,
         "precision": cfg.TTT.PRECISION,
         "method": method,
-        "settings": cost_settings(cfg, method),
+        "settings": {**cost_settings(cfg, method), **told_settings(cfg, method)},
         "runs": runs,
     }
 
