@@ -254,8 +254,6 @@ def run(args: argparse.Namespace) -> None:
         if value is not None:
             args.opts = [*args.opts, f"TTT.CLOCK.{key}", str(value)]
     cfg = config_of(args, args.method)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     if cfg.TTT.CLOCK.PROFILE:
         stage_times(cfg, cfg.TTT.METHOD)  # before the time to load the weights
     for network in NETWORKS:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_weights_argument
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    add_weights_argument(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
@@ -31,8 +31,6 @@ def run(args: argparse.Namespace) -> None:
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
     cfg = config_of(args, "none")
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
     images = training_images(name, FrameTransform.from_config(cfg), args.max_images)
     statistics = measure_statistics(load_source_model(cfg), images)
