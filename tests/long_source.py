@@ -171,15 +171,15 @@ def main() -> None:
     # What the killed process does not take is gone, so that there have to be enough laps for both.
     parts = (laps, args.breaks) if args.kill is None else (2 * laps, 1)
     with looped(args.video, *parts) as url:
-        words = ["--source", url, "--max-frames", str(args.frames), "--output", str(run), *flags]
-        process = start(words, args.output / "log.txt")
+        words = ["--source", url, "--max-frames", str(args.frames), "--output", str(run)]
+        process = start([*words, *flags], args.output / "log.txt")
         code = watch(process, rows_there, saw)
         if args.kill is not None:
             pictures = {folder.name: len(list(folder.glob("*/*.png"))) for folder in run.iterdir()}
             facts = {name: count for name, count in pictures.items() if count}
             print(json.dumps({"exit": code, "killed at": rows_there.look(), **facts}), flush=True)
             kill_at = args.frames + 1
-            process = start([*words, "--resume"], args.output / "log.txt")
+            process = start([*words, "--resume", *flags], args.output / "log.txt")
             code = watch(process, rows_there, saw)
             summary = json.loads((run / "summary.json").read_text())
             print(json.dumps({"gaps": summary.get("gaps")}))
