@@ -3,7 +3,8 @@
 python tests/long_source.py bikes.mp4 --frames 10000 --breaks 3 --output output/long -- FLAGS
 
 FLAGS are those of ``ttt-video stream``. FFmpeg, through PyAV, sends the video's own packets lap
-after lap over a loopback port, without a pause; the tool's process is watched from outside.
+after lap over a loopback port, without a pause; the tool's process is watched from outside. With
+``--kill SEED`` it is killed once, at a frame that the seed chooses, and goes on with ``--resume``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("--frames", type=int, required=True, help="a multiple of the video's")
     parser.add_argument("--breaks", type=int, default=0, help="how often the sender breaks off")
+    parser.add_argument("--kill", type=int, metavar="SEED", help="kill it once, and go on")
     parser.add_argument("--every", type=int, default=1000, help="frames between looks at memory")
     parser.add_argument("--output", type=Path, required=True)
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
@@ -150,6 +153,10 @@ def main() -> None:
     started, seen = time.monotonic(), 0
     args.output.mkdir(parents=True)
 
+    kill_at = args.frames + 1  # never
+    if args.kill is not None:
+        kill_at = random.Random(args.kill).randrange(args.frames // 4, args.frames * 3 // 4)
+
     def saw(rows: int) -> bool:
         nonlocal seen
         if rows // args.every > seen // args.every or (seen < 100 <= rows):
@@ -157,13 +164,25 @@ def main() -> None:
             facts = {"rows": rows, "seconds": seconds, "mib": round(resident(process.pid), 1)}
             print(json.dumps(facts), flush=True)
         seen = rows
-        return True
+        return rows < kill_at
 
-    with looped(args.video, laps, args.breaks) as url:
-        run = args.output / "run"
+    run = args.output / "run"
+    rows_there = Rows(run / "frames.jsonl")
+    # What the killed process does not take is gone, so that there have to be enough laps for both.
+    parts = (laps, args.breaks) if args.kill is None else (2 * laps, 1)
+    with looped(args.video, *parts) as url:
         words = ["--source", url, "--max-frames", str(args.frames), "--output", str(run)]
         process = start([*words, *flags], args.output / "log.txt")
-        code = watch(process, Rows(run / "frames.jsonl"), saw)
+        code = watch(process, rows_there, saw)
+        if args.kill is not None:
+            pictures = {folder.name: len(list(folder.glob("*/*.png"))) for folder in run.iterdir()}
+            facts = {name: count for name, count in pictures.items() if count}
+            print(json.dumps({"exit": code, "killed at": rows_there.look(), **facts}), flush=True)
+            kill_at = args.frames + 1
+            process = start([*words, "--resume", *flags], args.output / "log.txt")
+            code = watch(process, rows_there, saw)
+            summary = json.loads((run / "summary.json").read_text())
+            print(json.dumps({"gaps": summary.get("gaps")}))
     rows = [json.loads(line) for line in (run / "frames.jsonl").read_text().splitlines()]
     in_order = [row["frame_index"] for row in rows] == list(range(args.frames))
     print(json.dumps({"exit": code, "rows": len(rows), "every index in order": in_order}))

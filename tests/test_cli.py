@@ -490,7 +490,7 @@ def test_a_file_that_is_no_text(tmp_path):
         (["TTT.RESET", "sometimes"], "TTT.RESET is 'sometimes'"),
         (["TTT.OPTIMIZER.BASE_LR", "-1.0"], "TTT.OPTIMIZER.BASE_LR is -1.0"),
         (["TTT.WINDOW_SIZE.X", "1"], "TTT.WINDOW_SIZE.X"),
-        (["TTT.MASK_RATIO", "0"], "TTT.MASK_RATIO"),  # yacs wants 0.0
+        (["TTT.MASK_RATIO", "half"], "TTT.MASK_RATIO"),
         (["--output", "x"], "--output"),
     ],
 )

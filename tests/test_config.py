@@ -266,3 +266,46 @@ def test_a_window_that_is_chosen_goes_with_any_method(tmp_path, method, size):
     file = tmp_path / "own.yaml"
     file.write_text("TTT: {WINDOW_SIZE: auto}\n")
     assert size == load_config(str(file), method=method).TTT.WINDOW_SIZE
+
+
+WHOLE = [
+    "TTT.CLOCK.FPS",
+    "TTT.OPTIMIZER.BASE_LR",
+    "SOLVER.BASE_LR",
+    "MODEL.MASK_FORMER.DICE_WEIGHT",
+]
+
+
+@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("place", ["file", "overrides", "weights"])
+def test_a_whole_number_may_stand_for_a_float(tmp_path, key, place):
+    nested = 2
+    for name in reversed(key.split(".")):
+        nested = {name: nested}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(nested))
+    given = {
+        "file": (str(tmp_path / "own.yaml"), None, []),
+        "overrides": (None, None, [key, "2"]),
+        "weights": (CfgNode(nested), None, []),
+    }
+    found = flatten(load_config(*given[place]))[key]
+    assert (found, type(found)) == (2.0, float)
+    assert nested[key.split(".")[0]] is not None
+    with pytest.raises(UserError, match="BATCH_SIZE"):  # the other way round is a mistake
+        load_config(None, None, ["TTT.BATCH_SIZE", "2.5"])
+
+
+@pytest.mark.parametrize("key", ["WINDOW_SIZE", "BATCH_SIZE", "METHOD", "RECORD_STEPS"])
+def test_a_key_without_a_value_is_a_line(tmp_path, key):
+    (tmp_path / "own.yaml").write_text(f"TTT: {{{key}: null}}\n")
+    message = f"does not merge: TTT.{key} has no value; give one, or leave the key out"
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "own.yaml"))
+    with pytest.raises(UserError, match=message):
+        load_config(None, None, [f"TTT.{key}", "None"])
+
+
+def test_a_config_of_an_older_detectron2_is_a_line(tmp_path):
+    (tmp_path / "own.yaml").write_text("VERSION: 1\n")
+    with pytest.raises(UserError, match="VERSION is 1, and detectron2's keys are of version 2"):
+        load_config(str(tmp_path / "own.yaml"))

@@ -40,6 +40,9 @@ def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
         method=method,
         allow_unsafe_yaml=args.allow_unsafe_yaml,
     )
+    weights: str | None = getattr(args, "weights", None)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = weights
     check_device(cfg.MODEL.DEVICE)
     return cfg
 

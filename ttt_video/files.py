@@ -260,6 +260,17 @@ def make_folder(folder: Path, name: str = "--output") -> None:
         raise UserError(f"{name} {folder} cannot be made: {error.strerror}") from error
 
 
+def make_empty_folder(folder: Path) -> None:
+    """Makes the folder of ``--output`` if it is missing.
+
+    Raises:
+        UserError: it cannot be made, or something is in it.
+    """
+    make_folder(folder)
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give another --output")
+
+
 def file_stem(video_id: str) -> str:
     """Returns a file name for a video: its id, or a part of it with a hash if it is no file name.
 

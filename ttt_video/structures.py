@@ -88,7 +88,10 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def frames_after(self, frame_index: int) -> Iterator[Frame]:
-        """Returns the frames that follow the one with this index, in the source's own order."""
+        """Returns the frames that follow the one with this index, in the source's own order.
+
+        A live source gives those to come, numbered on from this index.
+        """
         ...
 
     def fingerprint(self) -> list[list[Any]] | None:

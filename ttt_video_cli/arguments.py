@@ -106,6 +106,18 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--weights``, which ``ttt_video.cli.config_of`` puts into the config."""
+    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+
+
+def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of commands that look at labelled videos and write a folder of their own."""
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="labelled videos")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    add_weights_argument(parser)
+
+
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--preset``, ``--allow-unsafe-yaml`` and ``--register``."""
     parser.add_argument(

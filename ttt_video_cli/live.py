@@ -143,8 +143,6 @@ def run(args: argparse.Namespace) -> None:
 
     choose_config(args)
     cfg = config_of(args, args.method)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     find_method(cfg.TTT.METHOD)
     cfg.freeze()
     sources = open_videos(cfg, partial(open_sources, args))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_labelled_arguments
 
 WINDOWS = (1, 2, 4, 8, 16, 32)
 LAGS = (1, 2, 4, 8, 16, 32)
@@ -20,9 +20,7 @@ SKETCH = 65521
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="labelled videos")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    add_labelled_arguments(parser)
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
     parser.add_argument("--max-videos", type=int, metavar="N", help="default: all")
     parser.add_argument(
@@ -74,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.data.ordering import FirstFrames
     from ttt_video.data.sources import open_dataset
     from ttt_video.errors import UserError
-    from ttt_video.files import make_folder, write_atomically
+    from ttt_video.files import make_empty_folder, write_atomically
     from ttt_video.locality import estimate_locality, labelled_samples, measure_gradients
     from ttt_video.report.locality_figures import locality_table, plot_locality
     from ttt_video.stream import load_source_model
@@ -96,8 +94,6 @@ def run(args: argparse.Namespace) -> None:
         args.config_file = DEFAULT_STREAM_CONFIG
         print(f"config: {DEFAULT_STREAM_CONFIG} (no --config given)")
     cfg = config_of(args)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     cfg.freeze()
     sources = open_videos(cfg, lambda transform: open_dataset(args.dataset, transform))
     adapter = build_adapter(cfg, load_source_model(cfg))
@@ -107,9 +103,7 @@ def run(args: argparse.Namespace) -> None:
             "measured with that of online_ttt_mae"
         )
     folder = Path(args.output)
-    make_folder(folder)
-    if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give another --output")
+    make_empty_folder(folder)
     found = []
     for source in islice(sources, args.max_videos):
         frames = FirstFrames(source, args.max_frames)

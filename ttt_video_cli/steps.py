@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_labelled_arguments
 
 STEPS = (0, 1, 2, 4, 8, 16)
 
@@ -19,9 +19,7 @@ STEPS = (0, 1, 2, 4, 8, 16)
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="labelled videos")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    add_labelled_arguments(parser)
     parser.add_argument("--video", metavar="ID", help="default: the first of the data set")
     parser.add_argument("--frame", type=int, default=0, metavar="INDEX", help="default: 0")
     parser.add_argument(
@@ -45,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.data.grey import open_videos
     from ttt_video.data.sources import open_dataset
     from ttt_video.errors import UserError, suggestion
-    from ttt_video.files import make_folder
+    from ttt_video.files import make_empty_folder
     from ttt_video.locality import follow_steps, labelled_samples
     from ttt_video.report.step_figures import write_steps
     from ttt_video.stream import load_source_model
@@ -55,8 +53,6 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--frame and --steps count from 0, and {low[0]} is below it")
     args.config_file = args.config_file or DEFAULT_STREAM_CONFIG
     cfg = config_of(args)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     cfg.freeze()
     sources = {s.video_id: s for s in open_videos(cfg, lambda t: open_dataset(args.dataset, t))}
     name = args.video if args.video is not None else next(iter(sources))
@@ -73,8 +69,6 @@ def run(args: argparse.Namespace) -> None:
             "reconstruction or no labelled loss to show: take online_ttt_mae with MaskFormerTTT"
         )
     folder = Path(args.output)
-    make_folder(folder)
-    if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give another --output")
+    make_empty_folder(folder)
     print(write_steps(follow_steps(cfg, adapter, sample, frame, args.steps), folder))
     print(f"written to {folder}")

@@ -37,11 +37,6 @@ class StreamParser(ToolParser):
                 self.error(f"{flag} is for --camera and --source")
         if args.duration is not None and not args.duration > 0:
             self.error(f"--duration is {args.duration:g}; give a number of seconds")
-        if live and args.resume:
-            self.error(
-                "--resume goes on with videos that can be read again, and not with a live source: "
-                "choose another --output"
-            )
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses the arguments; exactly one flag must name videos."""
@@ -259,8 +254,6 @@ def run(args: argparse.Namespace) -> None:
         if value is not None:
             args.opts = [*args.opts, f"TTT.CLOCK.{key}", str(value)]
     cfg = config_of(args, args.method)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     if cfg.TTT.CLOCK.PROFILE:
         stage_times(cfg, cfg.TTT.METHOD)  # before the time to load the weights
     for network in NETWORKS:
@@ -271,11 +264,9 @@ def run(args: argparse.Namespace) -> None:
     formats, moments = format_names(args.save), weight_moments(args.save_weights)
     sources = open_videos(cfg, partial(open_sources, args))
     check_predicted_classes(cfg, args.dataset or "")
-    if any(source.live for source in sources):
-        args.save_every = 0  # there is nothing to go on from
-        if len(sources) > 1:  # none ends, so they run at once
-            check_independent(cfg, "give one --source, not a list")
-            args.workers = len(sources)
+    if len(sources) > 1 and any(source.live for source in sources):  # none ends: all at once
+        check_independent(cfg, "give one --source, not a list")
+        args.workers = len(sources)
     if args.workers > 1:
         check_independent(cfg)
     model = load_source_model(cfg) if args.workers == 1 else None  # mistakes leave no folder

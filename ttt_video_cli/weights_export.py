@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("give --config, or --weights of a file that --save-weights wrote")
     args.opts = [*args.opts, "MODEL.DEVICE", "cpu"]  # files are the same wherever they are made
     cfg = config_of(args)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     model = load_source_model(cfg)
     prediction, images = Prediction(model), example_images(cfg, size)
     header = None if Path(cfg.MODEL.WEIGHTS).is_dir() else read_header(cfg.MODEL.WEIGHTS)

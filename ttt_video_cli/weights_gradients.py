@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_weights_argument
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    add_weights_argument(parser)
     parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
     parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="default: 100")
@@ -41,8 +41,6 @@ def run(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise UserError(f"--batches is {args.batches}; give at least 1")
     cfg = config_of(args, args.method)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS = ""  # it is what is measured here,
     cfg.TTT.PRESET = ""  # and no preset misses it
     adapter = build_adapter(cfg, load_source_model(cfg))

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_weights_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         metavar="FILE.safetensors",
         help="for TTT.LEARN_ON_CHANGE.SOURCE_HEAD, of the layers under TTT.LEARN_ON_CHANGE.READ",
     )
-    parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+    add_weights_argument(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
@@ -45,8 +45,6 @@ def run(args: argparse.Namespace) -> None:
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
     cfg = config_of(args, "none")
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
     names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
     transform, model = FrameTransform.from_config(cfg), load_source_model(cfg)
 

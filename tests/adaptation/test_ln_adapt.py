@@ -10,7 +10,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
-from ttt_video.adaptation import SlidingWindow
+from ttt_video.adaptation import SlidingWindow, precision
 from ttt_video.adaptation.ln_adapt import NormAdapter, ln_adapt
 from ttt_video.adaptation.norm_statistics import (
     Statistics,
@@ -88,6 +88,33 @@ def adapt(adapter: NormAdapter, window: SlidingWindow, sample: dict) -> Tensor:
     window.push(sample)
     adapter.adapt(window, seeded())
     return adapter.predict(sample)["pixels"]
+
+
+@pytest.mark.parametrize(("given", "allowed"), [("fp32", False), ("bf16", False), ("tf32", True)])
+def test_tf32_is_used_only_where_it_is_asked_for(monkeypatch, given, allowed):
+    """Without a GPU the switches are there all the same; nothing is computed on one."""
+    model, seen = Toy(norm("layer")).eval(), []
+    forward = model.forward
+
+    def noting(batch):
+        seen.append(precision._allowed())
+        return forward(batch)
+
+    monkeypatch.setattr(model, "forward", noting)
+    monkeypatch.setattr(Toy, "device", torch.device("cuda"))
+    before = precision._allowed()
+    try:
+        for process in (True, False):
+            precision._allow(process, process)
+            source = measure_statistics(model, [frame(9)["image"]], ["backbone"])
+            adapter = NormAdapter(model, source=source, prior=0.0, precision=given)
+            window = SlidingWindow(1)
+            window.push(frame(0))
+            adapter.adapt(window, seeded())
+            assert precision._allowed() == (process, process)
+    finally:
+        precision._allow(*before)
+    assert seen == [(False, False), (allowed, allowed)] * 2
 
 
 @pytest.mark.parametrize("kind", ["layer", "group"])

@@ -318,10 +318,17 @@ def test_an_error_in_the_reader_is_the_consumers(monkeypatch):
         list(LiveSource(0, KEEP))
 
 
-def test_what_comes_once_has_no_other_order(monkeypatch):
+def test_a_source_that_goes_on_counts_on(monkeypatch):
     FakeCamera(monkeypatch, None, None)
-    with pytest.raises(UserError, match=r"camera 0 gives its frames as they come, .* number \(4\)"):
-        LiveSource(0, KEEP).frames_after(4)
+    frames = list(islice(LiveSource(0, KEEP).frames_after(4), 3))
+    assert [frame["frame_index"] for frame in frames] == [5, 6, 7]
+    assert frames[0]["file_name"] == "camera 0#5"
+    (newest,) = islice(LiveSource(0, KEEP, latest=True).frames_after(4), 1)
+    assert newest["frame_index"] == 5 + newest["dropped"]
+
+
+def test_what_comes_once_has_no_other_order(monkeypatch):
+    FakeCamera(monkeypatch, None)
     source = FirstFrames(LiveSource(0, KEEP), 3)
     assert (source.live, source.num_frames) == (True, 3)
     with pytest.raises(UserError, match=r"camera 0 gives its frames as they come: .*FRAME_ORDER"):

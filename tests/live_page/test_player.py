@@ -249,3 +249,5 @@ def test_the_world_is_a_camera_that_drops_what_nobody_could_see():
     third = next(frames)
     assert (third["frame_index"], third["dropped"]) == (7, 5)
     assert third["picture"].shape == (128, 256, 3)
+    on = next(WorldCamera(FrameTransform(), clock=lambda: now[0], sleep=sleep).frames_after(7))
+    assert (on["frame_index"], on["dropped"]) == (8, 0)

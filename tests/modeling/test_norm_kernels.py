@@ -150,6 +150,16 @@ def test_nothing_is_kept_without_gradients():
     assert out.query is None
 
 
+def test_group_norm_of_no_images():
+    x = torch.zeros(0, 6, 4, requires_grad=True)
+    norm = nn.GroupNorm(2, 4)
+    out = channels_last.group_norm(x, norm, (2, 3), dtype=torch.float32, relu=True)
+    assert out.shape == (0, 6, 4)
+    out.sum().backward()
+    assert x.grad.shape == (0, 6, 4)
+    assert norm.weight.grad.tolist() == norm.bias.grad.tolist() == [0.0] * 4
+
+
 def plain_group_norm(x, norm, size, relu, coarse, coarse_size):
     y = norm(x.transpose(1, 2).unflatten(2, size))
     if coarse is not None:

@@ -27,7 +27,13 @@ from ttt_video.stream import (
 )
 from ttt_video.stream.clock import Clock, SimulatedClock
 from ttt_video.stream.on_time import _packed, _time_pushes, _TimedAdapter, _unpacked, simulate
-from ttt_video.stream.stage_times import StageTimes, cost_settings, find_profile, stage_times
+from ttt_video.stream.stage_times import (
+    StageTimes,
+    cost_settings,
+    find_profile,
+    stage_times,
+    told_settings,
+)
 
 FREE = {"decode": [0.0], "push": [0.0], "predict": [0.0], "others": [0.0]}
 
@@ -330,6 +336,44 @@ def timed_cfg(tiny_cfg, tmp_path):
     file.write_text(json.dumps({"machine": "a test", "cases": cases}))
     tiny_cfg.TTT.CLOCK.FPS, tiny_cfg.TTT.CLOCK.PROFILE = 10.0, str(file)
     return tiny_cfg
+
+
+def test_another_window_than_the_profiles_is_told(timed_cfg, tiny_model, caplog, tmp_path):
+    timed_cfg.TTT.WINDOW_SIZE = 16
+    Stream.from_config(timed_cfg, tiny_model)
+    assert "has the seconds of" not in caplog.text  # one that does not say has the default
+    timed_cfg.TTT.WINDOW_SIZE = 3
+    Stream.from_config(timed_cfg, tiny_model)
+    said = "profile.json has the seconds of online_ttt_mae with TTT.WINDOW_SIZE 16 (here 3)"
+    assert said in caplog.text
+    # Of two cases that fit, the one with the fewest such differences is taken.
+    file = tmp_path / "profile.json"
+    content = json.loads(file.read_text())
+    nearer = copy.deepcopy(content["cases"][1])
+    nearer["settings"] |= told_settings(timed_cfg, "online_ttt_mae")
+    nearer["seconds"]["predict"] = [0.5]
+    file.write_text(json.dumps({**content, "cases": [*content["cases"], nearer]}))
+    times = stage_times(timed_cfg, "online_ttt_mae")
+    assert (times.parts["predict"], times.apart) == ([0.5], "")
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("none", set()),
+        ("online_ttt_mae", {"TTT.WINDOW_SIZE"}),
+        ("tent_ln_adapt", {"TTT.WINDOW_SIZE", "TTT.LN_ADAPT.PRIOR"}),
+        (
+            "online_ttt_mae_line_search",
+            {
+                *("TTT.WINDOW_SIZE", "TTT.LINE_SEARCH.SCALES"),
+                *("TTT.LINE_SEARCH.EVERY", "TTT.LINE_SEARCH.DECAY"),
+            },
+        ),
+    ],
+)
+def test_a_methods_own_keys_are_those_of_its_section(tiny_cfg, method, own):
+    assert told_settings(tiny_cfg, method).keys() == own
 
 
 class Source(BaseSource):

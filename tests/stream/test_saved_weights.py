@@ -172,6 +172,19 @@ def test_a_best_of_before_a_state_is_kept_and_beaten(tmp_path):
         Losses(tmp_path, done=3, state=state)
 
 
+def test_a_best_that_is_later_than_the_state_is_not_replaced_by_a_worse_one(tmp_path):
+    """A live source's frames do not come again, so that it would be lost."""
+    before = Losses(tmp_path)
+    before.write(2.0)
+    state = before.sink.save()
+    before.write(1.0)
+    before.sink.save()  # and the process is killed before the state is on disk
+    after = Losses(tmp_path, done=2, state=state)
+    after.write(1.5)
+    after.sink.end(after.run)
+    assert after.best() == (1, 1.0)
+
+
 def test_without_a_loss_there_is_no_best(tmp_path):
     losses = Losses(tmp_path)
     losses.write(None, None)

@@ -84,19 +84,6 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
     return run
 
 
-def test_a_live_source_cannot_go_on(evaluate, make_video, tmp_path):
-    """Its pictures count from 0 again, so new ones would be taken for those that have rows."""
-    source = ListSource(make_video("a", 3))
-    source.live = True
-    with pytest.raises(UserError, match=r"saved every 2 frames, from which a cannot go on"):
-        evaluate([source], save_every=2)
-    evaluate([source], max_frames=2)
-    rows = (tmp_path / "run" / "frames.jsonl").read_text()
-    with pytest.raises(UserError, match=r"run cannot go on: a gives its frames as they come"):
-        evaluate([source], resume=True)
-    assert (tmp_path / "run" / "frames.jsonl").read_text() == rows
-
-
 def test_list_source_is_a_frame_source(make_video):
     assert isinstance(ListSource(make_video()), FrameSource)
 

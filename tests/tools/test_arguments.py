@@ -97,10 +97,6 @@ def test_wrong_arguments_are_one_line_and_import_nothing_that_takes_long():
             ["stream", "--camera", "0", "--duration", "0"],
             "error: --duration is 0; give a ",
         ),
-        (
-            ["stream", "--camera", "0", "--resume"],
-            "error: --resume goes on with ",
-        ),
         (["stream", "--camera", "0", "--video", "a"], "error: argument --video: not allowed with "),
         (["stream", "--vidoe", "a.mp4"], "error: unrecognized arguments: --vidoe; ttt-video str"),
         (["sweep"], "error: the following arguments are required: SWEEP; ttt-video sweep --help"),

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from functools import partial
 from pathlib import Path
 
 import av
 import long_source
 import numpy as np
 import pytest
-from live_servers import transport_stream
+from live_servers import sending, transport_stream
 from PIL import Image
 from run_folders import content
 
-from ttt_video.cli import run_tool
 from ttt_video.modeling.weights import save_safetensors
-from ttt_video_cli import call
 
 pytestmark = pytest.mark.slow
 LAP, LAPS = 30, 10
@@ -79,36 +76,83 @@ def test_memory_stays_and_no_frame_is_lost_over_breaks(flags, lap, tmp_path):
     assert max(memory[count] for count in memory if count > FRAMES - 50) < early + GROWTH
 
 
-def test_a_killed_live_run_leaves_whole_files_and_is_not_overwritten(flags, lap, tmp_path, capsys):
-    out = tmp_path / "out"
-    with long_source.looped(lap, LAPS) as url:
-        count = kill_between(150, 250, 1, [*flags, "--source", url], out)
-    text = (out / "frames.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    assert [row["frame_index"] for row in rows] == list(range(len(rows)))
-    assert len(rows) >= count
-    (folder,) = (out / "masks").iterdir()
-    masks = sorted(folder.glob("*.png"))
-    assert len(masks) >= count - 10  # a few wait for the thread that writes them
-    for number, file in enumerate(masks):
-        assert file.name == f"{number:06d}.png"
-        assert np.asarray(Image.open(file)).shape == (48, 80)
-    (lines,) = (out / "unfinished").glob("*/coco.jsonl")
-    for line in lines.read_text().splitlines(keepends=True)[:-1]:
-        assert json.loads(line)["annotations"]
-    (part,) = (out / "unfinished").glob("*/overlay-*.mp4")
-    with av.open(str(part)) as overlay:  # 25 frames per second, and some wait for the encoder
-        assert sum(1 for _ in overlay.decode(video=0)) >= count - 2 * 25 - 50
-    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    with long_source.looped(lap, 1) as again:
-        for more in ([], ["--resume"]):
-            words = [*flags, "--source", again, "--output", str(out), *more]
-            with pytest.raises(SystemExit) as end:
-                run_tool(partial(call, "stream", words))
-            assert end.value.code == 2
-            said = capsys.readouterr().err
-            assert "choose another --output" in said.splitlines()[-1]
-    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+def whole_lines(file: Path) -> list[dict]:
+    lines = file.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def test_a_live_run_that_is_killed_twice_goes_on_and_loses_nothing_on_disk(flags, lap, tmp_path):
+    out, counts, stems = tmp_path / "out", [0], set()
+    kept: dict[Path, bytes] = {}
+    for seed in (1, 2):
+        with long_source.looped(lap, LAPS) as url:
+            words = [*flags, "--source", url, "--save-every", "20", "--resume"]
+            # The port is a part of the name, which has to stay.
+            words += ["--register", str(named(tmp_path))]
+            kill_between(counts[-1] + 30, counts[-1] + 70, seed, words, out)
+        rows = whole_lines(out / "frames.jsonl")
+        counts.append(len(rows))
+        assert [row["frame_index"] for row in rows] == [*range(len(rows))]
+        (folder,) = (out / "masks").iterdir()
+        masks = sorted(folder.glob("*.png"))
+        assert len(masks) >= counts[-1] - 10 * seed  # a few wait for the thread that writes them
+        assert all(np.asarray(Image.open(file)).shape == (48, 80) for file in masks)
+        assert all(file.read_bytes() == content for file, content in kept.items())
+        kept = {file: file.read_bytes() for file in masks}
+        (lines,) = (out / "unfinished").glob("*/coco.jsonl")
+        now = {row["image"]["frame_index"] for row in whole_lines(lines)}
+        assert stems <= now
+        stems = now
+    with long_source.looped(lap, 3) as url:
+        more = ["--source", url, "--save-every", "20", "--max-frames", str(counts[-1] + 25)]
+        words = [*flags, *more, "--resume", "--register", str(named(tmp_path))]
+        process = long_source.start([*words, "--output", str(out)], tmp_path / "log")
+        assert process.wait() == 0, (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert f"stream goes on with frame {counts[-1]} and the weights of frame " in said
+    rows = whole_lines(out / "frames.jsonl")
+    assert [row["frame_index"] for row in rows] == [*range(counts[-1] + 25)]
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["complete"], summary["frames"]) == (True, len(rows))
+    assert [gap["after_frame"] + 1 for gap in summary["gaps"]] == counts[1:]
+    assert all(0 <= g["after_frame"] - g["weights_of_frame"] <= 20 for g in summary["gaps"])
+    (file,) = (out / "coco").glob("*/semantic.json")
+    images = {image["frame_index"] for image in json.loads(file.read_text())["images"]}
+    assert stems | {*range(counts[-1], len(rows))} == images
+    with av.open(str(out / "overlay.mp4")) as overlay:
+        assert sum(1 for _ in overlay.decode(video=0)) >= len(rows) - 2 * 20
+    assert not (out / "unfinished").exists()
+
+
+def test_the_streams_of_a_list_go_on_after_a_kill(flags, tmp_path):
+    out, listed, pictures = tmp_path / "out", tmp_path / "list.txt", transport_stream(0, 120)
+    with sending(pictures) as one, sending(pictures) as two:
+        listed.write_text(f"{one}\n{two}\n")
+        words = [*flags, "--source", str(listed), "--save-every", "5", "--resume"]
+        kill_between(30, 60, 3, words, out)
+        before = [(r["video_id"], r["frame_index"]) for r in whole_lines(out / "frames.jsonl")]
+        most = max(index for _, index in before) + 6
+        words += ["--max-frames", str(most), "--output", str(out)]
+        process = long_source.start(words, tmp_path / "log")
+        assert process.wait() == 0, (tmp_path / "log").read_text()
+    rows = [(r["video_id"], r["frame_index"]) for r in whole_lines(out / "frames.jsonl")]
+    assert rows[: len(before)] == before
+    assert sorted(rows) == sorted((url, index) for url in (one, two) for index in range(most))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["complete"], summary["videos"]) == (True, {one: most, two: most})
+    gaps = {gap["video_id"]: gap["after_frame"] for gap in summary["gaps"]}
+    assert gaps == {url: max(index for name, index in before if name == url) for url in (one, two)}
+
+
+def named(folder: Path) -> Path:
+    """Writes a file that calls every network stream the same, whatever its port."""
+    file = folder / "named.py"
+    file.write_text(
+        "from ttt_video.data import live_sources\n"
+        "live_sources.public_name = lambda address: 'stream'\n"
+    )
+    return file
 
 
 def test_a_killed_run_on_a_looped_file_ends_with_the_same_bytes(flags, tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ from ttt_video.stream import (
     Stream,
     StreamEvaluation,
 )
-from ttt_video.structures import video_seed
+from ttt_video.structures import FrameSource, video_seed
 from ttt_video.tasks import build_tasks, score_frame
 
 PLAIN = "plain"
+
+Size = tuple[int, int]
+"""Height and width of frames in px."""
 
 
 def loops(cfg: CfgNode, options: Options, *, overlay: bool = False) -> dict[str, Any]:
@@ -55,15 +58,20 @@ def loops(cfg: CfgNode, options: Options, *, overlay: bool = False) -> dict[str,
         ``seconds`` of a frame, of its ``step`` and its ``prediction``, and ``overhead``: the share
         of the frame outside both.
     """
+    return cases_of(options, partial(_case, cfg, options, overlay))
+
+
+def cases_of(options: Options, case: Callable[[Size, Path], Any]) -> dict[str, Any]:
+    """Returns as ``cases`` what a function measures of each size of files, in an empty folder."""
     cases = []
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            cases.append(_case(cfg, options, size, Path(folder), overlay))
+            cases.append(case(size, Path(folder)))
     return {"cases": cases}
 
 
 def _case(
-    cfg: CfgNode, options: Options, size: tuple[int, int], folder: Path, overlay: bool
+    cfg: CfgNode, options: Options, overlay: bool, size: Size, folder: Path
 ) -> dict[str, Any]:
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     count = options.warmup + options.steps
@@ -110,13 +118,24 @@ def tool_loop(
     cfg: CfgNode, dataset: str, folder: Path, *, overlay: bool = False
 ) -> list[dict[str, float]]:
     """Runs one video as ``tools/stream_eval.py``; returns the seconds of frames and their parts."""
-    with closing(RunDirectory(folder)) as run:
-        (source,) = open_videos(cfg, partial(open_dataset, dataset))
-        videos = [OverlayVideos(cfg, folder, fps=10.0, single=True)] if overlay else []
-        settings = Settings(cfg, run, dataset, sinks=videos)
-        evaluation, times = StreamEvaluation(settings, model_of(cfg)), _Times()
+    videos = [OverlayVideos(cfg, folder, fps=10.0, single=True)] if overlay else []
+    with evaluating(cfg, dataset, folder, sinks=videos) as (evaluation, source):
+        times = _Times()
         evaluation.run_video(source, times)
     return times.rows
+
+
+@contextmanager
+def evaluating(
+    cfg: CfgNode, dataset: str, folder: Path, **settings: Any
+) -> Iterator[tuple[StreamEvaluation, FrameSource]]:
+    """Gives the tool's loop into a folder, and the one video of a data set.
+
+    ``settings`` are further ones of :class:`Settings`.
+    """
+    with closing(RunDirectory(folder)) as run:
+        (source,) = open_videos(cfg, partial(open_dataset, dataset))
+        yield StreamEvaluation(Settings(cfg, run, dataset, **settings), model_of(cfg)), source
 
 
 class _Times(Sink):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,13 @@ from detectron2.config import CfgNode
 
 from costs.clock import spread
 from costs.comparison import Options
-from costs.inputs import model_of, write_video
-from ttt_video.data.grey import open_videos
-from ttt_video.data.sources import open_dataset
+from costs.inputs import write_video
+from costs.loop import Size, cases_of, evaluating
 from ttt_video.errors import UserError
 from ttt_video.files import read_json_object, write_atomically
-from ttt_video.stream import Results, RunDirectory, Settings, Sink, StreamEvaluation
+from ttt_video.stream import Results, Sink, StreamEvaluation
 from ttt_video.stream.clock import Clock
-from ttt_video.stream.stage_times import PARTS, cost_settings, read_cases
+from ttt_video.stream.stage_times import PARTS, cost_settings, read_cases, told_settings
 from ttt_video.structures import Frame
 
 STEP = "step of "
@@ -42,8 +39,8 @@ def stages(cfg: CfgNode, options: Options, *, cpu_seconds: bool = False) -> dict
 
     Returns:
         ``cases``, one for each size of files, with ``size`` of the frames at the network's
-        resolution, ``method``, ``settings`` (``cost_settings``) and ``runs``: the seconds of every
-        part, and of steps by their number of samples ("step of 4").
+        resolution, ``method``, ``settings`` (``cost_settings`` and ``told_settings``) and ``runs``:
+        the seconds of every part, and of steps by their number of samples ("step of 4").
 
     Raises:
         UserError: CPU seconds are asked for with several threads.
@@ -51,19 +48,11 @@ def stages(cfg: CfgNode, options: Options, *, cpu_seconds: bool = False) -> dict
     if cpu_seconds and torch.get_num_threads() > 1:
         raise UserError("--cpu-seconds counts all threads together: set OMP_NUM_THREADS=1")
     read = time.process_time if cpu_seconds else time.perf_counter
-    cases = []
-    for size in options.sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            cases.append(_case(cfg, options, size, Path(folder), read))
-    return {"cases": cases}
+    return cases_of(options, partial(_case, cfg, options, read))
 
 
 def _case(
-    cfg: CfgNode,
-    options: Options,
-    size: tuple[int, int],
-    folder: Path,
-    read: Callable[[], float],
+    cfg: CfgNode, options: Options, read: Callable[[], float], size: Size, folder: Path
 ) -> dict[str, Any]:
     name = write_video(
         folder, options.warmup + options.steps, *size, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -88,16 +77,14 @@ def _case(
         "batch": cfg.TTT.BATCH_SIZE,
         "precision": cfg.TTT.PRECISION,
         "method": method,
-        "settings": cost_settings(cfg, method),
+        "settings": {**cost_settings(cfg, method), **told_settings(cfg, method)},
         "runs": runs,
     }
 
 
 def _frames(cfg: CfgNode, dataset: str, folder: Path, read: Callable[[], float]) -> _Stages:
     """Runs the video and returns what was noted of it."""
-    with closing(RunDirectory(folder)) as run:
-        (source,) = open_videos(cfg, partial(open_dataset, dataset))
-        evaluation = StreamEvaluation(Settings(cfg, run, dataset, behind=False), model_of(cfg))
+    with evaluating(cfg, dataset, folder, behind=False) as (evaluation, source):
         evaluation.stream.clock = Clock(evaluation.device, read=read)
         noted = _Stages(evaluation)
         evaluation.run_video(source, noted, through=noted.decoding)

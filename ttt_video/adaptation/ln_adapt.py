@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..config import AUTO
 from ..errors import UserError
 from ..modeling.interface import AdaptableModel, full_names, is_within
-from .base import ADAPTER_REGISTRY, Adapter, module_mode
+from .base import ADAPTER_REGISTRY, CPU, Adapter, module_mode
 from .norm_statistics import (
     BATCH_NORMS,
     Statistics,
@@ -39,6 +39,7 @@ from .norm_statistics import (
     norm_layers,
     read_statistics,
 )
+from .precision import tf32
 from .window import SlidingWindow
 
 
@@ -57,6 +58,7 @@ class NormAdapter(Adapter):
         prior: float,
         modules: Sequence[str] = ("f",),
         shared: bool = False,
+        precision: str = "fp32",
     ) -> None:
         """
         Args:
@@ -65,6 +67,7 @@ class NormAdapter(Adapter):
             prior: N, in frames; with infinity nothing changes.
             modules: whose layers are adapted.
             shared: whether scales and shifts also move otherwise, between two frames.
+            precision: "tf32" lets a GPU measure in TF32; any other measures in exact float32.
 
         Raises:
             UserError: there are no layers, or ``source`` does not fit this model.
@@ -72,6 +75,7 @@ class NormAdapter(Adapter):
         super().__init__(model)
         self.prior = prior
         self.shared = shared
+        self.precision = precision
         self.layers = norm_layers(model, modules)
         encoder = full_names(model, "f")
         names = [full for name in modules for full in full_names(model, name)]
@@ -103,7 +107,9 @@ class NormAdapter(Adapter):
         """
         shifts: list[Tensor] = []
         hook = partial(self._adapt_layer, size=window.size, shifts=shifts)
-        with module_mode(self.model, training=False), hooked(self.layers, hook):
+        device = torch.device(getattr(self.model, "device", CPU))
+        multiplying = tf32(device, allowed=self.precision == "tf32")
+        with multiplying, module_mode(self.model, training=False), hooked(self.layers, hook):
             if self.encoder_only:
                 model = cast(AdaptableModel, self.model)
                 model.encode(model.normalize([window.current]).tensor)
@@ -196,8 +202,8 @@ def norm_adapter(cfg: CfgNode, model: nn.Module, *, shared: bool = False) -> Nor
     check_window(cfg)
     modules = tuple(cfg.TTT.MODULES) or ("f",)
     source = read_statistics(cfg, norm_layers(model, modules))
-    prior = cfg.TTT.LN_ADAPT.PRIOR
-    return NormAdapter(model, source=source, prior=prior, modules=modules, shared=shared)
+    settings: dict[str, Any] = {"prior": cfg.TTT.LN_ADAPT.PRIOR, "precision": cfg.TTT.PRECISION}
+    return NormAdapter(model, source=source, modules=modules, shared=shared, **settings)
 
 
 @ADAPTER_REGISTRY.register()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..modeling.interface import full_names, is_within
 from ..modeling.weights import read_checkpoint
-from .base import module_mode
+from .base import CPU, module_mode
+from .precision import tf32
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
@@ -114,6 +115,8 @@ def measure_statistics(
 ) -> dict[str, Tensor]:
     """Measures the images of a training set, for ``TTT.LN_ADAPT.SOURCE_STATISTICS``.
 
+    It is done in float32 without TF32, whatever the process has set.
+
     Args:
         model: with its source weights.
         images: (3, H, W) uint8, as a stream's.
@@ -125,7 +128,8 @@ def measure_statistics(
     """
     found = norm_layers(model, modules).items()
     layers = {name: layer for name, layer in found if not isinstance(layer, BATCH_NORMS)}
-    with module_mode(model, training=False), measuring(layers) as seen:
+    exact = tf32(torch.device(getattr(model, "device", CPU)), allowed=False)
+    with exact, module_mode(model, training=False), measuring(layers) as seen:
         for image in images:
             model([{"image": image}])
     return {

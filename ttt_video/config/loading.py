@@ -16,7 +16,7 @@ from ..errors import UserError, nearest, suggestion
 from ..shipped import config_dir
 from .keys import ADAPTATION
 from .methods import named_method
-from .schema import get_cfg, restore_defaults, validate_config, words_for_numbers
+from .schema import get_cfg, merge, merge_words, restore_defaults, validate_config
 from .yaml_files import compose_yaml
 
 PRESETS = ("paper", "release", "realtime")
@@ -108,11 +108,22 @@ def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
                 _check_bases(file.parent / Path(name.value).expanduser(), chain)
 
 
+def _read(file: Path, *, allow_unsafe: bool) -> CfgNode:
+    """Returns the content of a file and its bases.
+
+    Raises:
+        ValueError: it is of a version of detectron2's configs that has other keys.
+    """
+    content = CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=allow_unsafe))
+    version, known = content.get("VERSION"), get_cfg().VERSION
+    if version not in (known, None):
+        raise ValueError(f"VERSION is {version}, and detectron2's keys are of version {known}")
+    return content
+
+
 def merge_method(cfg: CfgNode, name: str) -> None:
     """Selects a method: ``TTT.METHOD``, and its keys of ``configs/methods.yaml``."""
-    keys = CfgNode(copy.deepcopy(named_method(name).keys))
-    with words_for_numbers(cfg):
-        cfg.TTT.merge_from_other_cfg(keys)
+    merge(cfg, CfgNode({"TTT": copy.deepcopy(named_method(name).keys)}))
     cfg.TTT.METHOD = name
 
 
@@ -130,10 +141,9 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
     coco = name == "release" and cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj")
     file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
     restore_defaults(cfg, ADAPTATION)
-    with _merging(f"preset {file}"), words_for_numbers(cfg):
+    with _merging(f"preset {file}"):
         _check_bases(file)
-        # merge_from_file would warn that a part of a config has no VERSION.
-        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
+        merge(cfg, CfgNode(CfgNode.load_yaml_with_base(str(file))))
     cfg.TTT.PRESET = name
 
 
@@ -145,8 +155,8 @@ def _merge_own_settings(cfg: CfgNode, file: Path, methods: Sequence[str]) -> Non
     own = cfg.TTT.BY_METHOD
     for name in dict.fromkeys(name for m in methods for name in (named_method(m).runs, m)):
         if name in own:
-            with _merging(f"TTT.BY_METHOD.{name} of config {file}"), words_for_numbers(cfg):
-                cfg.TTT.merge_from_other_cfg(own[name])
+            with _merging(f"TTT.BY_METHOD.{name} of config {file}"):
+                merge(cfg, CfgNode({"TTT": own[name]}))
     cfg.TTT.BY_METHOD = CfgNode(new_allowed=True)
 
 
@@ -187,13 +197,13 @@ def load_config(
     # The method within an ensemble comes first.
     methods = [name for name in (overrides.get("TTT.ENSEMBLE.METHOD"), method) if name is not None]
     if isinstance(config_file, CfgNode):
-        with _merging("the config in the weights"), words_for_numbers(cfg):
-            cfg.merge_from_other_cfg(config_file)
+        with _merging("the config in the weights"):
+            merge(cfg, config_file)
     elif config_file is not None:
         file = find_config(config_file)
-        with _merging(f"config {file}"), words_for_numbers(cfg):
+        with _merging(f"config {file}"):
             _check_bases(file)
-            cfg.merge_from_file(str(file), allow_unsafe=allow_unsafe_yaml)
+            merge(cfg, _read(file, allow_unsafe=allow_unsafe_yaml))
         _merge_own_settings(cfg, file, methods)
     if preset is not None:
         merge_preset(cfg, preset)
@@ -201,8 +211,8 @@ def load_config(
     for name in methods:
         merge_method(cfg, name)
     cfg.TTT.METHOD = selected
-    with _merging(f"overrides {' '.join(opts)}"), words_for_numbers(cfg):
-        cfg.merge_from_list(list(opts))
+    with _merging(f"overrides {' '.join(opts)}"):
+        merge_words(cfg, overrides)
     validate_config(cfg)
     return cfg
 

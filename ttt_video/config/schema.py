@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from ast import literal_eval
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
@@ -59,8 +61,64 @@ def validate_config(cfg: CfgNode) -> None:
                 raise UserError(f"{name} is {values[name]!r}; it must be {words}")
 
 
+def merge(cfg: CfgNode, given: CfgNode) -> None:
+    """Merges sections of keys and values into a config, which yacs does by type.
+
+    A whole number may stand where a key takes a float, and :data:`AUTO` where some keys take a
+    number.
+
+    Raises:
+        KeyError, ValueError, AssertionError: yacs refuses a key or a value; a key of
+            :data:`KEYS` has none, as in "KEY: null"; or a word that is no number.
+    """
+    given = copy.deepcopy(given)
+    _fit(given, cfg)
+    with _words_for_numbers(cfg):
+        cfg.merge_from_other_cfg(given)
+
+
+def merge_words(cfg: CfgNode, given: Mapping[str, str]) -> None:
+    """Merges what stands on a command line, by key, as :func:`merge` does."""
+    words = []
+    for name, word in given.items():
+        *sections, own = name.split(".")
+        section = cfg
+        for key in sections:
+            section = section.get(key) if isinstance(section, CfgNode) else None
+        before = section.get(own) if isinstance(section, CfgNode) else None
+        try:
+            value = literal_eval(word)
+        except (SyntaxError, ValueError):  # a word without quotes
+            value = word
+        fitted = _fitted(name, value, before)
+        words += [name, word if fitted is value else str(fitted)]
+    with _words_for_numbers(cfg):
+        cfg.merge_from_list(words)
+
+
+def _fit(given: CfgNode, cfg: CfgNode, section: str = "") -> None:
+    """Makes values of the types that their keys take, in place."""
+    for own, value in given.items():
+        before = cfg.get(own)
+        if isinstance(value, CfgNode) and isinstance(before, CfgNode):
+            _fit(value, before, f"{section}{own}.")
+        else:
+            given[own] = _fitted(f"{section}{own}", value, before)
+
+
+def _fitted(name: str, value: Any, before: Any) -> Any:
+    """Returns a whole number as a float where its key has one.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if value is None and name in KEYS and before is not None:
+        raise ValueError(f"{name} has no value; give one, or leave the key out")
+    return float(value) if type(value) is int and isinstance(before, float) else value
+
+
 @contextmanager
-def words_for_numbers(cfg: CfgNode) -> Iterator[None]:
+def _words_for_numbers(cfg: CfgNode) -> Iterator[None]:
     """Lets what is merged have :data:`AUTO` for a number, which yacs refuses by its type.
 
     Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from ..errors import UserError
 from ..structures import Frame, FrameSource
@@ -30,14 +30,22 @@ class BaseSource(ABC):
     def frames_after(self, frame_index: int) -> Iterator[Frame]:
         """Returns the frames after this one; reads and drops those before.
 
+        Those of a live source are gone: the ones to come are numbered on.
+
         Raises:
             UserError: there is no such frame.
         """
-        return drop_until(self, frame_index)
+        return numbered_on(self, frame_index) if self.live else drop_until(self, frame_index)
 
     def fingerprint(self) -> list[list[Any]] | None:
         """Returns None: nothing is known of any files."""
         return None
+
+
+def numbered_on(frames: Iterable[Frame], frame_index: int) -> Iterator[Frame]:
+    """Yields frames, numbered from 0, with the numbers after this one."""
+    for frame in frames:
+        yield cast(Frame, {**frame, "frame_index": frame_index + 1 + frame["frame_index"]})
 
 
 def drop_until(source: FrameSource, frame_index: int) -> Iterator[Frame]:

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..formats.images import BadFrame, FrameTransform
-from ..structures import Frame, FrameSource
+from ..structures import FrameSource
 from .captures import Camera, Capture, NetworkStream, public_name
 from .decoded_source import DecodedSource, Record
 from .pipe import PATIENCE
@@ -43,7 +43,8 @@ class LiveSource(DecodedSource):
     When it breaks off, it is opened again after a pause that grows. A recording that is sent over
     the network, of a known duration, ends as a file does.
 
-    ``frame_index`` counts the pictures that came, also those that were dropped.
+    ``frame_index`` counts the pictures that came, also those that were dropped. ``frames_after``
+    gives those to come, and goes on counting.
 
     Attributes:
         fps: frame rate in 1/s; None if it does not tell one that a camera can have, and with
@@ -92,28 +93,15 @@ class LiveSource(DecodedSource):
             self._capture = None
         return self.__dict__
 
-    def frames_after(self, frame_index: int) -> Iterator[Frame]:
-        """Returns all frames to come for -1.
-
-        Raises:
-            UserError: any other number, because what was shown is gone.
-        """
-        if frame_index >= 0:
-            raise UserError(
-                f"{self.video_id} gives its frames as they come, so that none can be asked for by "
-                f"its number ({frame_index}): start anew"
-            )
-        return super().frames_after(frame_index)
-
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
         capture, self._capture = self._capture, None
         reader = _Reader(self.video_id, self._connect, capture, latest=self.latest)
         self._timed_out = False
         end = None if self.seconds is None else time.monotonic() + self.seconds
-        seen, dropped = -1, 0
+        seen, dropped, first = after, 0, after + 1
         try:
             while (waiting := self._next(reader, end)) is not None:
-                index, pixels = waiting
+                index, pixels = first + waiting[0], waiting[1]
                 record = {"file_name": f"{self.video_id}#{index}", "frame_index": index}
                 if self.latest:
                     record["dropped"] = index - seen - 1
@@ -127,7 +115,7 @@ class LiveSource(DecodedSource):
                     "%s: %d of %d pictures were dropped, which came while the model was busy",
                     self.video_id,
                     dropped,
-                    seen + 1,
+                    seen - after,
                 )
 
     def _next(self, reader: _Reader, end: float | None) -> Waiting | None:

@@ -51,7 +51,7 @@ class WorldCamera(DecodedSource):
         self._clock, self._sleep = clock, sleep
 
     def _decode(self, after: int) -> Generator[tuple[Record, np.ndarray | BadFrame], None, None]:
-        start, last = self._clock(), -1
+        start, last = self._clock() - (after + 1) / FRAMES_PER_SECOND, after
         while True:
             index = int((self._clock() - start) * FRAMES_PER_SECOND)
             if index <= last:

@@ -37,8 +37,8 @@ class RunDirectory:
 
     It holds ``config.yaml`` (the resolved config), ``run.json`` (other settings of all rows),
     ``sources.json`` (fingerprints of the videos' files), ``frames.jsonl`` (a row per frame),
-    ``videos.jsonl`` (a row whenever a video ends or is interrupted), ``summary.json`` and
-    ``unfinished/VIDEO/`` (the state of an interrupted video).
+    ``videos.jsonl`` (a row whenever a video ends, is interrupted or, live, goes on),
+    ``summary.json`` and ``unfinished/VIDEO/`` (the state of an interrupted video).
 
     A row is one write to the end of its file, so that several processes may append to it; pickling
     the object hands it to another process. Nothing that was written is deleted. A run that was cut
@@ -141,9 +141,16 @@ class RunDirectory:
             self._lock.check()
 
     def end_video(
-        self, video_id: str, *, frames: int, total: int | None, skipped: list[str], complete: bool
+        self,
+        video_id: str,
+        *,
+        frames: int,
+        total: int | None,
+        skipped: list[str],
+        complete: bool,
+        gap: Row | None = None,
     ) -> None:
-        """Records that a video ended, or was interrupted.
+        """Records that a video ended, or was interrupted, or that a live one goes on.
 
         Args:
             video_id: the video.
@@ -151,14 +158,25 @@ class RunDirectory:
             total: number that was to be run; None if unknown.
             skipped: files of unreadable frames.
             complete: whether the video came to its end.
+            gap: with which a live source goes on: ``after_frame`` and ``weights_of_frame``.
         """
         row = {"video_id": video_id, "complete": complete, "frames": frames, "total": total}
-        self._append(self.path / "videos.jsonl", {**row, "skipped_frames": skipped})
+        row = {**row, "skipped_frames": skipped, **({} if gap is None else {"gap": gap})}
+        self._append(self.path / "videos.jsonl", row)
 
     def videos(self) -> dict[str, Row]:
         """Returns the last row of each video in ``videos.jsonl``."""
         rows = _read_lines(self.path / "videos.jsonl", _VIDEO)
         return {row["video_id"]: row for row in rows if row is not None}
+
+    def gaps(self) -> list[Row]:
+        """Returns where live sources went on: ``video_id`` and what :meth:`end_video` was told."""
+        rows = _read_lines(self.path / "videos.jsonl", _VIDEO)
+        return [
+            {"video_id": row["video_id"], **row["gap"]}
+            for row in rows
+            if row is not None and "gap" in row
+        ]
 
     def is_complete(self, video_id: str, total: int | None) -> bool:
         """Returns whether the video was run to its end, or to the ``total`` that is wanted now."""
@@ -172,6 +190,10 @@ class RunDirectory:
     def unfinished(self, video_id: str) -> Path:
         """Returns the folder of an unfinished video's state; it may not exist."""
         return self.path / "unfinished" / file_stem(video_id)
+
+    def state_file(self, video_id: str) -> Path:
+        """Returns the file of an unfinished video's state; it may not exist."""
+        return self.unfinished(video_id) / "state.pth"
 
     def remove_unfinished(self, *video_ids: str) -> None:
         """Removes the states of those of the videos that are complete."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,13 +16,14 @@ from torch import nn
 
 from ..adaptation import SlidingWindow, build_adapter
 from ..data.ordering import FirstFrames, in_order
-from ..errors import ending_with
+from ..errors import UserError, ending_with
 from ..files import save_torch, writing
 from ..structures import Frame, FrameSource
 from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
 from .clock import SimulatedClock
 from .directory import Row
+from .gaps import after_gap, last_frame
 from .handover import Handover, HandoverBehind
 from .loop import Stream
 from .on_time import OnTimeStream, on_machine_time, simulate
@@ -56,8 +56,6 @@ class StreamEvaluation:
         check_sinks(settings.sinks, model)
         for sink in settings.sinks:
             sink.attach(model)
-        # Where the machine's speed decides there is no going on, and a state takes long to write.
-        self.save_every = 0 if on_machine_time(self.cfg) else settings.save_every
         self.builds_up = self.cfg.TTT.RESET == "never"  # each video on the one before
         self.source_facts = source_facts(model)
         self.device: torch.device = model.device  # type: ignore[assignment]
@@ -113,7 +111,7 @@ class StreamEvaluation:
         if not remaining or not self.builds_up:
             return remaining
         # Later videos build on the earlier ones: from the last one that has a state to go on from.
-        saved = [i for i, s in enumerate(sources) if self._restore(s.video_id)]
+        saved = [i for i, source in enumerate(sources) if self._restore(source)]
         return sources[max(saved, default=0) :]
 
     def run_video(
@@ -136,11 +134,15 @@ class StreamEvaluation:
         before, self._before = self._before, source.video_id
         # A later video that builds on the one before goes on from that, not from its own state.
         follows = self.builds_up and before is not None
-        state = {} if follows else self._restore(source.video_id)
-        folder, done = self.run.unfinished(source.video_id), state.get("frames", 0)
+        state = {} if follows else self._restore(source)
+        done, unsaved = state.get("frames", 0), 0
+        recorded = self.run.recorded(source.video_id) if source.live else ()
+        if recorded:  # what came after the state has rows and files, and does not come again
+            done, unsaved = len(recorded), len(recorded) - done
         if max_frames is not None and done > max_frames:
             return  # an earlier run was to go further, and came further
-        video = VideoRun(first, folder, done, state.get("skipped", ()))
+        folder = self.run.unfinished(source.video_id)
+        video = VideoRun(first, folder, done, state.get("skipped", ()), unsaved)
         sinks = (*self.sinks, *more)
         started: list[Sink] = []
 
@@ -163,7 +165,11 @@ class StreamEvaluation:
                 started.append(sink)
             if not state:
                 self._start(video, before)
-            frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
+            if recorded:
+                frames = ordered.frames_after(last_frame(self.run, source.video_id))
+                frames = after_gap(frames, self.run, video, state)
+            else:
+                frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
             # Labels are read once, and class maps computed once, whoever asks.
             shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
@@ -172,27 +178,34 @@ class StreamEvaluation:
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)
 
+    def _save_every(self, source: FrameSource) -> int:
+        """Returns the frames from one state of a source to the next; 0: none are saved."""
+        # Where the machine's speed decides, no frame can be run again as it was, and a state takes
+        # long to write. A live source's are never run again.
+        never = on_machine_time(self.cfg) and not source.live
+        return 0 if never else self.settings.save_every
+
     def _start(self, video: VideoRun, before: str | None) -> None:
         """Begins a video at its start, after the one ``before``."""
         self.stream.start_video(video.video_id, video.source)
         if self.frozen is not None:  # a state that could not be used may have been loaded in part
             self.frozen.start_video(video.video_id, video.source)
-        if self.save_every and self.builds_up:
+        if self._save_every(video.source) and (self.builds_up or video.source.live):
             self._save(video, -1)
-            if before is not None:
+            if self.builds_up and before is not None:
                 self.run.remove_unfinished(before)
 
     def _run_frames(
         self, frames: Iterator[Frame], video: VideoRun, handover: Handover, *, behind: bool
     ) -> None:
         """Runs frames of a video into its sinks and saves states between them."""
-        done = video.done
+        done, save_every = video.done, self._save_every(video.source)
         for frame, result in self._steps(frames, behind=behind):
             done += 1
             frozen = self._frozen_step(frame, behind=behind)
             handover.write(partial(self._results, result, frozen))
             del result, frozen  # or outputs would take the device's memory during the next frame
-            if self.save_every and done % self.save_every == 0:
+            if save_every and done % save_every == 0:
                 handover.flush()
                 self._save(video, frame["frame_index"])
         handover.flush()
@@ -236,9 +249,6 @@ class StreamEvaluation:
         row["predict_seconds"] = result.predict_seconds
         return Results(result, frozen, row)
 
-    def _state_file(self, video_id: str) -> Path:
-        return self.run.unfinished(video_id) / "state.pth"
-
     def _save(self, video: VideoRun, frame_index: int) -> None:
         """Keeps all that the frames to come depend on, in one file that is whole or the old one."""
         frozen = self.frozen  # on time, its results depend on when those before were finished
@@ -250,14 +260,18 @@ class StreamEvaluation:
             **({"frozen": frozen.state_dict()} if isinstance(frozen, OnTimeStream) else {}),
             "sinks": [sink.save() for sink in self.sinks],
         }
-        file = self._state_file(video.video_id)
+        file = self.run.state_file(video.video_id)
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         save_torch(file, state)
 
-    def _restore(self, video_id: str) -> Row:
-        """Brings back the saved state of a video and returns it; {} where there is none to use."""
-        file = self._state_file(video_id)
+    def _restore(self, source: FrameSource) -> Row:
+        """Brings back the saved state of a video and returns it; {} where there is none to use.
+
+        Raises:
+            UserError: a live source has frames that do not come again, and a state that is damaged.
+        """
+        file = self.run.state_file(source.video_id)
         if not file.exists():
             return {}
         try:
@@ -274,7 +288,11 @@ class StreamEvaluation:
         else:
             return state
         self.stream.forget()  # a part of it may have been taken
-        anew = "the run" if self.builds_up else f"video {video_id}"
+        if source.live and self.run.recorded(source.video_id):
+            raise UserError(
+                f"{reason}: {source.video_id} cannot go on without it; choose another --output"
+            )
+        anew = "the run" if self.builds_up else f"video {source.video_id}"
         logger.warning("%s: %s starts anew without it", reason, anew)
         return {}
 

@@ -9,6 +9,7 @@ dropped as soon as a newer one is there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from .loop import Stream
 
 
+logger = logging.getLogger(__name__)
+
+
 def on_machine_time(cfg: CfgNode) -> str:
     """Returns the key because of which a run depends on how fast its machine is; "" for none.
 
@@ -49,7 +53,12 @@ def simulate(stream: Stream, cfg: CfgNode, method: str) -> None:
     Raises:
         UserError: the profile has no seconds of this method and model.
     """
-    times = stage_times(cfg, stream.adapter.timed_as or method)
+    method = stream.adapter.timed_as or method
+    times = stage_times(cfg, method)
+    if times.apart:
+        logger.warning(
+            "profile %s has the seconds of %s with %s", cfg.TTT.CLOCK.PROFILE, method, times.apart
+        )
     clock = SimulatedClock(times, max(cfg.SEED, 0))
     stream.clock = clock
     _time_pushes(stream.window, clock)

@@ -92,8 +92,9 @@ class OverlayVideos(Sink):
         self.seconds = 1 / known if (known := video.source.fps or self.asked_fps) else None
         name = "overlay.mp4" if self.single else f"overlay-{file_stem(video.video_id)}.mp4"
         parts = self._parts if video.done else []
+        counts = {"done": video.done, "unsaved": video.unsaved}
         self.video = VideoParts(
-            self.folder / name, fps, video.folder, "overlay", done=video.done, parts=parts
+            self.folder / name, fps, video.folder, "overlay", parts=parts, **counts
         )
 
     def write(self, results: Results) -> None:

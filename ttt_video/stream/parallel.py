@@ -215,9 +215,7 @@ class _Team:
 
     def _fail(self, worker: _Worker, why: str) -> None:
         video = "" if worker.source is None else f"video {worker.source.video_id}: "
-        live = worker.source is not None and worker.source.live
-        kept = "all rows are kept" + ("" if live else ", --resume goes on")
-        raise UserError(f"{video}{why}; {kept}")
+        raise UserError(f"{video}{why}; all rows are kept, --resume goes on")
 
     def _show(self) -> None:
         running = [w.source.video_id for w in self.workers.values() if w.source is not None]

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from ..errors import UserError, ending_with
 from ..structures import FrameSource
 from .directory import Row, RunDirectory
+from .gaps import check_states
 from .on_time import on_machine_time
 from .overlay import OverlayVideos
 from .sinks import Sink
@@ -31,7 +32,7 @@ class Settings:
         compare: also predict every frame with the frozen model.
         sinks: take all results once their rows are on disk, in this order.
         save_every: frames from one saved state of a video to the next, from which an interrupted
-            run goes on; 0 saves none, and interrupted videos start anew.
+            run goes on; 0 saves none: interrupted videos start anew, and live sources cannot go on.
         max_frames: of each video; None for all.
         register: files that a worker runs first.
         behind: whether sinks work in a thread behind the loop, with the same results; None: where
@@ -108,9 +109,9 @@ def _claim(
     """Makes sure that all rows of the folder are of one config, model, set of flags and videos.
 
     Raises:
-        UserError: there are rows of others, or that lack what a row has; or there are any, of a run
-            with a frame budget or a live source, of which no states are saved either; or a source
-            lacks what one has.
+        UserError: there are rows of others, or that lack what a row has; or there are any of a file
+            with a frame budget, or of a live source of which no state is there; or a source lacks
+            what one has.
     """
     run, cfg = settings.run, settings.cfg
     for source in sources:
@@ -127,17 +128,9 @@ def _claim(
                 f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
             )
     live = next((source.video_id for source in sources if source.live), None)
-    if live is not None and next(run.rows(), None) is not None:
-        raise UserError(
-            f"the run in {run.path} cannot go on: {live} gives its frames as they come, and those "
-            "of before are gone; choose another --output"
-        )
-    if live is not None and settings.save_every:
-        raise UserError(
-            f"a state is to be saved every {settings.save_every} frames, from which {live} cannot "
-            "go on, because it gives its frames as they come: set save_every to 0"
-        )
-    if (key := on_machine_time(cfg)) and next(run.rows(), None) is not None:
+    check_states(run, sources)
+    files = [source.video_id for source in sources if not source.live]
+    if (key := on_machine_time(cfg)) and any(run.recorded(video_id) for video_id in files):
         raise UserError(
             f"the run in {run.path} cannot go on: with {key} the frames that are run again would "
             "get other updates than their rows say; choose another --output, or simulate the time "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..adaptation.gradient import total_loss
 from ..errors import UserError
 from ..files import file_stem, make_folder, remove_leftovers
-from ..modeling.weight_header import OWN_KEY
+from ..modeling.weight_header import OWN_KEY, read_header
 from ..modeling.weights import save_safetensors, weights_hash
 from .saved_state import UnusableState
 from .sinks import Results, Sink, VideoRun
@@ -74,14 +74,16 @@ class SavedWeights(Sink):
         self._source = weights_hash(model)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from the best that is on disk.
+        """Goes on from the best that is on disk, which may be later than the state.
 
         Raises:
             UnusableState: it is not there any more.
         """
-        if state["best"] is not None and not Path(self.folder, state["file"]).is_file():
-            raise UnusableState(f"{self.folder / state['file']} is gone")
-        self._loaded = dict(state)
+        file = self.folder / state["file"]
+        if state["best"] is not None and not file.is_file():
+            raise UnusableState(f"{file} is gone")
+        header = (read_header(file) if file.is_file() else None) or {}
+        self._loaded = {"best": header.get("loss")}
 
     def start(self, video: VideoRun) -> None:
         """Makes the folder, or goes on in it."""

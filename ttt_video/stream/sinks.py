@@ -30,6 +30,8 @@ class VideoRun:
         folder: what an interrupted video goes on from is kept there; it may not exist.
         done: number of its frames that were run, by an earlier run too.
         skipped_before: unreadable files that an earlier run met.
+        unsaved: how many of ``done`` were run after the state was saved that sinks have loaded.
+            Only a live source has any: they do not come again, so what was written of them stays.
         complete: whether it came to its end.
     """
 
@@ -37,6 +39,7 @@ class VideoRun:
     folder: Path
     done: int = 0
     skipped_before: Sequence[str] = ()
+    unsaved: int = 0
     complete: bool = False
 
     @property

@@ -18,6 +18,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..config import KEYS
+from ..config.methods import named_method
 from ..errors import UserError, suggestion
 from ..files import read_json_object
 from ..shipped import config_dir
@@ -41,7 +43,8 @@ STEP_KEYS = (
     "TTT.CROP.SIZE", "TTT.PARAMETERS", "TTT.MODULES", "TTT.OPTIMIZER.NAME", "TTT.ENSEMBLE.METHOD",
     "TTT.ENSEMBLE.PREDICTIONS", "TTT.ENSEMBLE.WINDOW_SIZE",
 )  # fmt: skip
-"""Settings that decide what frames cost: those of the model, and of a method with steps."""
+"""Settings that decide what frames cost: those of the model, and of a method with steps. A case
+with another value of one is not used."""
 
 _NEAR = 0.1  # share of a frame's pixels by which the profile's frames may differ
 
@@ -50,6 +53,26 @@ def cost_settings(cfg: CfgNode, method: str) -> dict[str, Any]:
     """Returns the values of the settings that decide what a method's frames cost, by key."""
     keys = MODEL_KEYS if method == "none" else (*MODEL_KEYS, *STEP_KEYS)
     return {key: attrgetter(key)(cfg) for key in keys}
+
+
+def told_settings(cfg: CfgNode, method: str) -> dict[str, Any]:
+    """Returns further settings that a method's seconds may depend on, by key.
+
+    They are the window's size and the method's own keys, which stand in a section of ``TTT`` whose
+    name is a part of the method's; names of files do not count.
+    """
+    if method == "none":
+        return {}
+    names = f"{method} {named_method(method).runs}"
+    sections = [name for name in cfg.TTT if name.lower() in names]
+    starts = tuple(f"TTT.{name}." for name in sections if isinstance(cfg.TTT[name], CfgNode))
+    own = [name for name in KEYS if name.startswith(starts) and not _is_file(name)]
+    return {key: attrgetter(key)(cfg) for key in ("TTT.WINDOW_SIZE", *own)}
+
+
+def _is_file(name: str) -> bool:
+    key = KEYS[name]
+    return isinstance(key.default, str) and not key.choices
 
 
 @dataclass(frozen=True)
@@ -61,12 +84,14 @@ class StageTimes:
         size: (height, width) in px of the frames at the network's resolution.
         parts: of :data:`PARTS`, each with at least one number, in rising order.
         steps: of updates by their number of samples, in rising order; {} if there are none.
+        apart: says which of :func:`told_settings` the case had otherwise; "" for none.
     """
 
     machine: str
     size: tuple[int, int]
     parts: Mapping[str, Sequence[float]]
     steps: Mapping[int, Sequence[float]]
+    apart: str = ""
 
     def draw(self, stage: str, frame: Mapping[str, Any], samples: int, seed: int) -> float:
         """Returns the seconds of a stage on a frame: one of those that were measured.
@@ -142,7 +167,9 @@ def stage_times(cfg: CfgNode, method: str) -> StageTimes:
     file = find_profile(cfg.TTT.CLOCK.PROFILE)
     content = read_json_object(file)
     wanted = cost_settings(cfg, method)
+    told = told_settings(cfg, method)
     apart: list[str] = []
+    found: list[StageTimes] = []
     for case in read_cases(file, content):
         try:
             own, settings = case["method"], case["settings"]
@@ -150,13 +177,21 @@ def stage_times(cfg: CfgNode, method: str) -> StageTimes:
                 continue
             differing = [key for key, value in wanted.items() if settings.get(key) != value]
             if not differing:
-                return _case(content["machine"], case)
+                others = [
+                    f"{key} {there!r} (here {value!r})"
+                    for key, value in told.items()
+                    if (there := settings.get(key, KEYS[key].default)) != value
+                ]
+                found.append(_case(content["machine"], case, ", ".join(others)))
+                continue
             (key, *_) = differing
             apart.append(f"{key} is {wanted[key]!r}, there {settings.get(key)!r}")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} has a case that is damaged ({error!r}): measure anew"
             ) from error
+    if found:
+        return min(found, key=lambda times: len(times.apart))
     why = apart[0] if apart else "it has none of this method"
     raise UserError(
         f"profile {file.stem} has no seconds of {method} with these settings ({why}): measure them "
@@ -176,13 +211,13 @@ def read_cases(file: Path, content: Mapping[str, Any]) -> list[Any]:
     return cases
 
 
-def _case(machine: str, case: Mapping[str, Any]) -> StageTimes:
+def _case(machine: str, case: Mapping[str, Any], apart: str) -> StageTimes:
     """Reads a case; raises KeyError, TypeError or ValueError where it is damaged."""
     seconds = case["seconds"]
     parts = {name: _sorted(seconds[name]) for name in PARTS}
     steps = {int(count): _sorted(values) for count, values in seconds.get("step", {}).items()}
     height, width = map(int, case["size"])
-    return StageTimes(machine, (height, width), parts, steps)
+    return StageTimes(machine, (height, width), parts, steps, apart)
 
 
 def _sorted(values: Sequence[float]) -> list[float]:

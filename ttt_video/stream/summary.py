@@ -61,6 +61,7 @@ def write_summary(
     """Computes the summary from the rows on disk, writes it and returns it.
 
     ``frame_budget_used`` is the share of ``TTT.FRAME_BUDGET_MS`` that updates and predictions took.
+    ``gaps`` says where live sources went on.
 
     Args:
         run: the folder.
@@ -98,5 +99,7 @@ def write_summary(
             "python": platform.python_version(),
         },
     )
+    if gaps := run.gaps():
+        summary["gaps"] = gaps
     run.write_json("summary.json", summary)
     return summary

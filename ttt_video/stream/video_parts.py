@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..structures import FrameSource
-from ..visualization.video import MAX_FPS, MIN_FPS, VideoWriter, check_part, join_videos
+from ..visualization.video import MAX_FPS, MIN_FPS, VideoWriter, check_part, join_videos, plays
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class VideoParts:
         *,
         done: int = 0,
         parts: Sequence[str] = (),
+        unsaved: int = 0,
     ) -> None:
         """
         Args:
@@ -39,8 +40,10 @@ class VideoParts:
             fps: frames per second.
             folder: of the parts; made with the first one.
             name: what the parts' names begin with.
-            done: frames that are in ``parts``.
+            done: frames that were written before.
             parts: what :meth:`save` returned, where an interrupted video goes on.
+            unsaved: how many frames were written after that and do not come again: of the parts
+                that a kill left of them, what plays is kept.
 
         Raises:
             UserError: one of the parts is missing or damaged.
@@ -49,16 +52,24 @@ class VideoParts:
         self.frames, self.parts = done, list(parts)
         for part in self.parts:
             _check(folder, part)
+        self.parts += [self._name(i) for i in range(done - unsaved, done) if self._plays(i)]
         self._writer: VideoWriter | None = None
 
     def write(self, image: np.ndarray | Callable[[], np.ndarray]) -> None:
         """Adds a frame, (H, W, 3) uint8 RGB or what draws it in the encoder's thread."""
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"{self.name}-{self.frames:08d}.mp4"
-            self._writer = VideoWriter(self.folder / name, self.fps, part=True)
+            self._writer = VideoWriter(self.folder / self._name(self.frames), self.fps, part=True)
         self._writer.write(image)
         self.frames += 1
+
+    def _name(self, first: int) -> str:
+        """Returns the name of the part that begins with this frame."""
+        return f"{self.name}-{first:08d}.mp4"
+
+    def _plays(self, first: int) -> bool:
+        part = self.folder / self._name(first)
+        return part.exists() and plays(part)
 
     def save(self) -> list[str]:
         """Finishes the current part; returns the names of all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -209,6 +209,23 @@ def check_part(part: Path) -> None:
     raise UserError(f"{part}, a part of an overlay video, cannot be read: {reason}")
 
 
+def plays(part: Path) -> bool:
+    """Returns whether any picture of a part is whole; a kill may have torn all of them."""
+    try:
+        with av.open(ffmpeg_name(part)) as container:
+            return next(_whole_packets(container), None) is not None
+    except (av.error.FFmpegError, OSError):
+        return False
+
+
+def _whole_packets(source: av.container.InputContainer) -> Iterator[av.Packet]:
+    """Yields the packets of a part; one that a kill tore is left out, and so are those after it."""
+    for packet in source.demux(source.streams.video[0]):
+        if packet.dts is None or packet.is_corrupt:  # demux()'s closing packet is empty
+            return
+        yield packet
+
+
 def join_videos(parts: Sequence[Path], path: Path, fps: float | Fraction) -> None:
     """Copies files of :class:`VideoWriter`, one after the other, into one with its index in front.
 
@@ -233,9 +250,7 @@ def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
             with av.open(ffmpeg_name(part)) as source:
                 stream = source.streams.video[0]
                 copy = copy or target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.dts is None:  # demux()'s closing packet, which is empty
-                        continue
+                for packet in _whole_packets(source):
                     # Without B-frames, packets are in the order of their frames.
                     packet.stream = copy
                     packet.time_base = 1 / rate

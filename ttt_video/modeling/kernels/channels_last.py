@@ -131,7 +131,7 @@ class _GroupNorm(torch.autograd.Function):
 
 def _parts(batch: int, tokens: int, rows: int) -> int:
     """Returns the number of parts that an image's blocks of rows are summed in."""
-    return max(1, min(kernels.PARTS // batch, triton.cdiv(tokens, rows)))
+    return max(1, min(kernels.PARTS // max(batch, 1), triton.cdiv(tokens, rows)))
 
 
 def _enlarged_backward(grad: Tensor, how: _Map, dtype: torch.dtype) -> Tensor:

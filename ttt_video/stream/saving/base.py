@@ -118,7 +118,9 @@ class Place:
             exist.
         name: begins the names of files in ``unfinished``, which formats share.
         done: frames that an earlier run wrote and that count.
-        state: what :meth:`Format.save` returned after them; {} at the start.
+        unsaved: how many of these came after ``state``; a live source's do not come again, so
+            that what is there of them stays.
+        state: what :meth:`Format.save` returned after the others; {} at the start.
     """
 
     video_id: str
@@ -127,6 +129,7 @@ class Place:
     unfinished: Path
     name: str
     done: int = 0
+    unsaved: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
 
 

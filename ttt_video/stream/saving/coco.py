@@ -56,7 +56,8 @@ class Coco(Format):
             UserError: some of them are gone.
         """
         super().start(place)
-        self.lines = _Lines(place.unfinished / f"{place.name}.jsonl", place.state.get("bytes", 0))
+        file, size = place.unfinished / f"{place.name}.jsonl", place.state.get("bytes", 0)
+        self.lines = _Lines(file, size, rest=place.unsaved > 0)
         if "panoptic" in self.files:
             with writing(place.folder):
                 (place.folder / "panoptic").mkdir(exist_ok=True)
@@ -153,8 +154,8 @@ _FILES = {"instances": "instances", "panoptic": "panoptic_seg"}
 class _Lines:
     """A file of JSON rows that only grows, and is cut where a run goes on."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        """Keeps the first ``size`` bytes of the file.
+    def __init__(self, path: Path, size: int, *, rest: bool = False) -> None:
+        """Keeps the first ``size`` bytes of the file; with ``rest`` also the whole rows after them.
 
         Raises:
             UserError: it has fewer.
@@ -162,7 +163,10 @@ class _Lines:
         self.path, self.size = path, size
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = path.open("a+b")
+            self._file.seek(size)
+            if rest:
+                self.size = size = size + self._file.read().rfind(b"\n") + 1
             self._file.truncate(min(size, path.stat().st_size))
         if path.stat().st_size < size:
             self.close()

@@ -31,9 +31,14 @@ class Color(Format):
             UserError: one of the parts is missing or damaged.
         """
         super().start(place)
-        path, parts = place.folder / "video.mp4", place.state.get("parts", ())
         self.video = VideoParts(
-            path, self.predicted.fps, place.unfinished, place.name, done=place.done, parts=parts
+            place.folder / "video.mp4",
+            self.predicted.fps,
+            place.unfinished,
+            place.name,
+            done=place.done,
+            parts=place.state.get("parts", ()),
+            unsaved=place.unsaved,
         )
 
     def frame(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Job:

@@ -100,7 +100,8 @@ class SavedPredictions(Sink):
             make_folder(folder, "folder")
             remove_leftovers(folder)
             state = self._state[name] if video.done else {}
-            form.start(Place(video.video_id, stems, folder, video.folder, name, video.done, state))
+            counts = video.done, video.unsaved
+            form.start(Place(video.video_id, stems, folder, video.folder, name, *counts, state))
         self._thread = WriteBehind("saving")
 
     def write(self, results: Results) -> None:
