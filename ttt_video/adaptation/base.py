@@ -155,17 +155,14 @@ class Adapter(ABC):
     Attributes:
         offline: whether :meth:`watch` must see a whole video before its first prediction.
         updates: whether :meth:`adapt` does anything.
-        trials: how many predictions the last :meth:`adapt` made to choose by. A simulated clock
-            counts them as predictions.
-        timed_as: name of the method whose measured steps a simulated clock takes for those of
-            frames on which samples were drawn, while other frames have none; "" for a method that
-            is measured itself, trials and all.
+        timed_as: name of the method whose measured seconds a simulated clock takes, those of steps
+            for updates that draw samples, and those of predictions for each that is made, in an
+            update, too; "" for a method that is measured itself.
         predict_precision: of predictions, in :data:`PRECISIONS`; :func:`build_adapter` sets it.
     """
 
     offline: bool = False
     updates: bool = True
-    trials: int = 0
     timed_as: str = ""
     predict_precision: str = "fp32"
     _observer: StepObserver | None = None

@@ -93,6 +93,7 @@ class ChangeAdapter(ReconstructionAdapter):
                 "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
         self.step_frames, self.check_every = step_frames, check_every
+        self.timed_as = "online_ttt_mae" if step_frames else "none"
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
         self.norms = NormCorrection(corrected, fit_statistics(corrected, source))
@@ -306,7 +307,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS, NORMS "
             "or STEP_FRAMES"
         )
-    channels = sum(layer.weight.numel() for layer in layers.values())  # type: ignore[operator, union-attr]
+    channels = sum(len(layer.get_parameter("weight")) for layer in layers.values())
     return ChangeAdapter.from_config(
         cfg,
         model,

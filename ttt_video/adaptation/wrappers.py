@@ -44,9 +44,7 @@ class Wrapper(Adapter):
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Runs the wrapped adapter's update and returns its record."""
-        record = self.inner.adapt(window, generator)
-        self.trials = self.inner.trials
-        return record
+        return self.inner.adapt(window, generator)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Has the observer told of the wrapped adapter's steps, and predict as the wrapper does."""
@@ -142,7 +140,7 @@ class ClassBalance(Wrapper):
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Returns the method's record, both numbers of classes, and whether it was reset."""
-        record = super().adapt(window, generator)
+        record = self.inner.adapt(window, generator)
         frame = window.current
         output, source = self.inner.predict(frame), self.inner.predict_source(frame)
         own, expected = len(predicted_classes(output)), len(predicted_classes(source))
@@ -199,7 +197,7 @@ class NormStatistics(Wrapper):
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
         """Returns the method's record, and ``norm_shift``."""
         shift = self.norms.adapt(window, generator)
-        return {**super().adapt(window, generator), **shift}
+        return {**self.inner.adapt(window, generator), **shift}
 
     def reset(self) -> None:
         """Forgets the statistics and resets the method."""

@@ -80,25 +80,38 @@ def _time_pushes(window: SlidingWindow, clock: SimulatedClock) -> None:
 
 
 class _TimedAdapter(Wrapper):
-    """Tells a clock of each update and prediction."""
+    """Tells a clock of each update and prediction.
+
+    A method with ``timed_as`` may predict in an update, and need not in :meth:`predict`.
+    """
 
     def __init__(self, inner: Adapter, clock: Clock) -> None:
         super().__init__(inner)
         self.clock = clock
+        self._predictions = 0
+        if self.timed_as:
+            inner.model.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self._predictions += 1
 
     def adapt(self, window: SlidingWindow, generator: torch.Generator) -> dict[str, float]:
-        window.drawn = 0
+        window.drawn = self._predictions = 0
         record = super().adapt(window, generator)
         if window.drawn if self.timed_as else self.updates:
             self.clock.spend("step", window.current, window.drawn)
-        for _ in range(self.trials if self.timed_as else 0):
-            self.clock.spend("predict", window.current)
+        self._spend_predictions(window.current)
         return record
 
     def predict(self, frame: Any) -> dict[str, Any]:
+        self._predictions = 0 if self.timed_as else 1
         output = self.inner.predict(frame)
-        self.clock.spend("predict", frame)
+        self._spend_predictions(frame)
         return output
+
+    def _spend_predictions(self, frame: Any) -> None:
+        for _ in range(self._predictions):
+            self.clock.spend("predict", frame)
 
 
 @dataclass
