@@ -306,12 +306,12 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS, NORMS "
             "or STEP_FRAMES"
         )
-    channels = sum(layer.weight.numel() for layer in layers.values())  # type: ignore[operator, union-attr]
+    scales: list[Any] = [layer.weight for layer in layers.values()]
     return ChangeAdapter.from_config(
         cfg,
         model,
         source=read_statistics(cfg, corrected),
-        head=read_head(own.SOURCE_HEAD, channels),
+        head=read_head(own.SOURCE_HEAD, sum(len(scale) for scale in scales)),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,
