@@ -51,6 +51,7 @@ PANOPTIC = [
 ]  # fmt: skip
 KITTI = [*SEMANTIC, "--dataset", "kitti_step_video_sem_seg_val"]
 NORMS = ["TTT.LN_ADAPT.SOURCE_STATISTICS", "ttt_video://quick_joint_world_norms.safetensors"]
+NORMS += ["TTT.LEARN_ON_CHANGE.SOURCE_HEAD", "ttt_video://quick_joint_world_head.safetensors"]
 CROP = ["TTT.CROP.SIZE", "[32, 64]"]
 
 COLOR = [

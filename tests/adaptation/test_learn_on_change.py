@@ -100,7 +100,7 @@ def test_rest_is_the_frozen_model_bit_for_bit(cfg, tiny_model, make_video):
         assert torch.equal(result.output["sem_seg"], frozen_scores(tiny_model, result.frame))
         assert "loss_recon" not in result.record
     assert all(torch.equal(before[name], value) for name, value in weights(runner).items())
-    assert all(r.record["source_shift"] > 0 for r in results[1:])
+    assert all(r.record["norm_shift"] > 0 for r in results[1:])
 
 
 def test_rest_takes_one_forward_pass_a_frame(cfg, tiny_model, make_video):
@@ -117,7 +117,7 @@ def test_the_distance_is_that_of_a_pass_of_its_own(cfg, tiny_model, make_video, 
     results = list(stream(cfg, tiny_model, ENTER=HUGE).run(make_video(num_frames=3)))
     for result, after in itertools.pairwise(results):
         expected = distance_by_hand(tiny_model, result.frame["image"], head)
-        assert after.record["source_shift"] == pytest.approx(expected, rel=1e-3)
+        assert after.record["norm_shift"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_false_alarm_changes_no_bit_and_is_soon_over(cfg, tiny_model, make_video):

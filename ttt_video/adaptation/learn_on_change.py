@@ -147,14 +147,14 @@ class ChangeAdapter(ReconstructionAdapter):
 
         Returns:
             ``state``, the :class:`State` in which the frame is predicted; the properties of the
-            candidate that predicts. Of the last prediction, ``source_shift``, its distance from
+            candidate that predicts. Of the last prediction, ``norm_shift``, its distance from
             training images, and ``place_shift``, that from the place the state is about; 1 is a
             usual training image's. Where a step was taken, :meth:`GradientAdapter.adapt`'s record.
         """
         record: dict[str, float] = {}
         self._ready, self._compared = {}, None
         shift, moved = self._take_rest()
-        for name, value in (("source_shift", shift), ("place_shift", moved)):
+        for name, value in (("norm_shift", shift), ("place_shift", moved)):
             if value is not None:
                 record[name] = value
         if self.states.next_frame(shift, moved):
@@ -312,7 +312,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         cfg,
         model,
         source=read_statistics(cfg, corrected),
-        head=read_head(own.SOURCE_HEAD, channels),
+        head=read_head(own.SOURCE_HEAD, sum(len(scale) for scale in scales)),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,
