@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "TTT_VIDEO_KERNELS"
 """Environment variable: "auto" (default) runs the kernels on GPUs that have them, "off" runs the
-reference, "on" runs the kernels on any device, as Triton's interpreter does on a CPU."""
+reference and leaves products on a CPU to PyTorch, "on" runs the kernels on any device, as
+Triton's interpreter does on a CPU."""
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which the kernels are used: Ampere, the first with bfloat16."""
