@@ -312,7 +312,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         cfg,
         model,
         source=read_statistics(cfg, corrected),
-        head=read_head(own.SOURCE_HEAD, sum(len(scale) for scale in scales)),
+        head=read_head(own.SOURCE_HEAD, channels),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,
