@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,21 @@ from .norm_statistics import BATCH_NORMS, Statistics
 
 SMALL = 1e-3
 """Channels whose scale is smaller than that say nothing."""
+
+
+class _Constants(NamedTuple):
+    """Of a layer y = w z + b and a share a, with the source's mean m and variance v of z, (C,) each.
+
+    With mean M and variance V of y, the corrected output is r y + target - r (offset + a M), where
+    r = sqrt(spread / (base + slope V)).
+    """
+
+    spread: Tensor
+    base: Tensor
+    slope: Tensor
+    share: Tensor
+    offset: Tensor
+    target: Tensor
 
 
 class NormCorrection:
@@ -30,6 +45,7 @@ class NormCorrection:
             source: their statistics on training images (:func:`fit_statistics`).
         """
         self.layers, self.source = layers, source
+        self._known: dict[str, tuple[tuple[Tensor, ...], tuple, _Constants | None]] = {}
 
     @contextmanager
     def correcting(self, share: float) -> Iterator[None]:
@@ -68,16 +84,32 @@ class NormCorrection:
         """
         axis = out.ndim - 1 if isinstance(layer, nn.LayerNorm) else 1
         variance, mean = _channels(out, axis)
+        own = self._constants(name, layer, share)
+        ratio = (own.spread / torch.addcmul(own.base, own.slope, variance)).sqrt_()
+        centre = torch.addcmul(own.offset, own.share, mean)
+        return _affine(out, axis, ratio, torch.addcmul(own.target, ratio, centre, value=-1))
+
+    def _constants(self, name: str, layer: Any, share: float) -> _Constants:
+        """Returns what the correction of a layer takes that is the same in every frame."""
+        weight, bias = layer.weight, layer.bias
+        key = (share, weight._version, bias._version)
+        weights, known, constants = self._known.get(name, ((), (), None))
+        if constants is not None and known == key and weights[0] is weight and weights[1] is bias:
+            return constants
         source = self.source[name]
-        scale = torch.where(layer.weight.abs() > SMALL, layer.weight, torch.inf)
-        own_mean, own_variance = (mean - layer.bias) / scale, variance / scale**2
-        own_variance = torch.where(scale.isfinite(), own_variance, source.variance)
-        own_mean = torch.where(scale.isfinite(), own_mean, source.mean)
-        mean = torch.lerp(source.mean, own_mean, share)
-        variance = torch.lerp(source.variance, own_variance, share)
-        ratio = ((source.variance + 1e-5) / (variance + 1e-5)).sqrt()
-        shift = layer.bias * (1 - ratio) + layer.weight * (source.mean - mean * ratio)
-        return _affine(out, axis, ratio, shift)
+        says = weight.abs() > SMALL
+        own = torch.where(says, share, 0.0)
+        kept = weight * (1 - own) * source.mean
+        constants = _Constants(
+            spread=source.variance + 1e-5,
+            base=(1 - own) * source.variance + 1e-5,
+            slope=torch.where(says, own / weight**2, 0.0),
+            share=own,
+            offset=(1 - own) * bias + kept,
+            target=bias + weight * source.mean,
+        )
+        self._known[name] = ((weight, bias), key, constants)
+        return constants
 
     def _of_batch(self, name: str, layer: Any, x: Tensor, share: float) -> Tensor:
         """Returns the output of a batch normalisation with corrected running statistics."""
