@@ -21,10 +21,10 @@ SMALL = 1e-3
 
 
 class _Constants(NamedTuple):
-    """Of a layer y = w z + b and a share a, with the source's mean m and variance v of z, (C,) each.
+    """Constants of a layer y = w z + b for a share, (C,) each.
 
-    With mean M and variance V of y, the corrected output is r y + target - r (offset + a M), where
-    r = sqrt(spread / (base + slope V)).
+    With mean M and variance V of y over a frame, the corrected output is
+    r y + target - r (offset + share M), where r = sqrt(spread / (base + slope V)).
     """
 
     spread: Tensor
