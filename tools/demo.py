@@ -38,6 +38,7 @@ answer_first(__name__, argument_parser().parse_args)
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 
 from ttt_video.cli import run_tool
 from ttt_video.config import load_config
@@ -101,6 +102,27 @@ class GridRows(Sink):
         )
 
 
+def with_learn_on_change(args: argparse.Namespace, cfg: CfgNode, folder: Path) -> str:
+    """Runs the same video with this project's own method; returns its line."""
+    own = load_config(
+        CONFIG, opts=["DATASETS.TEST", str(cfg.DATASETS.TEST), *args.opts], method="learn_on_change"
+    )
+    own.freeze()
+    run = RunDirectory(
+        folder / f"learn-{run_hash(own, model := load_source_model(own))}", resume=True
+    )
+    (dataset,) = own.DATASETS.TEST
+    sources = open_dataset(dataset, FrameTransform.from_config(own))
+    summary = StreamEvaluation(Settings(own, run, dataset), model).evaluate(sources)
+    miou, seconds = summary["metrics"]["adapted"]["mIoU"], summary["seconds"]["frame"]["mean"]
+    return f"--method learn_on_change: mIoU {miou:.2f}, {seconds:.3f} seconds per frame"
+
+
+def run_hash(cfg: CfgNode, model: torch.nn.Module) -> str:
+    """Tells runs with other settings or weights apart, be they overrides' or another version's."""
+    return hashlib.sha256(f"{cfg.dump()}{weights_hash(model)}".encode()).hexdigest()[:8]
+
+
 def report(summary: Row, rows: list[Row]) -> str:
     """Frozen against adapted, as a small table."""
     quarters = np.array_split(np.array([row["loss_recon"] for row in rows], dtype=float), 4)
@@ -129,9 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg.freeze()
     sources = open_dataset(dataset, FrameTransform.from_config(cfg))
     model = load_source_model(cfg)
-    # A run of its own for other settings or weights, be they overrides or another version's.
-    settings = hashlib.sha256(f"{cfg.dump()}{weights_hash(model)}".encode()).hexdigest()[:8]
-    run = RunDirectory(folder / f"run-{settings}", resume=True)
+    run = RunDirectory(folder / f"run-{run_hash(cfg, model)}", resume=True)
     overlay = OverlayVideos(cfg, run.path, fps=10.0, single=True, dataset_name=dataset)
     grid = GridRows(overlay, model, args.frames)
     beside = Settings(cfg, run, dataset, compare=True, sinks=[overlay, grid])
@@ -155,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         "loss",
     )
     print(report(summary, rows))
+    if cfg.TTT.METHOD == "online_ttt_mae" and "TTT.METHOD" not in args.opts:
+        print(with_learn_on_change(args, cfg, folder))
     print(f"overlay.mp4, grid.png, miou.png, loss_recon.png and all numbers are in {run.path}")
 
 

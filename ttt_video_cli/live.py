@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.stream import load_source_model
 
     choose_config(args)
+    args.method = args.method or _default_method(args)
     cfg = config_of(args, args.method)
     find_method(cfg.TTT.METHOD)
     cfg.freeze()
@@ -154,6 +155,22 @@ def run(args: argparse.Namespace) -> None:
         asyncio.run(serve(player, host, args.port, token, _tell))
     finally:
         player.stop()
+
+
+def _default_method(args: argparse.Namespace) -> str | None:
+    """Returns learn_on_change where the config has its file for the weights and names no other.
+
+    A preset, ``--weights`` and overrides of the method or of the weights are somebody's choice.
+    """
+    from ttt_video.cli import config_of
+    from ttt_video.config.loading import key_values
+
+    chosen = {"TTT.METHOD", "MODEL.WEIGHTS"} & key_values(args.opts).keys()
+    if chosen or args.preset or args.weights:
+        return None
+    own = config_of(args, None).TTT
+    ready = own.METHOD == "online_ttt_mae" and own.LEARN_ON_CHANGE.SOURCE_HEAD
+    return "learn_on_change" if ready else None
 
 
 def _tell(address: str) -> None:

@@ -151,3 +151,19 @@ def test_it_serves_until_a_signal_and_leaves_whole_files(
     assert "Traceback" not in capsys.readouterr().err
     assert not any(t.name == "live stream" and t.is_alive() for t in threading.enumerate())
     assert not (tmp_path / "out").exists()  # nothing was to be saved
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "learn_on_change"),  # of the demo's model, which has its file
+        (["--preset", "realtime"], None),
+        (["--weights", "mine.pth"], None),
+        (["TTT.METHOD", "tent"], None),
+        (["--config", "joint_cityscapes.yaml"], None),
+    ],
+)
+def test_the_page_opens_with_the_method_that_the_weights_are_ready_for(words, method):
+    args = live.argument_parser().parse_args(["--camera", "0", *words])
+    live.choose_config(args)
+    assert live._default_method(args) == method
