@@ -158,7 +158,7 @@ def test_it_serves_until_a_signal_and_leaves_whole_files(
     [
         ([], "learn_on_change"),  # of the demo's model, which has its file
         (["--preset", "realtime"], None),
-        (["--weights", "mine.pth"], None),
+        (["MODEL.WEIGHTS", "mine.pth"], None),
         (["TTT.METHOD", "tent"], None),
         (["--config", "joint_cityscapes.yaml"], None),
     ],
