@@ -30,7 +30,7 @@ def test_stretches_are_those_of_equal_states_in_the_order_of_frames():
 
 
 def test_bands_are_as_wide_as_the_states_last(tmp_path):
-    write_rows(tmp_path / "run", [0.0] * 30 + [1.0] * 10 + [2.0] * 60, source_shift=0.2)
+    write_rows(tmp_path / "run", [0.0] * 30 + [1.0] * 10 + [2.0] * 60, norm_shift=0.2)
     (file,) = draw_states(tmp_path / "run", "x", tmp_path, name="run", suffix="png")
     assert file.name == "states-run-a.png"
     picture = np.asarray(Image.open(file).convert("RGB")).astype(int)

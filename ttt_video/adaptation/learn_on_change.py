@@ -29,6 +29,7 @@ from .image_correction import ImageCorrection
 from .norm_correction import NormCorrection
 from .norm_statistics import fit_statistics, norm_layers, read_statistics
 from .online_ttt_mae import ReconstructionAdapter
+from .precision import tf32
 from .window import SlidingWindow
 
 CORRECTED = ("f",)
@@ -52,9 +53,10 @@ class Predicted(NamedTuple):
 class ChangeAdapter(ReconstructionAdapter):
     """Takes :class:`ReconstructionAdapter`'s steps in the state learn only.
 
-    Guarantees, each with a test: in rest and return predictions are the frozen model's bits; in
-    learn and keep another candidate than the frozen model predicts only while it leads in the last
-    comparison; and learn ends after a number of frames that is known before.
+    Guarantees, each with a test: in rest and return predictions are the frozen model's bits (where
+    normalisation is fused into Triton's kernels, but for rounding: layers that are read run by
+    themselves); in learn and keep another candidate than the frozen model predicts only while it
+    leads in the last comparison; and learn ends after a number of frames that is known before.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class ChangeAdapter(ReconstructionAdapter):
 
         Args:
             model: with its source weights.
-            source: of :func:`measure_statistics`.
+            source: of :func:`measure_statistics`; {} corrects no statistics.
             head: signal of the layers under ``read`` on training images.
             states: when states end.
             choice: by which leads a candidate is chosen.
@@ -86,7 +88,8 @@ class ChangeAdapter(ReconstructionAdapter):
             check_every: frames of keep from one comparison with the frozen model to the next.
         """
         super().__init__(model, **settings)
-        layers, corrected = norm_layers(model, read), norm_layers(model, CORRECTED)
+        layers = norm_layers(model, read)
+        corrected = norm_layers(model, CORRECTED) if source else {}
         if any(p.requires_grad for layer in layers.values() for p in layer.parameters()):
             raise UserError(
                 f"learn_on_change reads {list(read)}, and its steps move that: name parts of the "
@@ -133,11 +136,13 @@ class ChangeAdapter(ReconstructionAdapter):
             else:
                 output = functional_call(self.model, self._source, ([corrected],))[0]
             vector = reading.vector()
-            rest = None if vector is None else self.head.rest(vector)
-        return Predicted(output, rest)
+        with torch.no_grad():
+            return Predicted(output, None if vector is None else self.head.rest(vector))
 
     def _corrected(self, candidate: Candidate, frame: Any) -> Any:
-        image = self.correct(frame["image"], candidate.colours, candidate.blur)
+        # The step's precision and TF32 are not the picture's.
+        with torch.autocast(self.device.type, enabled=False), tf32(self.device, allowed=False):
+            image = self.correct(frame["image"], candidate.colours, candidate.blur)
         return frame if image is frame["image"] else {**frame, "image": image}
 
     # ---- states
@@ -162,6 +167,7 @@ class ChangeAdapter(ReconstructionAdapter):
         elif self._is_outdated(window.current):
             self.states.learn_again()
             self._start_from_source()
+            self._ready, self._compared = {}, None
         if self.states.state is State.LEARN:
             record.update(self._learn_on(window, generator))
         state = {"state": float(self.states.state)}
@@ -191,8 +197,8 @@ class ChangeAdapter(ReconstructionAdapter):
         if turn < turns:
             self._compare(self.search.at(turn, self.choice.chosen), window.current)
         else:
-            record = super().adapt(window, generator)
             self._moved = True
+            record = super().adapt(window, generator)
         if turn + 1 < turns + self.step_frames:
             return record
         if self.step_frames:
@@ -221,6 +227,8 @@ class ChangeAdapter(ReconstructionAdapter):
 
     def _compare(self, candidates: Sequence[Candidate], frame: Any) -> None:
         self.choice.compare(self._scores(candidates, frame))
+        trusted = self.choice.trusted  # whose output alone is kept
+        self._ready = {one: found for one, found in self._ready.items() if one == trusted}
 
     def _is_outdated(self, frame: Any) -> bool:
         """Compares what is kept with the frozen model once in a while."""
@@ -288,6 +296,11 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         raise UserError(
             "TTT.RESET is 'frame', after which learn_on_change never learns: choose video or never"
         )
+    if cfg.TTT.RECORD_STEPS and own.STEP_FRAMES:
+        raise UserError(
+            "TTT.RECORD_STEPS shows what the weights after each step predict, and learn_on_change "
+            "predicts with what it trusts: set it to False, or choose another --method"
+        )
     if cfg.TTT.METHOD == "majority_vote":
         raise UserError(
             "a majority vote over learn_on_change would take its changed pictures for a change of "
@@ -300,19 +313,19 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "TTT.LEARN_ON_CHANGE.READ to parts of the head that have some, or choose another "
             "--method"
         )
-    corrected = norm_layers(model, CORRECTED)
+    corrected = norm_layers(model, CORRECTED) if own.NORMS else {}
     values = {"blur": own.BLUR, "colours": own.COLOURS, "norms": own.NORMS if corrected else []}
     if not (any(values.values()) or own.STEP_FRAMES):
         raise UserError(
             "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS, NORMS "
             "or STEP_FRAMES"
         )
-    channels = sum(len(layer.get_parameter("weight")) for layer in layers.values())
+    scales: list[Any] = [layer.weight for layer in layers.values()]
     return ChangeAdapter.from_config(
         cfg,
         model,
-        source=read_statistics(cfg, corrected),
-        head=read_head(own.SOURCE_HEAD, channels),
+        source=read_statistics(cfg, corrected) if corrected else {},
+        head=read_head(own.SOURCE_HEAD, sum(map(len, scales))),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,

@@ -334,7 +334,7 @@ class Player:
             "video": frame["video_id"],
             "frame": frame["frame_index"],
             "loss": adapted.record.get("loss_recon"),
-            "shift": adapted.record.get("source_shift", adapted.record.get("norm_shift")),
+            "shift": adapted.record.get("norm_shift"),
             "apart": value,
             "apart_is": name,
             "late": adapted.record.get("late_frames"),

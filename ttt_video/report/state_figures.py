@@ -81,7 +81,7 @@ def _draw(rows: Mapping[int, Mapping[str, Any]], file: Path, title: str) -> None
                     first - 0.5, last + 0.5, facecolor=COLORS[state], alpha=0.35, label=name,
                     edgecolor="#BBBBBB", linewidth=0.5 if state is State.REST else 0,
                 )  # fmt: skip
-        shifts = [rows[index].get("source_shift") for index in frames]
+        shifts = [rows[index].get("norm_shift") for index in frames]
         axes.plot(frames, _numbers(shifts), color="black", linewidth=1.2)
         axes.set(title=title, xlabel="frame", ylabel="distance from the training images")
         axes.set_xlim(frames[0] - 0.5, frames[-1] + 0.5)

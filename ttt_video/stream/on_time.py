@@ -100,17 +100,19 @@ class _TimedAdapter(Wrapper):
         record = super().adapt(window, generator)
         if window.drawn if self.timed_as else self.updates:
             self.clock.spend("step", window.current, window.drawn)
-        self._spend_predictions(window.current)
+        self._spend_predictions(window.current, self._predictions)
         return record
 
     def predict(self, frame: Any) -> dict[str, Any]:
-        self._predictions = 0 if self.timed_as else 1
+        before = self._predictions
         output = self.inner.predict(frame)
-        self._spend_predictions(frame)
+        made = self._predictions - before if self.timed_as else 1
+        self._predictions = before  # an observer of steps may predict within an update
+        self._spend_predictions(frame, made)
         return output
 
-    def _spend_predictions(self, frame: Any) -> None:
-        for _ in range(self._predictions):
+    def _spend_predictions(self, frame: Any, number: int) -> None:
+        for _ in range(number):
             self.clock.spend("predict", frame)
 
 
