@@ -24,6 +24,7 @@ class _OptionalKeys(TypedDict, total=False):
     segments_info: list[dict[str, Any]]
     original_file_name: str
     dropped: int
+    after_gap: bool
 
 
 class Frame(_OptionalKeys):
@@ -34,6 +35,8 @@ class Frame(_OptionalKeys):
     video_id: the video's name; frame_index: 0-based position in the video.
     file_name: where the frame was read from, as text (see ``files.path_text``); for a video file
     ``"<file>#<index>"``.
+    after_gap: True for a live source's first frame after a kill; without the key, the frame before
+    is the one that the camera gave before.
     dropped: pictures that a live camera dropped since the frame before; none without the key.
     grey: (1, height, width) uint8, what a model of colours may see of the frame at its own size;
     original: (height, width, 3) uint8 RGB, the label of such a frame.

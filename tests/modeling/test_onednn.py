@@ -40,6 +40,18 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
+def test_a_bias_with_gaps_is_read_as_it_is() -> None:
+    x, weight, bias = tensors((5, 7), (6, 7), (12,))
+    torch.testing.assert_close(
+        onednn.linear(x, weight, bias[::2]), F.linear(x, weight, bias[::2]), rtol=1e-5, atol=1e-5
+    )
+    one = torch.ones(1).expand(6)
+    torch.testing.assert_close(
+        onednn.linear(x, weight, one), F.linear(x, weight, one), rtol=1e-5, atol=1e-5
+    )
+    assert not onednn.runs_onednn(x[0], weight)  # whose backward pass wants rows
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (2, 9, 7), (1, 33, 7), (2, 3, 4, 7)])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])

@@ -133,6 +133,26 @@ def test_a_complete_run_is_left_as_it_is(evaluate, make_video, tmp_path):
     assert rows_of(tmp_path / "run") == rows
 
 
+def test_a_complete_run_is_not_made_longer_and_loses_nothing(evaluate, make_video, tmp_path):
+    evaluate("run", Camera(make_video("a", 6)), max_frames=4)
+    kept = content(tmp_path / "run")
+    with pytest.raises(UserError, match=r"no state of camera 0 is there .*or had it ended\?"):
+        evaluate("run", Camera(make_video("b", 6)), resume=True, max_frames=6)
+    assert {file: content(tmp_path / "run")[file] for file in kept} == kept
+    assert evaluate("run", Camera(make_video("b", 6)), resume=True, max_frames=4)["complete"]
+
+
+def test_nothing_is_compared_across_the_gap(evaluate, make_video, tmp_path):
+    """The kill comes just after a state, so that no frame is missing in the rows."""
+    evaluate("run", Camera(make_video("a", 8)), kill=(SAVE_EVERY + 1, "cut"))
+    folder = tmp_path / "cut"
+    rows = rows_of(folder)[:SAVE_EVERY]
+    (folder / "frames.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate("cut", Camera(make_video("b", 3)), resume=True)
+    temporal = ["temporal" in row["records"] for row in rows_of(folder)]
+    assert temporal == [i not in (0, SAVE_EVERY) for i in range(SAVE_EVERY + 3)]
+
+
 def without_states(folder):
     next(folder.rglob("state.pth")).unlink()
 

@@ -27,6 +27,7 @@ def runs_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
+        and x.dim() > 1
         and x.numel() * len(weight) >= LEAST
         and min(weight.shape) >= LEAST_SIDE
         and not is_exporting()
@@ -59,6 +60,7 @@ def _is_there() -> bool:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     then = "relu" if relu else "none"
+    bias = None if bias is None else bias.contiguous()  # it is read as if it were
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from ..data.ordering import FirstFrames
 from ..errors import UserError
 from ..structures import Frame, FrameSource
 from .directory import Row, RunDirectory
@@ -14,19 +15,22 @@ from .sinks import VideoRun
 logger = logging.getLogger(__name__)
 
 
-def check_states(run: RunDirectory, sources: Sequence[FrameSource]) -> None:
+def check_states(run: RunDirectory, sources: Sequence[FrameSource], max_frames: int | None) -> None:
     """Refuses live sources that have rows and no state from which they could go on.
+
+    Those that are complete, up to ``max_frames``, need none.
 
     Raises:
         UserError: there is one, which is not complete.
     """
     for source in sources:
         name = source.video_id
-        ended = run.videos().get(name, {}).get("complete", False)
+        ended = run.is_complete(name, FirstFrames(source, max_frames).num_frames)
         if source.live and run.recorded(name) and not (ended or run.state_file(name).exists()):
             raise UserError(
                 f"the run in {run.path} cannot go on: no state of {name} is there (was it "
-                "--save-every 0?), and its frames do not come again; choose another --output"
+                "--save-every 0, or had it ended?), and its frames do not come again; choose another "
+                "--output"
             )
 
 
@@ -77,4 +81,4 @@ def after_gap(
         complete=False,
         gap=gap,
     )
-    yield from chain([first], frames)
+    yield from chain([{**first, "after_gap": True}], frames)

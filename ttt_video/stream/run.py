@@ -128,7 +128,7 @@ def _claim(
                 f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
             )
     live = next((source.video_id for source in sources if source.live), None)
-    check_states(run, sources)
+    check_states(run, sources, settings.max_frames)
     files = [source.video_id for source in sources if not source.live]
     if (key := on_machine_time(cfg)) and any(run.recorded(video_id) for video_id in files):
         raise UserError(

@@ -57,7 +57,8 @@ class Consistency(Task):
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
         maps = {"classes": once(class_map, output), "labels": once(read_sem_seg, frame)}
         video_id, index = str(frame.get("video_id", "")), int(frame.get("frame_index", 0))
-        adjacent = self._last == (video_id, index - 1) and all(
+        follows = self._last == (video_id, index - 1) and not frame.get("after_gap")
+        adjacent = follows and all(
             self._runs[name].values.shape == own.shape for name, own in maps.items()
         )
         self._last = (video_id, index)

@@ -73,6 +73,7 @@ class Steadiness(Task):
         adjacent = (
             previous.get("video_id") == current["video_id"]
             and previous["frame_index"] + 1 == current["frame_index"]
+            and not frame.get("after_gap")
             and previous["classes"].shape == current["classes"].shape
         )
         if not adjacent:
