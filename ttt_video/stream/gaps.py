@@ -29,8 +29,8 @@ def check_states(run: RunDirectory, sources: Sequence[FrameSource], max_frames: 
         if source.live and run.recorded(name) and not (ended or run.state_file(name).exists()):
             raise UserError(
                 f"the run in {run.path} cannot go on: no state of {name} is there (was it "
-                "--save-every 0, or had it ended?), and its frames do not come again; choose another "
-                "--output"
+                "--save-every 0, or had it ended?), and its frames do not come again; choose "
+                "another --output"
             )
 
 
