@@ -251,7 +251,11 @@ def test_the_small_model_takes_the_same_step_in_tool_demo_and_benchmark():
     assert f'CONFIG = "{DEFAULT_STREAM_CONFIG}"' in demo
     twin = load_config("quick/stream_world_panoptic.yaml").TTT
     differing = {key for key, value in keys(small).items() if keys(twin)[key] != value}
-    assert differing == {"LN_ADAPT.SOURCE_STATISTICS", "OPTIMIZER.SOURCE_GRADIENTS"}
+    assert differing == {
+        "LEARN_ON_CHANGE.SOURCE_HEAD",
+        "LN_ADAPT.SOURCE_STATISTICS",
+        "OPTIMIZER.SOURCE_GRADIENTS",
+    }
 
 
 @pytest.mark.parametrize("twin", ["", "_panoptic"])
