@@ -25,7 +25,7 @@ def corrected(model: nn.Module, norms: NormCorrection, frame: dict, share: float
 
 
 def test_corrects_as_ln_adapt_does_with_a_pass_of_its_own(tiny_model, make_video, source):
-    """Of a single frame, to which a prior of three frames leaves a quarter."""
+    """A prior of three frames leaves a quarter to a single frame."""
     (frame,) = make_video(num_frames=1)
     adapter = NormAdapter(copy.deepcopy(tiny_model), source=source, prior=3.0)
     adapter.adapt(window_with(SlidingWindow(1), frame), torch.Generator())

@@ -52,7 +52,7 @@ def test_cityscapes_scripts_find_our_mean_iou(labels, tiny_cfg, tiny_model, tmp_
     theirs.args.quiet, theirs.args.evalInstLevelScore = True, False
     theirs.args.JSONOutput = False
     for who, folder in (("adapted", "cityscapes"), ("frozen", "cityscapes_frozen")):
-        # As its main() does with CITYSCAPES_RESULTS, which it reads when it is imported.
+        # Its main() does so with CITYSCAPES_RESULTS, which it reads when it is imported.
         theirs.args.predictionPath, theirs.args.predictionWalk = str(run.path / folder), None
         files = [str(file) for file in labels.values()]
         predictions = [theirs.getPrediction(theirs.args, file) for file in files]

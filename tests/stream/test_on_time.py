@@ -354,7 +354,7 @@ def test_another_window_than_the_profiles_is_told(timed_cfg, tiny_model, caplog,
     Stream.from_config(timed_cfg, tiny_model)
     said = "profile.json has the seconds of online_ttt_mae with TTT.WINDOW_SIZE 16 (here 3)"
     assert said in caplog.text
-    # Of two cases that fit, the one with the fewest such differences is taken.
+    # If two cases fit, the one with the fewest such differences is taken.
     file = tmp_path / "profile.json"
     content = json.loads(file.read_text())
     nearer = copy.deepcopy(content["cases"][1])
