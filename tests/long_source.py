@@ -168,7 +168,7 @@ def main() -> None:
 
     run = args.output / "run"
     rows_there = Rows(run / "frames.jsonl")
-    # What the killed process does not take is gone, so that there have to be enough laps for both.
+    # The killed process leaves frames that are gone, so that laps have to be enough for both.
     parts = (laps, args.breaks) if args.kill is None else (2 * laps, 1)
     with looped(args.video, *parts) as url:
         words = ["--source", url, "--max-frames", str(args.frames), "--output", str(run)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..modeling.weights import read_checkpoint
 from .base import module_mode
-from .norm_statistics import norm_layers
+from .norm_statistics import hooked, norm_layers
 
 DIRECTIONS = 32
 """At most so many directions of training images are left out."""
@@ -53,20 +53,14 @@ class HeadSignal:
     def reading(self) -> Iterator[Reading]:
         """Collects the signal of the forward pass within."""
         reading = Reading(self.layers)
-        handles = []
-        for name, layer in self.layers.items():
 
-            def hook(layer: nn.Module, x: tuple, out: Tensor, name: str = name) -> None:
-                axis = out.ndim - 1 if isinstance(layer, nn.LayerNorm) else 1
-                others = [i for i in range(out.ndim) if i != axis]
-                reading.means[name].append(out.mean(others, dtype=torch.float32))
+        def read(name: str, layer: nn.Module, _: Tensor, out: Tensor) -> None:
+            axis = out.ndim - 1 if isinstance(layer, nn.LayerNorm) else 1
+            others = [i for i in range(out.ndim) if i != axis]
+            reading.means[name].append(out.mean(others, dtype=torch.float32))
 
-            handles.append(layer.register_forward_hook(hook))
-        try:
+        with hooked(self.layers, read):
             yield reading
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class SourceHead:

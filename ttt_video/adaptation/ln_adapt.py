@@ -118,7 +118,14 @@ class NormAdapter(Adapter):
         return {"norm_shift": torch.cat(shifts).mean().item()}
 
     def _adapt_layer(
-        self, name: str, layer: nn.Module, x: Tensor, *, size: int | None, shifts: list[Tensor]
+        self,
+        name: str,
+        layer: nn.Module,
+        x: Tensor,
+        _: Tensor,
+        *,
+        size: int | None,
+        shifts: list[Tensor],
     ) -> Tensor:
         frames = self._frames[name]
         frames.append(channel_statistics(layer, x))

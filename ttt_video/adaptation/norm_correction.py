@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .norm_statistics import BATCH_NORMS, Statistics
+from .norm_statistics import BATCH_NORMS, Statistics, hooked
 
 SMALL = 1e-3
 """Channels whose scale is smaller than that say nothing."""
@@ -45,7 +45,7 @@ class NormCorrection:
             source: their statistics on training images (:func:`fit_statistics`).
         """
         self.layers, self.source = layers, source
-        self._known: dict[str, tuple[tuple[Tensor, ...], tuple, _Constants | None]] = {}
+        self._known: dict[str, tuple[tuple, _Constants, tuple[Tensor, Tensor]]] = {}
 
     @contextmanager
     def correcting(self, share: float) -> Iterator[None]:
@@ -58,23 +58,13 @@ class NormCorrection:
             yield
             return
 
-        handles = []
-        for name, layer in self.layers.items():
+        def correct(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+            if isinstance(layer, BATCH_NORMS):
+                return self._of_batch(name, layer, x, share)
+            return self._of_each(name, layer, out, share)
 
-            def hook(layer: nn.Module, x: tuple, out: Tensor, name: str = name) -> Tensor:
-                batch = isinstance(layer, BATCH_NORMS)
-                return (
-                    self._of_batch(name, layer, x[0], share)
-                    if batch
-                    else self._of_each(name, layer, out, share)
-                )
-
-            handles.append(layer.register_forward_hook(hook))
-        try:
+        with hooked(self.layers, correct):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _of_each(self, name: str, layer: Any, out: Tensor, share: float) -> Tensor:
         """Returns the corrected output of a layer or group normalisation.
@@ -92,10 +82,11 @@ class NormCorrection:
     def _constants(self, name: str, layer: Any, share: float) -> _Constants:
         """Returns what the correction of a layer takes that is the same in every frame."""
         weight, bias = layer.weight, layer.bias
-        key = (share, weight._version, bias._version)
-        weights, known, constants = self._known.get(name, ((), (), None))
-        if constants is not None and known == key and weights[0] is weight and weights[1] is bias:
-            return constants
+        # By identity: a prediction with the source's weights puts other tensors in their place.
+        key = (id(weight), weight._version, id(bias), bias._version, share)
+        known = self._known.get(name)
+        if known is not None and known[0] == key:
+            return known[1]
         source = self.source[name]
         says = weight.abs() > SMALL
         own = torch.where(says, share, 0.0)
@@ -108,7 +99,7 @@ class NormCorrection:
             offset=(1 - own) * bias + kept,
             target=bias + weight * source.mean,
         )
-        self._known[name] = ((weight, bias), key, constants)
+        self._known[name] = (key, constants, (weight, bias))  # an id is a living tensor's
         return constants
 
     def _of_batch(self, name: str, layer: Any, x: Tensor, share: float) -> Tensor:

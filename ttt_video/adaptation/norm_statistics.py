@@ -80,14 +80,14 @@ def channel_statistics(layer: nn.Module, x: Tensor) -> Statistics:
 
 @contextmanager
 def hooked(
-    layers: Mapping[str, nn.Module], hook: Callable[[str, nn.Module, Tensor], Tensor | None]
+    layers: Mapping[str, nn.Module], hook: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Calls ``hook(name, layer, input)`` at every forward pass of a layer.
+    """Calls ``hook(name, layer, input, output)`` at every forward pass of a layer.
 
     A tensor that the hook returns replaces the layer's output.
     """
     handles = [
-        layer.register_forward_hook(lambda m, x, _, name=name: hook(name, m, x[0]))
+        layer.register_forward_hook(lambda m, x, out, name=name: hook(name, m, x[0], out))
         for name, layer in layers.items()
     ]
     try:
@@ -102,7 +102,7 @@ def measuring(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Statis
     """Collects the statistics of each layer, one entry for each of its forward passes."""
     seen: dict[str, list[Statistics]] = {name: [] for name in layers}
 
-    def measure(name: str, layer: nn.Module, x: Tensor) -> None:
+    def measure(name: str, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         seen[name].append(channel_statistics(layer, x))
 
     with hooked(layers, measure):

@@ -334,7 +334,7 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.MOVED": Key(1.15, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
-    # What is tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
+    # These are tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
     # the way to the training images' colours, shares of a frame's statistics in f's normalisation
     # layers.
     "TTT.LEARN_ON_CHANGE.BLUR": Key(
