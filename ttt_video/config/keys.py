@@ -334,9 +334,9 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.MOVED": Key(1.15, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
     "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
-    # These are tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares of
-    # the way to the training images' colours, shares of a frame's statistics in f's normalisation
-    # layers.
+    # These are tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares
+    # of the way to the training images' colours, shares of a frame's statistics in f's
+    # normalisation layers.
     "TTT.LEARN_ON_CHANGE.BLUR": Key(
         [0.8, 1.5],
         must_be("a list of deviations above 0", lambda v: _all_numbers(v, lambda x: x > 0)),
