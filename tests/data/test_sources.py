@@ -83,7 +83,6 @@ def pixels(frame) -> np.ndarray:
 
 
 def background_threads() -> list[str]:
-    gc.collect()  # an error that another test has kept holds its frames, and with them a thread
     return [t.name for t in threading.enumerate() if t.name.startswith("frames")]
 
 

@@ -167,7 +167,7 @@ def with_a_torn_state(folder):
     [
         (without_states, (64, 96), "cannot go on: no state of camera 0 is there"),
         (with_a_torn_state, (64, 96), "is damaged: camera 0 cannot go on without it; choose"),
-        (lambda _: None, (32, 96), "would see with 32x96 pixels, and those before had 64x96"),
+        (lambda _: None, (32, 96), r"gives frames of 32x96 pixels \(32x96 .*before had 64x96 pix"),
     ],
 )
 def test_what_cannot_go_on_is_refused_and_nothing_is_lost(
@@ -180,6 +180,49 @@ def test_what_cannot_go_on_is_refused_and_nothing_is_lost(
         evaluate("cut", Camera(make_video("b", 3, *size)), resume=True)
     assert rows_of(tmp_path / "cut") == rows
     assert content(tmp_path / "cut" / "masks") == masks
+
+
+def test_predictions_that_a_kill_kept_from_the_disk_are_counted(
+    evaluate, make_video, tmp_path, caplog
+):
+    """A row is written before the predictions, which wait for a thread."""
+    evaluate("run", Camera(make_video("a", 6)), kill=(6, "cut"))
+    cut, again = tmp_path / "cut", make_video("b", 1)
+    (lines,) = (cut / "unfinished").rglob("coco.jsonl")
+    lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[:-1])[:-1])  # 1 is torn
+    shutil.copytree(cut, tmp_path / "both")
+    (tmp_path / "both" / "masks" / file_stem("camera 0") / "000005.png").unlink()
+    for name, missing in (("cut", "2 in coco"), ("both", "1 in masks, 2 in coco")):
+        caplog.clear()
+        evaluate(name, Camera(again), resume=True)
+        (line,) = [text for text in caplog.messages if "predictions are missing" in text]
+        assert line.startswith(
+            f"camera 0: of 6 frames that have a row, predictions are missing ({missing})"
+        )
+    coco = COCO(str(cut / "coco" / file_stem("camera 0") / "semantic.json"))
+    assert sorted(coco.imgs) == [1, 2, 3, 4, 7]
+    caplog.clear()
+    evaluate("other", Camera(make_video("a", 6)), kill=(5, "whole"))
+    evaluate("whole", Camera(again), resume=True)
+    assert "predictions are missing" not in caplog.text
+
+
+@pytest.mark.parametrize("kept", [2, SAVE_EVERY + 1], ids=["before its first update", "later"])
+def test_pictures_of_another_size_are_refused_though_the_network_sees_one(
+    evaluate, make_video, tmp_path, kept
+):
+    """Or the files of one video would have masks of two sizes."""
+    evaluate("run", Camera(make_video("a", 5)), kill=(kept, "cut"))
+    files = content(tmp_path / "cut")
+    larger = [{**frame, "height": 128, "width": 192} for frame in make_video("b", 3)]
+    message = r"camera 0 gives frames of 128x192 pixels \(64x96 for the network\), and those before"
+    with pytest.raises(UserError, match=message):
+        evaluate("cut", Camera(larger), resume=True)
+    now = content(tmp_path / "cut")
+    changed = {file.name for file in now if files.get(file) != now[file]}
+    assert changed <= {"summary.json", "videos.jsonl", "overlay.mp4", "semantic.json"}
+    evaluate("cut", Camera(make_video("b", 3)), resume=True)
+    assert len(rows_of(tmp_path / "cut")) == kept + 3
 
 
 def test_a_run_that_saved_no_states_is_refused(evaluate, make_video, tmp_path):

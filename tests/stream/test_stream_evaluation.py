@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import threading
 import weakref
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from ttt_video.adaptation import Adapter
 from ttt_video.config import get_cfg
 from ttt_video.data import BaseSource
+from ttt_video.data.decoded_source import run_ahead
 from ttt_video.errors import UserError
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.stream import (
@@ -311,6 +314,41 @@ def test_a_frame_counts_though_a_later_sink_stops_the_run(evaluate, make_video, 
         evaluate([ListSource(make_video("a", 3))], sinks=[Stops()])
     run = RunDirectory(tmp_path / "run", resume=True)
     assert len(list(run.rows())) == run.videos()["a"]["frames"] == 2
+
+
+class EndlessFrames(ListSource):
+    """Has its frames decoded ahead, in a thread, and has more of them than anybody takes."""
+
+    def __iter__(self):
+        endless = ({**self.frames[0], "frame_index": index} for index in itertools.count())
+        return self.ahead(run_ahead(endless, depth=2))
+
+    def ahead(self, frames):
+        yield from frames
+
+
+def test_frames_are_closed_though_somebody_keeps_the_error(evaluate, make_video):
+    """Or the thread that decodes ahead would live as long as the error does."""
+
+    class Stops(Sink):
+        def write(self, results):
+            raise UserError("stop")
+
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match="stop") as kept:
+        evaluate([EndlessFrames(make_video("a", 1))], sinks=[Stops()])
+    assert set(threading.enumerate()) == before
+    assert kept.traceback
+
+
+def test_frames_are_closed_though_not_all_are_asked_for(evaluate, make_video, monkeypatch):
+    source = EndlessFrames(make_video("a", 1))
+    kept = []
+    monkeypatch.setattr(source, "ahead", lambda frames: kept.append(frames) or frames)
+    before = set(threading.enumerate())
+    evaluate([source], max_frames=2)
+    assert set(threading.enumerate()) == before
+    assert next(kept[0], None) is None
 
 
 def test_max_frames_is_of_each_video(evaluate, make_video):

@@ -320,6 +320,18 @@ def test_parts_are_joined_without_encoding_again(tmp_path, fps):
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
+def test_parts_of_two_sizes_are_refused_and_the_file_stays(tmp_path):
+    parts = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for part, size in zip(parts, [(48, 64), (64, 48)], strict=True):
+        with VideoWriter(part, 10, part=True) as video:
+            video.write(flat(0, *size))
+    whole = tmp_path / "whole.mp4"
+    whole.write_bytes(b"before")
+    with pytest.raises(UserError, match=r"b\.mp4 has pictures of 64x48 .*a\.mp4 has 48x64: join"):
+        join_videos(parts, whole, 10)
+    assert whole.read_bytes() == b"before"
+
+
 @pytest.mark.parametrize("part", [False, True])
 def test_a_full_disk_is_one_line(tmp_path, part):
     noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from ..errors import UserError
@@ -61,3 +62,18 @@ def drop_until(source: FrameSource, frame_index: int) -> Iterator[Frame]:
             "would go on: restore it, or choose another --output"
         )
     return frames
+
+
+@contextmanager
+def closing_frames(frames: Iterator[Frame]) -> Iterator[None]:
+    """Closes an iterator at the end of the block, if it can be closed.
+
+    Otherwise an exception that somebody keeps, and with it the variables of the functions that it
+    came through, would keep the thread that decodes ahead, or the connection to a camera.
+    """
+    try:
+        yield
+    finally:
+        close = getattr(frames, "close", None)
+        if close is not None:
+            close()

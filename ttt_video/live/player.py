@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..adaptation import SlidingWindow, build_adapter, method_names
+from ..data.base import closing_frames
 from ..errors import UserError
 from ..stream import OverlayVideos, Results, Stream
 from ..stream.budget import BudgetedStream
@@ -291,8 +292,7 @@ class Player:
 
     def _run_video(self, source: FrameSource) -> None:
         frames = iter(source)
-        end: Any = closing(cast(Any, frames)) if hasattr(frames, "close") else nullcontext()
-        with end:
+        with closing_frames(frames):
             with self._turn:
                 self._source = source
                 self.stream.start_video(source.video_id)

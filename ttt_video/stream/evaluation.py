@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..adaptation import SlidingWindow, build_adapter
+from ..data.base import closing_frames
 from ..data.ordering import FirstFrames, in_order
 from ..errors import UserError, ending_with
 from ..files import save_torch, writing
@@ -23,7 +24,7 @@ from ..tasks import Shared
 from ..tasks.classes import check_predicted_classes
 from .clock import SimulatedClock
 from .directory import Row
-from .gaps import after_gap, last_frame
+from .gaps import after_gap, last_frame, size_of
 from .handover import Handover, HandoverBehind
 from .loop import Stream
 from .on_time import OnTimeStream, on_machine_time, simulate
@@ -164,16 +165,15 @@ class StreamEvaluation:
                 sink.start(video)
                 started.append(sink)
             if not state:
-                self._start(video, before)
-            if recorded:
-                frames = ordered.frames_after(last_frame(self.run, source.video_id))
-                frames = after_gap(frames, self.run, video, state)
-            else:
-                frames = ordered.frames_after(state["frame_index"]) if done else iter(ordered)
+                self._start(video)
+            at = last_frame(self.run, source.video_id) if recorded else state.get("frame_index")
+            frames = ordered.frames_after(at) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
-            # Labels are read once, and class maps computed once, whoever asks.
-            shared = (cast(Frame, Shared(frame)) for frame in through(islice(frames, limit)))
-            self._run_frames(shared, video, handover, behind=behind)
+            with closing_frames(frames):
+                coming = after_gap(frames, self.run, video, state) if recorded else frames
+                coming = through(islice(coming, limit))
+                coming = self._shared(coming, video, before, starts=not state)
+                self._run_frames(coming, video, handover, behind=behind)
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
             self.run.remove_unfinished(video.video_id)
@@ -185,12 +185,29 @@ class StreamEvaluation:
         never = on_machine_time(self.cfg) and not source.live
         return 0 if never else self.settings.save_every
 
-    def _start(self, video: VideoRun, before: str | None) -> None:
-        """Begins a video at its start, after the one ``before``."""
+    def _start(self, video: VideoRun) -> None:
+        """Begins a video at its start."""
         self.stream.start_video(video.video_id, video.source)
         if self.frozen is not None:  # a state that could not be used may have been loaded in part
             self.frozen.start_video(video.video_id, video.source)
-        if self._save_every(video.source) and (self.builds_up or video.source.live):
+
+    def _shared(
+        self, frames: Iterator[Frame], video: VideoRun, before: str | None, *, starts: bool
+    ) -> Iterator[Frame]:
+        """Yields frames whose labels are read once, and class maps computed once, whoever asks.
+
+        Where a video ``starts``, after the one ``before``, its first state is saved when a frame
+        has come and none has been run: then the size of the frames is known.
+        """
+        for frame in frames:
+            if video.size is None:
+                video.size = size_of(frame)
+                if starts and (self.builds_up or video.source.live):
+                    self._save_start(video, before)
+            yield cast(Frame, Shared(frame))
+
+    def _save_start(self, video: VideoRun, before: str | None) -> None:
+        if self._save_every(video.source):
             self._save(video, -1)
             if self.builds_up and before is not None:
                 self.run.remove_unfinished(before)
@@ -255,6 +272,7 @@ class StreamEvaluation:
         state = {
             "frames": video.done,
             "frame_index": frame_index,
+            "size": video.size,
             "skipped": video.skipped,
             "stream": self.stream.state_dict(),
             **({"frozen": frozen.state_dict()} if isinstance(frozen, OnTimeStream) else {}),

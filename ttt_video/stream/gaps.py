@@ -40,6 +40,19 @@ def last_frame(run: RunDirectory, video_id: str) -> int:
     return ranges[-1][1] - 1 if ranges else -1
 
 
+def size_of(frame: Frame) -> tuple[int, ...]:
+    """Returns height and width of a frame's picture and of what the network sees of it.
+
+    The network may see pictures of two sizes with one size, but their masks have two.
+    """
+    return (frame["height"], frame["width"], *frame["image"].shape[1:])
+
+
+def _shown(size: Sequence[int]) -> str:
+    height, width, *seen = size
+    return f"{height}x{width} pixels ({seen[0]}x{seen[1]} for the network)"
+
+
 def after_gap(
     frames: Iterator[Frame], run: RunDirectory, video: VideoRun, state: Row
 ) -> Iterator[Frame]:
@@ -52,18 +65,16 @@ def after_gap(
         state: that was saved of it.
 
     Raises:
-        UserError: the frames have another size than those in the window.
+        UserError: the frames have another size than those before.
     """
     first = next(frames, None)
     if first is None:
         return
-    kept = state["stream"]["window"]["frames"]
-    if kept and kept[-1]["image"].shape != first["image"].shape:
-        (_, *before), (_, *now) = kept[-1]["image"].shape, first["image"].shape
+    size, now = state.get("size"), size_of(first)  # a state of an earlier version has none
+    if size is not None and tuple(size) != now:
         raise UserError(
-            f"{video.video_id} gives frames that the network would see with {now[0]}x{now[1]} "
-            f"pixels, and those before had {before[0]}x{before[1]} (height x width): set its old "
-            "size, or choose another --output"
+            f"{video.video_id} gives frames of {_shown(now)}, and those before had {_shown(size)}: "
+            "set its old size, or choose another --output"
         )
     after, weights = last_frame(run, video.video_id), state["frame_index"]
     logger.warning(

@@ -33,6 +33,7 @@ class VideoRun:
         unsaved: how many of ``done`` were run after the state was saved that sinks have loaded.
             Only a live source has any: they do not come again, so what was written of them stays.
         complete: whether it came to its end.
+        size: of its frames (:func:`ttt_video.stream.gaps.size_of`), once one has come.
     """
 
     source: FrameSource
@@ -41,6 +42,7 @@ class VideoRun:
     skipped_before: Sequence[str] = ()
     unsaved: int = 0
     complete: bool = False
+    size: Sequence[int] | None = None
 
     @property
     def video_id(self) -> str:

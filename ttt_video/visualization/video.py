@@ -235,6 +235,9 @@ def join_videos(parts: Sequence[Path], path: Path, fps: float | Fraction) -> Non
         parts: of one size and frame rate, at least one; ``path`` may be among them.
         path: the file, replaced whole.
         fps: frames per second of them all.
+
+    Raises:
+        UserError: a part is missing or damaged, or has another size; ``path`` stays as it was.
     """
     write_atomically(path, lambda file: _copy_packets(parts, file, _rate(fps)))
 
@@ -250,6 +253,11 @@ def _copy_packets(parts: Sequence[Path], path: Path, rate: Fraction) -> None:
             with av.open(ffmpeg_name(part)) as source:
                 stream = source.streams.video[0]
                 copy = copy or target.add_stream_from_template(stream)
+                if (stream.height, stream.width) != (copy.height, copy.width):
+                    raise UserError(
+                        f"{part} has pictures of {stream.height}x{stream.width} (height x width), "
+                        f"but {parts[0]} has {copy.height}x{copy.width}: join videos of one size"
+                    )
                 for packet in _whole_packets(source):
                     # Without B-frames, packets are in the order of their frames.
                     packet.stream = copy

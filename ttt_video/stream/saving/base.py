@@ -152,9 +152,11 @@ class Format:
 
     Attributes:
         name: what ``--save`` calls it, and its folder.
+        each_frame: glob of the one file in the folder that each frame has; "" if it has none.
     """
 
     name: ClassVar[str]
+    each_frame: ClassVar[str] = ""
 
     def __init__(self, predicted: Predicted) -> None:
         """Keeps what the model predicts.
@@ -180,6 +182,12 @@ class Format:
     def save(self) -> dict[str, Any]:
         """Returns what :attr:`Place.state` needs in a run that goes on: plain values."""
         return {}
+
+    def written(self) -> int | None:
+        """Returns how many frames of the video are on disk; None if nobody knows."""
+        if not self.each_frame:
+            return None
+        return sum(1 for _ in self.place.folder.glob(self.each_frame))
 
     def end(self) -> None:
         """Ends the video."""

@@ -29,6 +29,7 @@ class Cityscapes(Format):
     """
 
     name = "cityscapes"
+    each_frame = "*.png"
 
     def __init__(self, predicted: Predicted) -> None:
         """Refuses models of other classes."""

@@ -102,6 +102,10 @@ class Coco(Format):
         """Returns how much of the lines counts."""
         return {"bytes": self.lines.size}
 
+    def written(self) -> int:
+        """Returns how many lines count."""
+        return sum(1 for _ in self.lines)
+
     def end(self) -> None:
         """Writes the json files of what there is."""
         if self.lines.size:

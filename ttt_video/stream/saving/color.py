@@ -18,6 +18,7 @@ class Color(Format):
     """``NAME.png``, RGB, and ``video.mp4`` of all frames."""
 
     name = "color"
+    each_frame = "*.png"
 
     def __init__(self, predicted: Predicted) -> None:
         """Refuses models of other things."""

@@ -18,6 +18,7 @@ class Confidence(Format):
     """``NAME.png``, 8 bit gray: 255 times :func:`confidence`, rounded."""
 
     name = "confidence"
+    each_frame = "*.png"
 
     def __init__(self, predicted: Predicted) -> None:
         """Refuses models without scores."""

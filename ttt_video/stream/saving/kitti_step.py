@@ -23,6 +23,7 @@ class KittiStep(Format):
     """
 
     name = "kitti_step"
+    each_frame = "*.png"
 
     def __init__(self, predicted: Predicted) -> None:
         """Refuses models without a class for every pixel."""

@@ -43,6 +43,7 @@ class Masks(Format):
     """``NAME.png``, 8 bit with a palette: class ids, 255 for none; ``classes.json`` names them."""
 
     name = "masks"
+    each_frame = "*.png"
 
     def __init__(self, predicted: Predicted) -> None:
         """Makes the palette."""

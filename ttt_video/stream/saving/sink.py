@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from ...errors import UserError, ending_with, suggestion
+from ...errors import UserError, counted, ending_with, suggestion
 from ...files import WriteBehind, file_stem, make_folder, remove_leftovers
 from ..sinks import Results, Sink, VideoRun
 from ..video_parts import DEFAULT_FPS, video_fps
 from .base import FORMAT_REGISTRY, Format, Place, Predicted, Stems
+
+logger = logging.getLogger(__name__)
 
 
 def format_names(asked: Iterable[str]) -> tuple[str, ...]:
@@ -102,7 +105,26 @@ class SavedPredictions(Sink):
             state = self._state[name] if video.done else {}
             counts = video.done, video.unsaved
             form.start(Place(video.video_id, stems, folder, video.folder, name, *counts, state))
+        if video.unsaved:
+            self._tell_what_is_lost(video)
         self._thread = WriteBehind("saving")
+
+    def _tell_what_is_lost(self, video: VideoRun) -> None:
+        """Warns of frames that have a row, but no prediction: a kill came in between."""
+        written = {name: form.written() for (name, _), form in self.formats.items()}
+        lost = [
+            f"{video.done - count} in {name}"
+            for name, count in written.items()
+            if count is not None and count < video.done
+        ]
+        if lost:
+            logger.warning(
+                "%s: of %s that have a row, predictions are missing (%s), which were not yet "
+                "written when the run was killed: their frames do not come again",
+                video.video_id,
+                counted(video.done, "frame"),
+                ", ".join(lost),
+            )
 
     def write(self, results: Results) -> None:
         """Hands one frame to all formats."""
