@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -51,3 +54,42 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_others(tiny_cfg, tmp_path)
         evaluate_in_parallel(settings, [], 2)
     RunDirectory(tmp_path).close()
     assert error.tb is not None  # it still refers to the run, which was closed, not collected
+
+
+@pytest.mark.parametrize(
+    ("save_every", "live", "told"),
+    [
+        (50, False, "all rows are kept, --resume goes on"),
+        (50, True, "all rows are kept, --resume goes on"),
+        (0, False, r"but no state is \(--save-every 0\): --resume begins unfinished videos anew"),
+        (0, True, r"but no state is \(--save-every 0\): --resume refuses live sources"),
+    ],
+)
+def test_a_worker_s_failure_says_what_resuming_does(
+    tiny_cfg, tmp_path, monkeypatch, save_every, live, told
+):
+    """Without states a live source is refused: see tests/stream/test_live_resume.py."""
+    source = SimpleNamespace(video_id="street", num_frames=3, live=live, fps=None, fingerprint=None)
+
+    class Process:
+        exitcode = -9
+
+        def __init__(self, **settings):
+            (_, _, _, self.connection, _) = settings["args"]
+
+        def start(self):
+            self.connection.close()
+
+        def join(self, seconds=None):
+            pass
+
+        kill = join
+
+    with closing(RunDirectory(tmp_path / "run")) as run:
+        settings = Settings(tiny_cfg, run, save_every=save_every)
+        context = SimpleNamespace(
+            Process=Process, Pipe=multiprocessing.Pipe, Event=multiprocessing.Event
+        )
+        monkeypatch.setattr(multiprocessing, "get_context", lambda name: context)
+        with pytest.raises(UserError, match=f"^video street: .*exit code -9 .*{told}"):
+            parallel_evaluation._Team(settings, 1).work([source])

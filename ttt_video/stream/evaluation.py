@@ -166,7 +166,7 @@ class StreamEvaluation:
                 started.append(sink)
             if not state:
                 self._start(video)
-            at = last_frame(self.run, source.video_id) if recorded else state.get("frame_index")
+            at = last_frame(self.run, source.video_id) if recorded else state.get("frame_index", -1)
             frames = ordered.frames_after(at) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
             with closing_frames(frames):

@@ -215,7 +215,18 @@ class _Team:
 
     def _fail(self, worker: _Worker, why: str) -> None:
         video = "" if worker.source is None else f"video {worker.source.video_id}: "
-        raise UserError(f"{video}{why}; all rows are kept, --resume goes on")
+        raise UserError(f"{video}{why}; all rows are kept, {self._resumed()}")
+
+    def _resumed(self) -> str:
+        """Returns what a resumed run would do with the videos that have not ended."""
+        if self.orders.settings.save_every:
+            return "--resume goes on"
+        if any(worker.source.live for worker in self.workers.values() if worker.source):
+            return (
+                "but no state is (--save-every 0): --resume refuses live sources that have rows; "
+                "choose another --output"
+            )
+        return "but no state is (--save-every 0): --resume begins unfinished videos anew"
 
     def _show(self) -> None:
         running = [w.source.video_id for w in self.workers.values() if w.source is not None]
