@@ -10,6 +10,10 @@ import torch
 from PIL import Image
 
 from ttt_video.tasks import Consistency, LabelInfo, ScoredFrame, score
+from ttt_video.tasks.color_statistics import Colorfulness
+from ttt_video.tasks.columns import ColumnTally
+from ttt_video.tasks.consistency import Consistency8
+from ttt_video.tasks.metrics import EXAMPLE_INFO
 
 
 def scores_of(classes: np.ndarray) -> torch.Tensor:
@@ -99,3 +103,15 @@ def test_a_gap_or_another_video_ends_a_clip(record_all):
     assert record_all(task, still[:7], still[:7], first=15, video_id="b") == [None] * 7
     (last,) = record_all(task, still[:1], still[:1], first=22, video_id="b")
     assert last == {"vc8": 100.0, "vc16": None}
+
+
+def test_a_frame_without_the_number_does_not_count():
+    """Of any task whose records are columns: its mean is that of the others, and no NaN."""
+    tally = ColumnTally()
+    for index, share in enumerate([None, 80.0, None, 50.0]):
+        tally.add(index, {"vc8": share, "colorfulness": share})
+    total = ColumnTally.joined([tally], EXAMPLE_INFO)
+    assert [metric().value(total) for metric in (Consistency8, Colorfulness)] == [65.0, 65.0]
+    empty = ColumnTally()
+    empty.add(0, {"vc8": None})
+    assert Consistency8().value(ColumnTally.joined([empty], EXAMPLE_INFO)) is None

@@ -14,7 +14,7 @@ from .base import Task, once
 from .color_numbers import channel_histograms, colorfulness, inception_scores, jensen_shannon
 from .colorization import COLORFUL, color_picture
 from .columns import Columns, ColumnTally, FrameNumber, flat, pack
-from .metrics import Metric, Record, mean
+from .metrics import Metric, Record, known_mean, mean
 from .picture_networks import describers
 from .registry import TASK_REGISTRY
 
@@ -120,7 +120,7 @@ class ColorConsistency(Metric):
     def value(total: Columns) -> float | None:
         videos = []
         for changes in zip(*(total[f"change_{d}"] for d in DISTANCES), strict=True):
-            seen = [mean([x for x in flat([change]) if not math.isnan(x)]) for change in changes]
+            seen = [known_mean(flat([change])) for change in changes]
             known = [x for x in seen if x is not None]
             if len(known) == len(DISTANCES):
                 videos.append(math.fsum(known) / len(DISTANCES))

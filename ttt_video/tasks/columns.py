@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .labels import LabelInfo
-from .metrics import Metric, Record, Tally, mean
+from .metrics import Metric, Record, Tally, known_mean
 
 Columns = Mapping[str, Sequence[np.ndarray]]
 """By key of a record: for each video what its frames have in time order, (T,) or (T, D); NaN stands
@@ -64,11 +64,11 @@ def flat(videos: Sequence[np.ndarray]) -> list[float]:
 
 
 class FrameNumber(Metric):
-    """The number of each frame under ``needs``; mean over frames."""
+    """The number of each frame under ``needs``; mean over the frames that have one."""
 
     def frame(self, record: Record) -> float | None:
-        number: float = record[self.needs]
+        number: float | None = record[self.needs]
         return number
 
     def value(self, total: Columns) -> float | None:
-        return mean(flat(total[self.needs]))
+        return known_mean(flat(total[self.needs]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 
 from ..formats.labels import read_sem_seg
 from .base import Task, once
-from .columns import Columns, ColumnTally, flat
-from .metrics import Metric, Record, mean
+from .columns import ColumnTally, FrameNumber
+from .metrics import Record
 from .outputs import class_map
 from .registry import TASK_REGISTRY
+from .steadiness import follows, place_of
 
 CLIPS = (8, 16)
 """Lengths of the clips in frames (Miao et al., VSPW, CVPR 2021)."""
@@ -56,12 +56,10 @@ class Consistency(Task):
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
         maps = {"classes": once(class_map, output), "labels": once(read_sem_seg, frame)}
-        video_id, index = str(frame.get("video_id", "")), int(frame.get("frame_index", 0))
-        follows = self._last == (video_id, index - 1) and not frame.get("after_gap")
-        adjacent = follows and all(
+        adjacent = follows(frame, self._last) and all(
             self._runs[name].values.shape == own.shape for name, own in maps.items()
         )
-        self._last = (video_id, index)
+        self._last = place_of(frame)
         if adjacent:
             self._in_a_row = min(self._in_a_row + 1, CLIPS[-1])
             for name, own in maps.items():
@@ -97,19 +95,6 @@ class Consistency(Task):
             self._runs[name].lengths = lengths.numpy()
 
 
-class _Clips(Metric):
-    """The mean over clips."""
-
-    axis = ""
-
-    def value(self, total: Columns) -> float | None:
-        return mean([v for v in flat(total[self.needs]) if not math.isnan(v)])
-
-    def frame(self, record: Record) -> float | None:
-        share: float | None = record[self.needs]
-        return share
-
-
 def _rule(clip: int) -> str:
     return (
         f"of the pixels with one label in {clip} frames in a row, the share that also has one "
@@ -122,20 +107,22 @@ _EXAMPLE = [{"vc8": 90.0, "vc16": None}, {"vc8": 80.0, "vc16": 50.0}, {"vc8": No
 
 
 @Consistency.add_metric
-class Consistency8(_Clips):
+class Consistency8(FrameNumber):
     """Video consistency over 8 frames."""
 
     name = "mVC8"
     rule = _rule(8)
     needs = "vc8"
+    axis = ""
     example = (_EXAMPLE, 85.0)
 
 
 @Consistency.add_metric
-class Consistency16(_Clips):
+class Consistency16(FrameNumber):
     """Video consistency over 16 frames."""
 
     name = "mVC16"
     rule = _rule(16)
     needs = "vc16"
+    axis = ""
     example = (_EXAMPLE, 55.0)

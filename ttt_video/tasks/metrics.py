@@ -113,6 +113,11 @@ def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if len(values) else None
 
 
+def known_mean(values: Iterable[float]) -> float | None:
+    """Returns the :func:`mean` without NaN, which stands for None; None if no value is left."""
+    return mean([value for value in values if not math.isnan(value)])
+
+
 class FrameMean(Metric):
     """The mean of single frames' numbers, over the frames that the data set's period leaves.
 

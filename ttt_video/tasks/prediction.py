@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from .base import Task
 from .labels import LabelInfo
-from .metrics import Metric, Record, Tally, mean
+from .metrics import Metric, Record, Tally, known_mean, mean
 from .outputs import mean_entropy, predicted_classes, scores_are_finite
 from .registry import TASK_REGISTRY, tasks
 
@@ -88,17 +88,12 @@ class _OfClasses(Metric):
         return bool(content.classes if isinstance(content, Predictions) else "classes" in content)
 
 
-def _known_mean(values: Iterable[float]) -> float | None:
-    """Returns the exact mean without NaNs; None if no value is left."""
-    return mean([value for value in values if not math.isnan(value)])
-
-
 def _quarters(name: str, videos: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """Returns the means over the first and last quarter of every video, at least one frame."""
     pairs = [(video, max(len(video) // 4, 1)) for video in videos]
     return {
-        f"{name}_first_quarter": _known_mean(x for video, n in pairs for x in video[:n]),
-        f"{name}_last_quarter": _known_mean(x for video, n in pairs for x in video[-n:]),
+        f"{name}_first_quarter": known_mean(x for video, n in pairs for x in video[:n]),
+        f"{name}_last_quarter": known_mean(x for video, n in pairs for x in video[-n:]),
     }
 
 
@@ -158,7 +153,7 @@ class PredictionEntropy(_OfClasses):
 
     @staticmethod
     def value(total: Predictions) -> float | None:
-        return _known_mean(e for video in total.entropies for e in video)
+        return known_mean(e for video in total.entropies for e in video)
 
     @staticmethod
     def details(total: Predictions) -> dict[str, float | None]:

@@ -20,6 +20,17 @@ ChangeCounts = Mapping[str, int]
 ``flickered`` of ``steady``."""
 
 
+def place_of(frame: Mapping[str, Any]) -> tuple[str, int]:
+    """Returns the video of a frame, and its index."""
+    return str(frame.get("video_id", "")), int(frame.get("frame_index", 0))
+
+
+def follows(frame: Mapping[str, Any], before: tuple[str, int]) -> bool:
+    """Says whether a frame may be compared with the one at ``before``: it comes right after it."""
+    video_id, index = place_of(frame)
+    return before == (video_id, index - 1) and not frame.get("after_gap")
+
+
 def change_counts(
     previous: np.ndarray,
     current: np.ndarray,
@@ -63,20 +74,17 @@ class Steadiness(Task):
         self._previous: dict[str, Any] = {}
 
     def _record(self, frame: Mapping[str, Any], output: Mapping[str, Any]) -> Record | None:
+        video_id, index = place_of(frame)
         current: dict[str, Any] = {
-            "video_id": str(frame.get("video_id", "")),
-            "frame_index": int(frame.get("frame_index", 0)),
+            "video_id": video_id,
+            "frame_index": index,
             "classes": once(class_map, output),
             "labels": once(read_sem_seg, frame) if "sem_seg_file_name" in frame else None,
         }
         previous, self._previous = self._previous, current
-        adjacent = (
-            previous.get("video_id") == current["video_id"]
-            and previous["frame_index"] + 1 == current["frame_index"]
-            and not frame.get("after_gap")
-            and previous["classes"].shape == current["classes"].shape
-        )
-        if not adjacent:
+        if not previous or not follows(frame, (previous["video_id"], previous["frame_index"])):
+            return None
+        if previous["classes"].shape != current["classes"].shape:
             return None
         return change_counts(
             previous["classes"],
