@@ -11,7 +11,10 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Closed lists of ttt_video, which is not imported yet. A test holds them equal to its own.
 PRESETS = ("paper", "release", "realtime")
@@ -109,6 +112,18 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     """Adds ``--weights``, which ``ttt_video.cli.config_of`` puts into the config."""
     parser.add_argument("--weights", metavar="FILE", help="overrides MODEL.WEIGHTS")
+
+
+def add_measured_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of commands that measure something on training images: for `measured_on`."""
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
+
+
+def measured_on(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[str], str]:
+    """Returns the data sets whose images are measured, and their names in one text."""
+    names = [args.dataset] if args.dataset else [*cfg.DATASETS.TRAIN]
+    return names, " + ".join(names)
 
 
 def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:

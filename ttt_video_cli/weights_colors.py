@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config_arguments
+from .arguments import ToolParser, add_config_arguments, add_measured_arguments, measured_on
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
+    add_measured_arguments(parser)
     parser.add_argument("--max-images", type=int, default=2000, metavar="N", help="default: 2000")
     add_config_arguments(parser)
     return parser
@@ -33,8 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
     cfg = config_of(args)
-    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
-    sets = " + ".join(names)
+    names, sets = measured_on(args, cfg)
     transform = FrameTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)  # RGB
     bins, used, seen = ColorBins(), 0, 0
     counts = torch.zeros(len(bins), dtype=torch.float64)

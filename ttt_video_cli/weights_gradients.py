@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config_arguments, add_weights_argument
+from .arguments import (
+    ToolParser,
+    add_config_arguments,
+    add_measured_arguments,
+    add_weights_argument,
+    measured_on,
+)
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    add_measured_arguments(parser)
     add_weights_argument(parser)
     parser.add_argument("--method", metavar="NAME", help="overrides TTT.METHOD")
-    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="default: 100")
     add_config_arguments(parser)
     return parser
@@ -46,13 +51,12 @@ def run(args: argparse.Namespace) -> None:
     adapter = build_adapter(cfg, load_source_model(cfg))
     if not isinstance(adapter, GradientAdapter):
         raise UserError(f"--method {cfg.TTT.METHOD} takes no gradient step of its own")
-    names, size = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN, cfg.TTT.BATCH_SIZE
+    (names, sets), size = measured_on(args, cfg), cfg.TTT.BATCH_SIZE
     images = training_images(names, FrameTransform.from_config(cfg), args.batches * size)
     samples = [{"image": image} for image in images]
     batches = [samples[i : i + size] for i in range(0, len(samples), size)]
     generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
     gradients = measure_gradients(adapter, batches, generator)
-    sets = " + ".join(names)
     metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "method": cfg.TTT.METHOD}
     save_safetensors(gradients, args.output, {**metadata, "batches": str(len(batches))})
     print(f"{len(gradients)} tensors, written to {args.output}")

@@ -9,7 +9,13 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .arguments import ToolParser, add_config_arguments, add_weights_argument
+from .arguments import (
+    ToolParser,
+    add_config_arguments,
+    add_measured_arguments,
+    add_weights_argument,
+    measured_on,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,14 +24,13 @@ if TYPE_CHECKING:
 def argument_parser(prog: str | None = None) -> ToolParser:
     """Returns the parser of the command's flags."""
     parser = ToolParser(prog, __doc__)
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    add_measured_arguments(parser)
     parser.add_argument(
         "--head",
         metavar="FILE.safetensors",
         help="for TTT.LEARN_ON_CHANGE.SOURCE_HEAD, of the layers under TTT.LEARN_ON_CHANGE.READ",
     )
     add_weights_argument(parser)
-    parser.add_argument("--dataset", metavar="NAME", help="default: those of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=500, metavar="N", help="default: 500")
     add_config_arguments(parser)
     return parser
@@ -45,14 +50,13 @@ def run(args: argparse.Namespace) -> None:
     if args.max_images < 1:
         raise UserError(f"--max-images is {args.max_images}; give at least 1")
     cfg = config_of(args, "none")
-    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
+    names, sets = measured_on(args, cfg)
     transform, model = FrameTransform.from_config(cfg), load_source_model(cfg)
 
     def images() -> Iterator[Tensor]:
         return training_images(names, transform, args.max_images)
 
     statistics = measure_statistics(model, images())
-    sets = " + ".join(names)
     metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "images": str(args.max_images)}
     save_safetensors(statistics, args.output, metadata)
     print(f"{len(statistics) // 2} layers, written to {args.output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -15,7 +16,7 @@ from detectron2.engine import default_argument_parser
 import ttt_video_cli
 from ttt_video.adaptation import method_names
 from ttt_video.adaptation.precision import PRECISIONS
-from ttt_video.config import PRESETS
+from ttt_video.config import PRESETS, get_cfg
 from ttt_video.report.tables import FORMATS, LAYOUTS
 from ttt_video.tasks.metrics import PROTOCOLS
 from ttt_video.version import __version__
@@ -228,3 +229,15 @@ def test_warnings_of_other_libraries_are_silenced_in_tools_alone(name, tmp_path)
     others = 0 if name == "__main__" else 2
     expected = {"jit": others, "meshgrid": others, "pkg_resources": others, "of ours": 2}
     assert {key: sum(key in line for line in warned) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["colors", "gradients", "norms"])
+def test_what_is_measured_on_training_images_takes_the_config_s_or_those_that_are_named(name):
+    module = importlib.import_module(f"ttt_video_cli.weights_{name}")
+    parser = module.argument_parser()
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = ("first", "second")
+    named = parser.parse_args(["--output", "a.safetensors", "--dataset", "own"])
+    assert module.measured_on(named, cfg) == (["own"], "own")
+    default = parser.parse_args(["--output", "a.safetensors"])
+    assert module.measured_on(default, cfg) == (["first", "second"], "first + second")
