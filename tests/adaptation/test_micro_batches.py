@@ -10,7 +10,7 @@ import torch
 from test_gradient_steps import ToyAdapter, assert_same, seeded, toy, weights, window
 
 from ttt_video.adaptation import SlidingWindow
-from ttt_video.adaptation.micro_batches import ON_CPU, SHARE, MicroBatches
+from ttt_video.adaptation.micro_batches import ON_CPU, SHARE, GpuMemory, MicroBatches
 from ttt_video.adaptation.wrappers import MajorityVote
 from ttt_video.errors import UserError
 
@@ -189,3 +189,17 @@ def test_a_wrapper_tells_the_size():
     adapter = adapter_on(MadeUpMemory(60 / SHARE))
     adapter.adapt(window(), seeded())
     assert MajorityVote(adapter, predictions=1, augment=None).facts() == {"micro_batch_size": 4}
+
+
+@pytest.mark.parametrize(("share", "free"), [(1.0, 700), (0.5, 400), (0.1, 0)])
+def test_a_process_counts_no_more_memory_than_its_share(monkeypatch, share, free):
+    """1000 bytes in all, 600 of them free; this process holds 100 in tensors and 100 in a cache."""
+    fakes = {
+        "mem_get_info": (600, 1000),
+        "memory_reserved": 200,
+        "memory_allocated": 100,
+        "get_per_process_memory_fraction": share,
+    }
+    for name, value in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value, raising=False)
+    assert GpuMemory(torch.device("cuda:1")).free() == free

@@ -230,6 +230,18 @@ def test_parameters_without_gradient_have_none(adapter_of, window, capture):
     assert all(parameter.grad is None for parameter in adapter.parameters)
 
 
+def test_a_summary_says_what_ran_without_graphs(adapter_of, window, capture):
+    adapter = adapter_of(capture)
+    assert "without_graphs" not in adapter.facts()
+    capture.fail = RuntimeError("it waits")
+    for _ in range(2):
+        adapter.adapt(window, seeded())
+        adapter.predict(window.current)
+    assert adapter.facts()["without_graphs"] == dict.fromkeys(
+        ["prediction", "gradient step"], "it waits"
+    )
+
+
 def test_predictions_do_not_share_memory_with_the_next(adapter_of, make_video, capture):
     adapter = adapter_of(capture)
     frames = make_video(num_frames=4)

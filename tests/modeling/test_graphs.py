@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ttt_video.modeling import graphs
 from ttt_video.modeling.graphs import (
+    MOST_GRAPHS,
+    NOTICED,
     CudaCapture,
     GraphRunner,
     autocast_in_graphs,
@@ -128,6 +130,37 @@ def test_a_broken_recording_undoes_nothing_and_is_not_tried_again(capture):
     run = runner_of(counts, capture)
     capture.fail = RuntimeError("out of memory")
     assert [run(numbers(0.0)).item() for _ in range(4)] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_size_whose_graph_does_not_fit_runs_as_it_is_and_smaller_ones_are_recorded(
+    capture, caplog
+):
+    line = Line()
+    run = runner_of(line, capture)
+    assert run.failure == ""
+    capture.fail = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    with caplog.at_level(logging.WARNING):
+        assert [run(numbers(1.0, 2.0)).tolist() for _ in range(2 * NOTICED)] == [[3.0, 5.0]] * (
+            2 * NOTICED
+        )
+    (message,) = caplog.messages
+    assert message.startswith("the line runs without CUDA graphs, for inputs of one size, because")
+    assert message.endswith("does not hold its graph: CUDA out of memory.")
+    assert run.failure == "CUDA out of memory."
+    capture.fail = None
+    calls = line.calls
+    assert [run(numbers(1.0)).item() for _ in range(4)] == [3.0] * 4
+    assert (capture.recorded, line.calls - calls) == (1, 2)
+
+
+def test_recording_ends_where_no_size_fits(capture, caplog):
+    run = runner_of(Line(), capture)
+    capture.fail = torch.cuda.OutOfMemoryError("full")
+    for count in range(1, MOST_GRAPHS + 3):
+        for _ in range(2):
+            run(numbers(*[1.0] * count))
+    assert len(caplog.messages) == MOST_GRAPHS + 1
+    assert "because it cannot be recorded: full" in caplog.messages[-1]
 
 
 def test_an_interrupt_of_a_recording_is_none_of_its_errors(capture):

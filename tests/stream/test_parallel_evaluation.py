@@ -8,6 +8,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
 
 from ttt_video.adaptation import ADAPTER_REGISTRY, find_method
@@ -75,7 +76,7 @@ def test_a_worker_s_failure_says_what_resuming_does(
         exitcode = -9
 
         def __init__(self, **settings):
-            (_, _, _, self.connection, _) = settings["args"]
+            (_, _, self.connection, _) = settings["args"]
 
         def start(self):
             self.connection.close()
@@ -93,3 +94,43 @@ def test_a_worker_s_failure_says_what_resuming_does(
         monkeypatch.setattr(multiprocessing, "get_context", lambda name: context)
         with pytest.raises(UserError, match=f"^video street: .*exit code -9 .*{told}"):
             parallel_evaluation._Team(settings, 1).work([source])
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "expected"),
+    [
+        ("cuda", 5, [("cuda:0", 1 / 3), ("cuda:1", 1 / 2)] * 2 + [("cuda:0", 1 / 3)]),
+        ("cuda", 2, [("cuda:0", 1.0), ("cuda:1", 1.0)]),
+        ("cuda:1", 2, [("cuda:1", 0.5)] * 2),
+        ("cpu", 2, [("cpu", 1.0)] * 2),
+    ],
+)
+def test_workers_on_one_gpu_share_its_memory_out(
+    tiny_cfg, tmp_path, monkeypatch, device, workers, expected
+):
+    """By the same number a micro-batch is chosen: see tests/adaptation/test_micro_batches.py."""
+    shares = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, on: shares.append((on, share))
+    )
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(parallel_evaluation, "load_source_model", lambda cfg: None)
+    monkeypatch.setattr(parallel_evaluation, "StreamEvaluation", lambda *args: None)
+    with closing(RunDirectory(tmp_path / "run")) as run:
+        orders = parallel_evaluation.Orders.of(Settings(tiny_cfg, run))
+        places = parallel_evaluation._places(device, workers)
+        for place in places:
+            orders.build(*place)
+    assert [(place.device, place.share) for place in places] == expected
+    assert shares == [(device, share) for device, share in expected if share < 1]
+
+
+def test_what_ran_without_graphs_is_in_the_summary_of_a_run_with_workers(tiny_cfg, tmp_path):
+    with closing(RunDirectory(tmp_path / "run")) as run:
+        team = parallel_evaluation._Team(Settings(tiny_cfg, run), 2)
+    ran = {"device": "GPU", "peak_memory_mib": 1}
+    team.process_facts = [ran, {**ran, "without_graphs": {"prediction": "it waits"}}]
+    assert team.facts()["without_graphs"] == {"prediction": "it waits"}
+    team.process_facts = [ran, ran]
+    assert "without_graphs" not in team.facts()

@@ -32,6 +32,8 @@ from .precision import in_precision
 from .window import SlidingWindow
 
 CPU = torch.device("cpu")
+WITHOUT_GRAPHS = "without_graphs"
+"""Key of a summary: what ran without CUDA graphs though it was to be replayed, and why."""
 ADAPTER_REGISTRY = Registry("TTT_ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
 Code of adaptation methods by name: functions ``method(cfg, model) -> Adapter``.
@@ -248,8 +250,16 @@ class Adapter(ABC):
             yield
 
     def facts(self) -> dict[str, Any]:
-        """Returns what a summary says of how the adapter ran, beside its settings."""
-        return {}
+        """Returns what a summary says of how the adapter ran, beside its settings.
+
+        :data:`WITHOUT_GRAPHS` is there if something could not be replayed, and says why, by name.
+        """
+        failures = {run.name: run.failure for run in self._runners() if run.failure}
+        return {WITHOUT_GRAPHS: failures} if failures else {}
+
+    def _runners(self) -> list[GraphRunner[Any]]:
+        """Returns what replays graphs."""
+        return [] if self._replayed_prediction is None else [self._replayed_prediction]
 
     def drop_graphs(self) -> bool:
         """Frees the memory of recorded graphs, where other work needs it; they are recorded anew.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from ..modeling.graphs import Capture, defines_together
+from ..modeling.graphs import Capture, GraphRunner, defines_together
 from ..modeling.interface import adaptable
 from ..modeling.recomputing import recompute_layers
 from .base import Adapter, module_mode, seeded_layers
@@ -383,9 +383,12 @@ class GradientAdapter(Adapter):
             return functional_call(self.model, self._source, ([frame],))[0]
 
     def facts(self) -> dict[str, Any]:
-        """Returns ``micro_batch_size``, the least that was chosen, if one was."""
+        """Returns also ``micro_batch_size``, the least that was chosen, if one was."""
         chosen = self.micro_batches.found.values()
-        return {"micro_batch_size": min(chosen)} if chosen else {}
+        return {**super().facts(), **({"micro_batch_size": min(chosen)} if chosen else {})}
+
+    def _runners(self) -> list[GraphRunner[Any]]:
+        return [*super()._runners(), *([self._replayed.runner] if self._replayed else [])]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns ``tensors`` (those that moved, by name), ``optimizer`` and ``scaler``.

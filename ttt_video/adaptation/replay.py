@@ -22,13 +22,16 @@ class ReplayedSteps:
     the gradient tensor that it first got, and a step starts by filling those with zeros. A
     parameter that the loss does not depend on gets none, and keeps ``grad`` None: no optimizer
     touches it. All decisions about a step, and the update itself, are those of an eager step.
+
+    Attributes:
+        runner: records and replays.
     """
 
     def __init__(self, adapter: GradientAdapter, capture: Capture) -> None:
         self._adapter = adapter
         self._gradients: dict[nn.Parameter, Tensor] = {}
         model = adapter.model
-        self._runner: GraphRunner[dict[str, Tensor]] = GraphRunner(
+        self.runner: GraphRunner[dict[str, Tensor]] = GraphRunner(
             self._losses_and_gradients,
             capture,
             name="gradient step",
@@ -44,7 +47,7 @@ class ReplayedSteps:
 
     def drop_graphs(self) -> bool:
         """Drops the graphs, and returns whether there were any; gradients keep their tensors."""
-        return self._runner.clear()
+        return self.runner.clear()
 
     def __call__(
         self, batch: list[Sample], generator: torch.Generator, share: float
@@ -66,7 +69,7 @@ class ReplayedSteps:
             adapter.scaler.scale(torch.ones((), device=device)),
         )
         key = (adapter.training_step, adapter.dtype, surroundings(device.type))
-        values = self._runner(*inputs, *factors, key=key)
+        values = self.runner(*inputs, *factors, key=key)
         for parameter in adapter.parameters:
             if parameter.grad is not None:
                 self._gradients.setdefault(parameter, parameter.grad)

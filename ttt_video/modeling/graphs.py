@@ -171,7 +171,11 @@ class GraphRunner(Generic[Result]):
     capture**: a caller copies what it keeps.
 
     A function that cannot be recorded, for example because it waits for the device, runs as it is
-    from then on; the log says once why.
+    from then on; the log says once why. Where the memory does not hold a graph, calls of this
+    signature alone run as they are: a smaller one may fit.
+
+    Attributes:
+        failure: why the function, or some signature of it, runs as it is; "" if none does.
     """
 
     def __init__(
@@ -198,8 +202,10 @@ class GraphRunner(Generic[Result]):
         self._places = [weight.data_ptr() for weight in self._weights]
         self._graphs: OrderedDict[Hashable, _Recorded[Result]] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._too_large: set[Hashable] = set()
         self._dropped = self._missed = 0
         self._recordable = True
+        self.failure = ""
 
     def __call__(self, *inputs: Tensor, key: Hashable = ()) -> Result:
         """Returns the function's result for these inputs, which may be on the CPU.
@@ -243,7 +249,7 @@ class GraphRunner(Generic[Result]):
             self.clear()
 
     def _shall_record(self, signature: Hashable) -> bool:
-        if not self._recordable:
+        if not self._recordable or signature in self._too_large:
             return False
         self._missed += 1
         if self._missed == NOTICED:
@@ -277,16 +283,22 @@ class GraphRunner(Generic[Result]):
             cause = error.__context__ or error  # the end of a broken recording raises, too
             if not isinstance(cause, Exception):  # Ctrl-C
                 raise cause from None
-            logger.warning(
-                "the %s runs without CUDA graphs, because it cannot be recorded: %s",
-                self.name,
-                str(cause).splitlines()[0] if str(cause) else type(cause).__name__,
-            )
-            self._recordable = False
+            self._give_up(signature, cause)
             return None
         recorded = _Recorded(buffers, result, replay, cached_tensors())
         self._graphs[signature] = recorded
         return recorded
+
+    def _give_up(self, signature: Hashable, cause: Exception) -> None:
+        """Has a signature run as it is, or all of them; says so once for each."""
+        self.failure = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        if isinstance(cause, torch.cuda.OutOfMemoryError) and len(self._too_large) < MOST_GRAPHS:
+            self._too_large.add(signature)
+            what = "for inputs of one size, because the memory does not hold its graph"
+        else:
+            self._recordable = False
+            what = "because it cannot be recorded"
+        logger.warning("the %s runs without CUDA graphs, %s: %s", self.name, what, self.failure)
 
 
 def autocast_in_graphs(device_type: str) -> AbstractContextManager[Any]:

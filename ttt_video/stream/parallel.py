@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from types import FrameType
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -23,6 +23,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..adaptation import build_adapter
+from ..adaptation.base import WITHOUT_GRAPHS
 from ..data.ordering import FirstFrames
 from ..errors import UserError
 from ..plugins import run_files
@@ -59,9 +60,15 @@ class Orders:
         names = [settings.dataset_name, *settings.cfg.DATASETS.TEST, *settings.cfg.DATASETS.TRAIN]
         return cls(settings, {name: MetadataCatalog.get(name).as_dict() for name in names if name})
 
-    def build(self, device: str, threads: int) -> StreamEvaluation:
-        """Builds the evaluation, in a worker."""
+    def build(self, device: str, threads: int, share: float = 1.0) -> StreamEvaluation:
+        """Builds the evaluation, in a worker that may take a share of its GPU's memory.
+
+        Otherwise each of several workers on a GPU would count on all that is free, which the others
+        take meanwhile, and how large its micro-batches are would depend on who comes first.
+        """
         torch.set_num_threads(threads)
+        if share < 1:
+            torch.cuda.set_per_process_memory_fraction(share, device)
         run_files(self.settings.register)
         for name, values in self.metadata.items():
             known = MetadataCatalog.get(name).as_dict()
@@ -161,10 +168,10 @@ class _Team:
         stop = context.Event()
         self.bar = tqdm(total=sum(known) if len(known) == len(totals) else None, unit="frame")
         try:
-            for device, threads in _places(settings.cfg.MODEL.DEVICE, self.num_workers):
+            for place in _places(settings.cfg.MODEL.DEVICE, self.num_workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_work, args=(self.orders, device, threads, theirs, stop), daemon=True
+                    target=_work, args=(self.orders, place, theirs, stop), daemon=True
                 )
                 process.start()
                 theirs.close()
@@ -240,21 +247,35 @@ class _Team:
         peaks = [facts["peak_memory_mib"] for facts in self.process_facts]
         name = "micro_batch_size"
         chosen = [facts[name] for facts in self.process_facts if name in facts]
+        plain = {
+            k: why for own in self.process_facts for k, why in own.get(WITHOUT_GRAPHS, {}).items()
+        }
         return {
             "workers": self.num_workers,
             "device": ", ".join(devices) or None,
             "peak_memory_mib": max(peaks, default=None),
             **({name: min(chosen)} if chosen else {}),
+            **({WITHOUT_GRAPHS: plain} if plain else {}),
         }
 
 
-def _places(device: str, num_workers: int) -> list[tuple[str, int]]:
-    """Device and number of PyTorch threads of each worker."""
+class _Place(NamedTuple):
+    """Where a worker runs: its device, PyTorch's threads, and its share of the device's memory."""
+
+    device: str
+    threads: int
+    share: float
+
+
+def _places(device: str, num_workers: int) -> list[_Place]:
+    """Returns the place of each worker."""
     threads = max(1, torch.get_num_threads() // max(1, num_workers))
+    devices = [device] * num_workers
     if device == "cuda":
         count = torch.cuda.device_count()
-        return [(f"cuda:{i % count}", threads) for i in range(num_workers)]
-    return [(device, threads)] * num_workers
+        devices = [f"cuda:{i % count}" for i in range(num_workers)]
+    on_gpus = device.startswith("cuda")
+    return [_Place(d, threads, 1 / devices.count(d) if on_gpus else 1.0) for d in devices]
 
 
 class _Report(Sink):
@@ -317,7 +338,7 @@ class _Watch:
             raise _Stopped
 
 
-def _work(orders: Orders, device: str, threads: int, connection: Connection, stop: Event) -> None:
+def _work(orders: Orders, place: _Place, connection: Connection, stop: Event) -> None:
     """A worker: runs the videos it is sent until it is sent None."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent tells it to stop
@@ -327,7 +348,7 @@ def _work(orders: Orders, device: str, threads: int, connection: Connection, sto
 
     with suppress(_Stopped, BrokenPipeError, EOFError):  # told to stop, or the parent is gone
         try:
-            evaluation = orders.build(device, threads)
+            evaluation = orders.build(*place)
             watch = _Watch(stop)
             while (source := connection.recv()) is not None:
                 evaluation.run_video(source, _Report(connection, stop), through=watch.frames)
