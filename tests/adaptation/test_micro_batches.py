@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from test_gradient_steps import ToyAdapter, assert_same, seeded, toy, weights, window
+from toy_steps import ToyAdapter, assert_same, seeded, toy, weights, window
 
 from ttt_video.adaptation import SlidingWindow
 from ttt_video.adaptation.micro_batches import ON_CPU, SHARE, GpuMemory, MicroBatches

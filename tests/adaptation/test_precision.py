@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_gradient_steps import ToyAdapter, toy, window
+from toy_steps import ToyAdapter, toy, window
 
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.precision import PRECISIONS, in_precision, tf32

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from test_gradient_steps import ToyAdapter, assert_same, seeded, toy, weights, window
 from torch import Tensor, nn
+from toy_steps import ToyAdapter, assert_same, seeded, toy, weights, window
 
 from ttt_video.adaptation.snapshot import Snapshot, forget, knows_nothing, state_tensors
 from ttt_video.modeling.optimizer import load_optimizer, make_optimizer

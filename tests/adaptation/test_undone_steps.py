@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_gradient_steps import Toy, ToyAdapter, assert_same, seeded, toy, weights, window
+from toy_steps import Toy, ToyAdapter, assert_same, seeded, toy, weights, window
 
 from ttt_video.adaptation import build_adapter
 from ttt_video.adaptation.snapshot import knows_nothing

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_gradient_steps import ToyAdapter, seeded, toy, window
+from toy_steps import ToyAdapter, seeded, toy, window
 
 
 class Ahead(ToyAdapter):
