@@ -36,17 +36,22 @@ settings.load_profile("any_machine")
 Video = list[dict[str, Any]]
 
 
-@pytest.fixture
-def tiny_cfg() -> CfgNode:
-    """joint_cityscapes.yaml shrunk to 0.4 M parameters; stochastic depth is as published."""
+@pytest.fixture(scope="session")
+def _read_cfg() -> CfgNode:
     return load_config("joint_cityscapes.yaml", opts=TINY)
 
 
+@pytest.fixture
+def tiny_cfg(_read_cfg: CfgNode) -> CfgNode:
+    """joint_cityscapes.yaml shrunk to 0.4 M parameters; stochastic depth is as published."""
+    return _read_cfg.clone()
+
+
 @pytest.fixture(scope="session")
-def _built_model() -> nn.Module:
+def _built_model(_read_cfg: CfgNode) -> nn.Module:
     state = torch.get_rng_state()
     torch.manual_seed(0)
-    model = build_model(load_config("joint_cityscapes.yaml", opts=TINY)).eval()
+    model = build_model(_read_cfg.clone()).eval()
     torch.set_rng_state(state)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,19 @@ def test_every_shipped_config_merges_and_is_valid(name):
     assert cfg.TTT.PRESET == ""
 
 
+@cache
+def loaded(name, preset=None):
+    """A config that several tests read, and none changes."""
+    return load_config(name, preset)
+
+
 @pytest.mark.parametrize("preset", [None, "paper", "release"])
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_merge_on_top_of_configs_and_presets(method, preset):
     cfg = load_config("quick/stream_world.yaml", preset, method=method)
     assert method == cfg.TTT.METHOD
     assert cfg == load_config("quick/stream_world.yaml", preset, ["TTT.METHOD", method])
-    plain = load_config("quick/stream_world.yaml", preset)
+    plain = loaded("quick/stream_world.yaml", preset)
     assert {key for key in cfg if cfg[key] != plain[key]} <= {"TTT"}
 
 
@@ -131,7 +138,7 @@ def test_a_preset_sets_the_same_on_every_config_and_leaves_the_rest(name, preset
     """What it leaves belongs to the weights and their training, or to other methods."""
     lsj = "coco" in name and "world" not in name
     expected = RELEASE_COCO if lsj and preset == "release" else SETS[preset]
-    plain, cfg = keys(load_config(name)), keys(load_config(name, preset))
+    plain, cfg = keys(loaded(name)), keys(load_config(name, preset))
     assert cfg == plain | {f"TTT.{key}": value for key, value in expected.items()} | {
         "TTT.PRESET": preset
     }

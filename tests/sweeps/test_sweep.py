@@ -346,11 +346,16 @@ def test_shipped_sweeps_name_what_there_is(path, tmp_path):
     cells = list(sweep.cells)
     if "quick:" in path.read_text():
         cells += read_sweep(path, tmp_path, quick=True).cells
+    different = {}
     for cell in cells:
         opts = list(cell.arguments)
         while not opts[0].isupper():  # the flags come before the keys
             del opts[0]
         config = cell.arguments[cell.arguments.index("--config") + 1]
+        pairs = zip(opts[::2], opts[1::2], strict=True)
+        settings = tuple(pair for pair in pairs if pair[0] != "SEED")  # a number, whatever it is
+        different[config, settings, cell.method] = (config, opts, cell)
+    for config, opts, cell in different.values():
         cfg = load_config(config, opts=opts, method=cell.method)
         assert cell.method == cfg.TTT.METHOD
         if path.stem == "table1":  # nothing ships for it
