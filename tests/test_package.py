@@ -140,10 +140,13 @@ MASK2FORMER_NAMES = {
 
 
 def _python(*args: str, folder: Path, **variables: str) -> str:
-    """Standard output of a Python that knows nothing of this process' environment."""
+    """Standard output of a Python that knows nothing of this process' environment.
+
+    It has one thread: those of several, beside other tests, would mostly wait for each other.
+    """
     result = subprocess.run(
         [sys.executable, "-B", "-W", "ignore", *args],
-        env=variables,
+        env={"OMP_NUM_THREADS": "1", **variables},
         cwd=folder,
         capture_output=True,
         text=True,
