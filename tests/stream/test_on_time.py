@@ -408,7 +408,7 @@ def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
         directory = RunDirectory(tmp_path / name, resume=resume)
         settings = Settings(timed_cfg, directory, compare=True, save_every=2)
         evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))
-        sources = [Source(make_video(v, 6, 64, 64), stop if v == "b" else None) for v in videos]
+        sources = [Source(make_video(v, 9, 64, 64), stop if v == "b" else None) for v in videos]
         if stop is None:
             evaluation.evaluate(sources)
         else:
@@ -424,14 +424,14 @@ def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
 )
 def test_runs_repeat_and_go_on_bit_for_bit(evaluate, tmp_path, opts):
     rows = evaluate("whole", *opts)
-    assert len(rows) == 12
+    assert len(rows) == 18
     dropped = [row["streaming"]["dropped"] for row in rows.values()]
     assert any(dropped) != ("TTT.FRAME_BUDGET_MS" in opts)
     assert ("window_size" in rows["a", 0]) == ("auto" in opts)
     assert evaluate("again", *opts) == rows
     assert evaluate("alone", *opts, videos="b") == {k: r for k, r in rows.items() if k[0] == "b"}
     cut = evaluate("cut", *opts, stop=5)
-    assert 6 < len(cut) < 12
+    assert 9 < len(cut) < 18
     assert evaluate("cut", *opts, resume=True) == rows
     own, other = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "cut"))
     for name in ("metrics", "streaming", "seconds"):
