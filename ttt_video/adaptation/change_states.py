@@ -48,7 +48,7 @@ class StateSettings:
     enter: float
     moved: float
     patience: int = 2
-    wait: tuple[int, int] = (5, 40)
+    wait: tuple[int, int] = (10, 40)
 
 
 class ChangeStates:
