@@ -89,7 +89,6 @@ class ChangeAdapter(ReconstructionAdapter):
                 "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
         self.step_frames, self.check_every = step_frames, check_every
-        self.timed_as = "online_ttt_mae" if step_frames else "none"
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
         self.correct = ImageCorrection(
@@ -315,7 +314,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "STEP_FRAMES"
         )
     scales: list[Any] = [layer.weight for layer in layers.values()]
-    return ChangeAdapter.from_config(
+    adapter = ChangeAdapter.from_config(
         cfg,
         model,
         head=read_head(own.SOURCE_HEAD, sum(map(len, scales))),
@@ -331,3 +330,12 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         step_frames=own.STEP_FRAMES,
         check_every=own.CHECK_EVERY,
     )
+    adapter.timed_as = _timed_as(cfg)
+    return adapter
+
+
+def _timed_as(cfg: CfgNode) -> str:
+    return "online_ttt_mae" if cfg.TTT.LEARN_ON_CHANGE.STEP_FRAMES else "none"
+
+
+learn_on_change.timed_as = _timed_as  # type: ignore[attr-defined]
