@@ -23,6 +23,7 @@ COMMANDS = {
     "constant": "frames of small and large windows, early and late in a video, in turn",
     "attention": "deformable attention by itself, beside a plain reference",
     "stages": "decoding, prediction, steps and the rest of a frame, as a profile to simulate",
+    "method": "a method's frames, beside the frozen model's, on a video",
     "saving": "frozen frames whose predictions are saved, in each format",
     "train": "steps of joint training on synthetic images",
     "gpu": "every part of a frame on a GPU, against targets and PyTorch's own operators",
@@ -37,12 +38,13 @@ def argument_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        command.add_argument(
-            "--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="may be repeated"
-        )
+        if name != "method":
+            command.add_argument(
+                "--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="repeatable"
+            )
         command.add_argument("--steps", type=int, default=3, metavar="N", help="measured")
         command.add_argument("--warmup", type=int, default=1, metavar="N", help="not measured")
-        if name not in ("loop", "constant", "stages", "saving", "gpu"):
+        if name not in ("loop", "constant", "stages", "method", "saving", "gpu"):
             command.add_argument(
                 "--batch",
                 type=int,
@@ -53,15 +55,24 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--no-flops", action="store_true", help="count no operations")
         if name in ("predict", "step", "all"):
             command.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: fp32")
-        if name not in ("constant", "stages", "saving", "train"):
+        if name not in ("constant", "stages", "method", "saving", "train"):
             command.add_argument("--no-peers", action="store_true", help="measure ours alone")
         if name in ("loop", "all"):
             command.add_argument("--overlay", action="store_true", help="also write overlay.mp4")
         if name == "constant":
             command.add_argument("--windows", type=int, nargs="+", default=(16, 256), metavar="K")
             command.add_argument("--positions", type=int, nargs="+", default=(20, 2000))
-        if name == "stages":
+        if name in ("stages", "method"):
             command.add_argument("--method", metavar="NAME", help="default: the config's")
+        if name == "method":
+            command.add_argument(
+                "--video",
+                required=True,
+                type=Path,
+                metavar="PATH",
+                help="file, or folder of frames",
+            )
+        if name == "stages":
             command.add_argument("--profile", metavar="FILE", help="write it, or add to it")
             command.add_argument("--machine", default="", metavar="TEXT", help="the profile's")
             command.add_argument(
@@ -89,6 +100,7 @@ from costs.constant import constancy
 from costs.environment import environment, limit_memory
 from costs.gpu import PARTS, Configs, gpu
 from costs.loop import loops
+from costs.method import methods
 from costs.report import report
 from costs.saving import savings
 from costs.stages import add_to_profile, stages
@@ -110,7 +122,7 @@ Measure = Callable[[CfgNode, Options], dict[str, Any]]
 def options_of(args: argparse.Namespace) -> Options:
     """The flags, with their defaults."""
     options = Options(
-        sizes=tuple((h, w) for h, w in args.size or [SIZE]),
+        sizes=tuple((h, w) for h, w in getattr(args, "size", None) or [SIZE]),
         batches=tuple(getattr(args, "batch", None) or ()),
         precisions=tuple(getattr(args, "precision", None) or ("fp32",)),
         steps=args.steps,
@@ -144,6 +156,8 @@ def measures_of(args: argparse.Namespace) -> dict[str, Measure]:
         measures["loop"] = partial(loops, overlay=args.overlay)
     if args.command == "constant":
         measures["constant"] = partial(constancy, windows=args.windows, positions=args.positions)
+    if args.command == "method":
+        measures["method"] = partial(methods, video=args.video)
     if args.command == "stages":
         measures["stages"] = partial(stages, cpu_seconds=args.cpu_seconds)
     if args.command == "gpu":

@@ -55,11 +55,23 @@ def test_nothing_is_trusted_that_is_worse_than_the_margin_allows():
                 assert scores[ours.trusted] < 0.7 * frozen < math.inf
 
 
+def test_other_colours_come_half_of_the_way_to_training_images():
+    """On a logarithmic scale from the frozen model's distance to 1: from 9 below 3."""
+    for colours, distance, trusted in ((0.0, 3.1, True), (1.0, 2.9, True), (1.0, 3.1, False)):
+        ours, one = choice(approach=0.5), Candidate(blur=0.8, colours=colours)
+        ours.compare({FROZEN: 9.0, one: distance})
+        assert (ours.trusted == one) == trusted
+        ours.compare({FROZEN: 9.0, one: 2.0})
+        # Half of that is enough to go on with: below 9 ** 0.75.
+        assert ours.still_leads({FROZEN: 9.0, one: 5.1})
+        assert ours.still_leads({FROZEN: 9.0, one: 5.3}) == (not colours)
+
+
 def test_a_search_varies_one_property_after_another():
-    search = Search({"blur": [0.8, 1.5], "colours": [], "norms": [0.5]})
+    search = Search({"blur": [0.8, 1.5], "steps": [], "colours": [0.5]})
     assert len(search) == 2
     assert search.at(0, FROZEN) == [FROZEN, Candidate(blur=0.8), BLURRED]
-    expected = [FROZEN, BLURRED, Candidate(blur=1.5, norms=0.5)]
+    expected = [FROZEN, BLURRED, Candidate(blur=1.5, colours=0.5)]
     assert search.at(1, BLURRED) == expected
     assert search.at(0, COLOURED)[2:] == [Candidate(1.0, 0.8), Candidate(1.0, 1.5)]
 

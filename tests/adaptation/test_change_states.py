@@ -14,7 +14,7 @@ REST, LEARN, KEEP, RETURN = State.REST, State.LEARN, State.KEEP, State.RETURN
 
 def machine(**changes) -> ChangeStates:
     settings = {"enter": 0.2, "moved": 0.1, "patience": 2}
-    return ChangeStates(StateSettings(**{**settings, "return_frames": 3, **changes}))
+    return ChangeStates(StateSettings(**{**settings, "wait": (3, 10), **changes}))
 
 
 def states(of: ChangeStates, shifts: list, moved: float | None = None) -> list[State]:
@@ -54,25 +54,52 @@ def test_a_place_where_the_frozen_model_was_best_is_no_change():
 def test_learn_ends_as_it_is_told(frozen_won, then):
     ours = learning()
     assert states(ours, [0.9] * 3) == [LEARN] * 3
-    ours.end_of_learning(frozen_won)
+    ours.end_of_learning(frozen_won=frozen_won, as_before=False)
     assert (ours.state, ours.age) == (then, 0)
 
 
 def test_a_return_is_over_after_its_frames():
     """Whatever the signal is."""
     ours = learning()
-    ours.end_of_learning(frozen_won=True)
+    ours.end_of_learning(frozen_won=True, as_before=True)
     assert states(ours, [0.9] * 3) == [RETURN, RETURN, REST]
 
 
 def test_what_is_kept_is_left_at_another_place():
     ours = learning()
-    ours.end_of_learning(frozen_won=False)
+    ours.end_of_learning(frozen_won=False, as_before=False)
     assert states(ours, [0.9] * 50, moved=0.1) == [KEEP] * 50
     assert states(ours, [0.0] * 5) == [KEEP] * 5  # nothing is known of the place
     assert states(ours, [0.0] * 2, moved=0.11) == [KEEP, LEARN]
     ours.learn_again()
     assert (ours.state, ours.age) == (LEARN, 0)
+
+
+@pytest.mark.parametrize("frozen_won", [True, False])
+def test_searches_that_change_nothing_wait_longer_each_time(frozen_won):
+    ours, waits = machine(patience=1), []
+    states(ours, [0.9])
+    for as_before in (False, True, True, True, True, False):
+        assert ours.state is LEARN
+        ours.end_of_learning(frozen_won=frozen_won, as_before=as_before)
+        before = 0
+        while ours.state is not LEARN:
+            ours.next_frame(0.9, 0.15)  # another place, but not suddenly
+            before += 1
+        # After return there is a frame of rest.
+        waits.append(before - frozen_won)
+    assert waits == [3, 6, 10, 10, 10, 3]
+
+
+@pytest.mark.parametrize("frozen_won", [True, False])
+def test_a_sudden_change_ends_a_wait(frozen_won):
+    ours = learning()
+    ours.end_of_learning(frozen_won=frozen_won, as_before=True)
+    assert states(ours, [0.9] * 2, moved=0.21)[-1] is LEARN
+    ours.end_of_learning(frozen_won=frozen_won, as_before=True)
+    assert LEARN not in states(ours, [0.9] * 2, moved=0.19)
+    if frozen_won:  # of frames like the training images none is a change
+        assert LEARN not in states(ours, [0.1] * 2, moved=9.0)
 
 
 def test_goes_on_from_saved_numbers():

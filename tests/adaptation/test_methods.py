@@ -75,19 +75,18 @@ class TestOnlineTTTMAELineSearch(AdapterContract):
 
 
 class TestLearnOnChange(AdapterContract):
-    """The second frame corrects statistics if that leads to the source; then there are steps."""
+    """The second frame is blurred if that leads to the source; then there are steps."""
 
     method = "learn_on_change"
     settings = (
         "TTT.LEARN_ON_CHANGE.ENTER", 0.0,
         "TTT.LEARN_ON_CHANGE.MARGIN", 0.0,
         "TTT.LEARN_ON_CHANGE.STEP", 0.0,
-        "TTT.LEARN_ON_CHANGE.BLUR", [],
+        "TTT.LEARN_ON_CHANGE.BLUR", [1.0],
         "TTT.LEARN_ON_CHANGE.COLOURS", [],
-        "TTT.LEARN_ON_CHANGE.NORMS", [0.5],
         "TTT.LEARN_ON_CHANGE.STEP_FRAMES", 4,
     )  # fmt: skip
-    still = (*AdapterContract.still, "TTT.LEARN_ON_CHANGE.NORMS", [])
+    still = (*AdapterContract.still, "TTT.LEARN_ON_CHANGE.BLUR", [])
 
     @pytest.fixture(autouse=True)
     def _with_statistics(self, source_statistics, tiny_cfg, tiny_model, make_video, tmp_path):
@@ -101,7 +100,7 @@ class TestLearnOnChange(AdapterContract):
         """A state has the numbers of what it does: there is no loss without a step."""
         records = [r.record for r in runner.run(make_video())]
         assert "loss_recon" in records[2].keys() - records[1].keys()
-        assert all({"state", "colours", "blur", "norms", "steps"} <= r.keys() for r in records)
+        assert all({"state", "colours", "blur", "steps"} <= r.keys() for r in records)
         assert all(math.isfinite(value) for r in records for value in r.values())
 
 

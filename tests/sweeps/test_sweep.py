@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.image import imread
 from processes import stand_in
 
+from ttt_video.adaptation import timed_as
 from ttt_video.config import DEFAULT_STREAM_CONFIG, load_config
 from ttt_video.data.fingerprint import fingerprint_file
 from ttt_video.data.sources import FolderSource, FrameTransform
@@ -771,6 +772,24 @@ def test_what_cannot_run_is_told_before_cells_run(sweep_of, entries, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         check_cells(sweep.cells)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "timed"),
+    [([], "none"), (["TTT.LEARN_ON_CHANGE.STEP_FRAMES", "2"], "online_ttt_mae")],
+)
+def test_a_simulated_clock_is_looked_up_as_the_method_is_timed(settings, timed):
+    """learn_on_change is predictions, and the steps of online TTT-MAE where it takes some."""
+    cfg = load_config("quick/stream_world.yaml", None, settings, method="learn_on_change")
+    assert timed_as(cfg, "learn_on_change") == timed
+    cfg.TTT.ENSEMBLE.METHOD = "learn_on_change"
+    assert timed_as(cfg, "temporal_smoothing") == timed
+    assert timed_as(cfg, "tent") == "tent"
+
+
+@pytest.mark.parametrize("name", ["streaming", "learn_on_change_streaming"])
+def test_shipped_profiles_have_the_seconds_of_shipped_sweeps(name, tmp_path):
+    check_cells(read_sweep(config_dir() / "sweeps" / f"{name}.yaml", tmp_path).cells)
 
 
 def test_cells_whose_weights_are_not_there_are_told_before_any_runs(sweep_of, tmp_path):

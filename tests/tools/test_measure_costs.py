@@ -13,6 +13,7 @@ import pytest
 import torch
 from costs import loop, models
 from costs.inputs import peer_of, write_video
+from PIL import Image
 from tiny import TINY
 
 from ttt_video.adaptation import SlidingWindow, build_adapter
@@ -136,6 +137,24 @@ def test_saving_is_measured_beside_the_frozen_frame(run):
     for run_of in case["runs"].values():
         check_seconds(run_of["seconds"])
     assert "masks takes" in printed
+
+
+def test_a_method_is_measured_beside_the_frozen_model(tool, tmp_path, capsys):
+    folder, file = tmp_path / "video", tmp_path / "cost.json"
+    folder.mkdir()
+    for index in range(4):
+        Image.new("RGB", (64, 32), (index * 40, 90, 90)).save(folder / f"{index}.png")
+    flags = [*CONFIG, "--video", str(folder), "--steps", "3", "--warmup", "1"]
+    tool.main(["method", *flags, "--method", "online_ttt_mae", "--output", str(file), *TINY])
+    (found,) = json.loads(file.read_text())["results"]["method"]["methods"]
+    assert found["runs"].keys() == {"frozen", "online_ttt_mae"}
+    totals = {name: sum(run["cpu_seconds"]) for name, run in found["runs"].items()}
+    assert found["cost"] == pytest.approx(totals["online_ttt_mae"] / totals["frozen"])
+    assert "states" not in found  # it has none
+    assert "online_ttt_mae takes" in capsys.readouterr().out
+    flags[flags.index("--steps") + 1] = "4"
+    with pytest.raises(UserError, match="has 4 frames, and --warmup and --steps ask for 5"):
+        tool.main(["method", *flags, *TINY])
 
 
 def test_stages_become_a_profile_that_grows(run, tmp_path):

@@ -21,7 +21,17 @@ def report(result: dict[str, Any]) -> str:
             lines += _case(case)
         for name_of_stream, stream in part.get("streams", {}).items():
             lines += _stream(name_of_stream, stream)
+        for method in part.get("methods", ()):
+            lines += _method(method)
     return "\n".join(lines)
+
+
+def _method(found: dict[str, Any]) -> list[str]:
+    lines = [f"  {name:24} {_seconds(run['seconds'])}" for name, run in found["runs"].items()]
+    lines.append(f"  {found['method']} takes {found['cost']:.3f} of the frozen model's CPU seconds")
+    for state, one in found.get("states", {}).items():
+        lines.append(f"  in state {state}, {one['share']:.1%} of the frames: {one['cost']:.3f}")
+    return lines
 
 
 def _case(case: dict[str, Any]) -> list[str]:

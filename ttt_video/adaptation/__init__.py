@@ -5,7 +5,7 @@ from importlib import import_module
 
 from .augmentation import RandomCrop
 from .auto_window import AutoWindow, build_window
-from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method, method_names
+from .base import ADAPTER_REGISTRY, Adapter, build_adapter, find_method, method_names, timed_as
 from .gradient import GradientAdapter
 from .no_adaptation import NoAdaptation
 from .online_ttt_mae import ReconstructionAdapter
@@ -34,4 +34,5 @@ __all__ = [
     "build_window",
     "find_method",
     "method_names",
+    "timed_as",
 ]

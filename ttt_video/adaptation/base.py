@@ -61,6 +61,18 @@ def find_method(name: str) -> NamedMethod:
     return method
 
 
+def timed_as(cfg: CfgNode, name: str) -> str:
+    """Returns the method whose measured seconds a simulated clock takes for a method.
+
+    What is registered says so by ``timed_as``, a name or a function of the config; an ensemble asks
+    the method that it combines. Other methods are measured themselves.
+    """
+    method = find_method(name)
+    runs = find_method(cfg.TTT.ENSEMBLE.METHOD).runs if method.is_ensemble else method.runs
+    own = getattr(ADAPTER_REGISTRY.get(runs), "timed_as", "")
+    return (own(cfg) if callable(own) else own) or name
+
+
 def build_adapter(cfg: CfgNode, model: nn.Module, name: str | None = None) -> Adapter:
     """Builds a method's adapter around a model with its source weights.
 

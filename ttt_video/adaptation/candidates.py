@@ -13,13 +13,11 @@ class Candidate(NamedTuple):
     Attributes:
         colours: share of the way from the picture's colours to those of training images.
         blur: deviation of a Gaussian over the picture, in pixels.
-        norms: share of the frame's statistics in those of f's normalisation layers.
         steps: 1.0 with the weights after the gradient steps, 0.0 with the source's.
     """
 
     colours: float = 0.0
     blur: float = 0.0
-    norms: float = 0.0
     steps: float = 0.0
 
 
@@ -29,7 +27,8 @@ FROZEN = Candidate()
 class Choice:
     """Keeps the candidate that is chosen, and moves on to better ones.
 
-    A score is a distance, so that small ones are good, and leads are shares of the frozen model's.
+    A score is a distance, so that small ones are good; a usual training image has 1. Leads are
+    shares of the frozen model's distance.
 
     Attributes:
         chosen: the best candidate so far.
@@ -37,13 +36,16 @@ class Choice:
             comparison, else the frozen model. It predicts.
     """
 
-    def __init__(self, *, margin: float, step: float) -> None:
+    def __init__(self, *, margin: float, step: float, approach: float = 0.0) -> None:
         """
         Args:
             margin: the lead over the frozen model that another candidate needs to predict.
             step: the lead over the chosen one that another needs to take its place.
+            approach: the share of the way from the frozen model's distance to 1, on a logarithmic
+                scale, that a candidate with other colours needs beside: a place may have colours
+                of its own, which a correction takes away.
         """
-        self.margin, self.step = margin, step
+        self.margin, self.step, self.approach = margin, step, approach
         self.reset()
 
     def reset(self) -> None:
@@ -57,12 +59,22 @@ class Choice:
             scores: of candidates on one frame, the frozen model and the chosen one among them. One
                 that is not finite never wins; if that is the frozen model's, nothing does.
         """
-        found = {one: s if math.isfinite(s) else math.inf for one, s in scores.items()}
-        best, frozen = min(found, key=found.__getitem__), found[FROZEN]
-        if frozen < math.inf and found[best] < found[self.chosen] - self.step * frozen:
+        frozen = scores[FROZEN]
+        if not math.isfinite(frozen):
+            self.trusted = FROZEN
+            return
+        found = {one: s for one, s in scores.items() if self._comes_near(one, s, frozen)}
+        best = min(found, key=found.__getitem__)
+        if found[best] < found.get(self.chosen, math.inf) - self.step * frozen:
             self.chosen = best
-        leads = frozen < math.inf and found[self.chosen] < frozen - self.margin * frozen
+        leads = found.get(self.chosen, math.inf) < (1 - self.margin) * frozen
         self.trusted = self.chosen if leads else FROZEN
+
+    def _comes_near(self, one: Candidate, score: float, frozen: float, part: float = 1.0) -> bool:
+        """Returns whether a score is finite, and near enough to training images for its colours."""
+        if not one.colours:
+            return math.isfinite(score)
+        return score < frozen ** (1 - part * self.approach)
 
     def settle(self) -> bool:
         """Ends the search with what is trusted; returns whether that is the frozen model."""
@@ -70,8 +82,10 @@ class Choice:
         return self.chosen == FROZEN
 
     def still_leads(self, scores: Mapping[Candidate, float]) -> bool:
-        """Returns whether what is kept leads the frozen model by half of the margin."""
-        return scores[self.chosen] < (1 - self.margin / 2) * scores[FROZEN]
+        """Returns whether what is kept has half of what it needed to be trusted."""
+        ours, frozen = scores[self.chosen], scores[FROZEN]
+        leads = ours < (1 - self.margin / 2) * frozen
+        return leads and self._comes_near(self.chosen, ours, frozen, part=0.5)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain values."""

@@ -5,14 +5,19 @@
       |                                              |  +--(another place, or no gain)--+
       +--(some frames later)-- return <--(the frozen model won)
 
-The frozen model predicts in rest and return.
+The frozen model predicts in rest and return. A search that ends as the one before it has found
+nothing new, so the next one has to wait twice as long, unless the change is sudden.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+
+SUDDEN = 2.0
+"""A change that is so many times as far as another place ends a wait."""
 
 
 class State(IntEnum):
@@ -35,14 +40,15 @@ class StateSettings:
     Attributes:
         enter: distance from the source above which a frame is not like the training images.
         moved: distance from a place's signal above which a frame is of another place.
-        patience: frames in a row that must be so before rest or keep ends.
-        return_frames: the length of return.
+        patience: frames in a row that must be so before a state ends.
+        wait: frames from a search that found something new to the next one, and the most that
+            there may be. Return lasts so long.
     """
 
     enter: float
     moved: float
     patience: int = 2
-    return_frames: int = 5
+    wait: tuple[int, int] = (10, 40)
 
 
 class ChangeStates:
@@ -59,6 +65,7 @@ class ChangeStates:
 
     def reset(self) -> None:
         """Begins a video, in rest."""
+        self._wait = 0
         self._enter(State.REST)
 
     def _enter(self, state: State) -> None:
@@ -77,15 +84,17 @@ class ChangeStates:
             Whether learn begins.
         """
         self.age += 1
-        own = self.settings
-        if self.state is State.RETURN and self.age >= own.return_frames:
+        own, waits = self.settings, self.age < self._wait
+        if self.state is State.RETURN and not waits:
             self._enter(State.REST)
-        elif self.state is State.REST:
-            far = shift is not None and own.enter < shift < float("inf")
-            return self._alarm(far and (moved is None or moved > own.moved))
-        elif self.state is State.KEEP:
-            return self._alarm(moved is not None and own.moved < moved < float("inf"))
-        return False
+            return False
+        if self.state is State.LEARN:
+            return False
+        far = self.state is State.KEEP or (shift is not None and own.enter < shift < math.inf)
+        if moved is None:
+            return self._alarm(far and self.state is State.REST)
+        limit = own.moved * SUDDEN if waits and self.state is not State.REST else own.moved
+        return self._alarm(far and limit < moved < math.inf)
 
     def _alarm(self, changed: bool) -> bool:
         self._changed = self._changed + 1 if changed else 0
@@ -94,8 +103,15 @@ class ChangeStates:
         self._enter(State.LEARN)
         return True
 
-    def end_of_learning(self, frozen_won: bool) -> None:
-        """Ends learn: the next frame is one of return or of keep."""
+    def end_of_learning(self, *, frozen_won: bool, as_before: bool) -> None:
+        """Ends learn: the next frame is one of return or of keep.
+
+        Args:
+            frozen_won: whether the frozen model predicts.
+            as_before: whether what predicts is what predicted before the search.
+        """
+        first, longest = self.settings.wait
+        self._wait = min(max(2 * self._wait, first), longest) if as_before else first
         self._enter(State.RETURN if frozen_won else State.KEEP)
 
     def learn_again(self) -> None:
@@ -104,9 +120,10 @@ class ChangeStates:
 
     def state_dict(self) -> dict[str, int]:
         """Returns plain numbers."""
-        return {"state": int(self.state), "age": self.age, "changed": self._changed}
+        numbers = {"age": self.age, "changed": self._changed, "wait": self._wait}
+        return {"state": int(self.state), **numbers}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes on from numbers of :meth:`state_dict`."""
         self.state, self.age = State(state["state"]), state["age"]
-        self._changed = state["changed"]
+        self._changed, self._wait = state["changed"], state["wait"]

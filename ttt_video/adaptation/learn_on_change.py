@@ -2,17 +2,17 @@
 
 It is not in the paper. At rest the frozen model predicts, bit for bit and at about its cost; the
 head's channel means, read in the prediction itself, tell how far the frame is from training images
-(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches the blur,
-the colours and the statistics of f's normalisation layers that bring the head nearest to what it
-knows (:mod:`.candidates`), and may take the steps of :mod:`.online_ttt_mae` on pictures that are
-corrected so. What gains enough over the frozen model is kept, and predicts at little more than its
-cost until the stream changes again (:mod:`.change_states`).
+(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches the blur
+and the colours that bring the head nearest to what it knows (:mod:`.candidates`), and may take the
+steps of :mod:`.online_ttt_mae` on pictures that are corrected so. What gains enough over the frozen
+model is kept, and predicts at little more than its cost until the stream changes again
+(:mod:`.change_states`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +26,10 @@ from .candidates import FROZEN, Candidate, Choice, Search
 from .change_states import ChangeStates, State, StateSettings
 from .head_signal import HeadSignal, SourceHead, length, read_head
 from .image_correction import ImageCorrection
-from .norm_correction import NormCorrection
-from .norm_statistics import fit_statistics, norm_layers, read_statistics
+from .norm_statistics import norm_layers
 from .online_ttt_mae import ReconstructionAdapter
 from .precision import tf32
 from .window import SlidingWindow
-
-CORRECTED = ("f",)
-"""Parts whose layers' statistics are corrected."""
 
 FOLLOW = 0.1
 """Weight of a frame in the signal of a place, which follows a scene that passes by."""
@@ -63,7 +59,6 @@ class ChangeAdapter(ReconstructionAdapter):
         self,
         model: nn.Module,
         *,
-        source: Mapping[str, Tensor],
         head: SourceHead,
         states: StateSettings,
         choice: Choice,
@@ -77,7 +72,6 @@ class ChangeAdapter(ReconstructionAdapter):
 
         Args:
             model: with its source weights.
-            source: of :func:`measure_statistics`; {} corrects no statistics.
             head: signal of the layers under ``read`` on training images.
             states: when states end.
             choice: by which leads a candidate is chosen.
@@ -89,17 +83,14 @@ class ChangeAdapter(ReconstructionAdapter):
         """
         super().__init__(model, **settings)
         layers = norm_layers(model, read)
-        corrected = norm_layers(model, CORRECTED) if source else {}
         if any(p.requires_grad for layer in layers.values() for p in layer.parameters()):
             raise UserError(
                 f"learn_on_change reads {list(read)}, and its steps move that: name parts of the "
                 "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
         self.step_frames, self.check_every = step_frames, check_every
-        self.timed_as = "online_ttt_mae" if step_frames else "none"
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
-        self.norms = NormCorrection(corrected, fit_statistics(corrected, source))
         self.correct = ImageCorrection(
             self.head.tensors["image_mean"], self.head.tensors["image_deviation"]
         )
@@ -108,6 +99,7 @@ class ChangeAdapter(ReconstructionAdapter):
     def _forget(self) -> None:
         self.states.reset()
         self.choice.reset()
+        self._before = FROZEN  # what was chosen before the search
         self._moved = False  # whether the model's weights are not the source's
         self._rest: Tensor | None = None  # of the last prediction
         self._place: Tensor | None = None  # what is usual under the candidate that is kept
@@ -126,11 +118,7 @@ class ChangeAdapter(ReconstructionAdapter):
 
     def _predict_as(self, candidate: Candidate, frame: Any) -> Predicted:
         corrected = self._corrected(candidate, frame)
-        with (
-            self.predicting(),
-            self.signal.reading() as reading,
-            self.norms.correcting(candidate.norms),
-        ):
+        with self.predicting(), self.signal.reading() as reading:
             if candidate.steps or not self._moved:
                 output = self.model([corrected])[0]
             else:
@@ -205,7 +193,10 @@ class ChangeAdapter(ReconstructionAdapter):
             chosen = self.choice.chosen
             ours = dict.fromkeys([FROZEN, chosen, chosen._replace(steps=1.0)])
             self._compare([*ours], window.current)
-        self.states.end_of_learning(self.choice.settle())
+        frozen_won = self.choice.settle()
+        self.states.end_of_learning(
+            frozen_won=frozen_won, as_before=self.choice.chosen == self._before
+        )
         if not self.choice.chosen.steps:
             self._restore()
         return record
@@ -239,6 +230,7 @@ class ChangeAdapter(ReconstructionAdapter):
 
     def _start_from_source(self) -> None:
         """Begins as at the start of a video, but for the state."""
+        self._before = self.choice.chosen
         self._restore()
         self.choice.reset()
         self._place = None
@@ -259,6 +251,7 @@ class ChangeAdapter(ReconstructionAdapter):
         change = {
             "states": self.states.state_dict(),
             "choice": self.choice.state_dict(),
+            "before": [*self._before],
             "moved": self._moved,
             "rest": self._rest,
             "place": self._place,
@@ -271,6 +264,7 @@ class ChangeAdapter(ReconstructionAdapter):
         change = state["change"]
         self.states.load_state_dict(change["states"])
         self.choice.load_state_dict(change["choice"])
+        self._before = Candidate(*change["before"])
         self._moved = change["moved"]
         self._rest = self._on_device(change["rest"])
         self._place = self._on_device(change["place"])
@@ -313,28 +307,35 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "TTT.LEARN_ON_CHANGE.READ to parts of the head that have some, or choose another "
             "--method"
         )
-    corrected = norm_layers(model, CORRECTED) if own.NORMS else {}
-    values = {"blur": own.BLUR, "colours": own.COLOURS, "norms": own.NORMS if corrected else []}
+    values = {"blur": own.BLUR, "colours": own.COLOURS}
     if not (any(values.values()) or own.STEP_FRAMES):
         raise UserError(
-            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS, NORMS "
-            "or STEP_FRAMES"
+            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS or "
+            "STEP_FRAMES"
         )
     scales: list[Any] = [layer.weight for layer in layers.values()]
-    return ChangeAdapter.from_config(
+    adapter = ChangeAdapter.from_config(
         cfg,
         model,
-        source=read_statistics(cfg, corrected) if corrected else {},
         head=read_head(own.SOURCE_HEAD, sum(map(len, scales))),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,
             patience=own.PATIENCE,
-            return_frames=own.RETURN_FRAMES,
+            wait=tuple(own.WAIT),
         ),
-        choice=Choice(margin=own.MARGIN, step=own.STEP),
+        choice=Choice(margin=own.MARGIN, step=own.STEP, approach=own.COLOUR_APPROACH),
         search=Search(values),
         read=tuple(own.READ),
         step_frames=own.STEP_FRAMES,
         check_every=own.CHECK_EVERY,
     )
+    adapter.timed_as = _timed_as(cfg)
+    return adapter
+
+
+def _timed_as(cfg: CfgNode) -> str:
+    return "online_ttt_mae" if cfg.TTT.LEARN_ON_CHANGE.STEP_FRAMES else "none"
+
+
+learn_on_change.timed_as = _timed_as  # type: ignore[attr-defined]

@@ -49,6 +49,10 @@ def _is_rate_or_none(value: Any) -> bool:
     return value == 0 or 1e-3 <= value <= 1e5
 
 
+def _is_whole_range(value: Any) -> bool:
+    return _is_range(value) and all(type(x) is int for x in value)
+
+
 def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
@@ -331,26 +335,32 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.15, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.PATIENCE": Key(1, at_least(1)),  # frames in a row that must be so
-    "TTT.LEARN_ON_CHANGE.RETURN_FRAMES": Key(5, at_least(1)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.3, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.PATIENCE": Key(2, at_least(1)),  # frames in a row that must be so
+    # Frames from a search that found something new to the next one, and the most that there may
+    # be: a search that changed nothing doubles them.
+    "TTT.LEARN_ON_CHANGE.WAIT": Key(
+        [10, 40],
+        must_be("[first, longest] in whole frames with 1 <= first <= longest", _is_whole_range),
+    ),
     # These are tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares
-    # of the way to the training images' colours, shares of a frame's statistics in f's
-    # normalisation layers.
+    # of the way to the training images' colours.
     "TTT.LEARN_ON_CHANGE.BLUR": Key(
         [0.8, 1.5],
         must_be("a list of deviations above 0", lambda v: _all_numbers(v, lambda x: x > 0)),
     ),
     "TTT.LEARN_ON_CHANGE.COLOURS": Key([0.5, 1.0], _SHARES),
-    "TTT.LEARN_ON_CHANGE.NORMS": Key([0.25, 0.5], _SHARES),
     # Frames after that which take a gradient step each.
     "TTT.LEARN_ON_CHANGE.STEP_FRAMES": Key(0, at_least(0)),
     # Leads, as shares of the frozen model's distance: that over the frozen model without which
     # nothing else predicts (half of it keeps what is kept), and that of one candidate over another.
     "TTT.LEARN_ON_CHANGE.MARGIN": Key(0.3, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     "TTT.LEARN_ON_CHANGE.STEP": Key(0.05, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    # Share of the way from the frozen model's distance to a training image's 1, on a logarithmic
+    # scale, that changed colours must bring a frame.
+    "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Frames of keep from one comparison with the frozen model to the next.
-    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(20, at_least(1)),
+    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(40, at_least(1)),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # The weights are reset if their number of predicted classes differs from that of the source
