@@ -338,4 +338,4 @@ def _timed_as(cfg: CfgNode) -> str:
     return "online_ttt_mae" if cfg.TTT.LEARN_ON_CHANGE.STEP_FRAMES else "none"
 
 
-learn_on_change.timed_as = _timed_as  # type: ignore[attr-defined]
+learn_on_change.timed_as = _timed_as
