@@ -255,7 +255,7 @@ def run(args: argparse.Namespace) -> None:
             args.opts = [*args.opts, f"TTT.CLOCK.{key}", str(value)]
     cfg = config_of(args, args.method)
     if cfg.TTT.CLOCK.PROFILE:
-        stage_times(cfg, cfg.TTT.METHOD)  # before the time to load the weights
+        stage_times(cfg)  # before the time to load the weights
     for network in NETWORKS:
         if getattr(args, network.lower()) is not None:
             cfg.TTT.COLOR[network] = getattr(args, network.lower())

@@ -18,6 +18,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..adaptation import timed_as
 from ..config import KEYS
 from ..config.methods import named_method
 from ..errors import UserError, suggestion
@@ -158,12 +159,15 @@ def profile_hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def stage_times(cfg: CfgNode, method: str) -> StageTimes:
+def stage_times(cfg: CfgNode, method: str | None = None) -> StageTimes:
     """Returns the seconds of a method with a config's settings, from ``TTT.CLOCK.PROFILE``.
+
+    By default these are the seconds that the config's method takes (:func:`timed_as`).
 
     Raises:
         UserError: there is no such profile, it is damaged, or it has no such case.
     """
+    method = method or timed_as(cfg, cfg.TTT.METHOD)
     file = find_profile(cfg.TTT.CLOCK.PROFILE)
     content = read_json_object(file)
     wanted = cost_settings(cfg, method)

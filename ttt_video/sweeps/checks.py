@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..adaptation import find_method, timed_as
+from ..adaptation import find_method
 from ..config import DEFAULT_STREAM_CONFIG, load_config
 from ..data.catalog import check_registered
 from ..errors import UserError
@@ -27,7 +27,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
             for name in dict.fromkeys((cfg.TTT.METHOD, cfg.TTT.ENSEMBLE.METHOD)):
                 find_method(name)
             if cfg.TTT.CLOCK.PROFILE:
-                stage_times(cfg, timed_as(cfg, cfg.TTT.METHOD))
+                stage_times(cfg)
             dataset = cell.flag("--dataset")
             if dataset is not None:
                 check_registered(dataset)
