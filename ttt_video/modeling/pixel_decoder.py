@@ -16,7 +16,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
-from .kernels import fuses_norms, run_mlp, run_product
+from .kernels import fuses_norms, run_convolution, run_mlp, run_product
 from .position_encoding import sine_position_embedding
 from .recomputing import Result, run_layer
 from .tables import shared_table
@@ -167,6 +167,17 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([grid_x, grid_y], dim=-1).view(-1, 2)
 
 
+class MergingConv(Conv2d):
+    """detectron2's convolution with norm and activation, by :func:`run_convolution`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, D, H, W)."""
+        x = run_convolution(self, x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
 @PIXEL_DECODER_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
     """Mask2Former's pixel decoder, with its parameter names."""
@@ -225,7 +236,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             lateral = Conv2d(
                 input_shape[name].channels, dim, 1, bias=use_bias, norm=get_norm(norm, dim)
             )
-            merged = Conv2d(
+            merged = MergingConv(
                 dim,
                 dim,
                 3,
