@@ -16,7 +16,15 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
-from .kernels import fuses_norms, run_convolution, run_mlp, run_product
+from .kernels import (
+    fuses_norms,
+    has_hooks,
+    is_large_on_cpu,
+    run_convolution,
+    run_mlp,
+    run_product,
+)
+from .mask_features import MaskFeatures, Unprojected
 from .position_encoding import sine_position_embedding
 from .recomputing import Result, run_layer
 from .tables import shared_table
@@ -274,8 +282,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
             ),
         }
 
-    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, features: dict[str, Tensor], *, project: bool = True
+    ) -> tuple[MaskFeatures, list[Tensor]]:
         """Returns mask features and the transformer's levels.
+
+        Args:
+            features: of the backbone.
+            project: False leaves the last convolution to the queries where that is faster.
 
         Returns:
             (B, mask_dim, H/4, W/4) and [(B, dim, h, w), ...] from the coarsest level to the finest.
@@ -294,7 +308,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             finest = getattr(self, output)(lateral + upsampled)
-        return self.mask_features(finest), levels
+        last = self.mask_features
+        if not project and is_large_on_cpu(finest, last.weight[:, :, 0, 0]) and not has_hooks(last):
+            return Unprojected(finest, last), levels
+        return last(finest), levels
 
     def _is_fused(self, features: dict[str, Tensor]) -> bool:
         convs: list[nn.Module] = [getattr(self, name) for pair in self.fpn_modules for name in pair]
