@@ -17,10 +17,6 @@ class Unprojected(NamedTuple):
     maps: Tensor  # (B, C, H, W)
     projection: nn.Conv2d  # to the channels of the queries
 
-    def reshaped(self, maps: Tensor) -> Unprojected:
-        """Returns other maps with the same projection."""
-        return Unprojected(maps, self.projection)
-
 
 MaskFeatures = Tensor | Unprojected
 

@@ -145,7 +145,7 @@ def shrunk(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def shrunk_features(features: MaskFeatures, size: tuple[int, int]) -> MaskFeatures:
     """Returns :func:`shrunk` of mask features, which may as well come before their projection."""
     if isinstance(features, Unprojected):
-        return features.reshaped(shrunk(features.maps.detach(), size))
+        return features._replace(maps=shrunk(features.maps.detach(), size))
     return shrunk(features.detach(), size)
 
 

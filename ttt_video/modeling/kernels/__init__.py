@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "TTT_VIDEO_KERNELS"
 """Environment variable: "auto" (default) runs the kernels on GPUs that have them, "off" runs the
-reference and leaves products on a CPU to PyTorch, "on" runs the kernels on any device, as
+reference and leaves large layers on a CPU to PyTorch, "on" runs the kernels on any device, as
 Triton's interpreter does on a CPU."""
 
 LEAST_CAPABILITY = (8, 0)
