@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .kernels import run_linear, use_kernels
+from .kernels import is_large_on_cpu, run_linear, use_kernels
 from .tables import is_exporting, shared_table
 
 Shapes = tuple[tuple[int, int], ...]
@@ -206,8 +206,14 @@ class MSDeformAttn(nn.Module):
 
             out = deformable.attend(values, shapes, reference, offsets, logits)
             return run_linear(self.output_proj, out)
-        weights = logits.view(batch, queries, heads, levels * points)
-        weights = weights.softmax(-1).view(batch, queries, heads, levels, points)
+        weights = logits.view(-1, levels * points)
+        if is_large_on_cpu(query, self.value_proj.weight):
+            weights = (
+                weights.t().softmax(0).t().contiguous()
+            )  # a row of 12 takes five times as long
+        else:
+            weights = weights.softmax(-1)
+        weights = weights.view(batch, queries, heads, levels, points)
         # Offsets are in pixels of their level. Positions stay in float32 under autocast: bfloat16
         # resolves 1/256 of the image, which is several pixels.
         offsets = offsets.view(batch, queries, heads, -1)

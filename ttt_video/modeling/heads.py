@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ..color.bins import ColorBins
 from ..errors import UserError
-from .pixel_decoder import PIXEL_DECODER_REGISTRY
-from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .pixel_decoder import PIXEL_DECODER_REGISTRY, MSDeformAttnPixelDecoder
+from .transformer_decoder import (
+    TRANSFORMER_DECODER_REGISTRY,
+    MultiScaleMaskedTransformerDecoder,
+)
 
 MASK2FORMER_DEFAULT = "BasePixelDecoder"
 """Mask2Former's FPN decoder: the default of its code, which none of its configs uses."""
@@ -39,6 +42,15 @@ class _Head(nn.Module):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
+
+    def predictions(self, features: dict[str, Tensor], **options: bool) -> list[dict[str, Tensor]]:
+        """Returns what the query decoder predicts; ``options`` are its own."""
+        ours = isinstance(self.pixel_decoder, MSDeformAttnPixelDecoder) and isinstance(
+            self.predictor, MultiScaleMaskedTransformerDecoder
+        )
+        lazy = {"project": False} if ours else {}
+        mask_features, levels = self.pixel_decoder(features, **lazy)
+        return self.predictor(levels, mask_features, **options)
 
     @staticmethod
     def build_parts(
@@ -101,8 +113,7 @@ class MaskFormerTTTHead(_Head):
         self, features: dict[str, Tensor], *, every_layer: bool = False
     ) -> list[dict[str, Tensor]]:
         """Returns ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, H/4, W/4) by layer."""
-        mask_features, levels = self.pixel_decoder(features)
-        return self.predictor(levels, mask_features, every_layer=every_layer)
+        return self.predictions(features, every_layer=every_layer)
 
 
 class PixelHead(_Head):
@@ -126,8 +137,7 @@ class PixelHead(_Head):
 
     def maps(self, features: dict[str, Tensor]) -> Tensor:
         """Returns the map of each query at stride 4: (B, Q, H/4, W/4)."""
-        mask_features, levels = self.pixel_decoder(features)
-        (prediction,) = self.predictor(levels, mask_features)
+        (prediction,) = self.predictions(features)
         return prediction["pred_masks"]
 
 

@@ -16,7 +16,15 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, Shapes
-from .kernels import fuses_norms, run_mlp, run_product
+from .kernels import (
+    fuses_norms,
+    has_hooks,
+    is_large_on_cpu,
+    run_convolution,
+    run_mlp,
+    run_product,
+)
+from .mask_features import MaskFeatures, Unprojected
 from .position_encoding import sine_position_embedding
 from .recomputing import Result, run_layer
 from .tables import shared_table
@@ -167,6 +175,17 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([grid_x, grid_y], dim=-1).view(-1, 2)
 
 
+class MergingConv(Conv2d):
+    """detectron2's convolution with norm and activation, by :func:`run_convolution`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, D, H, W)."""
+        x = run_convolution(self, x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
 @PIXEL_DECODER_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
     """Mask2Former's pixel decoder, with its parameter names."""
@@ -225,7 +244,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             lateral = Conv2d(
                 input_shape[name].channels, dim, 1, bias=use_bias, norm=get_norm(norm, dim)
             )
-            merged = Conv2d(
+            merged = MergingConv(
                 dim,
                 dim,
                 3,
@@ -263,8 +282,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
             ),
         }
 
-    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, features: dict[str, Tensor], *, project: bool = True
+    ) -> tuple[MaskFeatures, list[Tensor]]:
         """Returns mask features and the transformer's levels.
+
+        Args:
+            features: of the backbone.
+            project: False leaves the last convolution to the queries where that is faster.
 
         Returns:
             (B, mask_dim, H/4, W/4) and [(B, dim, h, w), ...] from the coarsest level to the finest.
@@ -283,7 +308,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             finest = getattr(self, output)(lateral + upsampled)
-        return self.mask_features(finest), levels
+        last = self.mask_features
+        if not project and is_large_on_cpu(finest, last.weight[:, :, 0, 0]) and not has_hooks(last):
+            return Unprojected(finest, last), levels
+        return last(finest), levels
 
     def _is_fused(self, features: dict[str, Tensor]) -> bool:
         convs: list[nn.Module] = [getattr(self, name) for pair in self.fpn_modules for name in pair]

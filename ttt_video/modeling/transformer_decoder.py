@@ -14,6 +14,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .kernels import fuses_norms, run_linear, run_mlp, run_product
+from .mask_features import MaskFeatures, Unprojected, mask_logits
 from .position_encoding import sine_position_embedding
 from .tables import is_exporting
 
@@ -141,6 +142,13 @@ def shrunk(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return total.add_(first[1]).add_(first[0]).mul_(0.25)
 
 
+def shrunk_features(features: MaskFeatures, size: tuple[int, int]) -> MaskFeatures:
+    """Returns :func:`shrunk` of mask features, which may as well come before their projection."""
+    if isinstance(features, Unprojected):
+        return features._replace(maps=shrunk(features.maps.detach(), size))
+    return shrunk(features.detach(), size)
+
+
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Learned queries that read the pixel decoder's levels in turn, each inside its own mask."""
@@ -225,21 +233,22 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         }
 
     def forward(
-        self, levels: list[Tensor], mask_features: Tensor, *, every_layer: bool = False
+        self, levels: list[Tensor], mask_features: MaskFeatures, *, every_layer: bool = False
     ) -> list[dict[str, Tensor]]:
         """Predicts with the last layer, or with the initial queries and every layer.
 
         Args:
             levels: [(B, C, h, w), ...], three maps from coarse to fine.
-            mask_features: (B, mask_dim, H/4, W/4).
+            mask_features: (B, mask_dim, H/4, W/4), or before their projection.
             every_layer: also predict before each layer, for deep supervision.
 
         Returns:
             From first to last, ``{"pred_masks": (B, Q, H/4, W/4) logits}`` and, with a class
             branch, ``"pred_logits": (B, Q, K + 1)``.
         """
-        batch = mask_features.shape[0]
-        memories, positions, coarse_features = [], [], []
+        batch = levels[0].shape[0]
+        memories, positions = [], []
+        coarse_features: list[MaskFeatures] = []
         for i, (level, proj) in enumerate(zip(levels, self.input_proj, strict=True)):
             height, width = size = (level.shape[-2], level.shape[-1])
             memory = proj(level).flatten(2) + self.level_embed.weight[i][:, None]
@@ -248,9 +257,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             positions.append(position.flatten(2).transpose(1, 2))
             # Resizing is linear, so features resized once per level give the attention masks that
             # resizing every full-size prediction would, for a fraction of the work.
-            coarse_features.append(shrunk(mask_features.detach(), size))
+            coarse_features.append(shrunk_features(mask_features, size))
 
-        if self._is_fused(mask_features):
+        if isinstance(mask_features, Tensor) and self._is_fused(mask_features):
             return self._fused(memories, positions, coarse_features, mask_features, every_layer)
         query_position = self.query_embed.weight.expand(batch, -1, -1)
         queries = self.query_feat.weight.expand(batch, -1, -1)
@@ -282,7 +291,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self,
         memories: list[Tensor],
         positions: list[Tensor],
-        coarse_features: list[Tensor],
+        coarse_features: list[MaskFeatures],
         mask_features: Tensor,
         every_layer: bool,
     ) -> list[dict[str, Tensor]]:
@@ -325,21 +334,21 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         return layer_norm(queries, self.decoder_norm)
 
-    def predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+    def predict(self, queries: Tensor, mask_features: MaskFeatures) -> dict[str, Tensor]:
         """Returns class and mask logits of (B, Q, C) queries."""
         queries = self._normed(queries)
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
+        masks = mask_logits(self.mask_embed(queries), mask_features)
         if self.class_embed is None:
             return {"pred_masks": masks}
         return {"pred_logits": self.class_embed(queries), "pred_masks": masks}
 
     @torch.no_grad()
-    def attention_mask(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
+    def attention_mask(self, queries: Tensor, coarse_features: MaskFeatures) -> Tensor:
         """Returns (B, Q, h * w) bool, True inside a query's mask, or everywhere if it is empty."""
         inside = self._coarse_logits(queries, coarse_features) >= 0
         return inside | ~inside.any(dim=-1, keepdim=True)
 
-    def _coarse_logits(self, queries: Tensor, coarse_features: Tensor) -> Tensor:
+    def _coarse_logits(self, queries: Tensor, coarse_features: MaskFeatures) -> Tensor:
         """Returns the mask logits (B, Q, h * w) of a level."""
         embed = self.mask_embed(self._normed(queries))
-        return torch.einsum("bqc,bchw->bqhw", embed, coarse_features).flatten(2)
+        return mask_logits(embed, coarse_features).flatten(2)

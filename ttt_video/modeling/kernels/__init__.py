@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .. import onednn
+from .. import onednn, winograd
 from ..tables import is_exporting
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "TTT_VIDEO_KERNELS"
 """Environment variable: "auto" (default) runs the kernels on GPUs that have them, "off" runs the
-reference and leaves products on a CPU to PyTorch, "on" runs the kernels on any device, as
+reference and leaves large layers on a CPU to PyTorch, "on" runs the kernels on any device, as
 Triton's interpreter does on a CPU."""
 
 LEAST_CAPABILITY = (8, 0)
@@ -83,7 +83,7 @@ def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Large products on a CPU are oneDNN's, unless :data:`VARIABLE` says "off".
     """
     if not (torch.is_grad_enabled() and use_kernels(x)):
-        if _by_onednn(x, weight):
+        if is_large_on_cpu(x, weight):
             return onednn.linear(x, weight, bias)
         return F.linear(x, weight, bias)
     from .linear import linear
@@ -91,7 +91,11 @@ def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear(x, weight, bias)
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def is_large_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Returns whether a layer with weights (D, C) is so large that faster ways pay on this CPU.
+
+    They differ by rounding. :data:`VARIABLE` "off" takes none of them.
+    """
     return onednn.runs_onednn(x, weight) and kernels_choice() != "off"
 
 
@@ -106,7 +110,7 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
     It is ReLU, or else GELU, the exact one.
     """
     if not (use_kernels(x) and _is_plain(first) and _is_plain(second)):
-        if relu and _is_plain(first) and _by_onednn(x, first.weight):
+        if relu and _is_plain(first) and is_large_on_cpu(x, first.weight):
             hidden = onednn.linear(x, first.weight, first.bias, relu=True)
         else:
             hidden = run_linear(first, x)
@@ -115,6 +119,18 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
     from .linear import mlp
 
     return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
+
+
+def run_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Returns the layer's convolution of (B, C, H, W), without what a subclass adds to it.
+
+    A large one of 3x3 pixels on a CPU is Winograd's, where a large product is oneDNN's.
+    """
+    one = [layer.kernel_size, layer.stride, layer.padding, layer.dilation, (layer.groups,)]
+    known = one == [(3, 3), (1, 1), (1, 1), (1, 1), (1,)] and layer.padding_mode == "zeros"
+    if known and is_large_on_cpu(x, layer.weight[:, :, 0, 0]):
+        return winograd.convolve(x, layer.weight, layer.bias)
+    return layer._conv_forward(x, layer.weight, layer.bias)
 
 
 def _is_plain(layer: nn.Linear) -> bool:
