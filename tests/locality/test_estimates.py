@@ -123,6 +123,30 @@ def test_noise_of_the_draws_is_in_no_number():
         assert noisy.windows[k].cosine == pytest.approx(quiet.windows[k].cosine, abs=0.02)
 
 
+def test_a_length_that_the_draws_hide_gives_no_cosine(tmp_path):
+    """The last frames' draws of grad l_s are opposite, so its squared length there is below 0."""
+    main = np.ones((2, 6, 2))
+    recon = np.ones((2, 6, 2))
+    recon[1, 3:] = -1.0
+    video = Gradients("street", main, recon, np.ones(6), np.ones(6))
+    with pytest.raises(UserError, match="l_s is nothing but noise"):
+        estimate_locality(video, windows=(1, 4), lags=(1, 2))
+    recon[:, :3] *= 5.0
+    found = estimate_locality(video, windows=(1, 4), lags=(1, 2))
+    assert found.windows[1].cosine is None
+    # Means over 4 frames end at frames 3, 4 and 5: (15 +- 1) / 4, (10 +- 2) / 4, (5 +- 3) / 4.
+    square = (14 * 16 + 8 * 12 + 2 * 8) / 16 / 3
+    assert found.windows[4].cosine == pytest.approx(10 / 4 / math.sqrt(square))
+    assert found.best_cosine == 4
+    assert "e+" not in locality_table([found])
+    assert all(file.is_file() for file in plot_locality(found, tmp_path))
+    recon[0], recon[1] = 1.0, -1.0
+    recon[:, 0] = 3.0
+    hidden = estimate_locality(video, windows=(1, 2), lags=(1, 2))
+    assert hidden.best_cosine is None
+    assert "| street | 6" in locality_table([hidden])
+
+
 def test_the_laws_of_a_walk_seen_through_noise():
     """q = 1 and tau^2 = 6: the window without labels is sqrt(3 * 6 / 1), within what 400 frames of
     4,000 numbers tell; errors of window means are tau^2 / k + q (k - 1) (2 k - 1) / (6 k)."""

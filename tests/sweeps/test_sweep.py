@@ -454,16 +454,18 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
     for (_, row, step), values in tested.items():
         assert len(values) == 1
         assert values < rates["districts", row, step]
-    prior = {
-        name: {
-            cell.settings["TTT.LN_ADAPT.PRIOR"]
-            for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells
-            if cell.name == "ln_adapt"
-        }
-        for name in ("districts", "fair_table")
-    }
-    assert len(prior["fair_table"]) == 1
-    assert prior["fair_table"] < prior["districts"]
+    for row in ("ln_adapt", "self_train", "tent"):
+        tried, chosen = (
+            [
+                cell.settings
+                for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells
+                if (cell.name, cell.source) == (row, "districts")
+            ]
+            for name in ("districts", "fair_table")
+        )
+        assert len(chosen) == 1
+        assert len(tried) > 1
+        assert chosen[0] in tried
 
 
 def test_rates_on_images_are_chosen_on_other_pictures_and_corruptions(tmp_path):

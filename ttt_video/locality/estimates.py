@@ -27,13 +27,14 @@ class WindowTerms:
             scale.
         bound: k^2 (beta eta)^2 + sigma^2 / k, the theorem's; None without a scale.
         cosine: between the window's mean of grad l_s and grad l_m(t), with no scale in it: what a
-            step gets of the direction that it should take.
+            step gets of the direction that it should take; None where the noise of the draws
+            hides the length of one of them.
     """
 
     bias: float
     variance: float | None
     bound: float | None
-    cosine: float
+    cosine: float | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Locality:
         recon_drift: the same of grad l_s, in units of its root mean square length.
         beta_eta: drift at lag 1, the theory's bound for one frame.
         best_bound: the theory's k* = (sigma^2 / (2 (beta eta)^2))^(1/3).
-        best_cosine: the measured window of the largest cosine.
+        best_cosine: the measured window of the largest cosine; None if no window has one.
         best_unlabelled: the window that the drift of grad l_s alone suggests, without labels.
         windows: the terms by k.
     """
@@ -69,7 +70,7 @@ class Locality:
     recon_drift: dict[int, float]
     beta_eta: float
     best_bound: float | None
-    best_cosine: int
+    best_cosine: int | None
     best_unlabelled: float
     windows: dict[int, WindowTerms]
 
@@ -119,6 +120,7 @@ def estimate_locality(
     step = squares[1] if 1 in squares else _product(*2 * (main[:, 1:] - main[:, :-1],))
     beta_eta = math.sqrt(max(0.0, step))
     terms = _window_terms(main, recon, windows, scale, offset, sigma2, max(0.0, step))
+    cosines = {k: own.cosine for k, own in terms.items() if own.cosine is not None}
     return Locality(
         video_id=gradients.video_id,
         frames=frames,
@@ -131,7 +133,7 @@ def estimate_locality(
         recon_drift={d: math.sqrt(max(0.0, v) / ss) for d, v in recon_squares.items()},
         beta_eta=beta_eta,
         best_bound=None if sigma2 is None else best_window(sigma2, beta_eta),
-        best_cosine=max(terms, key=lambda k: terms[k].cosine),
+        best_cosine=max(cosines, key=lambda k: cosines[k], default=None),
         best_unlabelled=window_of_drift(recon_squares),
         windows=terms,
     )
@@ -203,10 +205,15 @@ def _window_terms(
             bias=own["bias"],
             variance=None if offset is None else own["delta"] - offset,
             bound=None if sigma2 is None else k**2 * step + sigma2 / k,
-            cosine=own["both"] / math.sqrt(max(own["recon"] * own["main"], 1e-300)),
+            cosine=_cosine(own["both"], own["recon"], own["main"]),
         )
         for k, own in sums.items()
     }
+
+
+def _cosine(product: float, left: float, right: float) -> float | None:
+    """Returns the cosine from a product and squared lengths, whose estimates may be negative."""
+    return product / math.sqrt(left * right) if min(left, right) > 0 else None
 
 
 def _window_mean(x: np.ndarray, k: int) -> np.ndarray:

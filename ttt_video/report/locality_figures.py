@@ -27,17 +27,18 @@ def locality_table(found: Sequence[Locality]) -> str:
     """Returns the numbers of all videos as a Markdown table; |g| is the length of grad l_m."""
     rows = []
     for video in found:
+        best = None if video.best_cosine is None else video.windows[video.best_cosine].cosine
         square = None if video.sigma2 is None else video.sigma2 / video.main_norm**2
         rows.append(
             [
                 video.video_id,
                 str(video.frames),
                 f"{video.cosine:.3f}",
-                f"{video.windows[video.best_cosine].cosine:.3f}",
+                "" if best is None else f"{best:.3f}",
                 "" if square is None else f"{square:.3g}",
                 f"{video.beta_eta / video.main_norm:.3g}",
                 "" if video.best_bound is None else f"{video.best_bound:.2g}",
-                str(video.best_cosine),
+                "" if video.best_cosine is None else str(video.best_cosine),
                 f"{video.best_unlabelled:.2g}",
             ]
         )
@@ -50,8 +51,8 @@ def plot_locality(video: Locality, folder: Path) -> list[Path]:
     files = [folder / f"windows_{name}.png", folder / f"drift_{name}.png"]
     sizes = list(video.windows)
     with figure_axes(files[0]) as axes:
-        cosines = [video.windows[k].cosine for k in sizes]
-        axes.plot(sizes, cosines, marker="o", color=PALETTE[0])
+        cosines = {k: own.cosine for k, own in video.windows.items() if own.cosine is not None}
+        axes.plot(list(cosines), list(cosines.values()), marker="o", color=PALETTE[0])
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(k) for k in sizes])
