@@ -113,3 +113,19 @@ def test_goes_on_from_saved_numbers():
         assert before + states(other, signal[cut:]) == whole
     ours.reset()
     assert ours.state_dict() == machine().state_dict()
+
+
+@pytest.mark.parametrize("frozen_won", [True, False])
+def test_goes_on_in_the_middle_of_a_wait(frozen_won):
+    ours, other = machine(patience=1), machine(patience=1)
+    for as_before in (False, True):
+        ours.learn_again()
+        ours.end_of_learning(frozen_won=frozen_won, as_before=as_before)
+    states(ours, [0.9] * 2, moved=0.15)
+    other.load_state_dict(json.loads(json.dumps(ours.state_dict())))
+    found = [states(each, [0.9] * 6, moved=0.15) for each in (ours, other)]
+    waiting = [RETURN] * 3 + [REST] if frozen_won else [KEEP] * 3  # of six frames two are over
+    expected = [*waiting, *[LEARN] * 6][:6]
+    assert found == [expected, expected]
+    ours.reset()
+    assert ours.state_dict() == machine().state_dict()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ttt_video.adaptation import change_states
 from ttt_video.adaptation.base import build_adapter
 from ttt_video.adaptation.candidates import FROZEN, Candidate, Choice
 from ttt_video.adaptation.change_states import State
@@ -141,6 +142,24 @@ def test_learns_again_at_a_place_that_is_another(cfg, tiny_model, make_video):
     settings["WAIT"] = [2, 2]
     found = states(list(stream(cfg, tiny_model, **settings).run(make_video(num_frames=7))))
     assert found == [REST, RETURN, RETURN, REST, RETURN, RETURN, REST]
+
+
+@pytest.mark.parametrize("cut", [None, 8, 12])
+def test_a_search_that_changes_nothing_doubles_the_wait(
+    cfg, tiny_model, make_video, cut, tmp_path, monkeypatch
+):
+    """The frozen model wins each search, the first one, too."""
+    monkeypatch.setattr(change_states, "SUDDEN", HUGE**2)
+    settings = {**AT_ONCE, **NOTHING, "BLUR": [1.0], "MARGIN": 1.0, "MOVED": 1e-6, "WAIT": [2, 8]}
+    runner, found = stream(cfg, tiny_model, **settings), []
+    for index, frame in enumerate(make_video(num_frames=24)):
+        found.append(runner.step(frame).record["state"])
+        if index == cut:
+            torch.save(runner.state_dict(), tmp_path / "state.pth")
+            runner = stream(cfg, tiny_model, **settings)
+            runner.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    returns = [[RETURN] * n for n in (2, 4, 8, 8)]
+    assert found == [REST, *itertools.chain(*([*each, REST] for each in returns))][:24]
 
 
 def test_predicts_what_leads_back_to_the_source(cfg, tiny_model, make_video, head):

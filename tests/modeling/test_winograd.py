@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ttt_video.modeling import kernels, onednn, winograd
-from ttt_video.modeling.kernels import run_convolution
+from ttt_video.modeling.kernels import run_convolution, run_linear
 
 
 def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -17,6 +17,30 @@ def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
         torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
         for shape in shapes
     ]
+
+
+class Large(nn.Module):
+    """Layers that are Winograd's and oneDNN's from 51x51 px on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(100, 128, 3, padding=1)
+        self.product = nn.Linear(128, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = run_convolution(self.convolution, x)
+        return run_linear(self.product, x.flatten(2).transpose(1, 2))
+
+
+def test_a_program_for_any_size_depends_on_none() -> None:
+    """One that was written with either kind of layers runs with the other kind's sizes."""
+    model = Large().eval()
+    sides = {2: torch.export.Dim("height", max=512), 3: torch.export.Dim("width", max=512)}
+    for traced, other in ((40, 64), (64, 40)):
+        x = torch.randn(1, 100, traced, traced)
+        program = torch.export.export(model, (x,), dynamic_shapes={"x": sides}, strict=False)
+        x = torch.randn(1, 100, other, other)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

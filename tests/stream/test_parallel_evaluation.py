@@ -99,9 +99,9 @@ def test_a_worker_s_failure_says_what_resuming_does(
 @pytest.mark.parametrize(
     ("device", "workers", "expected"),
     [
-        ("cuda", 5, [("cuda:0", 1 / 3), ("cuda:1", 1 / 2)] * 2 + [("cuda:0", 1 / 3)]),
+        ("cuda", 5, [("cuda:0", 0.3), ("cuda:1", 0.45)] * 2 + [("cuda:0", 0.3)]),
         ("cuda", 2, [("cuda:0", 1.0), ("cuda:1", 1.0)]),
-        ("cuda:1", 2, [("cuda:1", 0.5)] * 2),
+        ("cuda:1", 2, [("cuda:1", 0.45)] * 2),
         ("cpu", 2, [("cpu", 1.0)] * 2),
     ],
 )

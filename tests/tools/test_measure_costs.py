@@ -147,7 +147,7 @@ def test_a_method_is_measured_beside_the_frozen_model(tool, tmp_path, capsys):
     flags = [*CONFIG, "--video", str(folder), "--steps", "3", "--warmup", "1"]
     tool.main(["method", *flags, "--method", "online_ttt_mae", "--output", str(file), *TINY])
     (found,) = json.loads(file.read_text())["results"]["method"]["methods"]
-    assert found["runs"].keys() == {"frozen", "online_ttt_mae"}
+    assert found["runs"].keys() == {"decode", "frozen", "online_ttt_mae"}
     totals = {name: sum(run["cpu_seconds"]) for name, run in found["runs"].items()}
     assert found["cost"] == pytest.approx(totals["online_ttt_mae"] / totals["frozen"])
     assert "states" not in found  # it has none

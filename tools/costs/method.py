@@ -30,9 +30,9 @@ def methods(cfg: CfgNode, options: Options, *, video: Path) -> dict[str, Any]:
         video: a video file, or a folder of frames.
 
     Returns:
-        ``methods``, one entry: ``method``, ``runs`` of it and of :data:`FROZEN`, and ``cost``, the
-        sum of its CPU seconds over the frozen model's. Methods that record a ``state`` have
-        ``states``: by its number the ``share`` of frames, and their ``cost``.
+        ``methods``, one entry: ``method``, ``runs`` of it, of :data:`FROZEN` and of decoding, and
+        ``cost``, the sum of its CPU seconds over the frozen model's. Methods that record a
+        ``state`` have ``states``: by its number the ``share`` of frames, and their ``cost``.
 
     Raises:
         UserError: the video has too few frames.
@@ -47,19 +47,21 @@ def methods(cfg: CfgNode, options: Options, *, video: Path) -> dict[str, Any]:
     current: list[Any] = []
     states: list[float] = []
 
-    def predict() -> None:
+    def decode() -> None:
         current[:] = [next(frames, None)]
         if current[0] is None:
             raise UserError(
                 f"{video} has {len(states)} frames, and --warmup and --steps ask for "
                 f"{options.warmup + options.steps}: lower --steps"
             )
+
+    def predict() -> None:
         frozen.step(current[0])
 
     def adapt() -> None:
         states.append(ours.step(current[0]).record.get("state", math.nan))
 
-    works = {FROZEN: predict, method: adapt}
+    works = {"decode": decode, FROZEN: predict, method: adapt}
     runs = measure(works, model.device, steps=options.steps, warmup=options.warmup)
     theirs, own = runs[FROZEN]["cpu_seconds"], runs[method]["cpu_seconds"]
     measured = states[options.warmup :]

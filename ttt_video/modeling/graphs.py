@@ -239,6 +239,7 @@ class GraphRunner(Generic[Result]):
         had_graphs = bool(self._graphs)
         self._graphs.clear()
         self._seen.clear()
+        self._too_large.clear()
         return had_graphs
 
     def _drop_if_moved(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..color.bins import ColorBins
 from ..errors import UserError
+from .kernels import has_hooks
 from .pixel_decoder import PIXEL_DECODER_REGISTRY, MSDeformAttnPixelDecoder
 from .transformer_decoder import (
     TRANSFORMER_DECODER_REGISTRY,
@@ -34,6 +35,10 @@ def registered(registry: Registry, key: str, name: str) -> Any:
     return registry.get(name)
 
 
+_OURS = (MSDeformAttnPixelDecoder, MultiScaleMaskedTransformerDecoder)
+"""Decoders that may leave the mask features' last convolution to the queries."""
+
+
 class _Head(nn.Module):
     """Holds the parts of h and g, ``pixel_decoder`` and ``predictor``."""
 
@@ -45,9 +50,8 @@ class _Head(nn.Module):
 
     def predictions(self, features: dict[str, Tensor], **options: bool) -> list[dict[str, Tensor]]:
         """Returns what the query decoder predicts; ``options`` are its own."""
-        ours = isinstance(self.pixel_decoder, MSDeformAttnPixelDecoder) and isinstance(
-            self.predictor, MultiScaleMaskedTransformerDecoder
-        )
+        decoders = (self.pixel_decoder, self.predictor)
+        ours = tuple(map(type, decoders)) == _OURS and not any(map(has_hooks, decoders))
         lazy = {"project": False} if ours else {}
         mask_features, levels = self.pixel_decoder(features, **lazy)
         return self.predictor(levels, mask_features, **options)

@@ -24,14 +24,15 @@ Smaller ones gain nothing, and the shipped small models keep their numbers.
 
 def runs_onednn(x: Tensor, weight: Tensor) -> bool:
     """Returns whether a product of float32 on a CPU is large enough and oneDNN is there for it."""
+    # Before any size: a program that is being written must not depend on one.
+    if is_exporting() or torch.compiler.is_compiling():
+        return False
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.dim() > 1
         and x.numel() * len(weight) >= LEAST
         and min(weight.shape) >= LEAST_SIDE
-        and not is_exporting()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and _is_there()
     )

@@ -309,7 +309,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
             finest = getattr(self, output)(lateral + upsampled)
         last = self.mask_features
-        if not project and is_large_on_cpu(finest, last.weight[:, :, 0, 0]) and not has_hooks(last):
+        plain = type(last) is Conv2d and not (last.norm or last.activation or has_hooks(last))
+        if not project and plain and is_large_on_cpu(finest, last.weight[:, :, 0, 0]):
             return Unprojected(finest, last), levels
         return last(finest), levels
 

@@ -166,13 +166,14 @@ class StreamEvaluation:
                 started.append(sink)
             if not state:
                 self._start(video)
+                self._save_start(video, before)
             at = last_frame(self.run, source.video_id) if recorded else state.get("frame_index", -1)
             frames = ordered.frames_after(at) if done else iter(ordered)
             limit = None if max_frames is None else max_frames - done
             with closing_frames(frames):
                 coming = after_gap(frames, self.run, video, state) if recorded else frames
                 coming = through(islice(coming, limit))
-                coming = self._shared(coming, video, before, starts=not state)
+                coming = self._shared(coming, video, starts=not state)
                 self._run_frames(coming, video, handover, behind=behind)
             video.complete = True
         if not self.builds_up:  # else the next video may have to go on from this one
@@ -191,23 +192,22 @@ class StreamEvaluation:
         if self.frozen is not None:  # a state that could not be used may have been loaded in part
             self.frozen.start_video(video.video_id, video.source)
 
-    def _shared(
-        self, frames: Iterator[Frame], video: VideoRun, before: str | None, *, starts: bool
-    ) -> Iterator[Frame]:
+    def _shared(self, frames: Iterator[Frame], video: VideoRun, *, starts: bool) -> Iterator[Frame]:
         """Yields frames whose labels are read once, and class maps computed once, whoever asks.
 
-        Where a video ``starts``, after the one ``before``, its first state is saved when a frame
-        has come and none has been run: then the size of the frames is known.
+        Where a video ``starts``, its first state is saved again when a frame has come and none has
+        been run: then the size of the frames is known.
         """
         for frame in frames:
             if video.size is None:
                 video.size = size_of(frame)
-                if starts and (self.builds_up or video.source.live):
-                    self._save_start(video, before)
+                if starts:
+                    self._save_start(video, None)
             yield cast(Frame, Shared(frame))
 
     def _save_start(self, video: VideoRun, before: str | None) -> None:
-        if self._save_every(video.source):
+        """Saves a video's first state where its frames cannot be asked for again."""
+        if self._save_every(video.source) and (self.builds_up or video.source.live):
             self._save(video, -1)
             if self.builds_up and before is not None:
                 self.run.remove_unfinished(before)

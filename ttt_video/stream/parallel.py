@@ -259,6 +259,10 @@ class _Team:
         }
 
 
+SHARED = 0.9
+"""Share of a GPU's memory that workers divide; each has a CUDA context beside its own share."""
+
+
 class _Place(NamedTuple):
     """Where a worker runs: its device, PyTorch's threads, and its share of the device's memory."""
 
@@ -275,7 +279,8 @@ def _places(device: str, num_workers: int) -> list[_Place]:
         count = torch.cuda.device_count()
         devices = [f"cuda:{i % count}" for i in range(num_workers)]
     on_gpus = device.startswith("cuda")
-    return [_Place(d, threads, 1 / devices.count(d) if on_gpus else 1.0) for d in devices]
+    shared = {d: devices.count(d) if on_gpus else 1 for d in devices}
+    return [_Place(d, threads, SHARED / n if (n := shared[d]) > 1 else 1.0) for d in devices]
 
 
 class _Report(Sink):
