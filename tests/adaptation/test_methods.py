@@ -80,6 +80,7 @@ class TestLearnOnChange(AdapterContract):
     method = "learn_on_change"
     settings = (
         "TTT.LEARN_ON_CHANGE.ENTER", 0.0,
+        "TTT.LEARN_ON_CHANGE.PATIENCE", 1,
         "TTT.LEARN_ON_CHANGE.MARGIN", 0.0,
         "TTT.LEARN_ON_CHANGE.STEP", 0.0,
         "TTT.LEARN_ON_CHANGE.BLUR", [1.0],
