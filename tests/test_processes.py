@@ -272,3 +272,14 @@ def test_no_cell_of_a_sweep_outlives_it(tmp_path, number, monkeypatch):
     os.close(pipe)
     kept = number == signal.SIGTERM
     assert [(cell.folder / "kept").exists() for cell in cells] == [kept, kept, False]
+
+
+def test_a_forked_child_has_the_handlers_from_before_at_once():
+    """A handler of Python's would not run in a child that waits for a lock."""
+    with signals_interrupt():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

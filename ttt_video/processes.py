@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 _PARENT = "TTT_VIDEO_PARENT"
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
@@ -28,6 +28,24 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+_replaced: list[dict[int, Any]] = []
+"""Handlers by signal that :func:`signals_interrupt` has replaced, in the order of its calls."""
+
+
+def _restore_handlers() -> None:
+    """Gives a forked child the handlers from before, at once.
+
+    A handler of Python's own runs when the interpreter comes to it. A child that waits for a lock
+    never does, and a pool that ends its children waits for ever.
+    """
+    while _replaced:
+        for number, handler in _replaced.pop().items():
+            signal.signal(number, handler)
+
+
+os.register_at_fork(after_in_child=_restore_handlers)
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Raises :class:`Interrupted` in the main thread for Ctrl-C, SIGTERM and SIGHUP.
@@ -39,8 +57,7 @@ def signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner = os.getpid()
-    before = {
+    before: dict[int, Any] = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
@@ -49,10 +66,6 @@ def signals_interrupt() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal seen
-        if os.getpid() != owner:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-            return
         now = time.monotonic()
         if now < seen + _GRACE and number != signal.SIGINT:
             return
@@ -61,9 +74,12 @@ def signals_interrupt() -> Iterator[None]:
 
     for number in before:
         signal.signal(number, handle)
+    _replaced.append(before)
     try:
         yield
     finally:
+        if before in _replaced:  # not in a forked child
+            _replaced.remove(before)
         for number, handler in before.items():
             signal.signal(number, handler)
 
