@@ -1,4 +1,4 @@
-"""What a method keeps between steps: source weights, flags, draws, its state, what moves."""
+"""A method keeps source weights, flags, draws, its state and what moves between its steps."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_gap_or_another_video_ends_a_clip(record_all):
 
 
 def test_a_frame_without_the_number_does_not_count():
-    """Of any task whose records are columns: its mean is that of the others, and no NaN."""
+    """Frames without a number leave the mean of the others, in any task with columns."""
     tally = ColumnTally()
     for index, share in enumerate([None, 80.0, None, 50.0]):
         tally.add(index, {"vc8": share, "colorfulness": share})

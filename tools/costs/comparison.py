@@ -17,6 +17,7 @@ from ttt_video.report.statistics import estimate
 
 OURS = "ttt_video"
 HUGGING_FACE = "huggingface"
+FROZEN = "frozen"
 
 TOLERANCE = 1e-3
 """Largest mean difference between outputs that must be equal, as a share of their spread."""

@@ -15,9 +15,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
+from ttt_video.adaptation import NoAdaptation, SlidingWindow
 from ttt_video.errors import UserError
 from ttt_video.modeling.meta_arch import MaskFormerTTT
-from ttt_video.stream import load_source_model
+from ttt_video.stream import Stream, load_source_model
 
 MASKS = 12  # per synthetic image, about as many as in Cityscapes
 VIDEO = "benchmark"
@@ -27,6 +28,11 @@ def model_of(cfg: CfgNode) -> Any:
     """Builds the config's model in eval mode, with ``MODEL.WEIGHTS`` if named, else random ones."""
     torch.manual_seed(0)
     return load_source_model(cfg) if cfg.MODEL.WEIGHTS else build_model(cfg).eval()
+
+
+def frozen_stream(model: Any) -> Stream:
+    """Builds the stream that predicts with a model and never adapts it."""
+    return Stream(NoAdaptation(model), SlidingWindow(1, model.device))
 
 
 def peer_of(cfg: CfgNode, model: Any) -> Any:

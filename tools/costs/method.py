@@ -7,18 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 
 from costs.clock import measure
-from costs.comparison import Options
-from costs.inputs import model_of
-from ttt_video.adaptation import NoAdaptation, SlidingWindow
+from costs.comparison import FROZEN, Options
+from costs.inputs import frozen_stream, model_of
 from ttt_video.data.grey import open_videos
 from ttt_video.data.sources import open_folder, open_video
 from ttt_video.errors import UserError
 from ttt_video.stream import Stream
-
-FROZEN = "frozen"
 
 
 def methods(cfg: CfgNode, options: Options, *, video: Path) -> dict[str, Any]:
@@ -41,8 +39,7 @@ def methods(cfg: CfgNode, options: Options, *, video: Path) -> dict[str, Any]:
     if len(opened) > 1:
         raise UserError(f"{video} holds {len(opened)} videos; give one of them")
     method, frames = cfg.TTT.METHOD, iter(opened[0])
-    model = model_of(cfg)
-    frozen = Stream(NoAdaptation(model), SlidingWindow(1, model.device))
+    frozen = frozen_stream(model_of(cfg))
     ours = Stream.from_config(cfg, model_of(cfg))
     current: list[Any] = []
     states: list[float] = []
@@ -62,7 +59,9 @@ def methods(cfg: CfgNode, options: Options, *, video: Path) -> dict[str, Any]:
         states.append(ours.step(current[0]).record.get("state", math.nan))
 
     works = {"decode": decode, FROZEN: predict, method: adapt}
-    runs = measure(works, model.device, steps=options.steps, warmup=options.warmup)
+    runs = measure(
+        works, torch.device(cfg.MODEL.DEVICE), steps=options.steps, warmup=options.warmup
+    )
     theirs, own = runs[FROZEN]["cpu_seconds"], runs[method]["cpu_seconds"]
     measured = states[options.warmup :]
     found: dict[str, Any] = {"method": method, "runs": runs, "cost": sum(own) / sum(theirs)}

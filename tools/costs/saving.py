@@ -12,9 +12,8 @@ import torch
 from detectron2.config import CfgNode
 
 from costs.clock import measure, spread
-from costs.comparison import Options
-from costs.inputs import model_of, write_video
-from ttt_video.adaptation import NoAdaptation, SlidingWindow
+from costs.comparison import FROZEN, Options
+from costs.inputs import frozen_stream, model_of, write_video
 from ttt_video.data.grey import open_videos
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
@@ -23,7 +22,6 @@ from ttt_video.stream.saving import FORMAT_REGISTRY, SavedPredictions
 from ttt_video.structures import FrameSource
 from ttt_video.tasks import Shared
 
-FROZEN = "frozen"
 BLOCK = 5
 """Frames in a row, with the wait for the last file at their end: files are written behind."""
 
@@ -46,7 +44,7 @@ def savings(cfg: CfgNode, options: Options) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             name = write_video(Path(folder), BLOCK, *size, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
             (source,) = open_videos(cfg, partial(open_dataset, name))
-            stream = Stream(NoAdaptation(model), SlidingWindow(1, model.device))
+            stream = frozen_stream(model)
             works = {FROZEN: _block(stream, source, None)}
             for form in sorted(form.name for _, form in FORMAT_REGISTRY):
                 # The data set of the frames names no class; those of the config do.

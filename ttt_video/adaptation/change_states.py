@@ -47,8 +47,8 @@ class StateSettings:
 
     enter: float
     moved: float
-    patience: int = 2
-    wait: tuple[int, int] = (10, 40)
+    patience: int
+    wait: tuple[int, int]
 
 
 class ChangeStates:
@@ -84,16 +84,16 @@ class ChangeStates:
             Whether learn begins.
         """
         self.age += 1
-        own, waits = self.settings, self.age < self._wait
+        own, waits = self.settings, self.state is not State.REST and self.age < self._wait
+        if self.state is State.LEARN:
+            return False
         if self.state is State.RETURN and not waits:
             self._enter(State.REST)
-            return False
-        if self.state is State.LEARN:
             return False
         far = self.state is State.KEEP or (shift is not None and own.enter < shift < math.inf)
         if moved is None:
             return self._alarm(far and self.state is State.REST)
-        limit = own.moved * SUDDEN if waits and self.state is not State.REST else own.moved
+        limit = own.moved * (SUDDEN if waits else 1)
         return self._alarm(far and limit < moved < math.inf)
 
     def _alarm(self, changed: bool) -> bool:
