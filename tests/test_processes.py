@@ -16,7 +16,7 @@ from processes import stand_in
 
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
-from ttt_video.processes import Interrupted, end_with, signals_interrupt
+from ttt_video.processes import Interrupted, end_with, signals_interrupt, whole
 from ttt_video.sweeps.cells import Cell
 from ttt_video.sweeps.workers import run_local
 
@@ -283,3 +283,49 @@ def test_a_forked_child_has_the_handlers_from_before_at_once():
             os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+
+def test_the_first_signal_waits_for_a_step_that_is_to_be_whole():
+    done = []
+
+    def work() -> None:
+        with whole():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("step")
+            with whole():
+                done.append("its part")
+            done.append("end")
+        done.append("next")
+
+    with signals_interrupt(), pytest.raises(Interrupted, match="SIGTERM"):
+        work()
+    assert done == ["step", "its part", "end"]
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    done = []
+
+    def work(presses: int) -> None:
+        with whole():
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append("step")
+
+    with signals_interrupt():
+        with pytest.raises(Interrupted, match="SIGINT"):
+            work(presses=2)
+        assert done == ["step"]
+        work(presses=0)  # nothing is left of the first
+
+
+def test_an_error_in_a_step_is_raised_and_not_the_signal():
+    def work(error: bool) -> None:
+        with whole():
+            if error:
+                os.kill(os.getpid(), signal.SIGHUP)
+                raise UserError("the disk is full")
+
+    with signals_interrupt():
+        with pytest.raises(UserError):
+            work(error=True)
+        work(error=False)

@@ -46,13 +46,39 @@ def _restore_handlers() -> None:
 os.register_at_fork(after_in_child=_restore_handlers)
 
 
+class _Whole:
+    """Whether the main thread is in :func:`whole`, and which signal waits for its end."""
+
+    entered = False
+    waiting: Interrupted | None = None
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Has the first signal of :func:`signals_interrupt` wait until the block has ended.
+
+    A second Ctrl-C does not wait, nor do those of threads that get no signals.
+    """
+    if threading.current_thread() is not threading.main_thread() or _Whole.entered:
+        yield
+        return
+    _Whole.entered = True
+    try:
+        yield
+    finally:
+        _Whole.entered = False  # first: a signal that comes now is raised where it comes
+        waiting, _Whole.waiting = _Whole.waiting, None
+    if waiting is not None:
+        raise waiting
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Raises :class:`Interrupted` in the main thread for Ctrl-C, SIGTERM and SIGHUP.
 
     After the first one SIGTERM and SIGHUP are ignored for a minute, so that the run can finish its
-    files. Signals that were ignored before stay ignored (``nohup``), and forked children get the
-    handlers from before.
+    files; :func:`whole` lets a step of it end first. Signals that were ignored before stay ignored
+    (``nohup``), and forked children get the handlers from before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -67,9 +93,13 @@ def signals_interrupt() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal seen
         now = time.monotonic()
-        if now < seen + _GRACE and number != signal.SIGINT:
+        again = now < seen + _GRACE
+        if again and number != signal.SIGINT:
             return
         seen = now
+        if _Whole.entered and not again:
+            _Whole.waiting = Interrupted(number)
+            return
         raise Interrupted(number)
 
     for number in before:

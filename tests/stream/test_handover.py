@@ -23,11 +23,12 @@ from run_folders import content
 from ttt_video.adaptation import Adapter
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError, ending_with
+from ttt_video.processes import Interrupted, signals_interrupt
 from ttt_video.stream import OverlayVideos, RunDirectory, Settings, Sink, StreamEvaluation, handover
 from ttt_video.stream.clock import Clock
 from ttt_video.stream.handover import DEPTH, HandoverBehind
 from ttt_video.stream.saving import SavedPredictions
-from ttt_video.stream.sinks import VideoRun
+from ttt_video.stream.sinks import Rows, VideoRun
 
 PATIENCE = 20.0  # seconds after which a test that would wait for ever fails
 
@@ -233,6 +234,25 @@ def test_frames_before_an_interrupt_are_written(evaluate, make_video, rows_of, m
     with pytest.raises(KeyboardInterrupt):
         evaluate([ListSource(make_video("a", 4))], sinks=[sink])
     assert reached.is_set()
+    assert rows_of() == sink.written == [0, 1]
+    assert sink.ended == [(2, False)]
+
+
+def test_a_signal_while_a_frame_is_written_comes_after_it(
+    evaluate, make_video, rows_of, monkeypatch
+):
+    """Without the thread: between two of the sinks, or before the first."""
+    write = Rows.write
+
+    def interrupted(rows, results):
+        if results.row["frame_index"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(rows, results)
+
+    monkeypatch.setattr(Rows, "write", interrupted)
+    sink = Calls()
+    with signals_interrupt(), pytest.raises(Interrupted):
+        evaluate([ListSource(make_video("a", 4))], behind=False, sinks=[sink])
     assert rows_of() == sink.written == [0, 1]
     assert sink.ended == [(2, False)]
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ..files import WriteBehind
+from ..processes import whole
 from .clock import Clock
 from .sinks import Results, Sink, VideoRun
 
@@ -35,10 +36,11 @@ class Handover:
     def write(self, make: Callable[[], Results]) -> None:
         """Hands over the results of a frame, which ``make`` returns; raises what a sink raises."""
         results = make()
-        self.video.done += 1
-        for sink in self.sinks:
-            with self.clock.paused() if sink.measures else nullcontext():
-                sink.write(results)
+        with whole():  # a frame has all of its results, or none
+            self.video.done += 1
+            for sink in self.sinks:
+                with self.clock.paused() if sink.measures else nullcontext():
+                    sink.write(results)
 
     def flush(self) -> None:
         """Waits until all results are written; raises what went wrong with one."""
