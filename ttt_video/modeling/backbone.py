@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,15 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
-from .kernels import fuses_norms, has_hooks, run_linear, run_mlp, run_product, use_kernels
+from .kernels import (
+    fuses_norms,
+    has_hooks,
+    is_large_on_cpu,
+    run_linear,
+    run_mlp,
+    run_product,
+    use_kernels,
+)
 from .recomputing import run_layer
 from .tables import is_exporting
 from .windows import (
@@ -123,16 +132,13 @@ class FastSwinBlock(SwinTransformerBlock):
         return run_mlp(mlp.fc1, mlp.fc2, x, relu=False)
 
     def _attention_by_kernel(self, qkv: Tensor) -> Tensor | None:
-        """Returns (B, H * W, C) from (B, H * W, 3 * C), or None where the kernel does not run.
+        """Returns (B, H * W, C) from (B, H * W, 3 * C), or None where no kernel runs.
 
-        The kernel works out :func:`shift_mask` from the places of the tokens.
+        Kernels work out :func:`shift_mask` from the places of the tokens.
         """
-        attn, side = self.attn, self.window_size
-        if not use_kernels(qkv) or (attn.training and attn.attn_drop.p > 0):
-            return None
-        from .kernels.window_attention import can_attend, window_attention  # needs Triton
-
-        if not can_attend(qkv, side, attn.num_heads):
+        attn = self.attn
+        window_attention = self._kernel(qkv)
+        if window_attention is None:
             return None
         return window_attention(
             qkv,
@@ -140,11 +146,27 @@ class FastSwinBlock(SwinTransformerBlock):
             attn.qkv.bias,
             height=self.H,
             width=self.W,
-            side=side,
+            side=self.window_size,
             shift=self.shift_size,
             heads=attn.num_heads,
             scale=attn.scale,
         )
+
+    def _kernel(self, qkv: Tensor) -> Callable[..., Tensor] | None:
+        """Returns the ``window_attention`` of this device, if there is one for such an input."""
+        attn = self.attn
+        if attn.training and attn.attn_drop.p > 0:
+            return None
+        if use_kernels(qkv):
+            from .kernels import window_attention as triton  # needs Triton
+
+            takes = triton.can_attend(qkv, self.window_size, attn.num_heads)
+            return triton.window_attention if takes else None
+        if is_large_on_cpu(qkv, attn.qkv.weight.t()):
+            from . import window_attention_cpu as numba  # a GPU needs no Numba
+
+            return numba.window_attention if numba.can_attend(qkv, attn.num_heads) else None
+        return None
 
     def _attention_by_windows(self, qkv: Tensor, mask: Tensor) -> Tensor:
         """Returns (B, H * W, C) from (B, H * W, 3 * C)."""

@@ -1,44 +1,26 @@
 """Deformable attention on a CPU, as loops that Numba compiles at their first run.
 
 They read a point's four neighbours once, forward and backward, and write nothing as large as the
-samples. Machine code is kept on disk, beside this file or in Numba's cache folder.
+samples.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,  # heads are shared out among threads
-    "error_model": "numpy",
-    # Sums may be reordered, which vectorises them; infinities and NaNs stay.
-    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
-}
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        return numba.njit(function, cache=True, **_OPTIONS)
-    except RuntimeError:  # no folder to write to, so every process compiles
-        return numba.njit(function, **_OPTIONS)
-
+from .cpu_loops import arrays_of, compiled, run_by_heads
 
 # Constants are float32, which keeps float32 arrays in float32 (and float64 ones in float64).
 # Indices are unsigned, because Numba tests the sign of others at every access.
 _ZERO, _HALF, _ONE, _FAR = (np.float32(x) for x in (0, 0.5, 1, -2))
 
 
-@_compiled
+@compiled
 def _neighbours(place: Any, length: Any) -> Any:
     """Returns indices, shares and slopes of the two pixels around a place on an axis.
 
@@ -65,7 +47,7 @@ def _neighbours(place: Any, length: Any) -> Any:
     )
 
 
-@_compiled
+@compiled
 def _corners(x: Any, y: Any, height: Any, width: Any, base: Any, pixel: Any) -> Any:
     """Returns where the four pixels around (x, y) begin in memory, with shares and slopes by axis.
 
@@ -84,7 +66,7 @@ def _corners(x: Any, y: Any, height: Any, width: Any, base: Any, pixel: Any) -> 
     return at, (x0, x1), (y0, y1), (dx0, dx1), (dy0, dy1)
 
 
-@_compiled
+@compiled
 def _forward(
     value: Any, shapes: Any, locations: Any, weights: Any, out: Any, start: Any, stop: Any
 ) -> None:
@@ -116,7 +98,7 @@ def _forward(
                     base += height * width * pixel
 
 
-@_compiled
+@compiled
 def _backward(
     value: Any,
     shapes: Any,
@@ -170,27 +152,6 @@ def _backward(
                     base += height * width * pixel
 
 
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Returns the threads of one process, because threads do not outlive a fork."""
-    return ThreadPoolExecutor(threads)
-
-
-def _run(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
-    """Runs the loops over all heads in as many threads as torch has, each with its own heads."""
-    threads = min(torch.get_num_threads(), heads)
-    ends = [heads * i // threads for i in range(threads + 1)]
-    *others, own = pairwise(ends)
-    shares = [_pool(os.getpid(), threads - 1).submit(loops, *arrays, *pair) for pair in others]
-    loops(*arrays, *own)
-    for share in shares:
-        share.result()
-
-
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.contiguous().numpy() for tensor in tensors]
-
-
 def _shapes(sizes: Sequence[int]) -> np.ndarray:
     return np.array(sizes, np.int64).reshape(-1, 2)
 
@@ -210,8 +171,8 @@ def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tens
     """
     batch, _, heads, dim = value.shape
     out = value.new_empty(batch, locations.shape[1], heads, dim)
-    value_array, *rest = _arrays(value, locations, weights)
-    _run(_forward, heads, value_array, _shapes(sizes), *rest, out.numpy())
+    value_array, *rest = arrays_of(value, locations, weights)
+    run_by_heads(_forward, heads, value_array, _shapes(sizes), *rest, out.numpy())
     return out
 
 
@@ -228,8 +189,8 @@ def attend_backward(
         torch.empty_like(locations, memory_format=contiguous),
         torch.empty_like(weights, memory_format=contiguous),
     )
-    value_array, *rest = _arrays(value, locations, weights, grad)
-    _run(_backward, value.shape[2], value_array, _shapes(sizes), *rest, *_arrays(*grads))
+    value_array, *rest = arrays_of(value, locations, weights, grad)
+    run_by_heads(_backward, value.shape[2], value_array, _shapes(sizes), *rest, *arrays_of(*grads))
     return grads
 
 

@@ -304,8 +304,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         finest = levels[-1]
         for name, (adapter, output) in zip(self.fpn_features, self.fpn_modules, strict=True):
             lateral = getattr(self, adapter)(features[name])
+            # Contiguous, as levels are tokens, of which it would interpolate each number by itself.
             upsampled = F.interpolate(
-                finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
+                finest.contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             finest = getattr(self, output)(lateral + upsampled)
         last = self.mask_features

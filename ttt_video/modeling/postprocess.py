@@ -17,6 +17,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from .kernels import use_kernels
+from .tables import is_exporting
+
+LEAST, BAND = 1 << 23, 1 << 20
+"""Numbers of enlarged masks from which a CPU makes them in bands, and about the numbers of a band.
+
+Fewer gain little, and keep their numbers.
+"""
 
 ALIGNED = 8
 """Classes of a product on a GPU are filled up to a multiple of this: 16 bytes in bfloat16."""
@@ -52,6 +59,8 @@ def enlarged_semantic_inference(
     product, and they have no gradient.
     """
     if torch.is_grad_enabled() or not use_kernels(mask_logits):
+        if not torch.is_grad_enabled() and _takes_bands(mask_logits, size):
+            return _by_bands(class_logits, mask_logits, size)
         # In place, as a second tensor of this size takes longer to get than to fill.
         return _summed_over_queries(class_logits, enlarged(mask_logits, size).sigmoid_())
     from .kernels.masks import mask_probabilities
@@ -62,6 +71,42 @@ def enlarged_semantic_inference(
     masks = mask_probabilities(mask_logits, size, product_dtype(probs))
     probs = F.pad(probs, (0, -classes % ALIGNED)).to(masks.dtype)
     return (probs.t() @ masks.flatten(1))[:classes].unflatten(1, size)
+
+
+def _takes_bands(mask_logits: Tensor, size: tuple[int, int]) -> bool:
+    """Returns whether enlarged masks are too large for a CPU's caches; a band is whole rows."""
+    if is_exporting() or mask_logits.device.type != "cpu":
+        return False
+    queries, height, _ = mask_logits.shape
+    return queries * size[0] * size[1] >= LEAST and size[0] % height == 0
+
+
+def _by_bands(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the scores from a few rows of the enlarged masks at a time.
+
+    Channels are innermost, so that all queries of a pixel are interpolated at once. Numbers differ
+    from those of whole masks by rounding.
+    """
+    queries, height, _ = mask_logits.shape
+    factor = size[0] // height
+    probs = class_logits.softmax(-1)[:, :-1].t()
+    maps = mask_logits[None].float().contiguous(memory_format=torch.channels_last)
+    scores = maps.new_empty(len(probs), *size)
+    rows = max(BAND // (queries * size[1] * factor), 4)
+    for top in range(0, height, rows):
+        # One more row on either side, which interpolation reads.
+        first, last = max(top - 1, 0), min(top + rows + 1, height)
+        band = F.interpolate(
+            maps[:, :, first:last],
+            size=((last - first) * factor, size[1]),
+            mode="bilinear",
+            align_corners=False,
+        )
+        inside = slice(factor * top, factor * min(top + rows, height))
+        band = band[:, :, inside.start - factor * first : inside.stop - factor * first]
+        masks = band.permute(0, 2, 3, 1).reshape(-1, queries).sigmoid_()
+        scores[:, inside] = (probs @ masks.t()).unflatten(1, (-1, size[1]))
+    return scores
 
 
 def resized(pictures: Tensor, image_size: tuple[int, int], height: int, width: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""Loops that Numba compiles for a CPU at their first run, and the threads that share them out.
+
+Machine code is kept on disk, beside the file of the loops or in Numba's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,  # heads are shared out among threads
+    "error_model": "numpy",
+    # Sums may be reordered, which vectorises them; infinities and NaNs stay.
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
+
+
+def compiled(function: Callable[..., Any], *, inline: bool = False) -> Callable[..., Any]:
+    """Compiles a function of arrays and numbers, which holds no lock while it runs.
+
+    ``inline`` puts it into each of its callers, where constant arguments become constants.
+    """
+    options = {**_OPTIONS, "inline": "always" if inline else "never"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no folder to write to, so every process compiles
+        return numba.njit(function, **options)
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Returns the threads of one process, because threads do not outlive a fork."""
+    return ThreadPoolExecutor(threads)
+
+
+def run_by_heads(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
+    """Runs the loops over all heads in as many threads as torch has, each with its own heads.
+
+    Args:
+        loops: is called with ``arrays``, and the first head and the one after the last.
+        heads: their number.
+        arrays: what the loops read and write.
+    """
+    threads = min(torch.get_num_threads(), heads)
+    ends = [heads * i // threads for i in range(threads + 1)]
+    *others, own = pairwise(ends)
+    shares = [_pool(os.getpid(), threads - 1).submit(loops, *arrays, *pair) for pair in others]
+    loops(*arrays, *own)
+    for share in shares:
+        share.result()
+
+
+def arrays_of(*tensors: Tensor) -> list[np.ndarray]:
+    """Returns tensors as contiguous arrays, which share their memory where they are contiguous."""
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
