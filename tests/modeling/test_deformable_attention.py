@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import itertools
 import math
-import multiprocessing
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ttt_video.modeling import deformable_attention as module
-from ttt_video.modeling import deformable_cpu
 from ttt_video.modeling.deformable_attention import (
     MSDeformAttn,
     attention_function,
@@ -83,14 +80,6 @@ def test_a_pixel_centre_reads_that_pixel_and_outside_reads_zero():
 # ---- the loops for CPUs
 
 
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 def gradients(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> list[Tensor]:
     inputs = [t.detach().requires_grad_() for t in (value, locations, weights)]
     out = deformable_attention(inputs[0], shapes, *inputs[1:])
@@ -130,33 +119,6 @@ def test_the_operator_keeps_torchs_rules():
     value, locations, weights = random_inputs(((3, 4), (2, 1)))
     inputs = tuple(t.requires_grad_() for t in (value, locations, weights))
     torch.library.opcheck(attend, (inputs[0], [3, 4, 2, 1], *inputs[1:]))
-
-
-def _marked(heads: int) -> list[int]:
-    """How often each head was gone through."""
-    counts = np.zeros(heads, int)
-
-    def loops(counts, start: int, stop: int) -> None:
-        counts[start:stop] += 1
-
-    deformable_cpu._run(loops, heads, counts)
-    return counts.tolist()
-
-
-def test_every_head_is_one_threads_also_in_a_fork(three_threads):
-    """The parent's threads are not there, and waiting for one of them would never end."""
-    for heads in (1, 2, 3, 8):
-        assert _marked(heads) == [1] * heads
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply_async(_marked, (8,)).get(timeout=60) == [1] * 8
-
-
-def test_without_a_folder_to_write_to_the_loops_are_compiled_all_the_same():
-    """Numba cannot keep its code of a function that it finds in no file."""
-    source = "def twice(x):\n    return 2 * x\n"
-    names: dict[str, Callable[[int], int]] = {}
-    exec(compile(source, "<nowhere>", "exec"), names)
-    assert deformable_cpu._compiled(names["twice"])(21) == 42
 
 
 # ---- the module

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
+from ttt_video.modeling import postprocess
 from ttt_video.modeling.postprocess import (
     enlarged_semantic_inference,
     instance_inference,
@@ -47,6 +48,39 @@ def test_scores_at_another_size_leave_the_logits_alone(size):
     assert torch.equal(logits, before)
     larger = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     assert torch.equal(scores, semantic_inference(classes, larger))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 64])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_scores_from_bands_of_large_masks_are_those_of_whole_ones(monkeypatch, rows, factor):
+    generator = torch.Generator().manual_seed(0)
+    classes, logits = (torch.randn(s, generator=generator) for s in ((5, 4), (5, 11, 7)))
+    size = 11 * factor, 7 * factor
+    expected = enlarged_semantic_inference(classes, logits, size)
+    monkeypatch.setattr(postprocess, "LEAST", 5 * size[0] * size[1])
+    monkeypatch.setattr(postprocess, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(postprocess, "BAND", rows * 5 * size[1] * factor)
+    shapes = []
+    interpolate = F.interpolate
+
+    def noted(maps, **how):
+        shapes.append(maps.shape[2])
+        return interpolate(maps, **how)
+
+    monkeypatch.setattr(F, "interpolate", noted)
+    whole = enlarged_semantic_inference(classes, logits, size)  # autograd has no bands
+    assert shapes == [11]
+    shapes.clear()
+    with torch.no_grad():
+        found = enlarged_semantic_inference(classes, logits, size)
+    assert shapes[0] == min(rows + 1, 11)
+    assert len(shapes) == -(-11 // rows)
+    assert torch.equal(whole, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():  # not a whole number of times as large: no bands
+        shapes.clear()
+        enlarged_semantic_inference(classes, logits, (size[0] + 1, size[1]))
+        assert shapes == [11]
 
 
 def test_semantic_sums_class_times_mask_over_queries():

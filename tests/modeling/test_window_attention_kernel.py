@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling.backbone.swin import SwinTransformerBlock
+import window_blocks
 from torch import Tensor
+from window_blocks import CASES, check_against_float64, gradients, reference
 
 from ttt_video.modeling.backbone import FastSwinBlock, SwinTransformerTTT
 from ttt_video.modeling.kernels import VARIABLE
@@ -20,84 +21,22 @@ FEW = kernel.Launch(programs=4, warps=4, stages=1)  # each walks over several wi
 
 
 def noise(*size: int, seed: int = 1) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return window_blocks.noise(*size, seed=seed).to(DEVICE)
 
 
-def make_block(heads: int, head_dim: int, side: int, shift: int, bias: bool = True):
-    """A block whose weights are large enough that logits, biases and padding matter."""
-    torch.manual_seed(0)
-    block = SwinTransformerBlock(heads * head_dim, heads, side, shift, qkv_bias=bias)
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter)
-    block.__class__ = FastSwinBlock
-    return block.to(DEVICE)
+def make_block(*settings: int):
+    return window_blocks.make_block(*settings).to(DEVICE)
 
 
 def attention(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int], **options) -> Tensor:
-    """The kernel's, with the block's parameters."""
-    attn = block.attn
-    return kernel.window_attention(
-        qkv,
-        attn.relative_position_bias_table,
-        attn.qkv.bias,
-        height=size[0],
-        width=size[1],
-        side=block.window_size,
-        shift=block.shift_size,
-        heads=attn.num_heads,
-        scale=attn.scale,
-        **options,
-    )
+    return window_blocks.attention(kernel.window_attention, block, qkv, size, **options)
 
 
-def reference(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int]) -> Tensor:
-    block.H, block.W = size
-    mask = shift_mask(*size, block.window_size, block.shift_size, qkv.device)
-    return block._attention_by_windows(qkv, mask.to(qkv.dtype))
-
-
-def gradients(block: FastSwinBlock, qkv: Tensor, out: Tensor) -> dict[str, Tensor | None]:
-    attn = block.attn
-    wanted = {"qkv": qkv, "table": attn.relative_position_bias_table}
-    if attn.qkv.bias is not None:
-        wanted["fill"] = attn.qkv.bias
-    grads = torch.autograd.grad(
-        out, list(wanted.values()), noise(*out.shape, seed=2).to(out.dtype), allow_unused=True
-    )
-    return dict(zip(wanted, grads, strict=True))
-
-
-CASES = {  # batch, size, heads, head_dim, side, shift, bias of the projection
-    "whole": (1, (6, 9), 2, 8, 3, 0, True),
-    "shifted": (1, (6, 9), 2, 8, 3, 1, False),
-    "padded": (1, (5, 7), 3, 4, 3, 0, True),
-    "padded and shifted": (2, (5, 4), 3, 4, 3, 1, True),
-    "padded with zeros": (1, (5, 4), 1, 4, 3, 2, False),
-    "smaller than a window": (2, (2, 3), 1, 24, 4, 2, True),
-    "as published": (1, (9, 13), 1, 32, 7, 3, True),
-}
-
-
+@pytest.mark.parametrize("head_dim", [4, 24, 32])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_equals_the_reference_in_float64(case):
-    batch, size, heads, head_dim, side, shift, bias = case
-    block = make_block(heads, head_dim, side, shift, bias)
-    qkv = noise(batch, size[0] * size[1], 3 * heads * head_dim).requires_grad_()
-    out = attention(block, qkv, size, forward=FEW, backward=FEW)
-    grads = gradients(block, qkv, out)
-
-    exact = copy.deepcopy(block).double()
-    qkv64 = qkv.detach().double().requires_grad_()
-    expected = reference(exact, qkv64, size)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
-    padded = size[0] % side > 0 or size[1] % side > 0
-    for name, grad in gradients(exact, qkv64, expected).items():
-        if name == "fill" and not padded:
-            assert not grads[name].any()
-            assert not grad.any()
-            continue
-        error = (grads[name].double() - grad).abs().max() / grad.abs().max()
-        assert error < 2e-6, name
+def test_equals_the_reference_in_float64(case, head_dim):
+    options = {"forward": FEW, "backward": FEW}
+    check_against_float64(kernel.window_attention, case, head_dim, DEVICE, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

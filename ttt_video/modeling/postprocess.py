@@ -19,11 +19,11 @@ from ..errors import UserError
 from .kernels import use_kernels
 from .tables import is_exporting
 
-LEAST, BAND = 1 << 23, 1 << 20
-"""Numbers of enlarged masks from which a CPU makes them in bands, and about the numbers of a band.
+LEAST = 1 << 23
+"""Numbers of enlarged masks from which a CPU makes them in bands; fewer gain little."""
 
-Fewer gain little, and keep their numbers.
-"""
+BAND, FEWEST_ROWS = 1 << 20, 4
+"""About the numbers of a band, and the rows of masks that it is of at least."""
 
 ALIGNED = 8
 """Classes of a product on a GPU are filled up to a multiple of this: 16 bytes in bfloat16."""
@@ -92,7 +92,7 @@ def _by_bands(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) 
     probs = class_logits.softmax(-1)[:, :-1].t()
     maps = mask_logits[None].float().contiguous(memory_format=torch.channels_last)
     scores = maps.new_empty(len(probs), *size)
-    rows = max(BAND // (queries * size[1] * factor), 4)
+    rows = max(BAND // (queries * size[1] * factor), FEWEST_ROWS)
     for top in range(0, height, rows):
         # One more row on either side, which interpolation reads.
         first, last = max(top - 1, 0), min(top + rows + 1, height)
