@@ -8,7 +8,6 @@ import math
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
