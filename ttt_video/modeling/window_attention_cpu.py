@@ -116,6 +116,30 @@ def _read(
 
 
 @compiled
+def _write(
+    numbers: Any, first: Any, part: Any, fill: Any, tokens: Any, scale: Any, query: Any, key: Any,
+    value: Any,
+) -> None:  # fmt: skip
+    """Does the reverse of :func:`_read` for gradients of a window's queries, keys and values.
+
+    Their vectors are ``part`` numbers apart; what is padding's is added to ``fill``.
+    """
+    for i in range(len(tokens)):
+        if tokens[i] < 0:
+            for d in range(HEAD_DIM):
+                fill[0, d] += query[i, d] * scale
+                fill[1, d] += key[i, d]
+                fill[2, d] += value[i, d]
+        else:
+            at = np.uint64(first + tokens[i] * 3 * part)
+            for d in range(HEAD_DIM):
+                place = at + np.uint64(d)
+                numbers[place] = query[i, d] * scale
+                numbers[place + np.uint64(part)] = key[i, d]
+                numbers[place + np.uint64(2 * part)] = value[i, d]
+
+
+@compiled
 def _mark(tokens: Any, live: Any) -> None:
     """Marks the blocks of rows in which there is a token."""
     live[:] = False
@@ -143,6 +167,47 @@ def _logits(query: Any, keys: Any, bias: Any, mask: Any, live: Any, logits: Any)
     _add_product(query, keys, logits, live, HEAD_DIM, width)
 
 
+@partial(compiled, inline=True)
+def _softmax(logits: Any, live: Any, sums: Any, powers: Any, most: Any, result: Any) -> None:
+    """Turns live rows of logits into weights, not yet divided by their sums.
+
+    ``result`` gets these sums, and ``sums`` the logits' log-sums.
+    """
+    width = logits.shape[1]
+    for i in range(len(sums)):
+        if live[i // _ROWS]:
+            shift = _largest(logits[i], most, width)
+            result[i] = _exponentials(logits[i], powers, shift, width)
+            sums[i] = shift + np.log(result[i])
+
+
+@partial(compiled, inline=True)
+def _slopes(weights: Any, live: Any, sums: Any, powers: Any, slopes: Any, of_bias: Any) -> None:
+    """Turns logits into weights, and the weights' gradients into the logits'; adds those to biases.
+
+    Rows that are not live become 0.
+    """
+    width = weights.shape[1]
+    for i in range(len(sums)):
+        row, slope = weights[i], slopes[i]
+        if not live[i // _ROWS]:
+            row[:] = _ZERO
+            continue
+        _exponentials(row, powers, sums[i], width)
+        dot = _ZERO
+        for j in range(width):
+            dot += row[j] * slope[j]
+        for j in range(width):
+            slope[j] = row[j] * (slope[j] - dot)
+            of_bias[i, j] += slope[j]
+
+
+@partial(compiled, inline=True)
+def _vectors(count: Any) -> Any:
+    """Returns zeros for a window's vectors, as rows."""
+    return np.zeros((-(-count // _SIDE) * _SIDE, HEAD_DIM), np.float32)
+
+
 @compiled
 def _forward(
     qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, out: Any, sums: Any,
@@ -151,41 +216,33 @@ def _forward(
     """Fills ``out`` (B, L, heads, D) and ``sums`` (B, nW, heads, N) for some heads."""
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
-    width = bias.shape[2]
-    size = -(-count // _SIDE) * _SIDE
-    depth = -(-count // _TERMS) * _TERMS
+    width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
     numbers, results = qkv.reshape(-1), out.reshape(-1)
     part, apart = heads * HEAD_DIM, 3 * heads * HEAD_DIM
-    query, key = np.zeros((size, HEAD_DIM), np.float32), np.zeros((size, HEAD_DIM), np.float32)
-    value, result = np.zeros((size, HEAD_DIM), np.float32), np.zeros((size, HEAD_DIM), np.float32)
-    keys, logits = np.zeros((HEAD_DIM, width), np.float32), np.zeros((size, width), np.float32)
+    query, key, value, result = _vectors(count), _vectors(count), _vectors(count), _vectors(count)
+    keys = np.zeros((HEAD_DIM, width), np.float32)
+    logits = np.zeros((len(query), width), np.float32)
     powers, live = np.zeros(width, np.int32), np.zeros(-(-count // _ROWS), np.bool_)
-    most, totals = np.zeros(16, np.float32), np.zeros(count, np.float32)
+    most, totals = np.zeros(_LANES, np.float32), np.zeros(count, np.float32)
     for m in range(start, stop):
         for b in range(batch):
-            first = b * length * apart + m * HEAD_DIM
+            first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
             for w in range(windows):
-                own, shown = tokens[w], mask[w % len(mask)]
+                own = tokens[w]
                 _mark(own, live)
                 _read(numbers, first, apart, fill[0, m], own, scale, query)
                 _read(numbers, first + part, apart, fill[1, m], own, _ONE, key)
                 _read(numbers, first + 2 * part, apart, fill[2, m], own, _ONE, value)
                 _transpose(key, keys, count)
-                _logits(query, keys, bias[m], shown, live, logits)
-                for i in range(count):
-                    if live[i // _ROWS]:
-                        row = logits[i]
-                        shift = _largest(row, most, width)
-                        totals[i] = _exponentials(row, powers, shift, width)
-                        sums[b, w, m, i] = shift + np.log(totals[i])
+                _logits(query, keys, bias[m], mask[w % len(mask)], live, logits)
+                _softmax(logits, live, sums[b, w, m], powers, most, totals)
                 result[:] = _ZERO
                 _add_product(logits, value, result, live, depth, HEAD_DIM)
                 for i in range(count):
                     if own[i] >= 0:
-                        at = np.uint64(((b * length + own[i]) * heads + m) * HEAD_DIM)
-                        factor = _ONE / totals[i]
+                        place, factor = np.uint64(at + own[i] * part), _ONE / totals[i]
                         for d in range(HEAD_DIM):
-                            results[at + np.uint64(d)] = result[i, d] * factor
+                            results[place + np.uint64(d)] = result[i, d] * factor
 
 
 @compiled
@@ -196,66 +253,40 @@ def _backward(
     """Fills ``of_qkv`` and adds to the zeros of the other two, for some heads."""
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
-    width = bias.shape[2]
-    size = -(-count // _SIDE) * _SIDE
-    depth = -(-count // _TERMS) * _TERMS
+    width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
     numbers, of_numbers, of_results = qkv.reshape(-1), of_qkv.reshape(-1), grad.reshape(-1)
     part, apart = heads * HEAD_DIM, 3 * heads * HEAD_DIM
-    query, key = np.zeros((size, HEAD_DIM), np.float32), np.zeros((size, HEAD_DIM), np.float32)
-    value, given = np.zeros((size, HEAD_DIM), np.float32), np.zeros((size, HEAD_DIM), np.float32)
+    query, key, value, given = _vectors(count), _vectors(count), _vectors(count), _vectors(count)
+    of_query, of_key, of_value = _vectors(count), _vectors(count), _vectors(count)
     keys, values = np.zeros((HEAD_DIM, width), np.float32), np.zeros((HEAD_DIM, width), np.float32)
-    weights, slopes = np.zeros((size, width), np.float32), np.zeros((size, width), np.float32)
-    of_query, of_key = (
-        np.zeros((size, HEAD_DIM), np.float32),
-        np.zeros((size, HEAD_DIM), np.float32),
-    )
-    of_value, nothing = np.zeros((size, HEAD_DIM), np.float32), np.zeros(HEAD_DIM, np.float32)
-    powers, blocks = np.zeros(width, np.int32), -(-count // _ROWS)
-    live, every = np.zeros(blocks, np.bool_), np.ones(blocks, np.bool_)
+    weights = np.zeros((len(query), width), np.float32)
+    slopes = np.zeros((len(query), width), np.float32)
+    powers, nothing = np.zeros(width, np.int32), np.zeros(HEAD_DIM, np.float32)
+    live = np.zeros(-(-count // _ROWS), np.bool_)
+    every = np.ones(len(live), np.bool_)
     for m in range(start, stop):
         for b in range(batch):
-            first, at_grad = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
+            first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
             for w in range(windows):
-                own, shown = tokens[w], mask[w % len(mask)]
+                own = tokens[w]
                 _mark(own, live)
                 _read(numbers, first, apart, fill[0, m], own, scale, query)
                 _read(numbers, first + part, apart, fill[1, m], own, _ONE, key)
                 _read(numbers, first + 2 * part, apart, fill[2, m], own, _ONE, value)
-                _read(of_results, at_grad, part, nothing, own, _ONE, given)
+                _read(of_results, at, part, nothing, own, _ONE, given)
                 _transpose(key, keys, count)
                 _transpose(value, values, count)
-                _logits(query, keys, bias[m], shown, live, weights)
+                _logits(query, keys, bias[m], mask[w % len(mask)], live, weights)
                 slopes[:] = _ZERO
                 _add_product(given, values, slopes, live, HEAD_DIM, width)
-                for i in range(count):
-                    if not live[i // _ROWS]:
-                        weights[i] = _ZERO
-                        continue
-                    row, slope = weights[i], slopes[i]
-                    _exponentials(row, powers, sums[b, w, m, i], width)
-                    dot = _ZERO
-                    for j in range(width):
-                        dot += row[j] * slope[j]
-                    for j in range(width):
-                        slope[j] = row[j] * (slope[j] - dot)
-                        of_bias[m, i, j] += slope[j]
+                _slopes(weights, live, sums[b, w, m], powers, slopes, of_bias[m])
                 of_query[:], of_key[:], of_value[:] = _ZERO, _ZERO, _ZERO
                 _add_product(slopes, key, of_query, live, depth, HEAD_DIM)
                 _add_product(slopes.T, query, of_key, every, depth, HEAD_DIM)
                 _add_product(weights.T, given, of_value, every, depth, HEAD_DIM)
-                for i in range(count):
-                    if own[i] < 0:
-                        for d in range(HEAD_DIM):
-                            of_fill[0, m, d] += of_query[i, d] * scale
-                            of_fill[1, m, d] += of_key[i, d]
-                            of_fill[2, m, d] += of_value[i, d]
-                    else:
-                        at = np.uint64(first + own[i] * apart)
-                        for d in range(HEAD_DIM):
-                            e = at + np.uint64(d)
-                            of_numbers[e] = of_query[i, d] * scale
-                            of_numbers[e + np.uint64(part)] = of_key[i, d]
-                            of_numbers[e + np.uint64(2 * part)] = of_value[i, d]
+                _write(
+                    of_numbers, first, part, of_fill[:, m], own, scale, of_query, of_key, of_value
+                )
 
 
 @shared_table(64)
