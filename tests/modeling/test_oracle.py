@@ -152,9 +152,25 @@ def test_reconstruction_decoder(pair):
 
 @pytest.mark.slow
 def test_full_size_model():
+    """Its large layers take ways of their own, which err at most three times as much as theirs.
+
+    Errors are distances from their model in float64, over all layers.
+    """
     cfg = load_config("joint_cityscapes.yaml", opts=["MODEL.DEVICE", "cpu"])
     model = build_random(cfg, seed=0)
-    assert_same_predictions(cfg, model, build_oracle(cfg, model), [random_image(100, 141)])
+    oracle, images = build_oracle(cfg, model), [random_image(100, 141)]
+    pixels = oracle_input(cfg, images)
+    with torch.no_grad():
+        ours, theirs = our_predictions(model, images), oracle_predictions(oracle, pixels)
+        exact = oracle_predictions(oracle.double(), pixels.double())
+    assert len(ours) == len(exact) == cfg.MODEL.MASK_FORMER.DEC_LAYERS
+
+    def error(predictions: list[tuple[Tensor, Tensor]], output: int) -> float:
+        pairs = [(p[output], e[output]) for p, e in zip(predictions, exact, strict=True)]
+        return max(float((p - e).norm() / e.norm()) for p, e in pairs)
+
+    for output in range(2):
+        assert 0 < error(ours, output) < 3 * error(theirs, output) < 1e-5
 
 
 # ---- gradients
