@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ttt_video.modeling.cpu_loops import compiled, run_by_heads
+from ttt_video.modeling.cpu_loops import compiled, share_out
 
 
 def _marked(heads: int) -> list[int]:
@@ -17,7 +17,7 @@ def _marked(heads: int) -> list[int]:
     def loops(counts, start: int, stop: int) -> None:
         counts[start:stop] += 1
 
-    run_by_heads(loops, heads, counts)
+    share_out(loops, heads, counts)
     return counts.tolist()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _OPTIONS: dict[str, Any] = {
-    "nogil": True,  # heads are shared out among threads
+    "nogil": True,  # work is shared out among threads
     "error_model": "numpy",
     # Sums may be reordered, which vectorises them; infinities and NaNs stay.
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
@@ -43,16 +43,16 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def run_by_heads(loops: Callable[..., None], heads: int, *arrays: Any) -> None:
-    """Runs the loops over all heads in as many threads as torch has, each with its own heads.
+def share_out(loops: Callable[..., None], units: int, *arrays: Any) -> None:
+    """Runs the loops over all units in as many threads as torch has, each with its own units.
 
     Args:
-        loops: is called with ``arrays``, and the first head and the one after the last.
-        heads: their number.
+        loops: is called with ``arrays``, and the first unit and the one after the last.
+        units: number of pieces that can be done at once, such as heads.
         arrays: what the loops read and write.
     """
-    threads = min(torch.get_num_threads(), heads)
-    ends = [heads * i // threads for i in range(threads + 1)]
+    threads = min(torch.get_num_threads(), units)
+    ends = [units * i // threads for i in range(threads + 1)]
     *others, own = pairwise(ends)
     shares = [_pool(os.getpid(), threads - 1).submit(loops, *arrays, *pair) for pair in others]
     loops(*arrays, *own)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu_loops import arrays_of, compiled, run_by_heads
+from .cpu_loops import arrays_of, compiled, share_out
 
 # Constants are float32, which keeps float32 arrays in float32 (and float64 ones in float64).
 # Indices are unsigned, because Numba tests the sign of others at every access.
@@ -172,7 +172,7 @@ def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tens
     batch, _, heads, dim = value.shape
     out = value.new_empty(batch, locations.shape[1], heads, dim)
     value_array, *rest = arrays_of(value, locations, weights)
-    run_by_heads(_forward, heads, value_array, _shapes(sizes), *rest, out.numpy())
+    share_out(_forward, heads, value_array, _shapes(sizes), *rest, out.numpy())
     return out
 
 
@@ -190,7 +190,7 @@ def attend_backward(
         torch.empty_like(weights, memory_format=contiguous),
     )
     value_array, *rest = arrays_of(value, locations, weights, grad)
-    run_by_heads(_backward, value.shape[2], value_array, _shapes(sizes), *rest, *arrays_of(*grads))
+    share_out(_backward, value.shape[2], value_array, _shapes(sizes), *rest, *arrays_of(*grads))
     return grads
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .cpu_loops import arrays_of, compiled, run_by_heads
+from .cpu_loops import arrays_of, compiled, share_out
 from .tables import shared_table
 from .windows import shift_mask, window_places
 
@@ -27,6 +27,7 @@ HEAD_DIM = 32
 _ROWS, _TERMS = 7, 4  # of a product at a time: their 28 factors fit into registers
 _SIDE = 28  # rows of buffers are multiples of it, so of both
 _LANES = 16  # their columns are multiples of it
+_UNITS = 24  # pieces of work for threads, at least
 _NONE = -1e30  # bias of columns that are no token's
 _LOG2E, _LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -210,10 +211,10 @@ def _vectors(count: Any) -> Any:
 
 @compiled
 def _forward(
-    qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, out: Any, sums: Any,
-    start: Any, stop: Any,
+    qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, shares: Any, out: Any,
+    sums: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Fills ``out`` (B, L, heads, D) and ``sums`` (B, nW, heads, N) for some heads."""
+    """Fills ``out`` (B, L, heads, D) and ``sums`` (B, nW, heads, N) for some shares of heads."""
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
     width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
@@ -224,10 +225,11 @@ def _forward(
     logits = np.zeros((len(query), width), np.float32)
     powers, live = np.zeros(width, np.int32), np.zeros(-(-count // _ROWS), np.bool_)
     most, totals = np.zeros(_LANES, np.float32), np.zeros(count, np.float32)
-    for m in range(start, stop):
+    for unit in range(start, stop):
+        m, share = unit // shares, unit % shares
         for b in range(batch):
             first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
-            for w in range(windows):
+            for w in range(windows * share // shares, windows * (share + 1) // shares):
                 own = tokens[w]
                 _mark(own, live)
                 _read(numbers, first, apart, fill[0, m], own, scale, query)
@@ -250,7 +252,10 @@ def _backward(
     qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, sums: Any, grad: Any,
     of_qkv: Any, of_fill: Any, of_bias: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
-    """Fills ``of_qkv`` and adds to the zeros of the other two, for some heads."""
+    """Fills ``of_qkv`` and adds to the zeros of the other two, for some shares of heads.
+
+    Each share has its own ``of_fill`` and ``of_bias``.
+    """
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
     width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
@@ -264,10 +269,12 @@ def _backward(
     powers, nothing = np.zeros(width, np.int32), np.zeros(HEAD_DIM, np.float32)
     live = np.zeros(-(-count // _ROWS), np.bool_)
     every = np.ones(len(live), np.bool_)
-    for m in range(start, stop):
+    shares = len(of_bias)
+    for unit in range(start, stop):
+        m, share = unit // shares, unit % shares
         for b in range(batch):
             first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
-            for w in range(windows):
+            for w in range(windows * share // shares, windows * (share + 1) // shares):
                 own = tokens[w]
                 _mark(own, live)
                 _read(numbers, first, apart, fill[0, m], own, scale, query)
@@ -279,13 +286,21 @@ def _backward(
                 _logits(query, keys, bias[m], mask[w % len(mask)], live, weights)
                 slopes[:] = _ZERO
                 _add_product(given, values, slopes, live, HEAD_DIM, width)
-                _slopes(weights, live, sums[b, w, m], powers, slopes, of_bias[m])
+                _slopes(weights, live, sums[b, w, m], powers, slopes, of_bias[share, m])
                 of_query[:], of_key[:], of_value[:] = _ZERO, _ZERO, _ZERO
                 _add_product(slopes, key, of_query, live, depth, HEAD_DIM)
                 _add_product(slopes.T, query, of_key, every, depth, HEAD_DIM)
                 _add_product(weights.T, given, of_value, every, depth, HEAD_DIM)
                 _write(
-                    of_numbers, first, part, of_fill[:, m], own, scale, of_query, of_key, of_value
+                    of_numbers,
+                    first,
+                    part,
+                    of_fill[share, :, m],
+                    own,
+                    scale,
+                    of_query,
+                    of_key,
+                    of_value,
                 )
 
 
@@ -313,7 +328,8 @@ class _WindowAttention(torch.autograd.Function):
         out = qkv.new_empty(batch, length, heads, dim)
         sums = qkv.new_empty(batch, len(tokens), heads, tokens.shape[1])
         read = arrays_of(qkv, fill, bias, mask, tokens)
-        run_by_heads(_forward, heads, *read, np.float32(scale), *arrays_of(out, sums))
+        shares, scale32 = _shares(heads), np.float32(scale)
+        share_out(_forward, heads * shares, *read, scale32, shares, *arrays_of(out, sums))
         ctx.save_for_backward(qkv, fill, bias, mask, tokens, sums)
         ctx.scale = scale
         return out
@@ -324,10 +340,20 @@ class _WindowAttention(torch.autograd.Function):
         *inputs, sums = ctx.saved_tensors
         qkv, fill, bias, *_ = inputs
         of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        of_fill, of_bias = torch.zeros_like(fill), torch.zeros_like(bias)
+        shares = _shares(qkv.shape[3])
+        of_fill, of_bias = fill.new_zeros(shares, *fill.shape), bias.new_zeros(shares, *bias.shape)
         read = (*arrays_of(*inputs), np.float32(ctx.scale), *arrays_of(sums, grad))
-        run_by_heads(_backward, qkv.shape[3], *read, *arrays_of(of_qkv, of_fill, of_bias))
-        return of_qkv, of_fill, of_bias, None, None, None
+        units = qkv.shape[3] * shares
+        share_out(_backward, units, *read, *arrays_of(of_qkv, of_fill, of_bias))
+        return of_qkv, of_fill.sum(0), of_bias.sum(0), None, None, None
+
+
+def _shares(heads: int) -> int:
+    """Returns how many shares of its windows a head is done in, so that many threads have work.
+
+    It does not depend on the threads, so that sums do not.
+    """
+    return -(-_UNITS // heads)
 
 
 def can_attend(qkv: Tensor, heads: int) -> bool:
