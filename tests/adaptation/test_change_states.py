@@ -14,7 +14,8 @@ REST, LEARN, KEEP, RETURN = State.REST, State.LEARN, State.KEEP, State.RETURN
 
 def machine(**changes) -> ChangeStates:
     settings = {"enter": 0.2, "moved": 0.1, "patience": 2}
-    return ChangeStates(StateSettings(**{**settings, "wait": (3, 10), **changes}))
+    more = {"wait": (3, 10), "check": (2, 8), **changes}
+    return ChangeStates(StateSettings(**{**settings, **more}))
 
 
 def states(of: ChangeStates, shifts: list, moved: float | None = None) -> list[State]:
@@ -71,8 +72,45 @@ def test_what_is_kept_is_left_at_another_place():
     assert states(ours, [0.9] * 50, moved=0.1) == [KEEP] * 50
     assert states(ours, [0.0] * 5) == [KEEP] * 5  # nothing is known of the place
     assert states(ours, [0.0] * 2, moved=0.11) == [KEEP, LEARN]
-    ours.learn_again()
-    assert (ours.state, ours.age) == (LEARN, 0)
+
+
+def checks(of: ChangeStates, frames: int) -> list[int]:
+    """Numbers of the frames, from 1, at which what is kept was checked; it leads in each."""
+    found = []
+    for frame in range(1, frames + 1):
+        of.next_frame(0.9, 0.1)
+        if of.check_is_due():
+            of.checked(leads=True)
+            found.append(frame)
+    return found
+
+
+def test_checks_come_less_often_while_what_is_kept_leads():
+    ours = learning()
+    assert not ours.check_is_due()
+    ours.end_of_learning(frozen_won=False, as_before=False)
+    # The frame that ends the search is the first of keep: the second, 4 later, then 8 each time.
+    assert checks(ours, 30) == [1, 5, 13, 21, 29]
+
+
+def test_a_failed_check_returns_to_the_frozen_model_and_checks_begin_anew():
+    ours = learning()
+    ours.end_of_learning(frozen_won=False, as_before=True)  # whose wait would be longer
+    checks(ours, 10)
+    ours.checked(leads=False)
+    assert (ours.state, ours.age, ours.check_is_due()) == (RETURN, 0, False)
+    assert states(ours, [0.9] * 5) == [RETURN, RETURN, REST, REST, LEARN]
+    ours.end_of_learning(frozen_won=False, as_before=False)
+    assert checks(ours, 6) == [1, 5]
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_goes_on_between_checks(cut):
+    whole = learning()
+    whole.end_of_learning(frozen_won=False, as_before=False)
+    other, before = machine(), checks(whole, cut)
+    other.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert before + [cut + frame for frame in checks(other, 22 - cut)] == [1, 5, 13, 21]
 
 
 @pytest.mark.parametrize("frozen_won", [True, False])
@@ -118,8 +156,8 @@ def test_goes_on_from_saved_numbers():
 @pytest.mark.parametrize("frozen_won", [True, False])
 def test_goes_on_in_the_middle_of_a_wait(frozen_won):
     ours, other = machine(patience=1), machine(patience=1)
+    states(ours, [0.9])
     for as_before in (False, True):
-        ours.learn_again()
         ours.end_of_learning(frozen_won=frozen_won, as_before=as_before)
     states(ours, [0.9] * 2, moved=0.15)
     other.load_state_dict(json.loads(json.dumps(ours.state_dict())))

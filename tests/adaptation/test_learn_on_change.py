@@ -221,7 +221,7 @@ def prefer(runner: Stream, name: str) -> Stream:
 def kept(cfg, tiny_model) -> Stream:
     """Searches a blur for a frame, takes a step in the next, and keeps what is preferred."""
     settings = {**AT_ONCE, **NOTHING, "BLUR": [1.0], "STEP_FRAMES": 1, "WAIT": [1, 1]}
-    return stream(cfg, tiny_model, **settings, CHECK_EVERY=3)
+    return stream(cfg, tiny_model, **settings, CHECK_EVERY=[2, 2])
 
 
 @pytest.mark.parametrize("name", ["blur", "steps"])
@@ -236,21 +236,29 @@ def test_what_is_kept_takes_no_steps_and_no_more_passes(kept, make_video, name):
     assert [state for state, _ in found] == [REST, LEARN, *[KEEP] * 6]
     # A turn of two candidates; a step, and the frozen model, what is chosen (where that is another)
     # and the steps; then a check of two. What was compared is not predicted again.
-    assert passes == [1, 2, 4 if name == "blur" else 3, 1, 2, 1, 1, 2]
+    assert passes == [1, 2, 4 if name == "blur" else 3, 2, 1, 2, 1, 2]
     source, last = found[0][1], found[2][1]
     assert all(torch.equal(last[n], state[n]) for _, state in found[3:] for n in last)
     moved = any(not torch.equal(last[n], source[n]) for n in last)
     assert moved == (name == "steps")
 
 
-def test_what_no_longer_gains_is_given_up(kept, make_video):
+def test_what_no_longer_gains_gives_way_to_the_frozen_model_at_once(kept, tiny_model, make_video):
+    """A failed check takes no more passes than one that is passed, and begins no search."""
     prefer(kept, "blur")
-    found = []
+    found, calls, passes = [], [], []
+    kept.adapter.model.get_submodule("backbone").register_forward_hook(lambda *_: calls.append(1))
     for index, frame in enumerate(make_video(num_frames=8)):
-        if index == 3:
+        if index == 5:
             prefer(kept, "frozen")
-        found.append(kept.step(frame).record["state"])
-    assert found == [REST, LEARN, KEEP, KEEP, LEARN, RETURN, REST, REST]
+        result = kept.step(frame)
+        found.append(result.record["state"])
+        passes.append(len(calls))
+        calls.clear()
+        frozen = torch.equal(result.output["sem_seg"], frozen_scores(tiny_model, frame))
+        assert frozen == (index == 0 or index >= 5)
+    assert found == [REST, LEARN, KEEP, KEEP, KEEP, RETURN, REST, REST]
+    assert passes[3:7] == [2, 1, 2, 1]
 
 
 def test_steps_are_taken_on_the_pictures_that_are_predicted(cfg, tiny_model, make_video):
@@ -279,7 +287,7 @@ def test_another_frame_is_not_given_the_prediction_that_was_compared(cfg, tiny_m
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_goes_on_in_any_state_as_if_never_stopped(cfg, tiny_model, make_video, cut, tmp_path):
-    settings = {**AT_ONCE, "STEP_FRAMES": 1, "CHECK_EVERY": 3, "WAIT": [2, 4]}
+    settings = {**AT_ONCE, "STEP_FRAMES": 1, "CHECK_EVERY": [2, 4], "WAIT": [2, 4]}
     settings["MOVED"] = 3.0
     video = [*make_video("a", num_frames=3), *make_video("dark", num_frames=9)]
     for index, frame in enumerate(video):

@@ -1,12 +1,14 @@
 """Says when to learn: the states of :mod:`.learn_on_change`, which read numbers and no weights.
 
     rest --(far from the source for some frames)--> learn --(another candidate won)--> keep
-      ^                                              |  ^                               |
-      |                                              |  +--(another place, or no gain)--+
-      +--(some frames later)-- return <--(the frozen model won)
+      ^                                              |  ^                         |  |
+      |                                              |  +-----(another place)-----+  |
+      +--(some frames later)-- return <--(the frozen model won, or leads again)------+
 
 The frozen model predicts in rest and return. A search that ends as the one before it has found
-nothing new, so the next one has to wait twice as long, unless the change is sudden.
+nothing new, so the next one has to wait twice as long, unless the change is sudden. What is kept is
+checked against the frozen model: soon after the search, and then after twice as many frames each
+time, because what is good for long changes slowly.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ class StateSettings:
         patience: frames in a row that must be so before a state ends.
         wait: frames from a search that found something new to the next one, and the most that
             there may be. Return lasts so long.
+        check: frames of keep from the search to the first check, and the most from one to the next.
     """
 
     enter: float
     moved: float
     patience: int
     wait: tuple[int, int]
+    check: tuple[int, int]
 
 
 class ChangeStates:
@@ -70,6 +74,7 @@ class ChangeStates:
 
     def _enter(self, state: State) -> None:
         self.state, self.age, self._changed = state, 0, 0
+        self._gap = self._next_check = self.settings.check[0]
 
     def next_frame(self, shift: float | None, moved: float | None) -> bool:
         """Goes on to the next frame.
@@ -114,16 +119,30 @@ class ChangeStates:
         self._wait = min(max(2 * self._wait, first), longest) if as_before else first
         self._enter(State.RETURN if frozen_won else State.KEEP)
 
-    def learn_again(self) -> None:
-        """Begins learn: what is kept is no longer good."""
-        self._enter(State.LEARN)
+    def check_is_due(self) -> bool:
+        """Returns whether what is kept must be compared with the frozen model at this frame."""
+        return self.state is State.KEEP and self.age + 1 >= self._next_check
+
+    def checked(self, *, leads: bool) -> None:
+        """Ends a check: what leads is kept for longer, else return begins.
+
+        Args:
+            leads: whether what is kept still leads the frozen model by enough.
+        """
+        if leads:
+            self._gap = min(2 * self._gap, self.settings.check[1])
+            self._next_check += self._gap
+        else:
+            self.end_of_learning(frozen_won=True, as_before=False)
 
     def state_dict(self) -> dict[str, int]:
         """Returns plain numbers."""
         numbers = {"age": self.age, "changed": self._changed, "wait": self._wait}
-        return {"state": int(self.state), **numbers}
+        checks = {"gap": self._gap, "next_check": self._next_check}
+        return {"state": int(self.state), **numbers, **checks}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes on from numbers of :meth:`state_dict`."""
         self.state, self.age = State(state["state"]), state["age"]
         self._changed, self._wait = state["changed"], state["wait"]
+        self._gap, self._next_check = state["gap"], state["next_check"]

@@ -65,7 +65,6 @@ class ChangeAdapter(ReconstructionAdapter):
         search: Search,
         read: Sequence[str],
         step_frames: int,
-        check_every: int,
         **settings: Any,
     ) -> None:
         """``settings`` are :class:`ReconstructionAdapter`'s.
@@ -79,7 +78,6 @@ class ChangeAdapter(ReconstructionAdapter):
             read: submodules of h, by their names or with the role, whose normalisation layers the
                 signal is of; they never move.
             step_frames: frames after the search that have a step each; with 0 no weight moves.
-            check_every: frames of keep from one comparison with the frozen model to the next.
         """
         super().__init__(model, **settings)
         layers = norm_layers(model, read)
@@ -88,7 +86,7 @@ class ChangeAdapter(ReconstructionAdapter):
                 f"learn_on_change reads {list(read)}, and its steps move that: name parts of the "
                 "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
-        self.step_frames, self.check_every = step_frames, check_every
+        self.step_frames = step_frames
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
         self.correct = ImageCorrection(
@@ -152,10 +150,8 @@ class ChangeAdapter(ReconstructionAdapter):
                 record[name] = value
         if self.states.next_frame(shift, moved):
             self._start_from_source()
-        elif self._is_outdated(window.current):
-            self.states.learn_again()
-            self._start_from_source()
-            self._ready, self._compared = {}, None
+        elif self.states.check_is_due():
+            self._check(window.current)
         if self.states.state is State.LEARN:
             record.update(self._learn_on(window, generator))
         state = {"state": float(self.states.state)}
@@ -221,12 +217,12 @@ class ChangeAdapter(ReconstructionAdapter):
         trusted = self.choice.trusted  # whose output alone is kept
         self._ready = {one: found for one, found in self._ready.items() if one == trusted}
 
-    def _is_outdated(self, frame: Any) -> bool:
-        """Compares what is kept with the frozen model once in a while."""
-        states = self.states
-        if states.state is not State.KEEP or (states.age + 1) % self.check_every:
-            return False
-        return not self.choice.still_leads(self._scores([FROZEN, self.choice.chosen], frame))
+    def _check(self, frame: Any) -> None:
+        """Compares what is kept with the frozen model, which predicts at once if that leads."""
+        leads = self.choice.still_leads(self._scores([FROZEN, self.choice.chosen], frame))
+        self.states.checked(leads=leads)
+        if not leads:
+            self._start_from_source()
 
     def _start_from_source(self) -> None:
         """Begins as at the start of a video, but for the state."""
@@ -323,12 +319,12 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             moved=own.MOVED,
             patience=own.PATIENCE,
             wait=tuple(own.WAIT),
+            check=tuple(own.CHECK_EVERY),
         ),
         choice=Choice(margin=own.MARGIN, step=own.STEP, approach=own.COLOUR_APPROACH),
         search=Search(values),
         read=tuple(own.READ),
         step_frames=own.STEP_FRAMES,
-        check_every=own.CHECK_EVERY,
     )
     adapter.timed_as = _timed_as(cfg)
     return adapter

@@ -335,7 +335,7 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
-    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.3, at_least(0)),
+    "TTT.LEARN_ON_CHANGE.MOVED": Key(1.75, at_least(0)),
     "TTT.LEARN_ON_CHANGE.PATIENCE": Key(2, at_least(1)),  # frames in a row that must be so
     # Frames from a search that found something new to the next one, and the most that there may
     # be: a search that changed nothing doubles them.
@@ -359,8 +359,12 @@ METHODS: Mapping[str, Key] = {
     # Share of the way from the frozen model's distance to a training image's 1, on a logarithmic
     # scale, that changed colours must bring a frame.
     "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    # Frames of keep from one comparison with the frozen model to the next.
-    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(40, at_least(1)),
+    # Frames of keep to the first comparison with the frozen model, and the most that there may be
+    # from one to the next: one that what is kept passes doubles them.
+    "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(
+        [2, 16],
+        must_be("[first, longest] in whole frames with 1 <= first <= longest", _is_whole_range),
+    ),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # The weights are reset if their number of predicted classes differs from that of the source
