@@ -434,7 +434,8 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
     """And the table has one rate of each step, which was tried."""
     folder = config_dir() / "sweeps"
     rates = {}
-    for name, first, split in (("districts", 1000, "validation"), ("fair_table", 2000, "test")):
+    sweeps = [(name, 1000, "validation") for name in ("districts", "districts_long")]
+    for name, first, split in (*sweeps, ("fair_table", 2000, "test")):
         spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
         worlds = [source["world"] for source in spec["sources"].values()]
         seeds = [w["seed"] + k for w in worlds for k in range(w["videos"])]
@@ -454,6 +455,7 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
     for (_, row, step), values in tested.items():
         assert len(values) == 1
         assert values < rates["districts", row, step]
+        assert values < rates["districts_long", row, step]
     for row in ("ln_adapt", "self_train", "tent"):
         tried, chosen = (
             [
