@@ -434,7 +434,8 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
     """And the table has one rate of each step, which was tried."""
     folder = config_dir() / "sweeps"
     rates = {}
-    for name, first, split in (("districts", 1000, "validation"), ("fair_table", 2000, "test")):
+    sweeps = [(name, 1000, "validation") for name in ("districts", "districts_long")]
+    for name, first, split in (*sweeps, ("fair_table", 2000, "test")):
         spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
         worlds = [source["world"] for source in spec["sources"].values()]
         seeds = [w["seed"] + k for w in worlds for k in range(w["videos"])]
@@ -442,7 +443,7 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
         assert {w["corruption"] for w in worlds if "corruption" in w} == {split}
         assert any(w.get("districts") for w in worlds)
         for cell in read_sweep(folder / f"{name}.yaml", tmp_path).cells:
-            if cell.name in ("online_ttt_mae", "paper", "release"):
+            if cell.name.removesuffix("_long") in ("online_ttt_mae", "paper", "release"):
                 opts = [word for pair in cell.overrides.items() for word in pair]
                 ttt = load_config(
                     cell.flag("--config"), cell.flag("--preset"), opts, method=cell.method
@@ -450,10 +451,12 @@ def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_pa
                 step = (ttt.OPTIMIZER.NAME, ttt.BATCH_SIZE, ttt.CROP.RESIZE, ttt.MASK_RATIO)
                 rates.setdefault((name, cell.name, step), set()).add(ttt.OPTIMIZER.BASE_LR)
     tested = {key: values for key, values in rates.items() if key[0] == "fair_table"}
-    assert len(tested) == 3
+    assert len(tested) == 5
     for (_, row, step), values in tested.items():
         assert len(values) == 1
-        assert values < rates["districts", row, step]
+        assert values < rates["districts_long", row.removesuffix("_long"), step]
+        if not row.endswith("_long"):
+            assert values < rates["districts", row, step]
     for row in ("ln_adapt", "self_train", "tent"):
         tried, chosen = (
             [
