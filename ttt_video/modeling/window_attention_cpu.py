@@ -28,7 +28,7 @@ _ROWS, _TERMS = 7, 4  # of a product at a time: their 28 factors fit into regist
 _SIDE = 28  # rows of buffers are multiples of it, so of both
 _LANES = 16  # their columns are multiples of it
 _UNITS = 24  # pieces of work for threads, at least
-_NONE = -1e30  # bias of columns that are no token's
+_NONE = np.float32(-1e30)  # bias of columns that are no token's
 _LOG2E, _LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # 2^x for -1/2 <= x <= 1/2 by its Taylor series, which is exact to 5e-9.
@@ -203,6 +203,25 @@ def _slopes(weights: Any, live: Any, sums: Any, powers: Any, slopes: Any, of_bia
             of_bias[i, j] += slope[j]
 
 
+@compiled
+def _fill_bias(table: Any, positions: Any, head: Any, bias: Any) -> None:
+    """Puts a head's relative position biases into rows; columns that are no token's get less."""
+    count, width = bias.shape
+    for i in range(count):
+        for j in range(count):
+            bias[i, j] = table[positions[i, j], head]
+        for j in range(count, width):
+            bias[i, j] = _NONE
+
+
+@compiled
+def _add_bias(bias: Any, positions: Any, head: Any, table: Any) -> None:
+    """Adds gradients of biases to those of the table that they are from."""
+    for i in range(len(bias)):
+        for j in range(len(bias)):
+            table[positions[i, j], head] += bias[i, j]
+
+
 @partial(compiled, inline=True)
 def _vectors(count: Any) -> Any:
     """Returns zeros for a window's vectors, as rows."""
@@ -211,22 +230,23 @@ def _vectors(count: Any) -> Any:
 
 @compiled
 def _forward(
-    qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, shares: Any, out: Any,
-    sums: Any, start: Any, stop: Any,
+    qkv: Any, fill: Any, table: Any, positions: Any, mask: Any, tokens: Any, scale: Any,
+    shares: Any, out: Any, sums: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Fills ``out`` (B, L, heads, D) and ``sums`` (B, nW, heads, N) for some shares of heads."""
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
-    width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
+    width, depth = mask.shape[2], -(-count // _TERMS) * _TERMS
     numbers, results = qkv.reshape(-1), out.reshape(-1)
     part, apart = heads * HEAD_DIM, 3 * heads * HEAD_DIM
     query, key, value, result = _vectors(count), _vectors(count), _vectors(count), _vectors(count)
     keys = np.zeros((HEAD_DIM, width), np.float32)
-    logits = np.zeros((len(query), width), np.float32)
+    logits, bias = np.zeros((len(query), width), np.float32), np.zeros((count, width), np.float32)
     powers, live = np.zeros(width, np.int32), np.zeros(-(-count // _ROWS), np.bool_)
     most, totals = np.zeros(_LANES, np.float32), np.zeros(count, np.float32)
     for unit in range(start, stop):
         m, share = unit // shares, unit % shares
+        _fill_bias(table, positions, m, bias)
         for b in range(batch):
             first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
             for w in range(windows * share // shares, windows * (share + 1) // shares):
@@ -236,7 +256,7 @@ def _forward(
                 _read(numbers, first + part, apart, fill[1, m], own, _ONE, key)
                 _read(numbers, first + 2 * part, apart, fill[2, m], own, _ONE, value)
                 _transpose(key, keys, count)
-                _logits(query, keys, bias[m], mask[w % len(mask)], live, logits)
+                _logits(query, keys, bias, mask[w % len(mask)], live, logits)
                 _softmax(logits, live, sums[b, w, m], powers, most, totals)
                 result[:] = _ZERO
                 _add_product(logits, value, result, live, depth, HEAD_DIM)
@@ -249,16 +269,16 @@ def _forward(
 
 @compiled
 def _backward(
-    qkv: Any, fill: Any, bias: Any, mask: Any, tokens: Any, scale: Any, sums: Any, grad: Any,
-    of_qkv: Any, of_fill: Any, of_bias: Any, start: Any, stop: Any,
+    qkv: Any, fill: Any, table: Any, positions: Any, mask: Any, tokens: Any, scale: Any, sums: Any,
+    grad: Any, of_qkv: Any, of_fill: Any, of_table: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Fills ``of_qkv`` and adds to the zeros of the other two, for some shares of heads.
 
-    Each share has its own ``of_fill`` and ``of_bias``.
+    Each share has its own ``of_fill`` and ``of_table``.
     """
     batch, length, _, heads, _ = qkv.shape
     windows, count = tokens.shape
-    width, depth = bias.shape[2], -(-count // _TERMS) * _TERMS
+    width, depth = mask.shape[2], -(-count // _TERMS) * _TERMS
     numbers, of_numbers, of_results = qkv.reshape(-1), of_qkv.reshape(-1), grad.reshape(-1)
     part, apart = heads * HEAD_DIM, 3 * heads * HEAD_DIM
     query, key, value, given = _vectors(count), _vectors(count), _vectors(count), _vectors(count)
@@ -266,12 +286,15 @@ def _backward(
     keys, values = np.zeros((HEAD_DIM, width), np.float32), np.zeros((HEAD_DIM, width), np.float32)
     weights = np.zeros((len(query), width), np.float32)
     slopes = np.zeros((len(query), width), np.float32)
+    bias, of_bias = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32)
     powers, nothing = np.zeros(width, np.int32), np.zeros(HEAD_DIM, np.float32)
     live = np.zeros(-(-count // _ROWS), np.bool_)
     every = np.ones(len(live), np.bool_)
-    shares = len(of_bias)
+    shares = len(of_table)
     for unit in range(start, stop):
         m, share = unit // shares, unit % shares
+        _fill_bias(table, positions, m, bias)
+        of_bias[:] = _ZERO
         for b in range(batch):
             first, at = b * length * apart + m * HEAD_DIM, b * length * part + m * HEAD_DIM
             for w in range(windows * share // shares, windows * (share + 1) // shares):
@@ -283,10 +306,10 @@ def _backward(
                 _read(of_results, at, part, nothing, own, _ONE, given)
                 _transpose(key, keys, count)
                 _transpose(value, values, count)
-                _logits(query, keys, bias[m], mask[w % len(mask)], live, weights)
+                _logits(query, keys, bias, mask[w % len(mask)], live, weights)
                 slopes[:] = _ZERO
                 _add_product(given, values, slopes, live, HEAD_DIM, width)
-                _slopes(weights, live, sums[b, w, m], powers, slopes, of_bias[share, m])
+                _slopes(weights, live, sums[b, w, m], powers, slopes, of_bias)
                 of_query[:], of_key[:], of_value[:] = _ZERO, _ZERO, _ZERO
                 _add_product(slopes, key, of_query, live, depth, HEAD_DIM)
                 _add_product(slopes.T, query, of_key, every, depth, HEAD_DIM)
@@ -302,6 +325,7 @@ def _backward(
                     of_key,
                     of_value,
                 )
+        _add_bias(of_bias, positions, m, of_table[share])
 
 
 @shared_table(64)
@@ -316,36 +340,31 @@ def _window_tokens(height: int, width: int, side: int, shift: int) -> Tensor:
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        qkv: Tensor,
-        fill: Tensor,
-        bias: Tensor,
-        mask: Tensor,
-        tokens: Tensor,
-        scale: float,
+        ctx: Any, qkv: Tensor, fill: Tensor, table: Tensor, places: tuple[Tensor, ...], scale: float
     ) -> Tensor:
         batch, length, _, heads, dim = qkv.shape
+        *_, tokens = places
         out = qkv.new_empty(batch, length, heads, dim)
         sums = qkv.new_empty(batch, len(tokens), heads, tokens.shape[1])
-        read = arrays_of(qkv, fill, bias, mask, tokens)
-        shares, scale32 = _shares(heads), np.float32(scale)
-        share_out(_forward, heads * shares, *read, scale32, shares, *arrays_of(out, sums))
-        ctx.save_for_backward(qkv, fill, bias, mask, tokens, sums)
-        ctx.scale = scale
+        read = (*arrays_of(qkv, fill, table, *places), np.float32(scale))
+        shares = _shares(heads)
+        share_out(_forward, heads * shares, *read, shares, *arrays_of(out, sums))
+        ctx.save_for_backward(qkv, fill, table, sums)
+        ctx.places, ctx.scale = places, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, sums = ctx.saved_tensors
-        qkv, fill, bias, *_ = inputs
+        qkv, fill, table, sums = ctx.saved_tensors
+        heads = qkv.shape[3]
+        shares = _shares(heads)
         of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        shares = _shares(qkv.shape[3])
-        of_fill, of_bias = fill.new_zeros(shares, *fill.shape), bias.new_zeros(shares, *bias.shape)
-        read = (*arrays_of(*inputs), np.float32(ctx.scale), *arrays_of(sums, grad))
-        units = qkv.shape[3] * shares
-        share_out(_backward, units, *read, *arrays_of(of_qkv, of_fill, of_bias))
-        return of_qkv, of_fill.sum(0), of_bias.sum(0), None, None, None
+        of_fill, of_table = (x.new_zeros(shares, *x.shape) for x in (fill, table))
+        read = (*arrays_of(qkv, fill, table, *ctx.places), np.float32(ctx.scale))
+        written = arrays_of(of_qkv, of_fill, of_table)
+        share_out(_backward, heads * shares, *read, *arrays_of(sums, grad), *written)
+        return of_qkv, of_fill.sum(0), of_table.sum(0), None, None
 
 
 def _shares(heads: int) -> int:
@@ -385,11 +404,9 @@ def window_attention(
     dim = heads * HEAD_DIM
     qkv = qkv.reshape(len(qkv), -1, 3, heads, HEAD_DIM)
     fill = qkv.new_zeros(3, heads, HEAD_DIM) if fill is None else fill.view(3, heads, HEAD_DIM)
-    bias = table[_relative_positions(side)].view(side**2, side**2, heads).permute(2, 0, 1)
-    bias = F.pad(bias, (0, -bias.shape[2] % _LANES), value=_NONE).contiguous()
     mask = _mask(height, width, side, shift)
-    tokens = _window_tokens(height, width, side, shift)
-    out: Tensor = _WindowAttention.apply(qkv, fill, bias, mask, tokens, scale)
+    places = _relative_positions(side), mask, _window_tokens(height, width, side, shift)
+    out: Tensor = _WindowAttention.apply(qkv, fill, table, places, scale)
     return out.view(len(out), -1, dim)
 
 
@@ -405,8 +422,8 @@ def _mask(height: int, width: int, side: int, shift: int) -> Tensor:
 
 @shared_table(16)
 def _relative_positions(side: int) -> Tensor:
-    """Returns the row of a table of biases for each pair of a window's tokens: (N * N,)."""
+    """Returns the row of a table of biases for each pair of a window's tokens: (N, N)."""
     place = torch.arange(side)
     apart = place[:, None] - place + side - 1  # (side, side), of rows and of columns
     rows, columns = apart[:, None, :, None], apart[None, :, None, :]
-    return (rows * (2 * side - 1) + columns).flatten()
+    return (rows * (2 * side - 1) + columns).reshape(side**2, side**2)
