@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -97,9 +98,38 @@ def test_a_row_that_ran_on_other_videos_has_no_gain(sweep):
             lines = (cell.folder / "frames.jsonl").read_text().splitlines(keepends=True)
             (cell.folder / "frames.jsonl").write_text("".join(lines[:4]))
     assert gains_table(records_of(sweep), "none").rows[0] == ["tent", "-"]
-    assert shift_table(sweep.cells, records_of(sweep), "none").head[2:] == [
-        "none", "online_ttt_mae",
-    ]  # fmt: skip
+    table = shift_table(sweep.cells, records_of(sweep), "none")
+    assert table.head[2:] == ["none", "online_ttt_mae"]
+    assert table.notes[1:] == ["Left out, as they did not run on all of these videos: tent."]
+
+
+def test_videos_of_two_sources_are_two_though_they_have_one_name(sweep):
+    """The frozen model's other source is 10 points better; tent ran on the first alone."""
+    cells, records = [*sweep.cells], records_of(sweep)
+    for cell in sweep.cells:
+        if cell.name == "tent":
+            continue
+        folder = cell.folder.parent / f"other-{cell.folder.name}"
+        folder.mkdir()
+        frames = [
+            {
+                "video_id": "0000",
+                "frame_index": t,
+                "records": hits(50 if cell.name == "none" else 53),
+            }
+            for t in range(4)
+        ]
+        (folder / "frames.jsonl").write_text("".join(json.dumps(f) + "\n" for f in frames))
+        cells.append(replace(cell, source="other", folder=folder))
+        records.append(
+            {**cell_record(cell, cell.summary()), "source": "other", "folder": str(folder)}
+        )
+    table = shift_table(cells, records, "none")
+    assert table.head == ["shift", "videos", "none", "online_ttt_mae"]
+    *first, gain = table.rows[-1]  # the other source's one video has fog and rain
+    assert first == ["mean", "6", f"{(40 + 50 + 60 + 70 + 50 + 50) / 6:.2f}"]
+    assert gain.startswith(f"{(5 + 7 + 3) / 3:+.2f} [")
+    assert "tent" in table.notes[1]
 
 
 def test_a_finished_cell_without_its_rows_is_named(sweep):

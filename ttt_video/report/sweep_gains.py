@@ -24,7 +24,7 @@ from .statistics import Estimate, compare, mean_by_key
 from .sweep_tables import Record, group, metric_columns
 
 Piece = tuple[str, str]
-"""A video and the corruption of some of its frames."""
+"""A video, by its source and name, and the corruption of some of its frames."""
 
 
 def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
@@ -75,13 +75,15 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
     found: defaultdict[tuple[str, str], list[dict[Piece, float]]] = defaultdict(list)
     for cell in cells:
         if str(cell.folder) in complete and (scores := _miou_by_piece(cell)):
-            found[cell.name, cell.row].append(scores)
+            own = {(f"{cell.source}/{video}", shift): s for (video, shift), s in scores.items()}
+            found[cell.name, cell.row].append(own)
     frozen = next((row for name, row in found if name == baseline), None)
     if frozen is None:
         return None
     means = {row: mean_by_key(own) for (_, row), own in found.items()}
     reference = means.pop(frozen)
     rows = [row for row, own in means.items() if own.keys() == reference.keys()]
+    others = [row for row in means if row not in rows]
     lines = []
     for corruption in dict.fromkeys(c for _, c in sorted(reference, key=lambda p: p[1])):
         own = [piece for piece in reference if piece[1] == corruption]
@@ -97,7 +99,10 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
         f"it; {frozen} in percent, the others in points over it. The last line is the mean over "
         "all such pieces, with its 95 % interval by bootstrap over the videos"
     )
-    return Table(["shift", "videos", frozen, *rows], lines, [f"{note}."], "Gains by shift")
+    notes = [f"{note}."]
+    if others:
+        notes.append(f"Left out, as they did not run on all of these videos: {', '.join(others)}.")
+    return Table(["shift", "videos", frozen, *rows], lines, notes, "Gains by shift")
 
 
 def _miou_by_piece(cell: Cell) -> dict[Piece, float]:
