@@ -75,8 +75,9 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
     found: defaultdict[tuple[str, str], list[dict[Piece, float]]] = defaultdict(list)
     for cell in cells:
         if str(cell.folder) in complete and (scores := _miou_by_piece(cell)):
-            own = {(f"{cell.source}/{video}", shift): s for (video, shift), s in scores.items()}
-            found[cell.name, cell.row].append(own)
+            found[cell.name, cell.row].append(
+                {(f"{cell.source}/{video}", shift): s for (video, shift), s in scores.items()}
+            )
     frozen = next((row for name, row in found if name == baseline), None)
     if frozen is None:
         return None
