@@ -39,21 +39,24 @@ def test_logits_of_any_size(scale):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * max(scale, 1.0))
 
 
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_window_that_is_not_finite_stays_so_and_alone(bad):
+def test_a_window_that_is_not_finite_stays_so_and_alone(bad, part):
     block, size = make_block(2, HEAD_DIM, 3, 0), (6, 6)
     qkv = noise(1, 36, 6 * HEAD_DIM)
-    qkv[0, 0, 0] = bad  # a query of the first head in the first window
+    qkv[0, 0, part * 2 * HEAD_DIM] = bad  # in the first head, of the first of four windows
     qkv.requires_grad_()
     out = attention(window_attention, block, qkv, size)
     of_qkv = gradients(block, qkv, out)["qkv"]
     expected = reference(block, qkv, size)
+    of_expected = gradients(block, qkv, expected)["qkv"]
     assert torch.equal(out.isfinite(), expected.isfinite())
-    assert not out[0, 0, 0].isfinite()
+    assert not out.isfinite().all()
     window = torch.zeros(6, 6, dtype=torch.bool)
     window[:3, :3] = True
     assert of_qkv[0, ~window.flatten()].isfinite().all()
-    assert not of_qkv[0, 0, 0].isfinite()
+    assert of_expected[0, ~window.flatten()].isfinite().all()
+    assert not of_qkv[0, window.flatten()].isfinite().all()
 
 
 def test_threads_change_no_number(monkeypatch):

@@ -117,6 +117,18 @@ def _read(
 
 
 @compiled
+def _read_all(
+    numbers: Any, first: Any, fill: Any, head: Any, tokens: Any, scale: Any, query: Any, key: Any,
+    value: Any,
+) -> None:  # fmt: skip
+    """Reads a window's queries, times their scale, its keys and its values."""
+    part = fill.shape[1] * HEAD_DIM
+    _read(numbers, first, 3 * part, fill[0, head], tokens, scale, query)
+    _read(numbers, first + part, 3 * part, fill[1, head], tokens, _ONE, key)
+    _read(numbers, first + 2 * part, 3 * part, fill[2, head], tokens, _ONE, value)
+
+
+@compiled
 def _write(
     numbers: Any, first: Any, part: Any, fill: Any, tokens: Any, scale: Any, query: Any, key: Any,
     value: Any,
@@ -162,9 +174,9 @@ def _logits(query: Any, keys: Any, bias: Any, mask: Any, live: Any, logits: Any)
     count, width = bias.shape
     for block in range(len(live)):
         if live[block]:
-            for i in range(_ROWS * block, min(_ROWS * (block + 1), count)):
+            for i in range(_ROWS * block, _ROWS * (block + 1)):
                 for j in range(width):
-                    logits[i, j] = bias[i, j] + mask[i, j]
+                    logits[i, j] = bias[i, j] + mask[i, j] if i < count else _ZERO
     _add_product(query, keys, logits, live, HEAD_DIM, width)
 
 
@@ -252,9 +264,7 @@ def _forward(
             for w in range(windows * share // shares, windows * (share + 1) // shares):
                 own = tokens[w]
                 _mark(own, live)
-                _read(numbers, first, apart, fill[0, m], own, scale, query)
-                _read(numbers, first + part, apart, fill[1, m], own, _ONE, key)
-                _read(numbers, first + 2 * part, apart, fill[2, m], own, _ONE, value)
+                _read_all(numbers, first, fill, m, own, scale, query, key, value)
                 _transpose(key, keys, count)
                 _logits(query, keys, bias, mask[w % len(mask)], live, logits)
                 _softmax(logits, live, sums[b, w, m], powers, most, totals)
@@ -300,9 +310,7 @@ def _backward(
             for w in range(windows * share // shares, windows * (share + 1) // shares):
                 own = tokens[w]
                 _mark(own, live)
-                _read(numbers, first, apart, fill[0, m], own, scale, query)
-                _read(numbers, first + part, apart, fill[1, m], own, _ONE, key)
-                _read(numbers, first + 2 * part, apart, fill[2, m], own, _ONE, value)
+                _read_all(numbers, first, fill, m, own, scale, query, key, value)
                 _read(of_results, at, part, nothing, own, _ONE, given)
                 _transpose(key, keys, count)
                 _transpose(value, values, count)
