@@ -156,6 +156,7 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.LEARN_ON_CHANGE.WAIT", [5, 4]),
         ("TTT.LEARN_ON_CHANGE.COLOUR_APPROACH", 1.1),
         ("TTT.LEARN_ON_CHANGE.CHECK_EVERY", [0, 4]),
+        ("TTT.LEARN_ON_CHANGE.CHECK_EVERY", [5, 4]),
         ("TTT.LEARN_ON_CHANGE.MARGIN", -0.1),
         ("TTT.LEARN_ON_CHANGE.STEP", 1.1),
         ("TTT.LEARN_ON_CHANGE.STEP_FRAMES", -1),

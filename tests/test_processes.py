@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from processes import stand_in
 
+from ttt_video import processes
 from ttt_video.cli import run_tool
 from ttt_video.errors import UserError
 from ttt_video.processes import Interrupted, end_with, signals_interrupt, whole
@@ -316,6 +317,36 @@ def test_a_second_ctrl_c_does_not_wait():
             work(presses=2)
         assert done == ["step"]
         work(presses=0)  # nothing is left of the first
+
+
+def test_a_signal_after_a_minute_does_not_wait_for_a_step_that_hangs(monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE", 0.0)
+    done = []
+
+    def work() -> None:
+        with whole():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("step")
+
+    with signals_interrupt(), pytest.raises(Interrupted):
+        work()
+    assert done == ["step"]
+
+
+def test_a_child_of_a_step_is_not_in_it():
+    with signals_interrupt(), whole():
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with signals_interrupt(), whole():
+                    os.kill(os.getpid(), signal.SIGTERM)
+            except Interrupted:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_an_error_in_a_step_is_raised_and_not_the_signal():

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
 
@@ -28,6 +29,15 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+@dataclass
+class _Step:
+    """Says whether the main thread is in :func:`whole`, and which signal waits for its end."""
+
+    entered: bool = False
+    waiting: Interrupted | None = None
+
+
+_step = _Step()
 _replaced: list[dict[int, Any]] = []
 """Handlers by signal that :func:`signals_interrupt` has replaced, in the order of its calls."""
 
@@ -38,6 +48,7 @@ def _restore_handlers() -> None:
     A handler of Python's own runs when the interpreter comes to it. A child that waits for a lock
     never does, and a pool that ends its children waits for ever.
     """
+    _step.entered, _step.waiting = False, None
     while _replaced:
         for number, handler in _replaced.pop().items():
             signal.signal(number, handler)
@@ -46,28 +57,23 @@ def _restore_handlers() -> None:
 os.register_at_fork(after_in_child=_restore_handlers)
 
 
-class _Whole:
-    """Whether the main thread is in :func:`whole`, and which signal waits for its end."""
-
-    entered = False
-    waiting: Interrupted | None = None
-
-
 @contextmanager
 def whole() -> Iterator[None]:
     """Has the first signal of :func:`signals_interrupt` wait until the block has ended.
 
-    A second Ctrl-C does not wait, nor do those of threads that get no signals.
+    A second Ctrl-C does not wait, and an error of the block is raised in place of the signal. In
+    threads other than the main one, which get no signals, it does nothing.
     """
-    if threading.current_thread() is not threading.main_thread() or _Whole.entered:
+    if threading.current_thread() is not threading.main_thread() or _step.entered:
         yield
         return
-    _Whole.entered = True
+    _step.waiting = None
     try:
+        _step.entered = True
         yield
     finally:
-        _Whole.entered = False  # first: a signal that comes now is raised where it comes
-        waiting, _Whole.waiting = _Whole.waiting, None
+        _step.entered = False  # first: a signal that comes now is raised where it comes
+        waiting, _step.waiting = _step.waiting, None
     if waiting is not None:
         raise waiting
 
@@ -97,8 +103,8 @@ def signals_interrupt() -> Iterator[None]:
         if again and number != signal.SIGINT:
             return
         seen = now
-        if _Whole.entered and not again:
-            _Whole.waiting = Interrupted(number)
+        if _step.entered and _step.waiting is None and not again:
+            _step.waiting = Interrupted(number)
             return
         raise Interrupted(number)
 

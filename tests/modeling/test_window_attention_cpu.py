@@ -32,7 +32,7 @@ def test_equals_the_reference_in_float64(case):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0, 1e4])
 def test_logits_of_any_size(scale):
-    """The weights of small and of huge logits: equal ones, and the largest alone."""
+    """Small logits have equal weights, and of huge ones the largest alone has any."""
     block, size = make_block(1, HEAD_DIM, 3, 1), (5, 7)
     qkv = scale * noise(1, 35, 3 * HEAD_DIM)
     found, expected = attention(window_attention, block, qkv, size), reference(block, qkv, size)
@@ -57,6 +57,20 @@ def test_a_window_that_is_not_finite_stays_so_and_alone(bad, part):
     assert of_qkv[0, ~window.flatten()].isfinite().all()
     assert of_expected[0, ~window.flatten()].isfinite().all()
     assert not of_qkv[0, window.flatten()].isfinite().all()
+
+
+def test_maps_that_are_not_contiguous_and_tables_that_do_not_learn():
+    block, size = make_block(2, HEAD_DIM, 3, 1), (5, 4)
+    block.attn.relative_position_bias_table.requires_grad_(False)
+    block.attn.qkv.bias.requires_grad_(False)
+    results = []
+    for run in (lambda *a: attention(window_attention, *a), reference):
+        wide = noise(2, 6 * HEAD_DIM, 20).requires_grad_()
+        out = run(block, wide.transpose(1, 2), size)
+        grad = noise(2, 2 * HEAD_DIM, 20, seed=2).transpose(1, 2)
+        results.append((out, *torch.autograd.grad(out, wide, grad)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_threads_change_no_number(monkeypatch):

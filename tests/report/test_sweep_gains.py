@@ -100,7 +100,7 @@ def test_a_row_that_ran_on_other_videos_has_no_gain(sweep):
     assert gains_table(records_of(sweep), "none").rows[0] == ["tent", "-"]
     table = shift_table(sweep.cells, records_of(sweep), "none")
     assert table.head[2:] == ["none", "online_ttt_mae"]
-    assert table.notes[1:] == ["Left out, as they did not run on all of these videos: tent."]
+    assert table.notes[1:] == ["Left out, as they ran on other videos than the frozen model: tent."]
 
 
 def test_videos_of_two_sources_are_two_though_they_have_one_name(sweep):

@@ -45,7 +45,8 @@ class StateSettings:
         patience: frames in a row that must be so before a state ends.
         wait: frames from a search that found something new to the next one, and the most that
             there may be. Return lasts so long.
-        check: frames of keep from the search to the first check, and the most from one to the next.
+        check: frames of keep, the search's last included, to the first check, and the most from one
+            check to the next.
     """
 
     enter: float

@@ -359,8 +359,8 @@ METHODS: Mapping[str, Key] = {
     # Share of the way from the frozen model's distance to a training image's 1, on a logarithmic
     # scale, that changed colours must bring a frame.
     "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    # Frames of keep to the first comparison with the frozen model, and the most that there may be
-    # from one to the next: one that what is kept passes doubles them.
+    # Frames of keep, the search's last included, to the first comparison with the frozen model, and
+    # the most from one to the next: one that what is kept passes doubles them.
     "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(
         [2, 16],
         must_be("[first, longest] in whole frames with 1 <= first <= longest", _is_whole_range),

@@ -77,7 +77,7 @@ class FastSwinBlock(SwinTransformerBlock):
         Args:
             x: (B, H * W, C) tokens; H and W are the block's attributes, set by its stage.
             mask_matrix: (nW, N, N), added to the logits of shifted windows; N tokens in each of
-                nW windows. On a GPU it has to be that of :func:`shift_mask`.
+                nW windows. Where a kernel runs, it has to be that of :func:`shift_mask`.
 
         Returns:
             (B, H * W, C).
@@ -158,14 +158,16 @@ class FastSwinBlock(SwinTransformerBlock):
         if attn.training and attn.attn_drop.p > 0:
             return None
         if use_kernels(qkv):
-            from .kernels import window_attention as triton  # needs Triton
+            from .kernels import window_attention as on_gpu  # needs Triton
 
-            takes = triton.can_attend(qkv, self.window_size, attn.num_heads)
-            return triton.window_attention if takes else None
+            takes = on_gpu.can_attend(qkv, self.window_size, attn.num_heads)
+            return on_gpu.window_attention if takes else None
         if is_large_on_cpu(qkv, attn.qkv.weight.t()):
-            from . import window_attention_cpu as numba  # a GPU needs no Numba
+            from . import window_attention_cpu as on_cpu  # a GPU needs no Numba
 
-            return numba.window_attention if numba.can_attend(qkv, attn.num_heads) else None
+            others = (attn.relative_position_bias_table, attn.qkv.bias)
+            takes = on_cpu.can_attend(attn.num_heads, qkv, *others)
+            return on_cpu.window_attention if takes else None
         return None
 
     def _attention_by_windows(self, qkv: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..errors import UserError
-from .kernels import use_kernels
+from .kernels import kernels_choice, use_kernels
 from .tables import is_exporting
 
 LEAST = 1 << 23
@@ -75,7 +75,9 @@ def enlarged_semantic_inference(
 
 def _takes_bands(mask_logits: Tensor, size: tuple[int, int]) -> bool:
     """Returns whether enlarged masks are too large for a CPU's caches; a band is whole rows."""
-    if is_exporting() or mask_logits.device.type != "cpu":
+    if is_exporting() or mask_logits.device.type != "cpu" or kernels_choice() == "off":
+        return False
+    if torch.is_autocast_enabled("cpu"):  # whose products have another dtype
         return False
     queries, height, _ = mask_logits.shape
     return queries * size[0] * size[1] >= LEAST and size[0] % height == 0

@@ -40,7 +40,10 @@ _LEAST = np.float32(-126)  # exponent of the least normal number
 
 @partial(compiled, inline=True)
 def _add_product(a: Any, b: Any, out: Any, live: Any, depth: Any, columns: Any) -> None:
-    """Adds a @ b to the columns of ``out``, in the blocks of seven rows that are ``live``."""
+    """Adds a @ b to the columns of ``out``, in the blocks of seven rows that are ``live``.
+
+    A last block may reach into rows of the buffers that are no token's, which nobody reads.
+    """
     for block in range(len(live)):
         if not live[block]:
             continue
@@ -383,13 +386,11 @@ def _shares(heads: int) -> int:
     return -(-_UNITS // heads)
 
 
-def can_attend(qkv: Tensor, heads: int) -> bool:
+def can_attend(heads: int, qkv: Tensor, *others: Tensor | None) -> bool:
     """Returns whether :func:`window_attention` takes these inputs."""
-    return (
-        qkv.dtype == torch.float32
-        and qkv.device.type == "cpu"
-        and qkv.shape[-1] == 3 * heads * HEAD_DIM
-    )
+    tensors = [tensor for tensor in (qkv, *others) if tensor is not None]
+    kinds = {(tensor.dtype, tensor.device.type) for tensor in tensors}
+    return kinds == {(torch.float32, "cpu")} and qkv.shape[-1] == 3 * heads * HEAD_DIM
 
 
 def window_attention(

@@ -102,7 +102,9 @@ def shift_table(cells: Sequence[Cell], records: Sequence[Record], baseline: str)
     )
     notes = [f"{note}."]
     if others:
-        notes.append(f"Left out, as they did not run on all of these videos: {', '.join(others)}.")
+        notes.append(
+            f"Left out, as they ran on other videos than the frozen model: {', '.join(others)}."
+        )
     return Table(["shift", "videos", frozen, *rows], lines, notes, "Gains by shift")
 
 
