@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ttt_video.modeling import onednn
 from ttt_video.modeling.kernels import run_linear, run_mlp
 
-pytestmark = pytest.mark.skipif(not onednn._is_there(), reason="the CPU has no AVX-512")
+pytestmark = pytest.mark.skipif(not onednn._is_there(), reason="PyTorch has no oneDNN")
 
 
 @pytest.fixture(autouse=True)
 def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_wins", lambda: True)  # without AVX-512, too
     monkeypatch.setattr(onednn, "LEAST", 1)
     monkeypatch.setattr(onednn, "LEAST_SIDE", 1)
 
@@ -111,16 +112,63 @@ def test_layers_use_it_except_where_something_else_is_asked_for(
     assert not used()
 
 
+@pytest.mark.parametrize("shape", [(5, 8), (2, 9, 8)])
 @pytest.mark.parametrize("relu", [True, False])
-def test_an_mlp_has_the_gradients_of_its_layers(relu: bool) -> None:
+def test_an_mlp_and_its_gradients_are_those_of_float64(relu: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors((5, 8))
+    first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors(shape)
     inputs = [x, *first.parameters(), *second.parameters()]
-    grads = torch.autograd.grad(run_mlp(first, second, x, relu=relu).square().sum(), inputs)
-    hidden = F.linear(x, first.weight, first.bias)
-    plain = F.linear(F.relu(hidden) if relu else F.gelu(hidden), second.weight, second.bias)
+    out = run_mlp(first, second, x, relu=relu)
+    with torch.no_grad():
+        torch.testing.assert_close(run_mlp(first, second, x, relu=relu), out, rtol=0, atol=0)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    hidden = F.linear(*exact[:3])
+    expected = F.linear(F.relu(hidden) if relu else F.gelu(hidden), *exact[3:])
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    given = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad(out, inputs, given)
+    for found, true in zip(
+        grads, torch.autograd.grad(expected, exact, given.double()), strict=True
+    ):
+        torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("moving", "products"),
+    [
+        ("second.weight second.bias", 2),
+        ("first.weight", 3),
+        ("x", 4),
+        ("x first.bias second.weight", 4),
+    ],
+)
+def test_an_mlp_computes_only_the_gradients_that_are_asked_for(
+    moving: str, products: int, calls: list[Tensor]
+) -> None:
+    """Forward has two products; a third one gives the hidden layer's gradient, a fourth x's."""
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"first": nn.Linear(8, 16), "second": nn.Linear(16, 4)})
+    (x,) = tensors((5, 8))
+    named = {"x": x, **dict(layers.named_parameters())}
+    for name, tensor in named.items():
+        tensor.requires_grad_(name in moving.split())
+    inputs = [named[name] for name in moving.split()]
+    first, second = layers["first"], layers["second"]
+    grads = torch.autograd.grad(run_mlp(first, second, x, relu=False).square().sum(), inputs)
+    assert len(calls) == products
+    plain = second(F.gelu(first(x)))
     for found, true in zip(grads, torch.autograd.grad(plain.square().sum(), inputs), strict=True):
         torch.testing.assert_close(found, true, rtol=1e-5, atol=1e-5)
+
+
+def test_an_mlp_can_be_differentiated_twice_over_the_same_graph() -> None:
+    """What backward writes over is its own, not what a second pass reads again."""
+    torch.manual_seed(0)
+    first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors((5, 8))
+    loss = run_mlp(first, second, x, relu=False).square().sum()
+    (once,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, x)
+    assert torch.equal(once, again)
 
 
 def test_a_hook_sees_the_hidden_layer_before_the_activation() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ttt_video.modeling import kernels, onednn, winograd
+from ttt_video.modeling import onednn, winograd
 from ttt_video.modeling.kernels import run_convolution, run_linear
 
 
@@ -64,6 +64,29 @@ def test_maps_and_gradients_are_those_of_a_sum(shape: tuple[int, ...], with_bias
         torch.testing.assert_close(ours, true, rtol=0, atol=1e-11)
 
 
+def test_threads_share_channels_and_change_no_bit() -> None:
+    x, weight = (tensor.float() for tensor in tensors((2, 5, 7, 9), (3, 5, 3, 3)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append(winograd.convolve(x, weight, None))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_a_frozen_weight_or_input_gets_no_gradient() -> None:
+    x, weight = tensors((1, 2, 5, 6), (3, 2, 3, 3))
+    for fixed, moving in ((x, weight), (weight, x)):
+        pair = {id(fixed): fixed.detach(), id(moving): moving}
+        out = winograd.convolve(pair[id(x)], pair[id(weight)], None)
+        expected = F.conv2d(pair[id(x)], pair[id(weight)], padding=1)
+        ours = torch.autograd.grad(out.square().sum(), moving)
+        true = torch.autograd.grad(expected.square().sum(), moving)
+        torch.testing.assert_close(ours, true, rtol=0, atol=1e-10)
+
+
 def test_float32_is_exact_to_some_millionths() -> None:
     x, weight = tensors((1, 96, 16, 16), (96, 96, 3, 3))
     expected = F.conv2d(x, weight, padding=1)
@@ -72,11 +95,12 @@ def test_float32_is_exact_to_some_millionths() -> None:
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.skipif(not onednn._is_there(), reason="the CPU has no AVX-512")
+@pytest.mark.skipif(not onednn._is_there(), reason="PyTorch has no oneDNN")
 def test_only_large_convolutions_of_3x3_are_winograds(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     real = winograd.convolve
-    monkeypatch.setattr(kernels.winograd, "convolve", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(winograd, "convolve", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(onednn, "_wins", lambda: True)  # without AVX-512, too
     monkeypatch.setattr(onednn, "LEAST_SIDE", 4)
     monkeypatch.setattr(onednn, "LEAST", 4 * 4 * 100)
     generator = torch.Generator().manual_seed(0)

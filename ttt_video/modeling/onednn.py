@@ -6,10 +6,12 @@ PyTorch gives products of float32 to MKL, which is slower on AMD's CPUs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -35,6 +37,7 @@ def runs_onednn(x: Tensor, weight: Tensor) -> bool:
         and min(weight.shape) >= LEAST_SIDE
         and not torch.is_autocast_enabled("cpu")
         and _is_there()
+        and _wins()
     )
 
 
@@ -44,19 +47,43 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
     The sums are in another order than MKL's, so that numbers differ by rounding. It is (..., D)
     from (..., C).
     """
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if _needs_grad(x, weight, bias):
         return _Linear.apply(x, weight, bias, relu)
     return _product(x, weight, bias, relu)
 
 
+def mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    relu: bool,
+) -> Tensor:
+    """Returns two layers with ReLU or else GELU between them, by :func:`linear`'s products.
+
+    Its backward pass writes the hidden layer's gradient once, and the activation's over it.
+    """
+    if _needs_grad(x, weight1, bias1, weight2, bias2):
+        return _Mlp.apply(x, weight1, bias1, weight2, bias2, relu)
+    hidden = _product(x, weight1, bias1, relu)
+    return _product(hidden if relu else F.gelu(hidden), weight2, bias2)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    needed = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return needed and torch.is_grad_enabled()
+
+
 @cache
 def _is_there() -> bool:
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def _wins() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
@@ -78,13 +105,52 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        rows = grad.flatten(0, -2)
-        return (
-            _product(grad, weight.t(), None) if of_x else None,
-            rows.t() @ x.flatten(0, -2) if of_weight else None,
-            rows.sum(0) if of_bias else None,
-            None,
-        )
+        return *_gradients(grad, x, weight, ctx.needs_input_grad), None
+
+
+class _Mlp(torch.autograd.Function):
+    """:func:`mlp`; the gradients of the weights are as :class:`_Linear`'s."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        raw = _product(x, weight1, bias1, relu)
+        hidden = raw if relu else F.gelu(raw)
+        ctx.save_for_backward(x, weight1, raw, hidden, weight2)
+        ctx.relu = relu
+        return _product(hidden, weight2, bias2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight1, raw, hidden, weight2 = ctx.saved_tensors
+        first, second = ctx.needs_input_grad[:3], ctx.needs_input_grad[3:5]
+        inner, *seconds = _gradients(grad, hidden, weight2, (any(first), *second))
+        if inner is None:
+            return None, None, None, *seconds, None
+        if ctx.relu:
+            torch.ops.aten.threshold_backward.grad_input(inner, raw, 0, grad_input=inner)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(inner, raw, grad_input=inner)
+        return *_gradients(inner, x, weight1, first), *seconds, None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Returns the gradients of a product's input, weight and bias, those that are needed."""
+    rows = grad.flatten(0, -2)
+    return (
+        _product(grad, weight.t(), None) if needs[0] else None,
+        rows.t() @ x.flatten(0, -2) if needs[1] else None,
+        rows.sum(0) if needs[2] else None,
+    )

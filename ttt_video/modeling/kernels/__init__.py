@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .. import onednn, winograd
+from .. import onednn
 from ..tables import is_exporting
 
 logger = logging.getLogger(__name__)
@@ -109,15 +109,14 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
 
     It is ReLU, or else GELU, the exact one.
     """
-    if not (use_kernels(x) and _is_plain(first) and _is_plain(second)):
-        if relu and _is_plain(first) and is_large_on_cpu(x, first.weight):
-            hidden = onednn.linear(x, first.weight, first.bias, relu=True)
-        else:
-            hidden = run_linear(first, x)
-            hidden = F.relu(hidden) if relu else F.gelu(hidden)
-        return run_linear(second, hidden)
-    from .linear import mlp
-
+    plain = _is_plain(first) and _is_plain(second)
+    if plain and use_kernels(x):
+        from .linear import mlp
+    elif plain and is_large_on_cpu(x, first.weight):
+        mlp = onednn.mlp
+    else:
+        hidden = run_linear(first, x)
+        return run_linear(second, F.relu(hidden) if relu else F.gelu(hidden))
     return mlp(x, first.weight, first.bias, second.weight, second.bias, relu=relu)
 
 
@@ -129,6 +128,8 @@ def run_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     one = [layer.kernel_size, layer.stride, layer.padding, layer.dilation, (layer.groups,)]
     known = one == [(3, 3), (1, 1), (1, 1), (1, 1), (1,)] and layer.padding_mode == "zeros"
     if known and is_large_on_cpu(x, layer.weight[:, :, 0, 0]):
+        from .. import winograd  # a GPU needs no Numba
+
         return winograd.convolve(x, layer.weight, layer.bias)
     return layer._conv_forward(x, layer.weight, layer.bias)
 
