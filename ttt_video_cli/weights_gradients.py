@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.data.catalog import training_images
     from ttt_video.errors import UserError
     from ttt_video.formats.images import FrameTransform
-    from ttt_video.modeling.weights import save_safetensors
+    from ttt_video.modeling.measured import save_measured
     from ttt_video.stream import load_source_model
 
     if args.batches < 1:
@@ -58,5 +58,6 @@ def run(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
     gradients = measure_gradients(adapter, batches, generator)
     metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "method": cfg.TTT.METHOD}
-    save_safetensors(gradients, args.output, {**metadata, "batches": str(len(batches))})
+    metadata["batches"] = str(len(batches))
+    save_measured(gradients, args.output, adapter.model, metadata)
     print(f"{len(gradients)} tensors, written to {args.output}")

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.data.catalog import training_images
     from ttt_video.errors import UserError
     from ttt_video.formats.images import FrameTransform
-    from ttt_video.modeling.weights import save_safetensors
+    from ttt_video.modeling.measured import save_measured
     from ttt_video.stream import load_source_model
 
     if args.max_images < 1:
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
 
     statistics = measure_statistics(model, images())
     metadata = {"weights": cfg.MODEL.WEIGHTS, "dataset": sets, "images": str(args.max_images)}
-    save_safetensors(statistics, args.output, metadata)
+    save_measured(statistics, args.output, model, metadata)
     print(f"{len(statistics) // 2} layers, written to {args.output}")
     if args.head is not None:
         head = measure_head(model, images(), cfg.TTT.LEARN_ON_CHANGE.READ)
-        save_safetensors(head, args.head, metadata)
+        save_measured(head, args.head, model, metadata)
         print(f"{len(head['mean'])} channels of the head, written to {args.head}")

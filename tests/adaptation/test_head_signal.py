@@ -114,12 +114,12 @@ def test_mistakes_are_told_in_a_line(tmp_path):
     with pytest.raises(UserError, match=r"7 images .*at least 8"):
         measure_head(Channels(), images, ["norm"])
     with pytest.raises(UserError, match=r"SOURCE_HEAD is empty: .*--head FILE"):
-        read_head("", 3)
+        read_head("", Channels(), 3)
     file = tmp_path / "head.safetensors"
     save_safetensors(measure_head(Channels(), images * 2, ["norm"]), file)
-    assert set(read_head(str(file), 3).tensors) >= {"mean", "level"}
+    assert set(read_head(str(file), Channels(), 3).tensors) >= {"mean", "level"}
     with pytest.raises(UserError, match=r"head.safetensors does not fit .* 4 channels"):
-        read_head(str(file), 4)
+        read_head(str(file), Channels(), 4)
     save_safetensors({"mean": torch.zeros(3)}, file)
     with pytest.raises(UserError, match="does not fit"):
-        read_head(str(file), 3)
+        read_head(str(file), Channels(), 3)

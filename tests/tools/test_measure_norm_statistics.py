@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from torch import nn
 
 from ttt_video.adaptation import head_signal
 from ttt_video.errors import UserError
@@ -37,7 +38,7 @@ def test_writes_what_learn_on_change_reads(pictures, tmp_path, capsys, monkeypat
     assert "1344 channels of the head, written to" in capsys.readouterr().out
     # The file fits the model, as the one that ships does.
     shipped = read_checkpoint("ttt_video://quick_joint_world_head.safetensors")
-    ours = head_signal.read_head(str(head), 1344).tensors
+    ours = head_signal.read_head(str(head), nn.Module(), 1344).tensors
     assert ours.keys() == shipped.keys()
     assert all(ours[n].shape == t.shape for n, t in shipped.items() if n != "directions")
 

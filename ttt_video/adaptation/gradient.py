@@ -17,6 +17,7 @@ from torch.func import functional_call
 from ..errors import UserError
 from ..modeling.graphs import Capture, GraphRunner, defines_together
 from ..modeling.interface import adaptable
+from ..modeling.measured import Measured
 from ..modeling.recomputing import recompute_layers
 from .base import Adapter, module_mode, seeded_layers
 from .micro_batches import MicroBatches
@@ -98,6 +99,8 @@ class GradientAdapter(Adapter):
         self._state: dict[str, Tensor] = {**self._moving, **dict(model.named_buffers())}
         self._source = {name: t.detach().clone() for name, t in self._state.items()}
         wanted = optimizer.source_gradients
+        if isinstance(wanted, Measured):
+            wanted.checked(model)
         scales = gradient_scales(self._moving, wanted, parts) if wanted else {}
         source = [self._source[name] for name in self._moving]
         self._mover = Mover(built, optimizer, self._moving, source, scales)

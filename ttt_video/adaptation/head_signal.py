@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.weights import read_checkpoint
+from ..modeling.measured import read_measured
 from .base import module_mode
 from .norm_statistics import hooked, norm_layers
 
@@ -146,7 +146,7 @@ def measure_head(model: Any, images: Iterable[Tensor], read: Sequence[str]) -> d
     return tensors
 
 
-def read_head(file: str, channels: int) -> SourceHead:
+def read_head(file: str, model: nn.Module, channels: int) -> SourceHead:
     """Reads the file that ``TTT.LEARN_ON_CHANGE.SOURCE_HEAD`` names.
 
     Raises:
@@ -158,7 +158,7 @@ def read_head(file: str, channels: int) -> SourceHead:
             "TTT.LEARN_ON_CHANGE.SOURCE_HEAD is empty: learn_on_change compares frames with "
             f"training images; {how}"
         )
-    tensors = read_checkpoint(file)
+    tensors = read_measured(file).checked(model)
     wanted = {"mean", "deviation", "directions", "level", "image_mean", "image_deviation"}
     if tensors.keys() != wanted or tensors["mean"].shape != (channels,):
         raise UserError(

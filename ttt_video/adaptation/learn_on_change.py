@@ -313,7 +313,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
     adapter = ChangeAdapter.from_config(
         cfg,
         model,
-        head=read_head(own.SOURCE_HEAD, sum(map(len, scales))),
+        head=read_head(own.SOURCE_HEAD, model, sum(map(len, scales))),
         states=StateSettings(
             enter=own.ENTER,
             moved=own.MOVED,

@@ -208,7 +208,7 @@ def norm_adapter(cfg: CfgNode, model: nn.Module, *, shared: bool = False) -> Nor
     """
     check_window(cfg)
     modules = tuple(cfg.TTT.MODULES) or ("f",)
-    source = read_statistics(cfg, norm_layers(model, modules))
+    source = read_statistics(cfg, model, norm_layers(model, modules))
     settings: dict[str, Any] = {"prior": cfg.TTT.LN_ADAPT.PRIOR, "precision": cfg.TTT.PRECISION}
     return NormAdapter(model, source=source, modules=modules, shared=shared, **settings)
 

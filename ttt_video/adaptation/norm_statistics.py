@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.interface import full_names, is_within
-from ..modeling.weights import read_checkpoint
+from ..modeling.measured import read_measured
 from .base import CPU, module_mode
 from .precision import tf32
 
@@ -140,7 +140,9 @@ def measure_statistics(
     }
 
 
-def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def read_statistics(
+    cfg: CfgNode, model: nn.Module, layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
     """Reads the file that ``TTT.LN_ADAPT.SOURCE_STATISTICS`` names; batch normalisations need none.
 
     Raises:
@@ -148,7 +150,7 @@ def read_statistics(cfg: CfgNode, layers: Mapping[str, nn.Module]) -> dict[str, 
     """
     file = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS
     if file:
-        return read_checkpoint(file)
+        return read_measured(file).checked(model)
     if all(isinstance(layer, BATCH_NORMS) for layer in layers.values()):
         return {}
     raise UserError(

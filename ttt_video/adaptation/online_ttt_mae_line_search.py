@@ -149,7 +149,7 @@ def online_ttt_mae_line_search(cfg: CfgNode, model: nn.Module) -> LineSearchAdap
     return LineSearchAdapter.from_config(
         cfg,
         model,
-        source=read_statistics(cfg, norm_layers(model, SEARCHED)),
+        source=read_statistics(cfg, model, norm_layers(model, SEARCHED)),
         scales=tuple(settings.SCALES),
         every=settings.EVERY,
         decay=settings.DECAY,

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..modeling.interface import parts_of
+from ..modeling.measured import read_measured
 from ..modeling.optimizer import make_optimizer, parameter_groups
-from ..modeling.weights import read_checkpoint
 from .precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class OptimizerSettings:
             clip_norm=own.CLIP_NORM,
             restart=own.RESTART,
             source_pull=own.SOURCE_PULL,
-            source_gradients=read_checkpoint(file) if file else None,
+            source_gradients=read_measured(file) if file else None,
             max_loss_growth=own.MAX_LOSS_GROWTH,
         )
 
