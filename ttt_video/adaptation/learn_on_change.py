@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from ..modeling.interface import parts_of
+from ..modeling.interface import DoubtingModel, parts_of
 from .base import ADAPTER_REGISTRY
 from .candidates import FROZEN, Candidate, Choice, Search
 from .change_states import ChangeStates, State, StateSettings
@@ -134,7 +134,7 @@ class ChangeAdapter(ReconstructionAdapter):
             rest = None if vector is None else self.head.rest(vector)
             if not unsure:
                 return Predicted(output, rest)
-            model: Any = self.model
+            model = cast(DoubtingModel, self.model)
             entropy = model.prediction_entropy(said[-1], frame["image"].shape[1:])
             return Predicted(output, rest, float(entropy))
 
@@ -351,8 +351,8 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
     return adapter
 
 
-def _heads(model: Any) -> dict[str, nn.Module]:
-    """Returns h, by its name; UserError if the model does not tell how unsure a prediction is."""
+def _heads(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns h by its name; UserError if the model does not say how unsure a prediction is."""
     if not hasattr(model, "prediction_entropy"):
         raise UserError(
             "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY needs a model with `prediction_entropy`, and the "

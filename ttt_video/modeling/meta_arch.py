@@ -140,7 +140,7 @@ class MaskFormerTTT(DenseModel):
         return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
 
     def prediction_entropy(
-        self, predictions: Sequence[Mapping[str, Tensor]], size: Sequence[int]
+        self, returned: Sequence[Mapping[str, Tensor]], size: Sequence[int], /
     ) -> Tensor:
         """Returns how unsure the prediction of one image is: nats, the mean over its pixels.
 
@@ -148,10 +148,10 @@ class MaskFormerTTT(DenseModel):
         pixel counts beside that about the class (:func:`pixel_entropy`).
 
         Args:
-            predictions: what h returned in the forward pass.
+            returned: what h returned in the forward pass.
             size: height and width of the image, whose padding does not count.
         """
-        class_logits, masks = predictions[-1]["pred_logits"], predictions[-1]["pred_masks"]
+        class_logits, masks = returned[-1]["pred_logits"], returned[-1]["pred_masks"]
         stride = self._padded(size[1]) / masks.shape[-1]
         rows, columns = (math.ceil(side / stride) for side in size)
         pixels = pixel_classes(class_logits, masks[..., :rows, :columns])
