@@ -67,6 +67,32 @@ def test_other_colours_come_half_of_the_way_to_training_images():
         assert ours.still_leads({FROZEN: 9.0, one: 5.3}) == (not colours)
 
 
+def test_other_colours_make_the_model_surer():
+    """By a share of the frozen model's entropy, at searches and checks alike."""
+    for one in (COLOURED, BOTH, BLURRED):
+        for entropy in (0.79, 0.81, math.inf, math.nan):
+            ours, entropies = choice(entropy=0.4), {FROZEN: 2.0, one: entropy}
+            ours.compare({FROZEN: 2.0, one: 1.0}, entropies)
+            sure = entropy == 0.79 or one == BLURRED
+            assert (ours.chosen == ours.trusted == one) == sure
+            ours.compare({FROZEN: 2.0, one: 1.0}, {FROZEN: 2.0, one: 0.5})
+            assert ours.trusted == one
+            assert ours.still_leads({FROZEN: 2.0, one: 1.0}, entropies) == sure
+
+
+def test_what_is_less_sure_stands_in_nobodys_way():
+    ours = choice(entropy=0.4)
+    entropies = {FROZEN: 2.0, COLOURED: 1.9, BLURRED: 1.9}
+    ours.compare({FROZEN: 2.0, COLOURED: 0.5, BLURRED: 1.0}, entropies)
+    assert ours.trusted == BLURRED
+
+
+def test_entropies_that_are_not_asked_for_say_nothing():
+    ours = choice()
+    ours.compare({FROZEN: 2.0, COLOURED: 1.0}, {FROZEN: math.nan, COLOURED: math.nan})
+    assert ours.trusted == COLOURED
+
+
 def test_a_search_varies_one_property_after_another():
     search = Search({"blur": [0.8, 1.5], "steps": [], "colours": [0.5]})
     assert len(search) == 2

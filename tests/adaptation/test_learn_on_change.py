@@ -25,7 +25,7 @@ from ttt_video.stream import Stream, load_source_model
 REST, LEARN, KEEP, RETURN = map(float, State)
 HUGE = 1e6
 AT_ONCE = {"ENTER": 0.0, "MOVED": HUGE, "PATIENCE": 1, "MARGIN": 0.0, "STEP": 0.0}
-AT_ONCE["COLOUR_APPROACH"] = 0.0
+AT_ONCE |= {"COLOUR_APPROACH": 0.0, "COLOUR_ENTROPY": 0.0}
 """Learn begins with the second frame, and what is nearer to the source is chosen."""
 SEARCH = {"BLUR": [1.0], "COLOURS": [0.5, 1.0]}
 NOTHING: dict[str, list] = {"BLUR": [], "COLOURS": []}
@@ -90,6 +90,19 @@ def distance_by_hand(model: nn.Module, image: Tensor, head: dict[str, Tensor]) -
     for direction in directions:
         plain = plain - (plain @ direction) * direction
     return float(plain.norm() / len(vector) ** 0.5 / head["level"])
+
+
+def dark_video(make_video, num_frames: int) -> list:
+    video = make_video("dark", num_frames=num_frames)
+    for frame in video:
+        frame["image"] = frame["image"] // 8
+    return video
+
+
+def corrected_by_hand(image: Tensor, head: dict[str, Tensor]) -> Tensor:
+    deviation, mean = torch.std_mean(image.float(), (1, 2), keepdim=True, correction=0)
+    wanted, spread = (head[f"image_{name}"].view(3, 1, 1) for name in ("mean", "deviation"))
+    return ((image - mean) / deviation * spread + wanted).round().clamp(0, 255).byte()
 
 
 def test_rest_is_the_frozen_model_bit_for_bit(cfg, tiny_model, make_video):
@@ -165,21 +178,96 @@ def test_a_search_that_changes_nothing_doubles_the_wait(
 def test_predicts_what_leads_back_to_the_source(cfg, tiny_model, make_video, head):
     """A dark video, whose frames are brought back to the colours of the source."""
     runner = stream(cfg, tiny_model, **AT_ONCE, **{**NOTHING, "COLOURS": [1.0]})
-    video = make_video("dark", num_frames=3)
-    for frame in video:
-        frame["image"] = frame["image"] // 8
-    _, learnt, kept = runner.run(video)
+    _, learnt, kept = runner.run(dark_video(make_video, 3))
     assert (learnt.record["state"], learnt.record["colours"]) == (KEEP, 1.0)
     for result in (learnt, kept):
-        image = result.frame["image"].float()
-        deviation, mean = torch.std_mean(image, (1, 2), keepdim=True, correction=0)
-        wanted, spread = (head[f"image_{name}"].view(3, 1, 1) for name in ("mean", "deviation"))
-        corrected = ((image - mean) / deviation * spread + wanted).round().clamp(0, 255).byte()
+        corrected = corrected_by_hand(result.frame["image"], head)
         ours = distance_by_hand(tiny_model, corrected, head)
         if result is learnt:
             assert ours < distance_by_hand(tiny_model, result.frame["image"], head)
         close = frozen_scores(tiny_model, {**result.frame, "image": corrected})
         torch.testing.assert_close(result.output["sem_seg"], close, rtol=0.02, atol=0.01)
+
+
+def entropy_by_hand(model: nn.Module, image: Tensor) -> float:
+    """Mean over pixels of the entropy over classes and nothing, in float64."""
+    with torch.no_grad():
+        pixels = model.normalize([{"image": image}]).tensor
+        said = model.sem_seg_head(model.encode(pixels))[-1]
+    classes = said["pred_logits"][0].double().softmax(1)[:, :-1]
+    masks = said["pred_masks"][0].double().sigmoid()
+    values = []
+    for row in range(math.ceil(image.shape[1] / 4)):
+        for column in range(math.ceil(image.shape[2] / 4)):
+            mask = masks[:, row, column]
+            nothing = float((1 - classes.sum(1) * mask).prod())
+            scores = classes.T @ mask
+            shares = [nothing, *((1 - nothing) * scores / scores.sum()).tolist()]
+            values.append(-sum(p * math.log(p) for p in shares if p))
+    return sum(values) / len(values)
+
+
+def test_the_models_entropy_is_that_of_float64_by_hand(tiny_model, make_video):
+    """Padding does not count: 60 of 64 rows are a picture's."""
+    tiny_model.eval()
+    for image in (make_video()[0]["image"], make_video()[0]["image"][:, :-4, :-7]):
+        with torch.no_grad():
+            said = tiny_model.sem_seg_head(
+                tiny_model.encode(tiny_model.normalize([{"image": image}]).tensor)
+            )
+            ours = tiny_model.prediction_entropy(said, image.shape[1:])
+        assert float(ours) == pytest.approx(entropy_by_hand(tiny_model, image), rel=1e-4)
+
+
+def test_other_colours_predict_only_where_they_make_the_model_surer(
+    cfg, tiny_model, make_video, head
+):
+    """At a search and at a check, in the passes that they take without the rule."""
+    video = dark_video(make_video, 3)
+    ratios = []
+    for frame in video[1:]:
+        corrected = corrected_by_hand(frame["image"], head)
+        ours, frozen = (entropy_by_hand(tiny_model, x) for x in (corrected, frame["image"]))
+        ratios.append(ours / frozen)
+    found = []
+    settings = {**AT_ONCE, **NOTHING, "COLOURS": [1.0], "CHECK_EVERY": [2, 2]}
+    for limit in (0.99 * min(ratios), 1.01 * max(ratios)):
+        runner = stream(cfg, tiny_model, **{**settings, "COLOUR_ENTROPY": limit})
+        calls = []
+        runner.adapter.model.get_submodule("backbone").register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        _, learnt, after = runner.run(video)
+        found.append((states([learnt, after]), len(calls)))
+        for result in (learnt, after):
+            frozen = torch.equal(result.output["sem_seg"], frozen_scores(tiny_model, result.frame))
+            assert frozen == (limit < min(ratios))
+    assert found == [([RETURN, RETURN], 4), ([KEEP, KEEP], 5)]
+
+
+def test_a_correction_that_no_longer_makes_the_model_surer_is_given_up(cfg, tiny_model, make_video):
+    video = dark_video(make_video, 3)
+    settings = {**AT_ONCE, **NOTHING, "COLOURS": [1.0], "CHECK_EVERY": [2, 2]}
+    runner = stream(cfg, tiny_model, **{**settings, "COLOUR_ENTROPY": 0.5})
+    entropies = iter([1.0, 0.4, 1.0, 0.6])  # frozen and corrected, at a search and at a check
+    runner.adapter.model.prediction_entropy = lambda *_: next(entropies)
+    results = list(runner.run(video))
+    assert states(results) == [REST, KEEP, RETURN]
+    assert torch.equal(results[-1].output["sem_seg"], frozen_scores(tiny_model, video[-1]))
+
+
+def test_predictions_that_are_not_compared_have_no_entropy(cfg, tiny_model, make_video):
+    runner = stream(cfg, tiny_model, ENTER=HUGE, COLOUR_ENTROPY=0.5)
+    runner.adapter.model.prediction_entropy = None  # calling it would fail
+    assert states(list(runner.run(make_video(num_frames=3)))) == [REST] * 3
+
+
+def test_a_model_that_does_not_say_how_sure_it_is_is_refused(cfg, tiny_model, monkeypatch):
+    monkeypatch.delattr(type(tiny_model), "prediction_entropy")
+    with pytest.raises(UserError, match=r"COLOUR_ENTROPY needs .*set it to 0, or COLOURS to \[\]"):
+        build_adapter(cfg, tiny_model)
+    cfg.TTT.LEARN_ON_CHANGE.COLOURS = []
+    build_adapter(cfg, tiny_model)
 
 
 def test_predicts_with_the_steps_only_where_they_lead_back_to_the_source(
@@ -212,8 +300,8 @@ def prefer(runner: Stream, name: str) -> Stream:
             return 0.0 if name == "frozen" else 1.0
         return 1.0 - 0.1 * getattr(one, name, 0.0)
 
-    choice.compare = lambda found: Choice.compare(choice, {one: score(one) for one in found})
-    choice.still_leads = lambda found: Choice.still_leads(choice, {c: score(c) for c in found})
+    choice.compare = lambda found, _: Choice.compare(choice, {one: score(one) for one in found})
+    choice.still_leads = lambda found, _: Choice.still_leads(choice, {c: score(c) for c in found})
     return runner
 
 

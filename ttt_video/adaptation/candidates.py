@@ -28,7 +28,8 @@ class Choice:
     """Keeps the candidate that is chosen, and moves on to better ones.
 
     A score is a distance, so that small ones are good; a usual training image has 1. Leads are
-    shares of the frozen model's distance.
+    shares of the frozen model's distance. Other colours also have to make the model surer: a
+    distance may fall because they take away what tells things apart, and then it doubts more.
 
     Attributes:
         chosen: the best candidate so far.
@@ -36,7 +37,9 @@ class Choice:
             comparison, else the frozen model. It predicts.
     """
 
-    def __init__(self, *, margin: float, step: float, approach: float = 0.0) -> None:
+    def __init__(
+        self, *, margin: float, step: float, approach: float = 0.0, entropy: float = 0.0
+    ) -> None:
         """
         Args:
             margin: the lead over the frozen model that another candidate needs to predict.
@@ -44,21 +47,29 @@ class Choice:
             approach: the share of the way from the frozen model's distance to 1, on a logarithmic
                 scale, that a candidate with other colours needs beside: a place may have colours
                 of its own, which a correction takes away.
+            entropy: the share of the frozen model's entropy below which that of a candidate with
+                other colours has to be; 0 does not ask for entropies.
         """
         self.margin, self.step, self.approach = margin, step, approach
+        self.entropy = entropy
         self.reset()
 
     def reset(self) -> None:
         """Chooses the frozen model."""
         self.chosen = self.trusted = FROZEN
 
-    def compare(self, scores: Mapping[Candidate, float]) -> None:
+    def compare(
+        self, scores: Mapping[Candidate, float], entropies: Mapping[Candidate, float] | None = None
+    ) -> None:
         """Moves on to the best candidate if it leads by enough.
 
         Args:
             scores: of candidates on one frame, the frozen model and the chosen one among them. One
                 that is not finite never wins; if that is the frozen model's, nothing does.
+            entropies: of the same predictions, where they are asked for. With one that is not
+                finite, other colours never win.
         """
+        scores = self._surer(scores, entropies)
         frozen = scores[FROZEN]
         if not math.isfinite(frozen):
             self.trusted = FROZEN
@@ -69,6 +80,18 @@ class Choice:
             self.chosen = best
         leads = found.get(self.chosen, math.inf) < (1 - self.margin) * frozen
         self.trusted = self.chosen if leads else FROZEN
+
+    def _surer(
+        self, scores: Mapping[Candidate, float], entropies: Mapping[Candidate, float] | None
+    ) -> dict[Candidate, float]:
+        """Returns the scores, infinite where other colours do not make the model surer."""
+        if not self.entropy or entropies is None:
+            return dict(scores)
+        limit = self.entropy * entropies[FROZEN]
+        return {
+            one: score if not one.colours or entropies[one] < limit else math.inf
+            for one, score in scores.items()
+        }
 
     def _comes_near(self, one: Candidate, score: float, frozen: float, part: float = 1.0) -> bool:
         """Returns whether a score is finite, and near enough to training images for its colours."""
@@ -81,8 +104,14 @@ class Choice:
         self.chosen = self.trusted
         return self.chosen == FROZEN
 
-    def still_leads(self, scores: Mapping[Candidate, float]) -> bool:
-        """Returns whether what is kept has half of what it needed to be trusted."""
+    def still_leads(
+        self, scores: Mapping[Candidate, float], entropies: Mapping[Candidate, float] | None = None
+    ) -> bool:
+        """Returns whether what is kept has half of the leads, and all of the sureness, it needed.
+
+        ``scores`` and ``entropies`` are :meth:`compare`'s.
+        """
+        scores = self._surer(scores, entropies)
         ours, frozen = scores[self.chosen], scores[FROZEN]
         leads = ours < (1 - self.margin / 2) * frozen
         return leads and self._comes_near(self.chosen, ours, frozen, part=0.5)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
+from ..modeling.interface import DoubtingModel, parts_of
 from .base import ADAPTER_REGISTRY
 from .candidates import FROZEN, Candidate, Choice, Search
 from .change_states import ChangeStates, State, StateSettings
 from .head_signal import HeadSignal, SourceHead, length, read_head
 from .image_correction import ImageCorrection
-from .norm_statistics import norm_layers
+from .norm_statistics import hooked, norm_layers
 from .online_ttt_mae import ReconstructionAdapter
 from .precision import tf32
 from .window import SlidingWindow
@@ -36,10 +37,11 @@ FOLLOW = 0.1
 
 
 class Predicted(NamedTuple):
-    """A prediction, and how far it was from training images."""
+    """A prediction, how far it was from training images, and how unsure where that was asked."""
 
     output: dict[str, Any]
     rest: Tensor | None
+    entropy: float = math.nan
 
     @property
     def score(self) -> float:
@@ -89,6 +91,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self.step_frames = step_frames
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
+        self._heads = _heads(model) if choice.entropy else {}  # whose predictions have an entropy
         self.correct = ImageCorrection(
             self.head.tensors["image_mean"], self.head.tensors["image_deviation"]
         )
@@ -114,16 +117,26 @@ class ChangeAdapter(ReconstructionAdapter):
         self._rest, self._ready, self._compared = found.rest, {}, None
         return found.output
 
-    def _predict_as(self, candidate: Candidate, frame: Any) -> Predicted:
-        corrected = self._corrected(candidate, frame)
-        with self.predicting(), self.signal.reading() as reading:
+    def _predict_as(self, candidate: Candidate, frame: Any, *, unsure: bool = False) -> Predicted:
+        corrected, said = self._corrected(candidate, frame), []
+        heads = self._heads if unsure else {}
+        with (
+            self.predicting(),
+            self.signal.reading() as reading,
+            hooked(heads, lambda *args: said.append(args[-1])),
+        ):
             if candidate.steps or not self._moved:
                 output = self.model([corrected])[0]
             else:
                 output = functional_call(self.model, self._source, ([corrected],))[0]
             vector = reading.vector()
         with torch.no_grad():
-            return Predicted(output, None if vector is None else self.head.rest(vector))
+            rest = None if vector is None else self.head.rest(vector)
+            if not unsure:
+                return Predicted(output, rest)
+            model = cast(DoubtingModel, self.model)
+            entropy = model.prediction_entropy(said[-1], frame["image"].shape[1:])
+            return Predicted(output, rest, float(entropy))
 
     def _corrected(self, candidate: Candidate, frame: Any) -> Any:
         # The step's precision and TF32 are not the picture's.
@@ -205,21 +218,24 @@ class ChangeAdapter(ReconstructionAdapter):
         """See :meth:`ReconstructionAdapter.losses`; of the pictures that the candidate sees."""
         return super().losses([self._corrected(self.choice.chosen, x) for x in batch], generator)
 
-    def _scores(self, candidates: Sequence[Candidate], frame: Any) -> dict[Candidate, float]:
-        self._ready, self._compared = (
-            {one: self._predict_as(one, frame) for one in candidates},
-            frame,
-        )
-        return {one: found.score for one, found in self._ready.items()}
+    def _seen(
+        self, candidates: Sequence[Candidate], frame: Any
+    ) -> tuple[dict[Candidate, float], dict[Candidate, float]]:
+        """Predicts as each candidate; returns distances and entropies."""
+        unsure = bool(self._heads)
+        self._ready = {one: self._predict_as(one, frame, unsure=unsure) for one in candidates}
+        self._compared = frame
+        found = self._ready.items()
+        return {one: p.score for one, p in found}, {one: p.entropy for one, p in found}
 
     def _compare(self, candidates: Sequence[Candidate], frame: Any) -> None:
-        self.choice.compare(self._scores(candidates, frame))
+        self.choice.compare(*self._seen(candidates, frame))
         trusted = self.choice.trusted  # whose output alone is kept
         self._ready = {one: found for one, found in self._ready.items() if one == trusted}
 
     def _check(self, frame: Any) -> None:
         """Compares what is kept with the frozen model, which predicts at once if that leads."""
-        leads = self.choice.still_leads(self._scores([FROZEN, self.choice.chosen], frame))
+        leads = self.choice.still_leads(*self._seen([FROZEN, self.choice.chosen], frame))
         self.states.checked(leads=leads)
         if not leads:
             self._start_from_source()
@@ -321,13 +337,28 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             wait=tuple(own.WAIT),
             check=tuple(own.CHECK_EVERY),
         ),
-        choice=Choice(margin=own.MARGIN, step=own.STEP, approach=own.COLOUR_APPROACH),
+        choice=Choice(
+            margin=own.MARGIN,
+            step=own.STEP,
+            approach=own.COLOUR_APPROACH,
+            entropy=own.COLOUR_ENTROPY if own.COLOURS else 0.0,
+        ),
         search=Search(values),
         read=tuple(own.READ),
         step_frames=own.STEP_FRAMES,
     )
     adapter.timed_as = _timed_as(cfg)
     return adapter
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns h by its name; UserError if the model does not say how unsure a prediction is."""
+    if not hasattr(model, "prediction_entropy"):
+        raise UserError(
+            "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY needs a model with `prediction_entropy`, and the "
+            f"model is a {type(model).__name__}: set it to 0, or COLOURS to []"
+        )
+    return {name: model.get_submodule(name) for name in parts_of(model)["h"]}
 
 
 def _timed_as(cfg: CfgNode) -> str:

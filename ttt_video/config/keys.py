@@ -359,6 +359,9 @@ METHODS: Mapping[str, Key] = {
     # Share of the way from the frozen model's distance to a training image's 1, on a logarithmic
     # scale, that changed colours must bring a frame.
     "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    # Share of the frozen model's entropy below which that of a prediction with changed colours has
+    # to be; 0 asks for none.
+    "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Frames of keep, the search's last included, to the first comparison with the frozen model, and
     # the most from one to the next: one that what is kept passes doubles them.
     "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(

@@ -8,6 +8,7 @@ A model is a PyTorch module that speaks detectron2's dicts:
     model.main_task(samples)                          # class distributions: tent, self_train
     model.encode(model.normalize(samples).tensor)     # f alone: ln_adapt
     model.masks.draw(height, width, generator)        # a patch mask
+    model.prediction_entropy(h_returned, size)        # how unsure it is: learn_on_change
 
 :class:`Model` is enough for predictions; methods that train need an :class:`AdaptableModel`. Both
 are protocols, so nothing has to derive from them. ``examples/new_model.py`` is a whole model.
@@ -80,6 +81,17 @@ class ExportableModel(Model, Protocol):
 
             ``scores`` (1, K, H, W) float32 and ``labels`` (1, H, W) int32, their largest;
             ``class_logits`` (1, Q, K + 1) and ``mask_logits`` (1, Q, H, W) float32 of queries.
+        """
+
+
+class DoubtingModel(Model, Protocol):
+    """A model that says how unsure a prediction is, from a forward pass that was made anyway."""
+
+    def prediction_entropy(self, returned: Any, size: Sequence[int], /) -> Tensor:
+        """Returns the mean entropy of an image's pixels: a scalar, at least 0.
+
+        ``returned`` is what h's module returned in the forward pass of one image, and ``size`` that
+        image's height and width.
         """
 
 

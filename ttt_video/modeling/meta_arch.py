@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .graphs import unstacked
 from .heads import MaskFormerTTTHead
 from .interface import OBJECT_OUTPUTS, output_size
 from .matcher import HungarianMatcher, Target
-from .pixel_classes import MainTask, image_area, pixel_classes
+from .pixel_classes import MainTask, image_area, pixel_classes, pixel_entropy
 from .postprocess import Postprocessing, semantic_inference
 from .reconstructing import DenseModel
 from .targets import count_masks, prepare_target
@@ -137,6 +138,24 @@ class MaskFormerTTT(DenseModel):
         mask_logits = output["pred_masks"]
         inside = image_area(images, *mask_logits.shape[-2:])
         return MainTask(pixel_classes(output["pred_logits"], mask_logits), inside)
+
+    def prediction_entropy(
+        self, returned: Sequence[Mapping[str, Tensor]], size: Sequence[int], /
+    ) -> Tensor:
+        """Returns how unsure the prediction of one image is: nats, the mean over its pixels.
+
+        A pixel may be nothing, whatever the outputs are, so that a doubt about which query has a
+        pixel counts beside that about the class (:func:`pixel_entropy`).
+
+        Args:
+            returned: what h returned in the forward pass.
+            size: height and width of the image, whose padding does not count.
+        """
+        class_logits, masks = returned[-1]["pred_logits"], returned[-1]["pred_masks"]
+        stride = self._padded(size[1]) / masks.shape[-1]
+        rows, columns = (math.ceil(side / stride) for side in size)
+        pixels = pixel_classes(class_logits, masks[..., :rows, :columns])
+        return pixel_entropy(pixels, background=True).mean()
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Returns h(f(x)) as detectron2's outputs: ``sem_seg`` (K, height, width), ``instances``,
