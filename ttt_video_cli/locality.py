@@ -22,6 +22,13 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser = ToolParser(prog, __doc__)
     add_labelled_arguments(parser)
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="one of N frames; lags and windows count these",
+    )
     parser.add_argument("--max-videos", type=int, metavar="N", help="default: all")
     parser.add_argument(
         "--masks",
@@ -59,6 +66,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
 def run(args: argparse.Namespace) -> None:
     """Measures and writes."""
     import json
+    import math
     from functools import partial
     from itertools import islice
 
@@ -79,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
     for flag, values in {
         "--max-frames": [args.max_frames],
+        "--every": [args.every],
         "--max-videos": [args.max_videos],
         "--masks": [args.masks],
         "--windows": args.windows,
@@ -107,11 +116,12 @@ def run(args: argparse.Namespace) -> None:
     found = []
     for source in islice(sources, args.max_videos):
         frames = FirstFrames(source, args.max_frames)
-        with tqdm(total=frames.num_frames, desc=source.video_id, unit="frame") as bar:
+        count = frames.num_frames and math.ceil(frames.num_frames / args.every)
+        with tqdm(total=count, desc=source.video_id, unit="frame") as bar:
             gradients = measure_gradients(
                 adapter,
                 source.video_id,
-                labelled_samples(cfg, frames),
+                labelled_samples(cfg, islice(frames, 0, None, args.every)),
                 masks=args.masks or cfg.TTT.BATCH_SIZE,
                 size=args.sketch,
                 seed=max(cfg.SEED, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -69,6 +70,22 @@ def test_terms_are_those_of_loops_over_frames_and_windows():
     assert found.best_cosine == max(WINDOWS, key=lambda k: found.windows[k].cosine)
 
 
+def test_a_shuffled_window_is_the_mean_over_all_choices_of_other_frames():
+    main = walk(9, 40)
+    recon = main - np.random.default_rng(8).normal(size=main.shape) / 6
+    found = estimate_locality(gradients_of(main, recon), windows=WINDOWS, lags=LAGS)
+    for k in WINDOWS:
+        windows = [
+            (t, recon[[t, *others]].mean(0))
+            for t in range(max(WINDOWS) - 1, 9)
+            for others in itertools.combinations([i for i in range(9) if i != t], k - 1)
+        ]
+        now = main[[t for t, _ in windows]]
+        wanted = cosine_of(np.stack([mean for _, mean in windows]), now)
+        assert found.windows[k].shuffled_cosine == pytest.approx(wanted, rel=1e-9)
+    assert found.windows[1].shuffled_cosine == pytest.approx(found.windows[1].cosine, rel=1e-9)
+
+
 def cosine_of(left: np.ndarray, right: np.ndarray) -> float:
     """Returns the cosine over all frames together."""
     return float((left * right).sum() / math.sqrt((left**2).sum() * (right**2).sum()))
@@ -120,7 +137,9 @@ def test_noise_of_the_draws_is_in_no_number():
     for k in WINDOWS:
         assert noisy.windows[k].bias == pytest.approx(quiet.windows[k].bias, abs=0.5)
         assert noisy.windows[k].variance == pytest.approx(quiet.windows[k].variance, abs=0.5)
-        assert noisy.windows[k].cosine == pytest.approx(quiet.windows[k].cosine, abs=0.02)
+        for name in ("cosine", "shuffled_cosine"):
+            quiet_cosine = getattr(quiet.windows[k], name)
+            assert getattr(noisy.windows[k], name) == pytest.approx(quiet_cosine, abs=0.02)
 
 
 def test_a_length_that_the_draws_hide_gives_no_cosine(tmp_path):

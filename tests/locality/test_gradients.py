@@ -113,6 +113,8 @@ def test_a_model_of_colours_has_its_labels(dataset, tmp_path):
         (["--windows", "0"], "--windows is 0"),
         (["--lags", "3"], "at least two lags"),
         (["--masks", "-1"], "--masks is -1"),
+        (["--every", "0"], "--every is 0"),
+        (["--every", "2", *FLAGS], "0002 has 2 frames; windows and lags of up to"),
         (["--max-frames", "3", "--windows", "8"], "0002 has 3 frames; windows and lags of up to"),
         (["TTT.METHOD", "tent"], "not masked reconstruction"),
     ],

@@ -29,12 +29,15 @@ class WindowTerms:
         cosine: between the window's mean of grad l_s and grad l_m(t), with no scale in it: what a
             step gets of the direction that it should take; None where the noise of the draws
             hides the length of one of them.
+        shuffled_cosine: the same for frame t and k - 1 other frames of the video, the expected
+            value over all choices of them: what a step gets where frames come in random order.
     """
 
     bias: float
     variance: float | None
     bound: float | None
     cosine: float | None
+    shuffled_cosine: float | None
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ def _window_terms(
     first = max(windows) - 1  # the same frames for all windows
     names = ("bias", "delta", "both", "recon", "main")
     sums = {k: dict.fromkeys(names, 0.0) for k in windows}
+    shuffled = {k: dict.fromkeys(("both", "recon"), 0.0) for k in windows}
     for start in range(0, main.shape[-1], CHUNK):
         m, s = (x[..., start : start + CHUNK].astype(np.float64) for x in (main, recon))
         now = m[:, first:]
@@ -199,16 +203,50 @@ def _window_terms(
             delta = mean_m - (scale or 0.0) * mean_s
             pairs = (mean_m - now,) * 2, (delta,) * 2, (mean_s, now), (mean_s,) * 2, (now,) * 2
             for name, (a, b) in zip(names, pairs, strict=True):
-                sums[k][name] += float((a[0] * b[1] + a[1] * b[0]).sum() / 2 / now.shape[1])
+                sums[k][name] += _frame_mean(a, b)
+            for name, value in _shuffled_products(s, now, k).items():
+                shuffled[k][name] += value
     return {
         k: WindowTerms(
             bias=own["bias"],
             variance=None if offset is None else own["delta"] - offset,
             bound=None if sigma2 is None else k**2 * step + sigma2 / k,
             cosine=_cosine(own["both"], own["recon"], own["main"]),
+            shuffled_cosine=_cosine(shuffled[k]["both"], shuffled[k]["recon"], own["main"]),
         )
         for k, own in sums.items()
     }
+
+
+def _shuffled_products(s: np.ndarray, now: np.ndarray, k: int) -> dict[str, float]:
+    """Returns means over the last frames t of products with the mean of s(t) and k - 1 others.
+
+    Each is the expected value over the others, which are drawn from all frames but t, without one
+    twice. They are means of products of pairs of frames, so nothing has to be drawn.
+
+    Args:
+        s: grad l_s of all T frames, (2, T, D).
+        now: grad l_m of the last frames, whose products are wanted.
+        k: frames in the window.
+
+    Returns:
+        "both", with grad l_m(t), and "recon", with itself.
+    """
+    frames, first = s.shape[1], s.shape[1] - now.shape[1]
+    own, rest = s[:, first:], s.sum(1, keepdims=True) - s[:, first:]
+    one = (k - 1) / (frames - 1)  # the share of choices that hold a frame other than t
+    two = one * (k - 2) / (frames - 2)  # that hold both of a pair
+    square = _frame_mean(s, s) * frames - _frame_mean(own, own)  # of frames other than t, summed
+    recon = _frame_mean(own, own) + one * (square + 2 * _frame_mean(own, rest))
+    return {
+        "both": (_frame_mean(own, now) + one * _frame_mean(rest, now)) / k,
+        "recon": (recon + two * (_frame_mean(rest, rest) - square)) / k**2,
+    }
+
+
+def _frame_mean(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the mean over frames of <a, b>, of different draws: (2, T, D) each."""
+    return float((a[0] * b[1] + a[1] * b[0]).sum() / 2 / a.shape[1])
 
 
 def _cosine(product: float, left: float, right: float) -> float | None:

@@ -22,6 +22,8 @@ TITLES = (
     "k, without labels",
 )
 
+COSINES = {"last k frames": "cosine", "last and k - 1 others": "shuffled_cosine"}
+
 
 def locality_table(found: Sequence[Locality]) -> str:
     """Returns the numbers of all videos as a Markdown table; |g| is the length of grad l_m."""
@@ -51,14 +53,17 @@ def plot_locality(video: Locality, folder: Path) -> list[Path]:
     files = [folder / f"windows_{name}.png", folder / f"drift_{name}.png"]
     sizes = list(video.windows)
     with figure_axes(files[0]) as axes:
-        cosines = {k: own.cosine for k, own in video.windows.items() if own.cosine is not None}
-        axes.plot(list(cosines), list(cosines.values()), marker="o", color=PALETTE[0])
+        for color, (label, key) in zip(PALETTE, COSINES.items(), strict=False):
+            values = {k: getattr(own, key) for k, own in video.windows.items()}
+            known = {k: value for k, value in values.items() if value is not None}
+            axes.plot(list(known), list(known.values()), marker="o", color=color, label=label)
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(k) for k in sizes])
         axes.set_xlabel("frames in the window, k")
         axes.set_ylabel("cosine")
         axes.set_title(f"{video.video_id}: mean of grad l_s over the window, and grad l_m", size=10)
+        axes.legend(frameon=False)
     main = {d: value / video.main_norm for d, value in video.drift.items()}
     drifts = {"l_m": main, "l_s": video.recon_drift}
     with figure_axes(files[1]) as axes:
