@@ -203,7 +203,7 @@ def _window_terms(
             delta = mean_m - (scale or 0.0) * mean_s
             pairs = (mean_m - now,) * 2, (delta,) * 2, (mean_s, now), (mean_s,) * 2, (now,) * 2
             for name, (a, b) in zip(names, pairs, strict=True):
-                sums[k][name] += _frame_mean(a, b)
+                sums[k][name] += _product(a, b)
             for name, value in _shuffled_products(s, now, k).items():
                 shuffled[k][name] += value
     return {
@@ -236,17 +236,12 @@ def _shuffled_products(s: np.ndarray, now: np.ndarray, k: int) -> dict[str, floa
     own, rest = s[:, first:], s.sum(1, keepdims=True) - s[:, first:]
     one = (k - 1) / (frames - 1)  # the share of choices that hold a frame other than t
     two = one * (k - 2) / (frames - 2)  # that hold both of a pair
-    square = _frame_mean(s, s) * frames - _frame_mean(own, own)  # of frames other than t, summed
-    recon = _frame_mean(own, own) + one * (square + 2 * _frame_mean(own, rest))
+    square = _product(s, s) * frames - _product(own, own)  # of frames other than t, summed
+    recon = _product(own, own) + one * (square + 2 * _product(own, rest))
     return {
-        "both": (_frame_mean(own, now) + one * _frame_mean(rest, now)) / k,
-        "recon": (recon + two * (_frame_mean(rest, rest) - square)) / k**2,
+        "both": (_product(own, now) + one * _product(rest, now)) / k,
+        "recon": (recon + two * (_product(rest, rest) - square)) / k**2,
     }
-
-
-def _frame_mean(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the mean over frames of <a, b>, of different draws: (2, T, D) each."""
-    return float((a[0] * b[1] + a[1] * b[0]).sum() / 2 / a.shape[1])
 
 
 def _cosine(product: float, left: float, right: float) -> float | None:
