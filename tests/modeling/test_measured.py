@@ -42,7 +42,7 @@ def test_the_mark_is_that_of_rounded_weights_without_g() -> None:
     assert weights_mark(model) != mark
 
 
-def test_other_weights_are_told_once_they_read_the_file(tmp_path, caplog) -> None:
+def test_a_model_of_other_weights_is_warned_of(tmp_path, caplog) -> None:
     file = str(tmp_path / "norms.safetensors")
     model = Parts()
     save_measured({"mean": torch.ones(2)}, file, model, {"weights": "a.pth"})

@@ -162,7 +162,7 @@ def test_an_mlp_computes_only_the_gradients_that_are_asked_for(
 
 
 def test_an_mlp_can_be_differentiated_twice_over_the_same_graph() -> None:
-    """What backward writes over is its own, not what a second pass reads again."""
+    """Backward writes over a tensor of its own, not over one that a second pass reads."""
     torch.manual_seed(0)
     first, second, (x,) = nn.Linear(8, 16), nn.Linear(16, 4), tensors((5, 8))
     loss = run_mlp(first, second, x, relu=False).square().sum()

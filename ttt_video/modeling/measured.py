@@ -21,7 +21,7 @@ from .interface import is_within, parts_of
 logger = logging.getLogger(__name__)
 
 MARK_KEY = "weights_mark"
-"""Of the header's metadata."""
+"""The header's metadata have the mark under this key."""
 
 
 def weights_mark(model: nn.Module) -> str:
