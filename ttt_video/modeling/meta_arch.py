@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from .graphs import unstacked
 from .heads import MaskFormerTTTHead
 from .interface import OBJECT_OUTPUTS, output_size
 from .matcher import HungarianMatcher, Target
-from .pixel_classes import MainTask, image_area, pixel_classes, pixel_entropy
+from .pixel_classes import MainTask, covered_cells, image_area, pixel_classes, pixel_entropy
 from .postprocess import Postprocessing, semantic_inference
 from .reconstructing import DenseModel
 from .targets import count_masks, prepare_target
@@ -152,8 +151,7 @@ class MaskFormerTTT(DenseModel):
             size: height and width of the image, whose padding does not count.
         """
         class_logits, masks = returned[-1]["pred_logits"], returned[-1]["pred_masks"]
-        stride = self._padded(size[1]) / masks.shape[-1]
-        rows, columns = (math.ceil(side / stride) for side in size)
+        rows, columns = covered_cells(size, self._padded(size[1]) / masks.shape[-1])
         pixels = pixel_classes(class_logits, masks[..., :rows, :columns])
         return pixel_entropy(pixels, background=True).mean()
 

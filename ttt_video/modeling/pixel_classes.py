@@ -14,7 +14,7 @@ query claims it. Everything is computed at the stride of the mask logits (4 px).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,6 +122,13 @@ def image_area(images: ImageList, rows: int, columns: int) -> Tensor:
     """Returns 1 for cells of a map that cover image, 0 for padding alone: (B, rows, columns)."""
     inside = torch.zeros(len(images), rows, columns, device=images.tensor.device)
     stride = images.tensor.shape[-1] / columns
-    for cells, (height, width) in zip(inside, images.image_sizes, strict=True):
-        cells[: math.ceil(height / stride), : math.ceil(width / stride)].fill_(1)
+    for cells, size in zip(inside, images.image_sizes, strict=True):
+        rows, columns = covered_cells(size, stride)
+        cells[:rows, :columns].fill_(1)
     return inside
+
+
+def covered_cells(size: Sequence[int], stride: float) -> tuple[int, int]:
+    """Returns how many rows and columns of a map an image of (height, width) px reaches into."""
+    height, width = size
+    return math.ceil(height / stride), math.ceil(width / stride)
