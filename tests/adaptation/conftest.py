@@ -1,4 +1,4 @@
-"""Fixtures of methods that read norm statistics."""
+"""Fixtures of methods that read norms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ttt_video.adaptation.head_signal import measure_head
 from ttt_video.adaptation.norm_statistics import measure_statistics
 from ttt_video.config import merge_method
 from ttt_video.modeling.weights import save_safetensors
@@ -37,3 +38,22 @@ def cfg_with_statistics(
         return tiny_cfg
 
     return config
+
+
+@pytest.fixture
+def head(tiny_model: Any, make_video: Any) -> dict[str, Tensor]:
+    """Measurements of the tiny model's head on a few frames."""
+    images = [frame["image"] for name in "abcd" for frame in make_video(f"source {name}")]
+    return measure_head(tiny_model, images, ["h"])
+
+
+@pytest.fixture
+def change_cfg(
+    cfg_with_statistics: Callable[..., CfgNode], head: dict[str, Tensor], tmp_path: Path
+) -> CfgNode:
+    """The tiny config of learn_on_change."""
+    file = tmp_path / "head.safetensors"
+    save_safetensors(head, file)
+    # A step without a look at the loss after it is a single pass.
+    pairs = ["TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.0, "TTT.LEARN_ON_CHANGE.SOURCE_HEAD", str(file)]
+    return cfg_with_statistics("learn_on_change", *pairs)

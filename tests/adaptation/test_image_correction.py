@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttt_video.adaptation.image_correction import ImageCorrection
+from ttt_video.adaptation.image_correction import ImageCorrection, effect, effect_moved
 
 MEAN, DEVIATION = torch.tensor([110.0, 100.0, 90.0]), torch.tensor([40.0, 50.0, 60.0])
 
@@ -50,3 +50,33 @@ def test_a_picture_of_one_colour_and_a_tiny_one_stay_finite():
     flat = torch.full((3, 2, 3), 7, dtype=torch.uint8)
     out = ImageCorrection(MEAN, DEVIATION)(flat, 1.0, 1.5)
     assert torch.equal(out, MEAN.round().to(torch.uint8).view(3, 1, 1).expand(3, 2, 3))
+
+
+def test_an_effect_is_the_mean_and_the_deviation_of_the_change(picture):
+    corrected = ImageCorrection(MEAN, DEVIATION)(picture, 1.0, 0.8)
+    change = corrected.numpy().astype(float) - picture.numpy()
+    expected = [change.mean((1, 2)), change.std((1, 2))]
+    np.testing.assert_allclose(effect(picture, corrected), expected, rtol=1e-4, atol=1e-3)
+    assert not effect(picture, picture).any()
+
+
+def test_how_far_an_effect_moved_is_a_share_of_the_larger_one():
+    noise = torch.tensor([[0.0, 0.0, 0.0], [30.0, 30.0, 30.0]])
+    assert effect_moved(noise, noise) == 0
+    assert effect_moved(noise, noise / 3) == effect_moved(noise / 3, noise) == pytest.approx(2 / 3)
+    assert effect_moved(noise, -noise) == pytest.approx(2)
+    # Half a value here or there is no effect at all.
+    assert effect_moved(noise * 0, noise / 100) == pytest.approx(0.3 * 3**0.5 / 2)
+
+
+def test_a_blur_does_less_when_the_noise_has_gone():
+    draw = np.random.default_rng(0)
+    scene = np.repeat(np.repeat(draw.integers(60, 180, (3, 8, 16)), 8, axis=1), 8, axis=2)
+    noisy = np.clip(scene + draw.normal(0, 25, scene.shape), 0, 255)
+    correct = ImageCorrection(MEAN, DEVIATION)
+    pictures = [
+        torch.from_numpy(x.astype(np.uint8)) for x in (noisy, noisy[..., ::-1].copy(), scene)
+    ]
+    first, mirrored, clean = (effect(x, correct(x, 0.0, 1.5)) for x in pictures)
+    assert effect_moved(first, mirrored) < 0.01
+    assert effect_moved(first, clean) > 0.2

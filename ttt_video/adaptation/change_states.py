@@ -125,14 +125,14 @@ class ChangeStates:
         return self.state is State.KEEP and self.age + 1 >= self._next_check
 
     def checked(self, *, leads: bool) -> None:
-        """Ends a check: what leads is kept for longer, else return begins.
+        """Ends a check, due or before that: what leads is kept for longer, else return begins.
 
         Args:
             leads: whether what is kept still leads the frozen model by enough.
         """
         if leads:
             self._gap = min(2 * self._gap, self.settings.check[1])
-            self._next_check += self._gap
+            self._next_check = self.age + 1 + self._gap
         else:
             self.end_of_learning(frozen_won=True, as_before=False)
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+LITTLE = 2.0
+"""Values of [0, 255] below which an effect is about none."""
+
 
 class ImageCorrection:
     """Brings the colours of a picture nearer to those of training images, and blurs it.
@@ -49,6 +52,28 @@ class ImageCorrection:
         shift = centre - factor * mean
         pixels = torch.addcmul(shift.view(-1, 1, 1), pixels, factor.view(-1, 1, 1))
         return pixels.round_().clamp_(0, 255).to(image.dtype)
+
+
+def effect(image: Tensor, corrected: Tensor) -> Tensor:
+    """Returns what a correction does to a picture: (2, C) mean of the change, and its deviation.
+
+    Args:
+        image: (C, H, W) uint8.
+        corrected: the same after the correction.
+    """
+    change = (corrected.float() - image).flatten(1)
+    mean = change.mean(1)
+    return torch.stack([mean, (change.square().mean(1) - mean.square()).clamp_min(0).sqrt()])
+
+
+def effect_moved(before: Tensor, now: Tensor) -> float:
+    """Returns how far an effect is from another, as a share of the larger one; at most 2.
+
+    Both are :func:`effect`'s. With noise gone a blur has a third of its effect, and with a shift of
+    the colours over their correction has another, at the very frame where that happens.
+    """
+    larger = max(float(before.norm()), float(now.norm()), LITTLE)
+    return float((now - before).norm()) / larger
 
 
 def _blurred(image: Tensor, deviation: float) -> Tensor:

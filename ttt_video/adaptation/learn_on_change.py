@@ -26,7 +26,7 @@ from .base import ADAPTER_REGISTRY
 from .candidates import FROZEN, Candidate, Choice, Search
 from .change_states import ChangeStates, State, StateSettings
 from .head_signal import HeadSignal, SourceHead, length, read_head
-from .image_correction import ImageCorrection
+from .image_correction import ImageCorrection, effect, effect_moved
 from .norm_statistics import hooked, norm_layers
 from .online_ttt_mae import ReconstructionAdapter
 from .precision import tf32
@@ -34,6 +34,10 @@ from .window import SlidingWindow
 
 FOLLOW = 0.1
 """Weight of a frame in the signal of a place, which follows a scene that passes by."""
+
+
+_NO_PICTURE: tuple[Any, Candidate, Any] = (None, FROZEN, None)
+"""A frame, a candidate, and the frame as that sees it."""
 
 
 class Predicted(NamedTuple):
@@ -67,6 +71,7 @@ class ChangeAdapter(ReconstructionAdapter):
         search: Search,
         read: Sequence[str],
         step_frames: int,
+        check_effect: float,
         **settings: Any,
     ) -> None:
         """``settings`` are :class:`ReconstructionAdapter`'s.
@@ -80,6 +85,8 @@ class ChangeAdapter(ReconstructionAdapter):
             read: submodules of h, by their names or with the role, whose normalisation layers the
                 signal is of; they never move.
             step_frames: frames after the search that have a step each; with 0 no weight moves.
+            check_effect: what is kept is compared with the frozen model as soon as its effect on
+                the picture moves by more than this share of it (:func:`effect_moved`).
         """
         super().__init__(model, **settings)
         layers = norm_layers(model, read)
@@ -88,7 +95,7 @@ class ChangeAdapter(ReconstructionAdapter):
                 f"learn_on_change reads {list(read)}, and its steps move that: name parts of the "
                 "head that stay in TTT.LEARN_ON_CHANGE.READ"
             )
-        self.step_frames = step_frames
+        self.step_frames, self.check_effect = step_frames, check_effect
         self.states, self.choice, self.search = ChangeStates(states), choice, search
         self.signal, self.head = HeadSignal(layers), head.to(self.device)
         self._heads = _heads(model) if choice.entropy else {}  # whose predictions have an entropy
@@ -104,8 +111,10 @@ class ChangeAdapter(ReconstructionAdapter):
         self._moved = False  # whether the model's weights are not the source's
         self._rest: Tensor | None = None  # of the last prediction
         self._place: Tensor | None = None  # what is usual under the candidate that is kept
+        self._effect: Tensor | None = None  # of what is kept, in the last comparison
         self._ready: dict[Candidate, Predicted] = {}  # of the frame that was compared last
         self._compared: Any = None  # that frame
+        self._picture = _NO_PICTURE
 
     # ---- predictions
 
@@ -139,6 +148,9 @@ class ChangeAdapter(ReconstructionAdapter):
             return Predicted(output, rest, float(entropy))
 
     def _corrected(self, candidate: Candidate, frame: Any) -> Any:
+        whose, how, picture = self._picture
+        if frame is whose and candidate == how:
+            return picture
         # The step's precision and TF32 are not the picture's.
         with torch.autocast(self.device.type, enabled=False), tf32(self.device, allowed=False):
             image = self.correct(frame["image"], candidate.colours, candidate.blur)
@@ -156,19 +168,36 @@ class ChangeAdapter(ReconstructionAdapter):
             usual training image's. Where a step was taken, :meth:`GradientAdapter.adapt`'s record.
         """
         record: dict[str, float] = {}
-        self._ready, self._compared = {}, None
+        self._ready, self._compared, self._picture = {}, None, _NO_PICTURE
         shift, moved = self._take_rest()
         for name, value in (("norm_shift", shift), ("place_shift", moved)):
             if value is not None:
                 record[name] = value
         if self.states.next_frame(shift, moved):
             self._start_from_source()
-        elif self.states.check_is_due():
+        elif self.states.check_is_due() or self._acts_otherwise(window.current):
             self._check(window.current)
         if self.states.state is State.LEARN:
             record.update(self._learn_on(window, generator))
         state = {"state": float(self.states.state)}
         return {**state, **self.choice.trusted._asdict(), **record}
+
+    def _effect_on(self, frame: Any) -> Tensor:
+        """Returns the effect of the chosen correction on a frame, and remembers the picture."""
+        chosen = self.choice.chosen
+        corrected = self._corrected(chosen, frame)
+        self._picture = frame, chosen, corrected
+        return effect(frame["image"], corrected["image"]).cpu()
+
+    def _acts_otherwise(self, frame: Any) -> bool:
+        """Returns whether what is kept does something else to the frame than when it was found.
+
+        So a correction ends with its shift: the prediction does not tell, because a picture without
+        noise looks like one whose noise was taken away.
+        """
+        if self.states.state is not State.KEEP or self._effect is None:
+            return False
+        return effect_moved(self._effect, self._effect_on(frame)) > self.check_effect
 
     def _take_rest(self) -> tuple[float | None, float | None]:
         """Takes what the last prediction saw; returns its distances from source and place.
@@ -208,6 +237,8 @@ class ChangeAdapter(ReconstructionAdapter):
         )
         if not self.choice.chosen.steps:
             self._restore()
+        if not frozen_won:
+            self._effect = self._effect_on(window.current)
         return record
 
     def inputs(self, batch: list[Any], generator: torch.Generator) -> Sequence[Tensor] | None:
@@ -237,7 +268,9 @@ class ChangeAdapter(ReconstructionAdapter):
         """Compares what is kept with the frozen model, which predicts at once if that leads."""
         leads = self.choice.still_leads(*self._seen([FROZEN, self.choice.chosen], frame))
         self.states.checked(leads=leads)
-        if not leads:
+        if leads:
+            self._effect = self._effect_on(frame)
+        else:
             self._start_from_source()
 
     def _start_from_source(self) -> None:
@@ -245,7 +278,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self._before = self.choice.chosen
         self._restore()
         self.choice.reset()
-        self._place = None
+        self._place = self._effect = None
 
     def _restore(self) -> None:
         super().reset()
@@ -267,6 +300,7 @@ class ChangeAdapter(ReconstructionAdapter):
             "moved": self._moved,
             "rest": self._rest,
             "place": self._place,
+            "effect": self._effect,
         }
         return {**super().state_dict(), "change": change}
 
@@ -280,6 +314,7 @@ class ChangeAdapter(ReconstructionAdapter):
         self._moved = change["moved"]
         self._rest = self._on_device(change["rest"])
         self._place = self._on_device(change["place"])
+        self._effect = change["effect"]
 
     def _on_device(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(self.device)
@@ -346,6 +381,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
         search=Search(values),
         read=tuple(own.READ),
         step_frames=own.STEP_FRAMES,
+        check_effect=own.CHECK_EFFECT,
     )
     adapter.timed_as = _timed_as(cfg)
     return adapter
