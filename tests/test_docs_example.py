@@ -108,6 +108,7 @@ def predictions(printed: str) -> list[tuple[str, str]]:
     return re.findall(r"^.*?(\d\.png): (box|triangle) [01]\.\d\d, \d+ px$", printed, re.M)
 
 
+@pytest.mark.slow
 def test_a_stranger_trains_and_predicts(data_set, tmp_path):
     script = copy_outside(EXAMPLE.read_text(), tmp_path)
     printed = run(script, data_set, script.parent, "OUTPUT_DIR", "run")

@@ -234,6 +234,7 @@ print([name for name in sys.modules if name.startswith("detectron2.projects.")])
 """
 
 
+@pytest.mark.slow
 def test_streams_without_any_optional_package_and_without_pointrends_heads(tmp_path: Path) -> None:
     extras = "cv2,hotcoco,imagecorruptions,panopticapi,skimage,submitit,torch_ms_deform_attn"
     missing = f"{extras},transformers,matplotlib,scipy.optimize,shapely,tensorboard,timm"

@@ -174,7 +174,16 @@ def test_another_frame_is_not_given_the_prediction_that_was_compared(
     assert torch.equal(output["sem_seg"], frozen_scores(tiny_model, video[2]))
 
 
-@pytest.mark.parametrize("cut", range(1, 12))
+FAST_CUTS = (2, 3, 4, 7)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        *FAST_CUTS,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 12) if n not in FAST_CUTS),
+    ],
+)
 def test_goes_on_in_any_state_as_if_never_stopped(
     change_cfg, tiny_model, make_video, cut, tmp_path
 ):

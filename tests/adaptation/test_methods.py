@@ -297,6 +297,7 @@ class TestOfflineTTTMAEOracle(OfflineContract):
             list(runner.run([{k: v for k, v in f.items() if "sem" not in k} for f in make_video()]))
 
 
+@pytest.mark.slow  # the code of rows above, in one another
 class TestMajorityVoteOverOnlineTTTMAE(AdapterContract):
     method = "majority_vote"
     settings = (
@@ -307,6 +308,7 @@ class TestMajorityVoteOverOnlineTTTMAE(AdapterContract):
     counterpart = ("TTT.ENSEMBLE.METHOD", "none")
 
 
+@pytest.mark.slow
 class TestTemporalSmoothingOverOnlineTTTMAE(AdapterContract):
     method = "temporal_smoothing"
     settings = ("TTT.ENSEMBLE.METHOD", "online_ttt_mae", "TTT.ENSEMBLE.WINDOW_SIZE", 2)

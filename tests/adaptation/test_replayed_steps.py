@@ -49,6 +49,16 @@ def assert_same(left: Any, right: Any) -> None:
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
 
 
+RARE = [
+    ["TTT.STEP_MODE", "train", "TTT.STEPS_PER_FRAME", "2", *CROP],
+    ["TTT.PRECISION", "bf16", *CROP],
+    ["TTT.PREDICT", "before", "TTT.OPTIMIZER.SOURCE_PULL", "0.1"],
+    ["TTT.MASK_KIND", "block", "TTT.RECON.REGION", "all"],
+    ["TTT.RECON.NORMALIZE_TARGET", "True", "TTT.MODULES", '["f"]'],
+    ["TTT.CROP.SCALE_RANGE", "[0.5, 1.5]", *CROP],
+]
+
+
 @pytest.mark.parametrize(
     ("method", "opts"),
     [
@@ -56,19 +66,14 @@ def assert_same(left: Any, right: Any) -> None:
         ("online_ttt_mae", ["TTT.BATCH_SIZE", "5", "TTT.MICRO_BATCH_SIZE", "2"]),
         ("online_ttt_mae", [*ADAMW, "TTT.OPTIMIZER.RESTART", "True", *CROP]),
         ("online_ttt_mae", [*ADAMW, "TTT.OPTIMIZER.CLIP_NORM", "0.01", "TTT.CROP.FLIP", "True"]),
-        ("online_ttt_mae", ["TTT.STEP_MODE", "train", "TTT.STEPS_PER_FRAME", "2", *CROP]),
-        ("online_ttt_mae", ["TTT.PRECISION", "bf16", *CROP]),
         ("online_ttt_mae", ["TTT.RESET", "frame"]),
         ("online_ttt_mae", ["TTT.RESET", "never", "TTT.UPDATE_EVERY", "2"]),
-        ("online_ttt_mae", ["TTT.PREDICT", "before", "TTT.OPTIMIZER.SOURCE_PULL", "0.1"]),
-        ("online_ttt_mae", ["TTT.MASK_KIND", "block", "TTT.RECON.REGION", "all"]),
-        ("online_ttt_mae", ["TTT.RECON.NORMALIZE_TARGET", "True", "TTT.MODULES", '["f"]']),
         ("online_ttt_mae", ["TTT.OPTIMIZER.BASE_LR", "30.0", "TTT.WINDOW_SIZE", "1"]),
-        ("online_ttt_mae", ["TTT.CROP.SCALE_RANGE", "[0.5, 1.5]", *CROP]),
         ("tent", []),
         ("self_train", ["TTT.SELF_TRAIN.THRESHOLD", "0.1"]),
         ("majority_vote", ["TTT.ENSEMBLE.PREDICTIONS", "2"]),
         ("none", []),
+        *(pytest.param("online_ttt_mae", opts, marks=pytest.mark.slow) for opts in RARE),
     ],
 )  # fmt: skip
 def test_rows_are_those_without_graphs(tiny_model, make_video, capture, method, opts):

@@ -73,7 +73,7 @@ CASES = [  # levels, heads, channels, points, queries
     pytest.param(ODD, 2, 3, 2, 5, id="odd-sizes"),
     pytest.param(((4, 7),), 3, 8, 4, 3, id="three-heads"),
     pytest.param(((3, 1), (1, 4)), 1, 1, 5, 7, id="lines-and-one-channel"),
-    pytest.param(((2, 3),), 8, 32, 4, 1, id="as-in-the-full-model"),
+    pytest.param(((2, 3),), 8, 32, 4, 1, id="as-in-the-full-model", marks=pytest.mark.slow),
 ]
 
 
@@ -293,6 +293,7 @@ def test_module_under_autocast_casts_nothing_before_the_kernel(monkeypatch):
         torch.testing.assert_close(one.double(), two, rtol=0, atol=0.05 * scale)
 
 
+@pytest.mark.slow
 def test_pixel_decoder(monkeypatch):
     torch.manual_seed(0)
     channels = {"res2": 5, "res3": 6, "res4": 7, "res5": 8}

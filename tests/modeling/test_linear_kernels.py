@@ -222,7 +222,7 @@ def assert_module_agrees(
         assert_near(value, expected[name], error)
 
 
-PRECISIONS = [torch.float32, torch.bfloat16]
+PRECISIONS = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)

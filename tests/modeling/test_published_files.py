@@ -124,6 +124,7 @@ def imagenet_weights(model) -> dict[str, Tensor]:
     return weights | {"head.weight": torch.zeros(1000, 768), "head.bias": torch.zeros(1000)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["official.pth", pytest.param("converted.pkl", marks=pytest.mark.slow)]
 )

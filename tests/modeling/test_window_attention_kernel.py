@@ -32,7 +32,7 @@ def attention(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int], **option
     return window_blocks.attention(kernel.window_attention, block, qkv, size, **options)
 
 
-@pytest.mark.parametrize("head_dim", [4, 24, 32])
+@pytest.mark.parametrize("head_dim", [4, pytest.param(24, marks=pytest.mark.slow), 32])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equals_the_reference_in_float64(case, head_dim):
     options = {"forward": FEW, "backward": FEW}

@@ -216,6 +216,7 @@ def test_an_order_that_says_nothing_here(flags, tmp_path):
             stream(flags, tmp_path / name, "TTT.FRAME_ORDER", order, dataset=name)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_its_order(flags, tmp_path, monkeypatch):
     args = ("--save-every", 7, *NO_MEMORY, "TTT.FRAME_ORDER", "first", "TTT.RECORD_STEPS", True)
     online = ("--save-every", 7, "--method", "online_ttt_mae", "TTT.RESET", "never",

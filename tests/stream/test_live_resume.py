@@ -80,7 +80,7 @@ def brightness(video):
         return [float(f.to_ndarray(format="rgb24").mean()) for f in container.decode(video=0)]
 
 
-@pytest.mark.parametrize("kept", [2, 5, 6])
+@pytest.mark.parametrize("kept", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 6))])
 def test_a_killed_run_goes_on_with_the_saved_weights_and_loses_no_row(
     evaluate, tiny_cfg, tiny_model, make_video, tmp_path, caplog, kept
 ):

@@ -420,7 +420,13 @@ def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
 
 
 @pytest.mark.parametrize(
-    "opts", [(), ("TTT.FRAME_BUDGET_MS", 100), ("TTT.WINDOW_SIZE", "auto")], ids=str
+    "opts",
+    [
+        (),
+        pytest.param(("TTT.FRAME_BUDGET_MS", 100), marks=pytest.mark.slow),
+        pytest.param(("TTT.WINDOW_SIZE", "auto"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_runs_repeat_and_go_on_bit_for_bit(evaluate, tmp_path, opts):
     rows = evaluate("whole", *opts)

@@ -124,7 +124,12 @@ def rows_of(folder) -> list:
 
 
 @pytest.mark.parametrize(
-    "method", ["online_ttt_mae", "tent_class_balance", "offline_ttt_mae_oracle"]
+    "method",
+    [
+        "online_ttt_mae",
+        pytest.param("tent_class_balance", marks=pytest.mark.slow),
+        pytest.param("offline_ttt_mae_oracle", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path, task, method):

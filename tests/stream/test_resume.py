@@ -121,6 +121,7 @@ def test_killed_again_and_again(evaluate, tmp_path):
     assert [index for _, index in steps] == [6, 7]
 
 
+@pytest.mark.slow
 def test_videos_that_build_on_one_another_go_on_too(evaluate, tmp_path):
     videos = [write_video(tmp_path / "v" / name, 4) for name in "abc"]
     kills = {4: "at the end", 9: "third"}

@@ -101,6 +101,7 @@ def test_files_have_the_weights_of_their_frames(evaluate, tiny_cfg, tiny_model, 
         assert weights_hash(weights) != header["source_sha256"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(evaluate, tmp_path):
     kills = {2: "before a state", 3: "at a state", 5: "between", 7: "late"}
     whole = files(evaluate("whole", "last,every:2,best-loss", kills))

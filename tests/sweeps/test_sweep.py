@@ -430,6 +430,7 @@ def test_colour_settings_are_chosen_on_validation_videos_alone(tmp_path):
     assert chosen["ln_adapt"].LN_ADAPT.PRIOR in tried[key]
 
 
+@pytest.mark.slow
 def test_settings_of_the_fair_table_are_chosen_on_validation_videos_alone(tmp_path):
     """And the table has one rate of each step, which was tried."""
     folder = config_dir() / "sweeps"

@@ -89,6 +89,7 @@ def test_a_film_has_no_labels_but_is_measured(flags, tmp_path):
         assert "colorfulness_original" not in numbers
 
 
+@pytest.mark.slow
 def test_the_documented_command_colours_ten_films(tmp_path):
     root = Path(__file__).parents[2]
     pages = [(root / page).read_text("utf-8") for page in ("datasets/README.md", DOCS)]

@@ -121,6 +121,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path):
     kept = source.read_bytes()
     result = run(source, source)

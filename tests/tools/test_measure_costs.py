@@ -248,6 +248,7 @@ def test_everything_in_one_command(run):
 # ---- peers
 
 
+@pytest.mark.slow
 def test_parts_of_a_gpus_frame(run):
     opts = ["TTT.BATCH_SIZE", "2", "TTT.CROP.SIZE", "[32, 64]"]
     only = ["parity", "prediction", "step", "frame, release", "around the model", "memory"]

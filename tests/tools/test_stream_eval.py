@@ -406,6 +406,7 @@ def wait_for_rows(
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_run_is_resumed_to_the_same_files(stream, model_files, tmp_path):
     videos = tmp_path / "videos"
     for name, count in (("a", 2), ("b", 24)):

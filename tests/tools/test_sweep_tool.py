@@ -53,6 +53,7 @@ def sweep_file(tmp_path, monkeypatch) -> str:
     return "mine.yaml"
 
 
+@pytest.mark.slow
 def test_runs_reports_and_goes_on(sweep_file, stream, tmp_path, capsys):
     sweep([sweep_file, "--dry-run"])
     assert capsys.readouterr().out.count("missing: ") == 3

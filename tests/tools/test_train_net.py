@@ -309,6 +309,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(run_here, tmp_path, be
         run_here("--config", "quick/joint_world.yaml", "OUTPUT_DIR", folder)
 
 
+@pytest.mark.slow
 def test_missing_data_set_ends_with_exit_code_2(tmp_path):
     done = run(tmp_path, "--config", "quick/joint_coco_instance.yaml", "OUTPUT_DIR", tmp_path)
     assert done.returncode == 2

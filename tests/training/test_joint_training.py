@@ -113,6 +113,7 @@ def train(cfg, resume=False, *hooks):
     return trainer
 
 
+@pytest.mark.slow
 def test_every_loss_falls_and_segmentation_improves(tmp_path):
     cfg = make_cfg(
         tmp_path, "SOLVER.MAX_ITER", 40, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.003,
@@ -252,6 +253,7 @@ def decoder_of(folder):
     ).recon_head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["main_only", "probing"])
 def test_a_decoder_that_nothing_trained_is_not_saved(tmp_path, mode):
     train(make_cfg(tmp_path / "f", "TTT.JOINT", "main_only", "SOLVER.MAX_ITER", 1))
