@@ -361,7 +361,7 @@ METHODS: Mapping[str, Key] = {
     "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Share of the frozen model's entropy below which that of a prediction with changed colours has
     # to be; 0 asks for none.
-    "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY": Key(1.0, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
+    "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Frames of keep, the search's last included, to the first comparison with the frozen model, and
     # the most from one to the next: one that what is kept passes doubles them.
     "TTT.LEARN_ON_CHANGE.CHECK_EVERY": Key(
