@@ -89,12 +89,13 @@ def test_methods_run_on_it(tool, weights, tmp_path, capsys, method, record, move
     lines = (tmp_path / "run" / "frames.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 3
-    for row in rows:
-        assert record is None or np.isfinite(row[record])
-        ours, frozen = (
-            numbers["metrics"]["prediction_entropy"] for numbers in (row, row["frozen"])
-        )
-        assert (ours != frozen) == moved
+    assert record is None or all(np.isfinite(row[record]) for row in rows)
+    entropies = [
+        [numbers["metrics"]["prediction_entropy"] for numbers in (row, row["frozen"])]
+        for row in rows
+    ]
+    # Not in every frame: a step after which the loss grows is undone.
+    assert any(ours != frozen for ours, frozen in entropies) == moved
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["jointly_trained"]
     assert summary["architecture"] == "SmallNetwork"
