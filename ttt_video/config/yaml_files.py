@@ -9,8 +9,6 @@ import yaml
 
 from ..errors import UserError
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is eight times as fast
-
 
 def compose_yaml(text: str | bytes, name: str) -> yaml.Node | None:
     """Returns the nodes of a document, None for an empty one. No tag runs code.
@@ -23,7 +21,7 @@ def compose_yaml(text: str | bytes, name: str) -> yaml.Node | None:
         UserError: a key stands twice in one section. PyYAML would take the last one.
         yaml.YAMLError: it is no YAML.
     """
-    root = yaml.compose(text, Loader=_LOADER)
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
     nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
