@@ -369,7 +369,7 @@ METHODS: Mapping[str, Key] = {
         must_be("[first, longest] in whole frames with 1 <= first <= longest", _is_whole_range),
     ),
     # It is compared at once where what the correction does to the picture moves by more than this
-    # share of it.
+    # share of it, which is 2 at most.
     "TTT.LEARN_ON_CHANGE.CHECK_EFFECT": Key(0.2, at_least(0)),
     # lambda: confidence above which a prediction is a label.
     "TTT.SELF_TRAIN.THRESHOLD": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
