@@ -161,6 +161,7 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.LEARN_ON_CHANGE.STEP", 1.1),
         ("TTT.LEARN_ON_CHANGE.STEP_FRAMES", -1),
         ("TTT.LEARN_ON_CHANGE.BLUR", [0.0]),
+        ("TTT.LEARN_ON_CHANGE.DENOISE", [-1.0]),
         ("TTT.LEARN_ON_CHANGE.COLOURS", [1.5]),
         ("TTT.LEARN_ON_CHANGE.COLOURS", ["all"]),
         ("TTT.SELF_TRAIN.THRESHOLD", 1.1),

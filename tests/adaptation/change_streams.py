@@ -17,8 +17,8 @@ HUGE = 1e6
 AT_ONCE = {"ENTER": 0.0, "MOVED": HUGE, "PATIENCE": 1, "MARGIN": 0.0, "STEP": 0.0}
 AT_ONCE |= {"COLOUR_APPROACH": 0.0, "COLOUR_ENTROPY": 0.0}
 """Learn begins with the second frame, and what is nearer to the source is chosen."""
-SEARCH = {"BLUR": [1.0], "COLOURS": [0.5, 1.0]}
-NOTHING: dict[str, list] = {"BLUR": [], "COLOURS": []}
+SEARCH = {"BLUR": [1.0], "DENOISE": [], "COLOURS": [0.5, 1.0]}
+NOTHING: dict[str, list] = {"BLUR": [], "DENOISE": [], "COLOURS": []}
 
 
 def stream(cfg, model: nn.Module, **settings) -> Stream:

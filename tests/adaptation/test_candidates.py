@@ -93,13 +93,34 @@ def test_entropies_that_are_not_asked_for_say_nothing():
     assert ours.trusted == COLOURED
 
 
+def test_other_colours_make_the_model_surer_than_it_is_without_them():
+    """What takes the noise away makes it surer, and colours get no credit for that."""
+    for entropy in (0.59, 0.61):
+        ours, entropies = choice(entropy=0.4), {FROZEN: 2.0, BLURRED: 1.5, BOTH: entropy}
+        ours.compare({FROZEN: 2.0, BLURRED: 1.0, BOTH: 0.5}, entropies)
+        assert ours.trusted == (BOTH if entropy < 0.6 else BLURRED)
+
+
 def test_a_search_varies_one_property_after_another():
-    search = Search({"blur": [0.8, 1.5], "steps": [], "colours": [0.5]})
+    search = Search([{"blur": [0.8, 1.5]}, {"steps": []}, {"colours": [0.5]}])
     assert len(search) == 2
     assert search.at(0, FROZEN) == [FROZEN, Candidate(blur=0.8), BLURRED]
     expected = [FROZEN, BLURRED, Candidate(blur=1.5, colours=0.5)]
     assert search.at(1, BLURRED) == expected
     assert search.at(0, COLOURED)[2:] == [Candidate(1.0, 0.8), Candidate(1.0, 1.5)]
+
+
+def test_a_candidate_has_one_property_of_a_turn():
+    search = Search([{"blur": [0.8], "denoise": [1.0, 2.0]}, {}])
+    assert len(search) == 1
+    cleared, coloured = Candidate(denoise=1.0), Candidate(colours=1.0, denoise=2.0)
+    expected = [FROZEN, Candidate(blur=0.8), cleared, Candidate(denoise=2.0)]
+    assert search.at(0, FROZEN) == expected
+    assert search.at(0, coloured)[2:5] == [
+        COLOURED,
+        Candidate(colours=1.0, blur=0.8),
+        COLOURED._replace(denoise=1.0),
+    ]
 
 
 @pytest.mark.parametrize("best", [1.5, 1.0])

@@ -19,13 +19,13 @@ def picture() -> torch.Tensor:
 
 
 def test_nothing_to_correct_is_the_same_picture(picture):
-    assert ImageCorrection(MEAN, DEVIATION)(picture, 0.0, 0.0) is picture
+    assert ImageCorrection(MEAN, DEVIATION)(picture) is picture
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_colours_come_nearer_to_those_of_training_images(picture, share):
     before = picture.clone()
-    out = ImageCorrection(MEAN, DEVIATION)(picture, share, 0.0)
+    out = ImageCorrection(MEAN, DEVIATION)(picture, colours=share)
     assert torch.equal(before, picture)
     assert out.dtype == torch.uint8
     pixels = picture.numpy().astype(float)
@@ -39,7 +39,7 @@ def test_colours_come_nearer_to_those_of_training_images(picture, share):
 
 @pytest.mark.parametrize("blur", [0.8, 1.5])
 def test_blurs_as_opencv_does(picture, blur):
-    out = ImageCorrection(MEAN, DEVIATION)(picture, 0.0, blur)
+    out = ImageCorrection(MEAN, DEVIATION)(picture, blur=blur)
     size = 2 * int(np.ceil(3 * blur)) + 1
     image = picture.permute(1, 2, 0).numpy()
     expected = cv2.GaussianBlur(image, (size, size), blur, borderType=cv2.BORDER_REFLECT_101)
@@ -48,12 +48,20 @@ def test_blurs_as_opencv_does(picture, blur):
 
 def test_a_picture_of_one_colour_and_a_tiny_one_stay_finite():
     flat = torch.full((3, 2, 3), 7, dtype=torch.uint8)
-    out = ImageCorrection(MEAN, DEVIATION)(flat, 1.0, 1.5)
+    out = ImageCorrection(MEAN, DEVIATION)(flat, colours=1.0, blur=1.5, denoise=1.0)
     assert torch.equal(out, MEAN.round().to(torch.uint8).view(3, 1, 1).expand(3, 2, 3))
 
 
+def test_noise_goes_before_colours_are_corrected(picture):
+    correct = ImageCorrection(MEAN, DEVIATION)
+    without = correct(picture, denoise=2.0)
+    assert not torch.equal(without, picture)
+    out = correct(picture, colours=0.5, denoise=2.0)
+    assert torch.equal(out, correct(without, colours=0.5))
+
+
 def test_an_effect_is_the_mean_and_the_deviation_of_the_change(picture):
-    corrected = ImageCorrection(MEAN, DEVIATION)(picture, 1.0, 0.8)
+    corrected = ImageCorrection(MEAN, DEVIATION)(picture, colours=1.0, blur=0.8)
     change = corrected.numpy().astype(float) - picture.numpy()
     expected = [change.mean((1, 2)), change.std((1, 2))]
     np.testing.assert_allclose(effect(picture, corrected), expected, rtol=1e-4, atol=1e-3)
@@ -77,6 +85,6 @@ def test_a_blur_does_less_when_the_noise_has_gone():
     pictures = [
         torch.from_numpy(x.astype(np.uint8)) for x in (noisy, noisy[..., ::-1].copy(), scene)
     ]
-    first, mirrored, clean = (effect(x, correct(x, 0.0, 1.5)) for x in pictures)
+    first, mirrored, clean = (effect(x, correct(x, blur=1.5)) for x in pictures)
     assert effect_moved(first, mirrored) < 0.01
     assert effect_moved(first, clean) > 0.2

@@ -84,6 +84,7 @@ class TestLearnOnChange(AdapterContract):
         "TTT.LEARN_ON_CHANGE.MARGIN", 0.0,
         "TTT.LEARN_ON_CHANGE.STEP", 0.0,
         "TTT.LEARN_ON_CHANGE.BLUR", [1.0],
+        "TTT.LEARN_ON_CHANGE.DENOISE", [],
         "TTT.LEARN_ON_CHANGE.COLOURS", [],
         "TTT.LEARN_ON_CHANGE.STEP_FRAMES", 4,
     )  # fmt: skip
@@ -101,7 +102,7 @@ class TestLearnOnChange(AdapterContract):
         """A state has the numbers of what it does: there is no loss without a step."""
         records = [r.record for r in runner.run(make_video())]
         assert "loss_recon" in records[2].keys() - records[1].keys()
-        assert all({"state", "colours", "blur", "steps"} <= r.keys() for r in records)
+        assert all({"state", "colours", "blur", "steps", "denoise"} <= r.keys() for r in records)
         assert all(math.isfinite(value) for r in records for value in r.values())
 
 

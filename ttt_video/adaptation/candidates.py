@@ -14,11 +14,13 @@ class Candidate(NamedTuple):
         colours: share of the way from the picture's colours to those of training images.
         blur: deviation of a Gaussian over the picture, in pixels.
         steps: 1.0 with the weights after the gradient steps, 0.0 with the source's.
+        denoise: what is taken out of the picture as noise, as a multiple of what is found in it.
     """
 
     colours: float = 0.0
     blur: float = 0.0
     steps: float = 0.0
+    denoise: float = 0.0
 
 
 FROZEN = Candidate()
@@ -87,11 +89,19 @@ class Choice:
         """Returns the scores, infinite where other colours do not make the model surer."""
         if not self.entropy or entropies is None:
             return dict(scores)
-        limit = self.entropy * entropies[FROZEN]
         return {
-            one: score if not one.colours or entropies[one] < limit else math.inf
+            one: score if not one.colours or self._is_surer(one, entropies) else math.inf
             for one, score in scores.items()
         }
+
+    def _is_surer(self, one: Candidate, entropies: Mapping[Candidate, float]) -> bool:
+        """Returns whether colours make the model surer than it is frozen, and without them."""
+        without = (FROZEN, one._replace(colours=0.0))  # the second is compared in a search alone
+        return all(
+            entropies[one] < self.entropy * entropies[other]
+            for other in without
+            if other in entropies
+        )
 
     def _comes_near(self, one: Candidate, score: float, frozen: float, part: float = 1.0) -> bool:
         """Returns whether a score is finite, and near enough to training images for its colours."""
@@ -126,11 +136,19 @@ class Choice:
 
 
 class Search:
-    """Varies one property of a candidate after another, each in a turn of its own."""
+    """Varies the properties of a candidate, turn after turn.
 
-    def __init__(self, values: Mapping[str, Sequence[float]]) -> None:
-        """``values`` are those of each property, beside 0, in the order of the turns."""
-        self._turns = [(name, (0.0, *own)) for name, own in values.items() if own]
+    Properties of one turn are ways to the same end, of which a candidate has one at most.
+    """
+
+    def __init__(self, turns: Sequence[Mapping[str, Sequence[float]]]) -> None:
+        """``turns`` are the values of their properties, beside 0; one without values is none."""
+        self._turns = []
+        for turn in turns:
+            without = dict.fromkeys(turn, 0.0)
+            variations = [{**without, name: v} for name, own in turn.items() for v in own]
+            if variations:
+                self._turns.append([without, *variations])
 
     def __len__(self) -> int:
         """Returns the number of turns."""
@@ -138,6 +156,5 @@ class Search:
 
     def at(self, turn: int, chosen: Candidate) -> list[Candidate]:
         """Returns a turn's candidates: the frozen model, the chosen one, and its variations."""
-        name, values = self._turns[turn]
-        variations = [chosen._replace(**{name: value}) for value in values]
+        variations = [chosen._replace(**values) for values in self._turns[turn]]
         return [*dict.fromkeys([FROZEN, chosen, *variations])]

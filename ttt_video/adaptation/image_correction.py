@@ -1,4 +1,4 @@
-"""Corrects a frame before a model sees it: its colours, and its noise."""
+"""Corrects a frame before a model sees it: its noise, and its colours."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .denoising import denoised
+
 LITTLE = 2.0
 """Values of [0, 255] below which an effect is about none."""
 
 
 class ImageCorrection:
-    """Brings the colours of a picture nearer to those of training images, and blurs it.
+    """Takes noise out of a picture, brings its colours nearer to training images', and blurs it.
 
-    It is stateless: each frame is corrected by its own channel means and deviations.
+    It is stateless: each frame is corrected by its own noise, channel means and deviations.
     """
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
@@ -26,15 +28,20 @@ class ImageCorrection:
         """
         self.mean, self.deviation = mean.float(), deviation.float()
 
-    def __call__(self, image: Tensor, colours: float, blur: float) -> Tensor:
-        """Returns a corrected picture; the same object where both are 0.
+    def __call__(
+        self, image: Tensor, *, colours: float = 0.0, blur: float = 0.0, denoise: float = 0.0
+    ) -> Tensor:
+        """Returns a corrected picture; the same object where all are 0.
 
         Args:
             image: (C, H, W) uint8.
             colours: share in [0, 1] of the way to the training images' means and, by the power of
                 it, to their deviations.
             blur: deviation of a Gaussian in pixels.
+            denoise: what is taken out as noise, as a multiple of what is found.
         """
+        if denoise:  # first, because noise adds to the deviations that colours go by
+            image = denoised(image, denoise)
         if colours:
             image = self._coloured(image, colours)
         if blur:

@@ -153,7 +153,12 @@ class ChangeAdapter(ReconstructionAdapter):
             return picture
         # The step's precision and TF32 are not the picture's.
         with torch.autocast(self.device.type, enabled=False), tf32(self.device, allowed=False):
-            image = self.correct(frame["image"], candidate.colours, candidate.blur)
+            image = self.correct(
+                frame["image"],
+                colours=candidate.colours,
+                blur=candidate.blur,
+                denoise=candidate.denoise,
+            )
         return frame if image is frame["image"] else {**frame, "image": image}
 
     # ---- states
@@ -354,11 +359,11 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             "TTT.LEARN_ON_CHANGE.READ to parts of the head that have some, or choose another "
             "--method"
         )
-    values = {"blur": own.BLUR, "colours": own.COLOURS}
-    if not (any(values.values()) or own.STEP_FRAMES):
+    search = Search([{"blur": own.BLUR, "denoise": own.DENOISE}, {"colours": own.COLOURS}])
+    if not (len(search) or own.STEP_FRAMES):
         raise UserError(
-            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, COLOURS or "
-            "STEP_FRAMES"
+            "learn_on_change has nothing to learn: give TTT.LEARN_ON_CHANGE.BLUR, DENOISE, COLOURS "
+            "or STEP_FRAMES"
         )
     scales: list[Any] = [layer.weight for layer in layers.values()]
     adapter = ChangeAdapter.from_config(
@@ -378,7 +383,7 @@ def learn_on_change(cfg: CfgNode, model: nn.Module) -> ChangeAdapter:
             approach=own.COLOUR_APPROACH,
             entropy=own.COLOUR_ENTROPY if own.COLOURS else 0.0,
         ),
-        search=Search(values),
+        search=search,
         read=tuple(own.READ),
         step_frames=own.STEP_FRAMES,
         check_effect=own.CHECK_EFFECT,

@@ -343,11 +343,15 @@ METHODS: Mapping[str, Key] = {
         [10, 40],
         must_be("[first, longest] in whole frames with 1 <= first <= longest", _is_whole_range),
     ),
-    # These are tried, beside 0, each in a frame of its own: deviations of a blur in pixels, shares
-    # of the way to the training images' colours.
+    # These are tried, beside 0: in a frame, deviations of a blur in pixels, and multiples of the
+    # noise that is found in the picture, to be taken out of it; in the next, shares of the way to
+    # the training images' colours.
     "TTT.LEARN_ON_CHANGE.BLUR": Key(
         [0.8, 1.5],
         must_be("a list of deviations above 0", lambda v: _all_numbers(v, lambda x: x > 0)),
+    ),
+    "TTT.LEARN_ON_CHANGE.DENOISE": Key(
+        [1.0], must_be("a list of multiples above 0", lambda v: _all_numbers(v, lambda x: x > 0))
     ),
     "TTT.LEARN_ON_CHANGE.COLOURS": Key([0.5, 1.0], _SHARES),
     # Frames after that which take a gradient step each.

@@ -1,0 +1,116 @@
+"""Non-local means against their definition in float64, and the noise against what was put in."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ttt_video.adaptation.denoising import denoised, noise_levels
+
+
+def scene(height: int = 48, width: int = 64) -> np.ndarray:
+    """(3, H, W) squares of one colour each, of which every second row is dark."""
+    draw = np.random.default_rng(0)
+    rows, columns = -(-height // 16), -(-width // 16)
+    tiles = draw.integers(120, 200, (3, rows, columns))
+    tiles[:, 1::2] = draw.integers(30, 60, tiles[:, 1::2].shape)
+    return np.kron(tiles, np.ones((1, 16, 16), int))[:, :height, :width]
+
+
+def noisy(clean: np.ndarray, deviation: np.ndarray | float, seed: int = 1) -> torch.Tensor:
+    draw = np.random.default_rng(seed).normal(0, 1, clean.shape)
+    return torch.from_numpy(np.clip(clean + deviation * draw, 0, 255).round().astype(np.uint8))
+
+
+def planes(image: torch.Tensor) -> torch.Tensor:
+    """Brightness, and red less blue."""
+    pixels = image.float()
+    return torch.stack([pixels.sum(0), pixels[0] - pixels[2]])
+
+
+def by_definition(image: torch.Tensor, noise: np.ndarray) -> np.ndarray:
+    """Non-local means pixel by pixel, with the deviations of the noise at each brightness."""
+    pixels = image.numpy().astype(float)
+    brightness = pixels.sum(0).astype(int)
+    colour = (pixels[0] - pixels[2]) / noise[1][brightness]
+    even = np.stack([np.cumsum(1 / noise[0])[brightness], colour])
+    even = np.pad(even, [(0, 0), (1, 1), (1, 1)], mode="reflect")
+    _, height, width = pixels.shape
+    out = np.empty_like(pixels)
+    for y in range(height):
+        for x in range(width):
+            total, weights = pixels[:, y, x].copy(), 1.0
+            for v in range(max(0, y - 12), min(height, y + 13)):
+                for u in range(max(0, x - 12), min(width, x + 13)):
+                    far = (v - y) ** 2 + (u - x) ** 2
+                    on_lattice = (v - y) % 3 == 0 and (u - x) % 3 == 0
+                    if not 0 < far <= 144 or not (far <= 2 or on_lattice):
+                        continue
+                    difference = even[:, y : y + 3, x : x + 3] - even[:, v : v + 3, u : u + 3]
+                    weight = np.clip(2 - (difference**2).mean() / 2, 0, 1) ** 2
+                    total += weight * pixels[:, v, u]
+                    weights += weight
+            out[:, y, x] = total / weights
+    return out
+
+
+@pytest.mark.parametrize("shape", [(24, 31), (5, 40), (3, 3)])
+@pytest.mark.parametrize("strength", [1.0, 1.7])
+def test_is_what_the_definition_gives(shape, strength):
+    image = noisy(scene(*shape), 15.0)
+    before = image.clone()
+    noise = noise_levels(planes(image), 3).double().numpy() * strength
+    out = denoised(image, strength)
+    assert out.dtype == torch.uint8
+    assert torch.equal(image, before)
+    np.testing.assert_allclose(out.numpy(), by_definition(image, noise), atol=0.51)
+
+
+def test_the_noise_is_that_of_the_picture_by_its_brightness():
+    clean = scene(256, 512)
+    dark = clean.sum(0) < 3 * 80
+    image = noisy(clean, np.where(dark, 4.0, 20.0))
+    levels = noise_levels(planes(image), 3)[:, clean.sum(0)].numpy()
+    # Independent noises of three channels add up to sqrt(3) of one, of two to sqrt(2).
+    for plane, independent in zip(levels, (3, 2), strict=True):
+        for where, deviation in ((dark, 4), (~dark, 20)):
+            found = np.median(plane[where]) / independent**0.5
+            assert found == pytest.approx(deviation, rel=0.15)
+
+
+def error(image: torch.Tensor, clean: np.ndarray) -> float:
+    return float(((image.numpy() - clean.astype(float)) ** 2).mean())
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+def test_noise_goes_and_edges_stay(proportional):
+    """It leaves half of what the best Gaussian does, whether noise grows with brightness or not."""
+    clean = scene(128, 256)
+    image = noisy(clean, clean * 0.12 if proportional else 15.0)
+    rows = image.permute(1, 2, 0).numpy()
+    blurred = [cv2.GaussianBlur(rows, (0, 0), s) for s in (0.5, 0.8, 1.1, 1.5)]
+    best = min(error(torch.from_numpy(x).permute(2, 0, 1), clean) for x in blurred)
+    assert error(denoised(image), clean) < 0.5 * best < 0.5 * error(image, clean)
+
+
+def test_a_picture_without_noise_stays_what_it_is():
+    clean = torch.from_numpy(scene().astype(np.uint8))
+    assert torch.equal(denoised(clean), clean)
+
+
+def test_turning_a_picture_turns_what_is_left_of_it():
+    image = noisy(scene(), 15.0)
+    turned = denoised(image.flip(1, 2)).flip(1, 2)
+    assert (turned.int() - denoised(image).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 40), (3, 40, 1), (1, 9, 9)])
+def test_small_pictures_and_grey_ones_stay_pictures(shape):
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
+    out = denoised(image)
+    assert (out.shape, out.dtype) == (image.shape, torch.uint8)
+    assert (out is image) == (min(shape[1:]) < 3)
+    flat = torch.full(shape, 7, dtype=torch.uint8)
+    assert torch.equal(denoised(flat), flat)

@@ -1,0 +1,139 @@
+"""Takes noise out of a picture: non-local means, as strong as the noise that the picture has.
+
+Non-local means average pixels whose surroundings are alike (Buades, Coll and Morel, "A non-local
+algorithm for image denoising", CVPR 2005), so edges and small things stay where a blur takes them
+away with the noise. How strong the noise is depends on the brightness, and is estimated from the
+picture by that (Liu et al., "Automatic estimation and removal of noise from a single image", TPAMI
+2008). Nothing is built for a frame but its own values; no value is read back from the device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+BINS = 16
+"""Equal ranges of brightness, each with a noise of its own."""
+SAMPLES = 8192
+"""About the most pixels that the noise is estimated from; of a larger picture every n-th."""
+ENOUGH = 32
+"""Pixels without which a range of brightness has the noise of the nearest one that has them."""
+REACH, SPACING = 12, 3
+"""Pixels are compared in a disc of this radius, on a lattice of this spacing and next to each
+other: a wide disc on a lattice is worth more than a narrow one without gaps that costs the same."""
+MEDIAN_OF_NOISE = 0.6745 * 6
+"""Median of a Laplacian's magnitude, [1, -2, 1] each way, on noise of deviation 1."""
+ROUNDING = 12**-0.5
+"""Deviation of the error of rounding to whole values."""
+
+
+def denoised(image: Tensor, strength: float = 1.0) -> Tensor:
+    """Returns (C, H, W) uint8 without noise; the same object under 3x3 pixels.
+
+    Args:
+        image: (C, H, W) uint8.
+        strength: what is taken for noise, as a multiple of what is found.
+    """
+    channels, height, width = image.shape
+    if min(height, width) < 3:
+        return image
+    pixels = image.float()
+    brightness = pixels.sum(0)
+    # Brightness, and in a picture with colours the difference that tells red from blue.
+    planes = torch.stack([brightness, pixels[0] - pixels[-1]][: 1 + (channels > 1)])
+    noise = noise_levels(planes, channels).mul_(strength)
+    # Where noise has the deviation 1 whatever the brightness, two pixels differ by noise alone
+    # where the mean of their surroundings' squared differences is 2.
+    place = brightness.long()
+    planes[0] = (1 / noise[0]).cumsum(0)[place]
+    planes[1:] /= noise[1:, place]
+    planes = pad(planes, [1] * 4, mode="reflect")
+    total, weights = pixels.clone(), torch.ones_like(brightness)
+    for down, right in _neighbours():
+        rows, columns, left = height - down, width - abs(right), max(0, -right)
+        if rows <= 0 or columns <= 0:
+            continue
+        difference = (
+            planes[:, : rows + 2, left : left + columns + 2]
+            - planes[:, down : down + rows + 2, left + right : left + right + columns + 2]
+        ).square_()
+        weight = _sums_of_3x3(difference.sum(0))
+        weight.mul_(-1 / (18 * len(planes))).add_(2).clamp_(0, 1).square_()
+        here = ..., slice(0, rows), slice(left, left + columns)
+        there = ..., slice(down, down + rows), slice(left + right, left + right + columns)
+        for one, other in ((here, there), (there, here)):
+            total[one].addcmul_(weight, pixels[other])
+            weights[one] += weight
+    return total.div_(weights).round_().to(image.dtype)
+
+
+def noise_levels(planes: Tensor, channels: int) -> Tensor:
+    """Returns (P, 256 * channels) deviation of each plane's noise at each brightness.
+
+    A Laplacian leaves little of a picture but noise, and the median leaves out its edges.
+
+    Args:
+        planes: (P, H, W) sums and differences of up to ``channels`` channels, of whole values in
+            [0, 255] each; the first is the sum of all, the brightness. 3x3 or larger.
+        channels: of the picture.
+    """
+    rows = planes[:, :-2] - 2 * planes[:, 1:-1] + planes[:, 2:]
+    magnitude = (rows[..., :-2] - 2 * rows[..., 1:-1] + rows[..., 2:]).abs_()
+    around = _sums_of_3x3(planes[0])
+    every = max(1, round((around.numel() / SAMPLES) ** 0.5))
+    magnitude = magnitude[:, ::every, ::every].flatten(1)
+    constants = _constants(channels, planes.device)
+    bins = (around[::every, ::every].flatten() * (BINS / (9 * 256 * channels))).long()
+    # One sort has the medians of all bins: a magnitude is below 16 * 255 for each channel.
+    step = 4096.0 * channels
+    ordered = torch.add(magnitude, bins, alpha=step).sort().values
+    counts = torch.zeros_like(constants.bins).scatter_add_(0, bins, torch.ones_like(bins))
+    middle = counts.cumsum(0) - counts + counts // 2
+    levels = ordered[:, middle.clamp_max(len(bins) - 1)] - constants.bins * step
+    enough = counts >= counts.max().clamp_max(ENOUGH)
+    nearest = (constants.apart + (BINS * ~enough)).argmin(1)
+    levels = (levels[:, nearest] / MEDIAN_OF_NOISE).clamp_min_(ROUNDING * channels**0.5)
+    return torch.lerp(levels[:, constants.below], levels[:, constants.above], constants.share)
+
+
+def _sums_of_3x3(values: Tensor) -> Tensor:
+    """Returns (H - 2, W - 2) sums over the 3x3 surroundings of (H, W)."""
+    rows = values[:-2] + values[1:-1]
+    rows += values[2:]
+    sums = rows[:, :-2] + rows[:, 1:-1]
+    sums += rows[:, 2:]
+    return sums
+
+
+class _Constants:
+    """Of a brightness: the bins whose middles it lies between, and where."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.bins = torch.arange(BINS, device=device)
+        self.apart = (self.bins[:, None] - self.bins).abs()
+        place = torch.arange(256.0 * channels, device=device) * (BINS / (256 * channels)) - 0.5
+        place.clamp_(0, BINS - 1)
+        self.below, self.share = place.long(), place.frac()
+        self.above = (self.below + 1).clamp_max(BINS - 1)
+
+
+@cache
+def _constants(channels: int, device: torch.device) -> _Constants:
+    return _Constants(channels, device)
+
+
+@cache
+def _neighbours() -> list[tuple[int, int]]:
+    """Returns one offset (down, right) of each pair of opposite ones."""
+    reach = range(-REACH, REACH + 1)
+    return [
+        (down, right)
+        for down in range(REACH + 1)
+        for right in reach
+        if (down, right) > (0, 0)
+        and down**2 + right**2 <= REACH**2
+        and (down**2 + right**2 <= 2 or (down % SPACING == 0 and right % SPACING == 0))
+    ]
