@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ttt_video.adaptation.denoising import denoised, noise_levels
+from ttt_video.adaptation.denoising import averaged, denoised, neighbours, noise_levels
+from ttt_video.adaptation.denoising_cpu import averaged_on_cpu
 
 
 def scene(height: int = 48, width: int = 64) -> np.ndarray:
@@ -66,6 +67,23 @@ def test_is_what_the_definition_gives(shape, strength):
     assert out.dtype == torch.uint8
     assert torch.equal(image, before)
     np.testing.assert_allclose(out.numpy(), by_definition(image, noise), atol=0.51)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(40, 33), (2, 50), (30, 8)])
+def test_rows_on_a_cpu_are_those_of_whole_pictures(threads, shape):
+    draw = torch.Generator().manual_seed(0)
+    height, width = shape
+    even = torch.randn(2, height + 2, width + 2, generator=draw)
+    pixels = 255 * torch.rand(3, height, width, generator=draw)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    ours = averaged_on_cpu(even, pixels, neighbours())
+    torch.set_num_threads(1)
+    assert torch.equal(ours, averaged_on_cpu(even, pixels, neighbours()))
+    torch.set_num_threads(before)
+    expected = averaged(even.double(), pixels.double(), neighbours())
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_noise_is_that_of_the_picture_by_its_brightness():

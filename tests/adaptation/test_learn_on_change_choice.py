@@ -22,6 +22,7 @@ from change_streams import (
 from torch import Tensor, nn
 
 from ttt_video.adaptation.base import build_adapter
+from ttt_video.adaptation.denoising import denoised
 from ttt_video.errors import UserError
 
 
@@ -50,6 +51,24 @@ def test_predicts_what_leads_back_to_the_source(change_cfg, tiny_model, make_vid
             assert ours < distance_by_hand(tiny_model, result.frame["image"], head)
         close = frozen_scores(tiny_model, {**result.frame, "image": corrected})
         torch.testing.assert_close(result.output["sem_seg"], close, rtol=0.02, atol=0.01)
+
+
+def test_predicts_a_picture_without_its_noise(change_cfg, tiny_model, make_video, head):
+    """Noise of deviation 50, of which a Gaussian blur is the other candidate."""
+    video, draw = make_video("noisy", num_frames=3), torch.Generator().manual_seed(0)
+    for frame in video:
+        noise = 50 * torch.randn(frame["image"].shape, generator=draw)
+        frame["image"] = (frame["image"] + noise).round().clamp(0, 255).byte()
+    settings = {**AT_ONCE, **NOTHING, "BLUR": [0.3], "DENOISE": [1.0], "CHECK_EVERY": [9, 9]}
+    _, learnt, kept = stream(change_cfg, tiny_model, **settings).run(video)
+    assert [(r.record["blur"], r.record["denoise"]) for r in (learnt, kept)] == [(0.0, 1.0)] * 2
+    for result in (learnt, kept):
+        cleared = denoised(result.frame["image"])
+        if result is learnt:
+            ours = distance_by_hand(tiny_model, cleared, head)
+            assert ours < distance_by_hand(tiny_model, result.frame["image"], head)
+        expected = frozen_scores(tiny_model, {**result.frame, "image": cleared})
+        assert torch.equal(result.output["sem_seg"], expected)
 
 
 def entropy_by_hand(model: nn.Module, image: Tensor) -> float:

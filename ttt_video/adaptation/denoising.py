@@ -9,11 +9,14 @@ picture by that (Liu et al., "Automatic estimation and removal of noise from a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from .denoising_cpu import averaged_on_cpu
 
 BINS = 16
 """Equal ranges of brightness, each with a noise of its own."""
@@ -51,8 +54,22 @@ def denoised(image: Tensor, strength: float = 1.0) -> Tensor:
     planes[0] = (1 / noise[0]).cumsum(0)[place]
     planes[1:] /= noise[1:, place]
     planes = pad(planes, [1] * 4, mode="reflect")
-    total, weights = pixels.clone(), torch.ones_like(brightness)
-    for down, right in _neighbours():
+    average = averaged_on_cpu if image.device.type == "cpu" else averaged
+    return average(planes, pixels, neighbours()).round_().to(image.dtype)
+
+
+def averaged(planes: Tensor, pixels: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
+    """Returns (C, H, W) means of pixels whose surroundings are alike.
+
+    Args:
+        planes: (P, H + 2, W + 2) what surroundings are compared by, with noise of deviation 1.
+        pixels: (C, H, W).
+        offsets: (down, right) of the pixels that are compared with one, down or right of it; those
+            opposite to it are compared, too.
+    """
+    height, width = pixels.shape[-2:]
+    total, weights = pixels.clone(), torch.ones_like(pixels[0])
+    for down, right in offsets:
         rows, columns, left = height - down, width - abs(right), max(0, -right)
         if rows <= 0 or columns <= 0:
             continue
@@ -67,7 +84,7 @@ def denoised(image: Tensor, strength: float = 1.0) -> Tensor:
         for one, other in ((here, there), (there, here)):
             total[one].addcmul_(weight, pixels[other])
             weights[one] += weight
-    return total.div_(weights).round_().to(image.dtype)
+    return total.div_(weights)
 
 
 def noise_levels(planes: Tensor, channels: int) -> Tensor:
@@ -126,14 +143,14 @@ def _constants(channels: int, device: torch.device) -> _Constants:
 
 
 @cache
-def _neighbours() -> list[tuple[int, int]]:
+def neighbours() -> tuple[tuple[int, int], ...]:
     """Returns one offset (down, right) of each pair of opposite ones."""
     reach = range(-REACH, REACH + 1)
-    return [
+    return tuple(
         (down, right)
         for down in range(REACH + 1)
         for right in reach
         if (down, right) > (0, 0)
         and down**2 + right**2 <= REACH**2
         and (down**2 + right**2 <= 2 or (down % SPACING == 0 and right % SPACING == 0))
-    ]
+    )
