@@ -26,18 +26,19 @@ def noisy(clean: np.ndarray, deviation: np.ndarray | float, seed: int = 1) -> to
 
 
 def planes(image: torch.Tensor) -> torch.Tensor:
-    """Brightness, and red less blue."""
+    """Brightness, and red less blue where there are colours."""
     pixels = image.float()
-    return torch.stack([pixels.sum(0), pixels[0] - pixels[2]])
+    return torch.stack([pixels.sum(0), pixels[0] - pixels[-1]][: min(2, len(pixels))])
 
 
 def by_definition(image: torch.Tensor, noise: np.ndarray) -> np.ndarray:
     """Non-local means pixel by pixel, with the deviations of the noise at each brightness."""
     pixels = image.numpy().astype(float)
     brightness = pixels.sum(0).astype(int)
-    colour = (pixels[0] - pixels[2]) / noise[1][brightness]
-    even = np.stack([np.cumsum(1 / noise[0])[brightness], colour])
-    even = np.pad(even, [(0, 0), (1, 1), (1, 1)], mode="reflect")
+    even = [np.cumsum(1 / noise[0])[brightness]]
+    if len(pixels) > 1:
+        even.append((pixels[0] - pixels[2]) / noise[1][brightness])
+    even = np.pad(np.stack(even), [(0, 0), (1, 1), (1, 1)], mode="reflect")
     _, height, width = pixels.shape
     out = np.empty_like(pixels)
     for y in range(height):
@@ -57,33 +58,73 @@ def by_definition(image: torch.Tensor, noise: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("shape", [(24, 31), (5, 40), (3, 3)])
+@pytest.mark.parametrize("shape", [(3, 24, 31), (1, 24, 31), (3, 5, 40), (3, 3, 3)])
 @pytest.mark.parametrize("strength", [1.0, 1.7])
 def test_is_what_the_definition_gives(shape, strength):
-    image = noisy(scene(*shape), 15.0)
+    channels, height, width = shape
+    image = noisy(scene(height, width), 15.0)[:channels]
     before = image.clone()
-    noise = noise_levels(planes(image), 3).double().numpy() * strength
+    noise = noise_levels(planes(image), channels).double().numpy() * strength
     out = denoised(image, strength)
     assert out.dtype == torch.uint8
     assert torch.equal(image, before)
     np.testing.assert_allclose(out.numpy(), by_definition(image, noise), atol=0.51)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("shape", [(40, 33), (2, 50), (30, 8)])
 def test_rows_on_a_cpu_are_those_of_whole_pictures(threads, shape):
     draw = torch.Generator().manual_seed(0)
     height, width = shape
     even = torch.randn(2, height + 2, width + 2, generator=draw)
     pixels = 255 * torch.rand(3, height, width, generator=draw)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    ours = averaged_on_cpu(even, pixels, neighbours())
-    torch.set_num_threads(1)
-    assert torch.equal(ours, averaged_on_cpu(even, pixels, neighbours()))
-    torch.set_num_threads(before)
     expected = averaged(even.double(), pixels.double(), neighbours())
-    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-4)
+    found = []
+    for number in (1, 3):
+        threads(number)
+        found.append(averaged_on_cpu(even, pixels, neighbours()))
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_pictures_whose_channels_come_last_in_memory_are_the_same_pictures():
+    image = noisy(scene(), 15.0)
+    other = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not other.is_contiguous()
+    assert torch.equal(denoised(other), denoised(image))
+
+
+def test_grey_pictures_of_three_channels_are_those_of_one():
+    grey = noisy(scene(), 15.0)[:1]
+    three = denoised(grey.expand(3, -1, -1))
+    assert (three[0].int() - denoised(grey)[0].int()).abs().max() <= 1
+    assert torch.equal(three[0], three[2])
+
+
+def test_between_the_middles_of_two_bins_the_noise_is_between_theirs():
+    """Bins have 48 values of brightness, 15 * 48 and more in the last one."""
+    dark, light = np.full((3, 64, 64), 104), np.full((3, 64, 64), 120)
+    clean = np.concatenate([dark, light], 2)
+    image = noisy(clean, np.where(clean == 104, 3.0, 30.0))
+    levels = noise_levels(planes(image), 3)[0]
+    # 104 * 3 is the middle of one, 120 * 3 that of the next.
+    quarter = levels[312] + 0.25 * (levels[360] - levels[312])
+    torch.testing.assert_close(levels[324], quarter)
+    assert torch.equal(levels[744], levels[767])
+
+
+def test_rounding_is_the_least_noise():
+    flat = torch.full((3, 20, 20), 90, dtype=torch.uint8)
+    # Neither plane has noise, which counts as that of one of two.
+    least = (3 / 12 / 2) ** 0.5
+    torch.testing.assert_close(noise_levels(planes(flat), 3), torch.full((2, 768), least))
+    torch.testing.assert_close(noise_levels(planes(flat[:1]), 1), torch.full((1, 256), 12**-0.5))
 
 
 def test_the_noise_is_that_of_the_picture_by_its_brightness():

@@ -49,8 +49,9 @@ class Choice:
             approach: the share of the way from the frozen model's distance to 1, on a logarithmic
                 scale, that a candidate with other colours needs beside: a place may have colours
                 of its own, which a correction takes away.
-            entropy: the share of the frozen model's entropy below which that of a candidate with
-                other colours has to be; 0 does not ask for entropies.
+            entropy: the share of the frozen model's entropy, and of that of the candidate without
+                other colours where it is compared, below which that of a candidate with other
+                colours has to be; 0 does not ask for entropies.
         """
         self.margin, self.step, self.approach = margin, step, approach
         self.entropy = entropy
@@ -96,7 +97,7 @@ class Choice:
 
     def _is_surer(self, one: Candidate, entropies: Mapping[Candidate, float]) -> bool:
         """Returns whether colours make the model surer than it is frozen, and without them."""
-        without = (FROZEN, one._replace(colours=0.0))  # the second is compared in a search alone
+        without = (FROZEN, one._replace(colours=0.0))  # the second where it is compared
         return all(
             entropies[one] < self.entropy * entropies[other]
             for other in without
@@ -117,7 +118,7 @@ class Choice:
     def still_leads(
         self, scores: Mapping[Candidate, float], entropies: Mapping[Candidate, float] | None = None
     ) -> bool:
-        """Returns whether what is kept has half of the leads, and all of the sureness, it needed.
+        """Returns whether what is kept has half of the leads, and the sureness, that it needed.
 
         ``scores`` and ``entropies`` are :meth:`compare`'s.
         """

@@ -9,6 +9,7 @@ picture by that (Liu et al., "Automatic estimation and removal of noise from a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -21,7 +22,7 @@ from .denoising_cpu import averaged_on_cpu
 BINS = 16
 """Equal ranges of brightness, each with a noise of its own."""
 SAMPLES = 8192
-"""About the most pixels that the noise is estimated from; of a larger picture every n-th."""
+"""The most pixels that the noise is estimated from; of a larger picture every n-th each way."""
 ENOUGH = 32
 """Pixels without which a range of brightness has the noise of the nearest one that has them."""
 REACH, SPACING = 12, 3
@@ -90,6 +91,8 @@ def averaged(planes: Tensor, pixels: Tensor, offsets: Sequence[tuple[int, int]])
 def noise_levels(planes: Tensor, channels: int) -> Tensor:
     """Returns (P, 256 * channels) deviation of each plane's noise at each brightness.
 
+    It is that by which the mean over planes of squared differences is 2 where noise alone differs.
+
     A Laplacian leaves little of a picture but noise, and the median leaves out its edges.
 
     Args:
@@ -100,7 +103,7 @@ def noise_levels(planes: Tensor, channels: int) -> Tensor:
     rows = planes[:, :-2] - 2 * planes[:, 1:-1] + planes[:, 2:]
     magnitude = (rows[..., :-2] - 2 * rows[..., 1:-1] + rows[..., 2:]).abs_()
     around = _sums_of_3x3(planes[0])
-    every = max(1, round((around.numel() / SAMPLES) ** 0.5))
+    every = max(1, math.ceil((around.numel() / SAMPLES) ** 0.5))
     magnitude = magnitude[:, ::every, ::every].flatten(1)
     constants = _constants(channels, planes.device)
     bins = (around[::every, ::every].flatten() * (BINS / (9 * 256 * channels))).long()
@@ -112,7 +115,11 @@ def noise_levels(planes: Tensor, channels: int) -> Tensor:
     levels = ordered[:, middle.clamp_max(len(bins) - 1)] - constants.bins * step
     enough = counts >= counts.max().clamp_max(ENOUGH)
     nearest = (constants.apart + (BINS * ~enough)).argmin(1)
-    levels = (levels[:, nearest] / MEDIAN_OF_NOISE).clamp_min_(ROUNDING * channels**0.5)
+    found = levels[:, nearest] / MEDIAN_OF_NOISE
+    levels = found.clamp_min(ROUNDING * channels**0.5)
+    # A plane without noise, such as the colours of a grey picture, adds no difference to the mean.
+    share = (found / levels).square().mean(0).clamp_min(1 / len(planes))
+    levels = levels * share.sqrt()
     return torch.lerp(levels[:, constants.below], levels[:, constants.above], constants.share)
 
 

@@ -17,6 +17,7 @@ from ..modeling.cpu_loops import arrays_of, compiled, share_out
 
 def averaged_on_cpu(planes: Tensor, pixels: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
     """See :func:`.denoising.averaged`; whatever the number of threads, the bits are the same."""
+    pixels = pixels.contiguous()  # a clone of other strides would not share its memory
     total, weights = pixels.clone(), torch.ones_like(pixels[0])
     arrays = arrays_of(planes, pixels, total, weights)
     share_out(_add_alike, pixels.shape[1], *arrays, _array(tuple(offsets)))

@@ -2,10 +2,10 @@
 
 It is not in the paper. At rest the frozen model predicts, bit for bit and at about its cost; the
 head's channel means, read in the prediction itself, tell how far the frame is from training images
-(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches the blur
-and the colours that bring the head nearest to what it knows (:mod:`.candidates`), and may take the
-steps of :mod:`.online_ttt_mae` on pictures that are corrected so. What gains enough over the frozen
-model is kept, and predicts at little more than its cost until the stream changes again
+(:mod:`.head_signal`). When they are far, the method learns for some frames: it searches what to do
+about noise and colours to bring the head nearest to what it knows (:mod:`.candidates`), and may
+take the steps of :mod:`.online_ttt_mae` on pictures that are corrected so. What gains enough over
+the frozen model is kept, and predicts at little more than its cost until the stream changes again
 (:mod:`.change_states`).
 """
 

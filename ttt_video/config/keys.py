@@ -351,7 +351,11 @@ METHODS: Mapping[str, Key] = {
         must_be("a list of deviations above 0", lambda v: _all_numbers(v, lambda x: x > 0)),
     ),
     "TTT.LEARN_ON_CHANGE.DENOISE": Key(
-        [1.0], must_be("a list of multiples above 0", lambda v: _all_numbers(v, lambda x: x > 0))
+        [1.0],
+        must_be(
+            "a list of multiples in [0.01, 100]",
+            lambda v: _all_numbers(v, lambda x: 0.01 <= x <= 100),
+        ),
     ),
     "TTT.LEARN_ON_CHANGE.COLOURS": Key([0.5, 1.0], _SHARES),
     # Frames after that which take a gradient step each.
@@ -363,8 +367,8 @@ METHODS: Mapping[str, Key] = {
     # Share of the way from the frozen model's distance to a training image's 1, on a logarithmic
     # scale, that changed colours must bring a frame.
     "TTT.LEARN_ON_CHANGE.COLOUR_APPROACH": Key(0.5, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
-    # Share of the frozen model's entropy below which that of a prediction with changed colours has
-    # to be; 0 asks for none.
+    # Share of the entropies of the frozen model, and of the same picture without changed colours,
+    # below which that of a prediction with changed colours has to be; 0 asks for none.
     "TTT.LEARN_ON_CHANGE.COLOUR_ENTROPY": Key(0.9, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # Frames of keep, the search's last included, to the first comparison with the frozen model, and
     # the most from one to the next: one that what is kept passes doubles them.

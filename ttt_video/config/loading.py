@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -90,6 +91,12 @@ def _merging(what: str) -> Iterator[None]:
         raise UserError(f"{what} does not merge: {reason}") from error
 
 
+@lru_cache(maxsize=64)  # many configs have the same bases, and PyYAML is slow
+def _composed(text: bytes, name: str) -> yaml.Node | None:
+    """Returns :func:`compose_yaml`'s nodes, which are to be read only."""
+    return compose_yaml(text, name)
+
+
 def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
     """Refuses a file whose ``_BASE_``, or that of a base, cannot be followed.
 
@@ -98,7 +105,7 @@ def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
     chain = (*above, file.resolve())
     if file.resolve() in above:
         raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
-    node = compose_yaml(file.read_bytes(), str(file))
+    node = _composed(file.read_bytes(), str(file))
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     for base in (value for key, value in pairs if key.value == "_BASE_"):
         for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import yaml
 from ..errors import UserError
 
 
-@lru_cache(maxsize=64)  # many configs have the same bases, and PyYAML is slow
 def compose_yaml(text: str | bytes, name: str) -> yaml.Node | None:
-    """Returns the nodes of a document, to be read only; None for an empty one. No tag runs code.
+    """Returns the nodes of a document, None for an empty one. No tag runs code.
 
     Args:
         text: of the document.
