@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ttt_video.adaptation import denoising
 from ttt_video.adaptation.denoising import averaged, denoised, neighbours, noise_levels
 from ttt_video.adaptation.denoising_cpu import averaged_on_cpu
 
@@ -79,7 +80,9 @@ def threads():
 
 
 @pytest.mark.parametrize("shape", [(40, 33), (2, 50), (30, 8)])
-def test_rows_on_a_cpu_are_those_of_whole_pictures(threads, shape):
+@pytest.mark.parametrize("at_once", [1, 5, 28])
+def test_rows_on_a_cpu_are_those_of_whole_pictures(threads, shape, at_once, monkeypatch):
+    monkeypatch.setattr(denoising, "GROUP", at_once * shape[0] * shape[1])
     draw = torch.Generator().manual_seed(0)
     height, width = shape
     even = torch.randn(2, height + 2, width + 2, generator=draw)

@@ -28,6 +28,8 @@ ENOUGH = 32
 REACH, SPACING = 12, 3
 """Pixels are compared in a disc of this radius, on a lattice of this spacing and next to each
 other: a wide disc on a lattice is worth more than a narrow one without gaps that costs the same."""
+GROUP = 2**23
+"""So many pixels are compared at once, where whole pictures are: few operations, bounded memory."""
 MEDIAN_OF_NOISE = 0.6745 * 6
 """Median of a Laplacian's magnitude, [1, -2, 1] each way, on noise of deviation 1."""
 MOST = 2048
@@ -71,23 +73,27 @@ def averaged(planes: Tensor, pixels: Tensor, offsets: Sequence[tuple[int, int]])
             opposite to it are compared, too.
     """
     height, width = pixels.shape[-2:]
-    total, weights = pixels.clone(), torch.ones_like(pixels[0])
-    for down, right in offsets:
-        rows, columns, left = height - down, width - abs(right), max(0, -right)
-        if rows <= 0 or columns <= 0:
-            continue
-        difference = (
-            planes[:, : rows + 2, left : left + columns + 2]
-            - planes[:, down : down + rows + 2, left + right : left + right + columns + 2]
-        ).square_()
-        weight = _sums_of_3x3(difference.sum(0))
+    reach = max(max(down, abs(right)) for down, right in offsets)
+    # Beyond the picture there are pixels whose value and weight are 0.
+    own = torch.cat([pixels, torch.ones_like(pixels[:1])])
+    around, surroundings = (pad(x, [reach] * 4) for x in (own, planes))
+    total = around.clone()
+
+    def at(values: Tensor, down: int, right: int, more: int = 0) -> Tensor:
+        top, left = reach + down, reach + right
+        return values[:, top : top + height + more, left : left + width + more]
+
+    size = max(1, GROUP // (height * width))
+    for group in (offsets[i : i + size] for i in range(0, len(offsets), size)):
+        difference = torch.stack([at(surroundings, *offset, 2) for offset in group])
+        weight = _sums_of_3x3(difference.sub_(planes).square_().sum(1))
         weight.mul_(-1 / (18 * len(planes))).add_(2).clamp_(0, 1).square_()
-        here = ..., slice(0, rows), slice(left, left + columns)
-        there = ..., slice(down, down + rows), slice(left + right, left + right + columns)
-        for one, other in ((here, there), (there, here)):
-            total[one].addcmul_(weight, pixels[other])
-            weights[one] += weight
-    return total.div_(weights)
+        alike = torch.stack([at(around, *offset) for offset in group])
+        at(total, 0, 0).add_(alike.mul_(weight[:, None]).sum(0))
+        for offset, one in zip(group, own * weight[:, None], strict=True):
+            at(total, *offset).add_(one)  # each weight is that of a pair
+    *channels, weights = at(total, 0, 0)
+    return torch.stack(channels) / weights
 
 
 def noise_levels(planes: Tensor, channels: int) -> Tensor:
@@ -130,11 +136,11 @@ def noise_levels(planes: Tensor, channels: int) -> Tensor:
 
 
 def _sums_of_3x3(values: Tensor) -> Tensor:
-    """Returns (H - 2, W - 2) sums over the 3x3 surroundings of (H, W)."""
-    rows = values[:-2] + values[1:-1]
-    rows += values[2:]
-    sums = rows[:, :-2] + rows[:, 1:-1]
-    sums += rows[:, 2:]
+    """Returns (..., H - 2, W - 2) sums over the 3x3 surroundings of (..., H, W)."""
+    rows = values[..., :-2, :] + values[..., 1:-1, :]
+    rows += values[..., 2:, :]
+    sums = rows[..., :-2] + rows[..., 1:-1]
+    sums += rows[..., 2:]
     return sums
 
 
