@@ -166,6 +166,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_import_registers_exactly_our_names(imported: dict[str, Any]) -> None:
     added = dict(imported["added"])
     for family, count in CORRUPTED.items():

@@ -50,6 +50,7 @@ def run(tiny_cfg, tiny_model, dataset, tmp_path):
     return directory.path, summary
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_table_and_figures(run, tmp_path):
     path, summary = run
     table = build_table(read_runs([path]), metrics=("flicker",))

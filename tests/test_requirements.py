@@ -79,6 +79,7 @@ def test_what_functions_of_the_package_import_is_required_or_in_an_extra():
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_required_that_the_package_does_not_import():
     assert (
         third_party("ttt_video", anywhere=True) | third_party("ttt_video_cli", anywhere=True)

@@ -18,6 +18,7 @@ def test_natural_order_by_hand():
     assert sorted(names, key=natural_key) == [*expected, "frame10"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=12) | st.from_regex(r"[a-c0-3²٣é]{0,6}", fullmatch=True)))
 def test_natural_order_is_total_for_any_names(names):
     ordered = sorted(names, key=natural_key)

@@ -131,6 +131,7 @@ METHODS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_shows_a_model_colour(tmp_path, tiny_model, make_video, monkeypatch, method):
     """Everything that a model is called with is looked at."""

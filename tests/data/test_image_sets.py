@@ -102,6 +102,7 @@ def test_damaged_idx_files_are_told_in_a_line(tmp_path, fashion):
 # ---- corruptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", FASHION_MNIST_C)
 def test_every_corruption_works_on_28_px_and_grows(corruption):
     """The same seed gives the same picture, whatever the process drew before."""

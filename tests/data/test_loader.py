@@ -76,6 +76,7 @@ def test_a_mistake_in_the_data_is_one_line_from_any_process(num_workers):
         next(iter(loader))
 
 
+@pytest.mark.slow
 def test_processes_share_each_batch():
     whole = batches(TrainingLoader(stream(), batch_size=4), 3)
     shares = [

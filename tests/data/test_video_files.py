@@ -211,6 +211,7 @@ def test_a_format_that_cannot_be_decoded_is_named(tmp_path):
 # --- names and tags ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_that_were_read_do_not_stay(tmp_path):
     """Not until Python looks for circles either: those of a large video would fill the memory."""
     source = VideoFileSource(write_video(tmp_path / "a.mp4", 12), FrameTransform(min_size=0))

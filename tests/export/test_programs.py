@@ -50,6 +50,7 @@ def facts(size: list[int] | None = None) -> dict:
     return {"outputs": {"scores": "", "labels": ""}, "size": size, "classes": ["Straße", "sky"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_file_gives_the_models_numbers_for_any_size(edges, suffix):
     prediction, contents = edges

@@ -91,6 +91,7 @@ def cosine_of(left: np.ndarray, right: np.ndarray) -> float:
     return float((left * right).sum() / math.sqrt((left**2).sum() * (right**2).sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma2", [1.0, 100.0])
 def test_noise_between_the_tasks_is_found_however_large(sigma2):
     """grad l_m stands still and grad l_s is it less delta: the third assumption and no drift."""

@@ -83,6 +83,7 @@ def test_gradients_are_those_of_the_losses_and_nothing_changes(adapter):
     assert found.main_loss[0] == pytest.approx(loss.item(), rel=0.2)  # other points in the draws
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_tables_and_pictures(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--dataset", dataset, "--output", str(out), *FLAGS, *SMALL]
@@ -98,6 +99,7 @@ def test_the_command_writes_numbers_tables_and_pictures(dataset, tmp_path, capsy
         locality(words)
 
 
+@pytest.mark.slow
 def test_a_model_of_colours_has_its_labels(dataset, tmp_path):
     """Its frames are grey, but the colours that l_m compares are not."""
     out = tmp_path / "out"
@@ -107,6 +109,7 @@ def test_a_model_of_colours_has_its_labels(dataset, tmp_path):
     assert video["main_norm"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

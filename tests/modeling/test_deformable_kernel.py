@@ -77,6 +77,7 @@ CASES = [  # levels, heads, channels, points, queries
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shapes", "heads", "dim", "points", "queries"), CASES)
 @pytest.mark.parametrize(
     ("dtype", "rtol", "atol"),
@@ -108,6 +109,7 @@ def test_gradients_by_differences():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("warps", "width", "heads"), [(4, 1, 1), (4, 8, 4)], ids=str)
 def test_blocks_of_any_size_give_the_same(warps, width, heads):
     """Three heads fill no power of two, and five queries no block."""

@@ -181,6 +181,7 @@ def test_an_interrupt_of_a_recording_is_none_of_its_errors(capture):
         run(numbers(0.0))
 
 
+@pytest.mark.slow
 def test_a_broken_recording_leaves_the_stream_and_the_generator_usable(monkeypatch):
     """Its end raises before torch puts back the stream and ends the generator's recording."""
     generator = SimpleNamespace(state="recorded", clone_state=lambda: "new")

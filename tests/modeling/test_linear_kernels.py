@@ -41,6 +41,7 @@ def assert_near(found: Tensor, expected: Tensor, error: float) -> None:
     assert float((found.double() - expected.double()).abs().max()) <= error * largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize(
     ("size", "programs"),
@@ -225,6 +226,7 @@ def assert_module_agrees(
 PRECISIONS = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_swin_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -269,6 +271,7 @@ def test_attention_of_the_query_decoder(
     assert_module_agrees(run, layer, dtype, *inputs, weights=8, monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_layer_of_the_pixel_decoder(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     from ttt_video.modeling.kernels.norms import Normed, product_dtype

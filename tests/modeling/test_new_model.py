@@ -62,6 +62,7 @@ def command(text: str) -> list[str]:
     return " ".join(found).split()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_forgotten")
 @pytest.mark.parametrize(
     ("method", "record", "moved"),

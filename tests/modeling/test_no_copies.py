@@ -61,6 +61,7 @@ def adapter(tiny_model: nn.Module, monkeypatch) -> Iterator[Any]:
         cache.cache_clear()  # of tables without numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_the_loss_of_a_step(adapter, training):
     adapter.model.train(training)
@@ -74,6 +75,7 @@ def test_the_loss_of_a_step(adapter, training):
     assert copies.found == []
 
 
+@pytest.mark.slow
 def test_a_prediction(adapter):
     images = torch.zeros(IMAGES, dtype=torch.uint8, device="cuda")
     adapter.model.eval()
@@ -86,6 +88,7 @@ def test_a_prediction(adapter):
     assert copies.found == []
 
 
+@pytest.mark.slow
 def test_a_mask_that_comes_from_the_cpu_is_found(adapter):
     images = [{"image": torch.zeros(IMAGES[1:], dtype=torch.uint8, device="cuda")}]
     mask = torch.zeros(1, *IMAGES[2:])

@@ -169,6 +169,7 @@ def plain_group_norm(x, norm, size, relu, coarse, coarse_size):
     return y.flatten(2).transpose(1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, HALF])
 @pytest.mark.parametrize(
     ("dim", "groups", "size", "coarse_size"),
@@ -279,6 +280,7 @@ def test_pixel_decoder_equals_the_reference(kernels):
     assert mask_features.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_layer", [False, True])
 def test_query_decoder_equals_the_reference(kernels, every_layer):
     """All but the flips of attention masks, which rounding decides: levels are almost constant."""

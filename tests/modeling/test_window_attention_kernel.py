@@ -32,6 +32,7 @@ def attention(block: FastSwinBlock, qkv: Tensor, size: tuple[int, int], **option
     return window_blocks.attention(kernel.window_attention, block, qkv, size, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [4, pytest.param(24, marks=pytest.mark.slow), 32])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equals_the_reference_in_float64(case, head_dim):
@@ -88,6 +89,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_sums_repeat_whatever_the_number_of_programs():
     """More programs than windows are not started, and one program takes all windows."""
     block = make_block(1, 8, 3, 1)
@@ -117,6 +119,7 @@ def count_calls(monkeypatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0, 2])
 def test_block_runs_the_kernel_where_kernels_are_on(monkeypatch, shift):
     shapes = count_calls(monkeypatch)
@@ -163,6 +166,7 @@ def test_block_falls_back_to_the_reference(monkeypatch, side, width, dtype, drop
     assert len(shapes) == (drop > 0)  # in eval mode nothing is dropped
 
 
+@pytest.mark.slow
 def test_swin_has_the_features_and_gradients_of_the_reference(monkeypatch):
     """Under checkpointing too, which runs the forward pass twice."""
     shapes = count_calls(monkeypatch)

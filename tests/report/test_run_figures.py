@@ -159,6 +159,7 @@ def test_no_extremes_without_the_frozen_model(tmp_path):
     assert extreme_frames(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [range(NUM_FRAMES), SHUFFLED], ids=["in time", "shuffled"])
 @pytest.mark.parametrize("name", ["overlay.mp4", "overlay-a.mp4"])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 128), (64, 40)])

@@ -119,6 +119,7 @@ def labelled_images(*num_masks: int) -> list[dict]:
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("num_masks", [(0, 1, 5, 8), (0, 0, 0, 3), (2, 2, 2, 2)], ids=str)
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path, fixed_draws, num_masks, size):

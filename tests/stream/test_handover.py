@@ -124,6 +124,7 @@ def all_sinks(cfg, folder):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opts",
     [
@@ -141,6 +142,7 @@ def test_a_run_with_the_thread_has_the_folder_of_one_without(evaluate, videos, t
     assert content(tmp_path / "behind") == content(tmp_path / "in loop")
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_the_thread_goes_on_to_the_same_folder(evaluate, videos, tmp_path):
     """A state has all that sinks wrote of the frames before it; the thread may be anywhere."""
     options = {"compare": True, "save_every": 2}

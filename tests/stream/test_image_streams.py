@@ -71,6 +71,7 @@ def accuracy(rows: list[dict], labels: np.ndarray) -> float:
     return 100 * sum(right) / len(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -111,6 +112,7 @@ def test_the_class_never_reaches_the_window(labels):
         assert window.push(frame).keys() <= {"image", "video_id", "frame_index", "height", "width"}
 
 
+@pytest.mark.slow
 def test_each_step_has_its_prediction_and_no_number_changes(flags, labels, tmp_path):
     for number, args in enumerate([
         NO_MEMORY,

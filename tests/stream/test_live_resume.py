@@ -162,6 +162,7 @@ def with_a_torn_state(folder):
     state.write_bytes(state.read_bytes()[:-100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "size", "message"),
     [
@@ -182,6 +183,7 @@ def test_what_cannot_go_on_is_refused_and_nothing_is_lost(
     assert content(tmp_path / "cut" / "masks") == masks
 
 
+@pytest.mark.slow
 def test_predictions_that_a_kill_kept_from_the_disk_are_counted(
     evaluate, make_video, tmp_path, caplog
 ):
@@ -207,6 +209,7 @@ def test_predictions_that_a_kill_kept_from_the_disk_are_counted(
     assert "predictions are missing" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [2, SAVE_EVERY + 1], ids=["before its first update", "later"])
 def test_pictures_of_another_size_are_refused_though_the_network_sees_one(
     evaluate, make_video, tmp_path, kept

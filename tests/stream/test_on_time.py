@@ -419,6 +419,7 @@ def evaluate(timed_cfg, tiny_model, tmp_path, make_video):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opts",
     [

@@ -123,6 +123,7 @@ def rows_of(folder) -> list:
     return sorted(rows, key=lambda row: (row["video_id"], row["frame_index"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -170,6 +171,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path, task, metho
         assert scores == pytest.approx({video: n[metric] for video, n in videos.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_tables_by_class(evaluate, tmp_path, task):
     dataset, (_, metric) = f"coco_videos_{task}_all", TASKS[task]

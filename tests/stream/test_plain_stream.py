@@ -28,6 +28,7 @@ def said(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_drawn_street(said):
     lines = said()
     assert [index for index, _, _ in lines] == [*range(5)]

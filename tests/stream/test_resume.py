@@ -75,6 +75,7 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(evaluate, tmp_path):
     videos = [write_video(tmp_path / "v" / "a", 8, bad=(0, 5)), write_video(tmp_path / "v/b", 4)]
     kills = {3: "before a state", 5: "late", 7: "second"}
@@ -140,6 +141,7 @@ def test_videos_that_build_on_one_another_go_on_too(evaluate, tmp_path):
     assert again == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["time", "shuffled"])
 def test_settings_of_the_loop_are_kept(evaluate, tmp_path, order):
     opts = ("TTT.FRAME_ORDER", order, "TTT.UPDATE_EVERY", 2, "TTT.STEP_MODE", "train")
@@ -176,6 +178,7 @@ def test_an_interrupt_leaves_the_video_so_far_and_can_be_resumed(evaluate, tmp_p
     assert resumed == whole
 
 
+@pytest.mark.slow
 def test_a_state_without_its_rows_is_not_used(evaluate, tmp_path, caplog):
     video = [write_video(tmp_path / "v", 6)]
     evaluate("whole", video, snapshots={5: "cut"})
@@ -269,6 +272,7 @@ def cut_run():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPOILERS)
 def test_a_damaged_state_is_named_and_its_video_starts_anew(
     evaluate, tmp_path, tmp_path_factory, caplog, cut_run, kind
@@ -313,6 +317,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
     assert noticed > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [flip, lack("stream", "window")])
 def test_videos_that_build_on_one_another_start_anew_together(evaluate, tmp_path, caplog, spoil):
     """Without its state the second video cannot go on from the first."""
@@ -396,6 +401,7 @@ def fill(monkeypatch):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_rows"),
     [("frames.jsonl", 1), ("videos.jsonl", 6), ("state.pth", 3), ("summary.json", 6),

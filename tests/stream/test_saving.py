@@ -560,6 +560,7 @@ def test_a_killed_run_goes_on_to_the_same_files(evaluate, tmp_path):
         evaluate("killed", "masks", resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["s3.png", "coco.jsonl", "semantic.json"])
 def test_a_full_disk_is_one_line_and_rows_are_kept(evaluate, tmp_path, monkeypatch, name):
     original = Path.open, os.replace

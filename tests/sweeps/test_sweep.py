@@ -340,6 +340,7 @@ def test_files_that_are_no_sweeps(tmp_path):
         read_sweep(tmp_path / "twice.yaml", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((config_dir() / "sweeps").glob("*.yaml")), ids=str)
 def test_shipped_sweeps_name_what_there_is(path, tmp_path):
     sweep = read_sweep(path, tmp_path)

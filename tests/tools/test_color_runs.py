@@ -64,6 +64,7 @@ def stream(*args: object, to: Path) -> dict:
     return plain.summary_of(to)
 
 
+@pytest.mark.slow
 def test_a_colour_video_is_coloured_beside_the_frozen_model(flags, tmp_path, capsys):
     folder = video(tmp_path / "video", 5)
     out = tmp_path / "out"
@@ -237,6 +238,7 @@ def lines_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["classification", "regression"])
 def test_training_with_an_evaluation_then_a_stream(pictures, tmp_path, target):
     out = tmp_path / "training"

@@ -70,6 +70,7 @@ def test_as_many_frames_as_asked_for_over_a_break(flags, tmp_path):
     assert json.loads((out / "sources.json").read_text()) == {url: None}
 
 
+@pytest.mark.slow
 def test_a_duration_ends_a_stream_that_has_gone_silent(flags, tmp_path):
     with sending(transport_stream(0, 30), hold=True) as url:
         call("stream", [*flags, "--source", url, "--latest", "--duration", "1.5"])
@@ -103,6 +104,7 @@ def check_stopped(out: Path) -> None:
     assert overlay(out / "overlay.mp4") == (len(rows), 25)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_silent_stream(flags, tmp_path, capsys):
     out = tmp_path / "out"
 

@@ -319,6 +319,7 @@ def test_method_and_max_frames(stream, tmp_path):
     assert not (out / "overlay.mp4").exists()
 
 
+@pytest.mark.slow
 def test_frame_budget_is_reported_in_a_line(stream, refused, tmp_path, capsys):
     folder = write_frames(tmp_path / "v", 4)
     budget = ("TTT.FRAME_BUDGET_MS", 3_600_000)
@@ -334,6 +335,7 @@ def test_frame_budget_is_reported_in_a_line(stream, refused, tmp_path, capsys):
     assert "choose another --output" in resumed
 
 
+@pytest.mark.slow
 def test_frames_that_do_not_wait_are_reported_in_a_line(stream, refused, tmp_path, capsys):
     folder = write_frames(tmp_path / "v", 5)
     plain = stream("--video-dir", folder, "--no-video", output="0")
@@ -590,6 +592,7 @@ def test_frame_rate_of_the_overlay(caplog, asked, own, expected):
     assert said == (asked is None and own == 1e-9)
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes_are_streamed_and_resumed(stream, refused, tmp_path, capsys):
     name = os.fsdecode(b"n:caf\xe9")
     folder = write_frames(tmp_path / name, 3)
@@ -679,6 +682,7 @@ def test_bad_frame_is_skipped_when_asked(stream, tmp_path, capsys, spoil):
     assert "1 unreadable frames skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_after_a_bad_frame_is_mended_the_run_goes_on(refused, stream, tmp_path):
     folder = write_frames(tmp_path / "v", 4)
     good = (folder / "frame10.png").read_bytes()

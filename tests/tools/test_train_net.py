@@ -195,6 +195,7 @@ def test_training_starts_from_other_classes_and_g_from_h_by_keys(run_here, tmp_p
     assert int(row[2]) > 50  # copied from h
 
 
+@pytest.mark.slow
 def test_evaluation_refuses_what_it_cannot_read_as_it_is_meant(run_here, datasets_root, tmp_path):
     """Images are read in a process of their own, label maps in this one."""
     args = ["--config", "quick/joint_cityscapes.yaml"]

@@ -179,6 +179,7 @@ def test_a_finished_run_that_is_resumed_is_scored_at_its_own_length(tmp_path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_on_disk_before_the_checkpoint_that_comes_after_it(tmp_path):
     """A run that is killed in between makes the steps again, and lacks no evaluation."""
     cfg = make_cfg(
@@ -408,6 +409,7 @@ class Spoil(HookBase):
                 self.trainer.model.sem_seg_head.predictor.class_embed.bias.fill_(float("inf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True])
 def test_a_loss_that_is_not_finite_ends_training_in_a_line(tmp_path, caplog, last):
     cfg = make_cfg(tmp_path, "SOLVER.MAX_ITER", 2 if last else 9, "SOLVER.CHECKPOINT_PERIOD", 1)
@@ -447,6 +449,7 @@ def test_a_full_disk_ends_training_in_a_line_and_loses_no_checkpoint(tmp_path, c
     assert train(cfg, True).start_iter == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_metrics_is_a_line_too(tmp_path, monkeypatch):
     """TensorBoard's thread meets it as well, and says nothing of its own."""
     said = []
@@ -617,6 +620,7 @@ CONFIGS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [None, "paper", "release"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_load_with_every_preset(name, preset):

@@ -134,6 +134,7 @@ def train(cfg, resume=False):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["joint_cityscapes.yaml", "joint_imagenet_color.yaml"])
 def test_pretraining_wants_no_labels_and_probing_takes_its_encoder(tmp_path, folder, config):
     """The two stages of the paper's Section 3.1, with an interruption of the first."""

@@ -72,6 +72,7 @@ def test_a_training_that_is_there_is_not_overwritten(trained):
     enter(config(trained), resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -63,6 +63,7 @@ def test_a_still_is_a_frame_of_its_video():
     assert any(frame_bytes(frame) == still for frame in video)
 
 
+@pytest.mark.slow
 def test_labels_are_the_documented_ones_and_all_occur(stills):
     seen = np.unique(np.stack([frame.sem_seg for frame in stills]))
     assert seen.tolist() == list(WORLD_CLASS_IDS)
