@@ -94,7 +94,7 @@ def test_entropies_that_are_not_asked_for_say_nothing():
 
 
 def test_other_colours_make_the_model_surer_than_it_is_without_them():
-    """What takes the noise away makes it surer, and colours get no credit for that."""
+    """A model is surer without the noise already, and colours get no credit for that."""
     for entropy in (0.59, 0.61):
         ours, entropies = choice(entropy=0.4), {FROZEN: 2.0, BLURRED: 1.5, BOTH: entropy}
         ours.compare({FROZEN: 2.0, BLURRED: 1.0, BOTH: 0.5}, entropies)
@@ -135,7 +135,7 @@ def test_goes_on_from_saved_values(best):
 
 
 def test_goes_on_from_values_without_denoise():
-    """As they were saved before there was one."""
+    """Older versions saved three values, and the fourth is 0 then."""
     ours = choice()
     ours.load_state_dict({"chosen": [0.5, 0.8, 0.0], "trusted": [0.0, 0.0, 0.0]})
     assert (ours.chosen, ours.trusted) == (Candidate(colours=0.5, blur=0.8), FROZEN)

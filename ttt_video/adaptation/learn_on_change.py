@@ -159,7 +159,10 @@ class ChangeAdapter(ReconstructionAdapter):
                 blur=candidate.blur,
                 denoise=candidate.denoise,
             )
-        return frame if image is frame["image"] else {**frame, "image": image}
+        if image is frame["image"]:
+            return frame
+        self._picture = frame, candidate, {**frame, "image": image}  # asked for again soon
+        return self._picture[2]
 
     # ---- states
 
@@ -188,10 +191,8 @@ class ChangeAdapter(ReconstructionAdapter):
         return {**state, **self.choice.trusted._asdict(), **record}
 
     def _effect_on(self, frame: Any) -> Tensor:
-        """Returns the effect of the chosen correction on a frame, and remembers the picture."""
-        chosen = self.choice.chosen
-        corrected = self._corrected(chosen, frame)
-        self._picture = frame, chosen, corrected
+        """Returns the effect of the chosen correction on a frame."""
+        corrected = self._corrected(self.choice.chosen, frame)
         return effect(frame["image"], corrected["image"]).cpu()
 
     def _acts_otherwise(self, frame: Any) -> bool:
