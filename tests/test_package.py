@@ -116,6 +116,7 @@ DATASETS = [
     "world_panoptic_val",
     "world_sem_seg_train",
     "world_sem_seg_val",
+    *("world_zoom_panoptic_train", "world_zoom_panoptic_val"),
 ]
 
 # Each corruption has a set of severity 5, one of each severity, and a ramp; each two have two sets.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from .arguments import SCENES, SCHEDULES, SPLITS, VIDEO_LAYOUTS, ToolParser
@@ -20,7 +21,8 @@ from .arguments import SCENES, SCHEDULES, SPLITS, VIDEO_LAYOUTS, ToolParser
 STILL_LAYOUTS = ("cityscapes", "coco")
 VIDEO_DEFAULTS = {"seed": 2000, "videos": 1, "frames": 100}
 STILL_DEFAULTS = {"train": 200, "val": 20}
-LEAST = {"seed": 0, "videos": 1, "frames": 1, "train": 1, "val": 1, "height": 16, "width": 16}
+LEAST = {"seed": 0, "height": 16, "width": 16}
+LEAST |= dict.fromkeys(("videos", "frames", "train", "val", "zoom"), 1)
 
 
 def argument_parser(prog: str | None = None) -> ToolParser:
@@ -30,6 +32,9 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument("--layout", choices=choices, default=choices[0], help="of the files")
     parser.add_argument("--height", type=int, default=128, help="pixels")
     parser.add_argument("--width", type=int, default=256, help="pixels")
+    parser.add_argument(
+        "--zoom", type=float, default=1.0, help="how many times as long the lens is (1)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the data set's folder")
     videos = parser.add_argument_group(f"videos ({', '.join(VIDEO_LAYOUTS)})")
     videos.add_argument("--seed", type=int, help="world of the first video (2000)")
@@ -109,7 +114,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             setattr(args, name, value)
     for name, least in LEAST.items():
         value = getattr(args, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
     if args.districts and args.scenes != ["street"]:
         raise UserError("--scenes does not go with --districts, which have scenes of their own")
@@ -156,10 +161,11 @@ def write_videos(args: argparse.Namespace) -> None:
     from ttt_video.world import WorldVideo, layouts
     from ttt_video.world.shifts import ShiftedVideo
 
+    look = {"districts": args.districts, "zoom": args.zoom}
     for k in range(args.videos):
         seed = args.seed + k
         size = args.height, args.width
-        world = WorldVideo(seed, args.frames, *size, args.scenes, districts=args.districts)
+        world = WorldVideo(seed, args.frames, *size, args.scenes, **look)
         video = ShiftedVideo(world, args.shifts[k])
         if args.layout == "kitti_step":
             name = args.names[k] if args.names else f"{k:04d}"
@@ -174,7 +180,8 @@ def write_stills(args: argparse.Namespace) -> None:
     from ttt_video.world import WorldStills, layouts
 
     for split in ("train", "val"):
-        stills = WorldStills(split, getattr(args, split), args.height, args.width)
+        size = args.height, args.width
+        stills = WorldStills(split, getattr(args, split), *size, zoom=args.zoom)
         if args.layout == "coco":
             layouts.write_coco(args.output, split, stills)
         else:
@@ -188,9 +195,12 @@ def run(args: argparse.Namespace) -> None:
     from ttt_video.world import DISTRICTS_VERSION, WORLD_VERSION
 
     check_arguments(args)
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts", "districts")}
-    if args.districts:  # folders that were made before there were districts stay valid
+    later = ("districts", "zoom")  # folders that were made before there were these stay valid
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "shifts", *later)}
+    if args.districts:
         settings["districts_version"] = DISTRICTS_VERSION
+    if args.zoom != 1.0:
+        settings["zoom"] = args.zoom
     claim(args.output, {"world_version": WORLD_VERSION, **settings})
     try:
         (write_videos if args.layout in VIDEO_LAYOUTS else write_stills)(args)

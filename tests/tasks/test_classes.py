@@ -44,6 +44,7 @@ def of(number):
         ("joint_coco_panoptic.yaml", "coco_videos_instance_bar"),  # its things alone
         ("quick/joint_world_panoptic.yaml", "coco_videos_instance_bar"),
         ("quick/joint_world_panoptic.yaml", "world_panoptic_val"),
+        ("quick/joint_world_zoom.yaml", "world_zoom_panoptic_val"),
         ("joint_cityscapes.yaml", ""),
     ],
 )

@@ -57,6 +57,23 @@ def test_seeds_and_still_numbers_differ():
     assert len(images) == 12
 
 
+def test_a_zoomed_frame_is_the_middle_of_a_larger_one():
+    for seed, time in itertools.product((0, 7, 2005), (0, 40)):
+        zoomed = WorldVideo(seed, 60, H, W, zoom=2.0)[time]
+        whole = WorldVideo(seed, 60, 2 * H, 2 * W)[time]
+        middle = slice(H // 2, H // 2 + H), slice(W // 2, W // 2 + W)
+        np.testing.assert_array_equal(zoomed.sem_seg, whole.sem_seg[middle])
+        np.testing.assert_array_equal(zoomed.instances, whole.instances[middle])
+        np.testing.assert_array_equal(zoomed.depth, whole.depth[middle])
+        assert np.abs(zoomed.image.astype(float) - whole.image[middle]).mean() < 2
+
+
+@pytest.mark.parametrize("zoom", [0.5, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_zoom_that_is_none_is_refused(zoom):
+    with pytest.raises(ValueError, match=f"zoom must be at least 1, got {zoom}"):
+        WorldVideo(0, 1, H, W, zoom=zoom)
+
+
 def test_a_still_is_a_frame_of_its_video():
     still = frame_bytes(render_still(5, 16, 32))
     video = WorldVideo(5, 600, 16, 32)

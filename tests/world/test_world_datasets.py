@@ -4,6 +4,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from ttt_video.data.coco_videos import UNLABELLED
 from ttt_video.errors import UserError
 from ttt_video.world import datasets, render_still
 from ttt_video.world.datasets import (
@@ -12,7 +13,7 @@ from ttt_video.world.datasets import (
     load_world_stills,
     register_world_stills,
 )
-from ttt_video.world.segments import COCO_IDS
+from ttt_video.world.segments import COCO_IDS, coco_segment_ids
 from ttt_video.world.video import SPLIT_SEEDS, WorldStills
 
 
@@ -108,6 +109,22 @@ def test_panoptic_labels_of_the_same_stills(small, monkeypatch):
     assert load_world_panoptic("train") == dicts
 
 
+def test_zoomed_stills_have_a_folder_of_their_own(small):
+    dicts = DatasetCatalog.get("world_zoom_panoptic_val")
+    plain = load_world_panoptic("val")
+    assert not {d["file_name"] for d in dicts} & {d["file_name"] for d in plain}
+    for d, seed in zip(dicts, (1000, 1001), strict=True):
+        frame = render_still(seed, 16, 32, zoom=datasets.ZOOM)
+        ids = rgb2id(np.array(Image.open(d["pan_seg_file_name"])))
+        expected = coco_segment_ids(frame)
+        expected[expected == UNLABELLED << 16] = 0
+        np.testing.assert_array_equal(ids, expected)
+    for name in ("world_zoom_panoptic_val", "world_panoptic_val"):
+        metadata = MetadataCatalog.get(name)
+        assert ("zoom4" in metadata.json_file) == ("zoom" in name)
+        assert metadata.evaluator_type == "coco_panoptic_seg"
+
+
 def test_panoptic_metadata_knows_where_the_labels_are(small):
     load_world_panoptic("val")
     metadata = MetadataCatalog.get("world_panoptic_val")
@@ -127,7 +144,7 @@ def test_shipped_splits_do_not_meet():
 def test_registration():
     register_world_stills()
     register_world_stills()
-    kinds = ("sem_seg", "panoptic", "districts_sem_seg")
+    kinds = ("sem_seg", "panoptic", "zoom_panoptic", "districts_sem_seg")
     names = {f"world_{k}_{s}" for k in kinds for s in ("train", "val")}
     assert names <= set(DatasetCatalog.list())
     metadata = MetadataCatalog.get("world_sem_seg_val")

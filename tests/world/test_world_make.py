@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ttt_video.data.coco_videos import UNLABELLED
 from ttt_video.data.kitti_step import load_kitti_step_sem_seg
 from ttt_video.formats.images import read_rgb
-from ttt_video.formats.labels import read_sem_seg
-from ttt_video.world import DISTRICTS_VERSION, WorldVideo
+from ttt_video.formats.labels import read_segment_ids, read_sem_seg
+from ttt_video.world import DISTRICTS_VERSION, WorldVideo, render_still
 from ttt_video.world.corruptions import corrupt
+from ttt_video.world.segments import coco_segment_ids
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_world.py"
 SIZE = ["--height", "16", "--width", "32"]
@@ -92,6 +94,23 @@ def test_districts(tmp_path, make_world):
     assert not [k for k in json.loads((tmp_path / "plain/world.json").read_text()) if "dist" in k]
 
 
+def test_zoom(tmp_path, make_world):
+    flags = ["--frames", 1, *SIZE, "--zoom", 4, "--output", tmp_path / "out"]
+    assert make_world(*flags)[0] == 0
+    picture = read_rgb(tmp_path / "out" / "images" / "val" / "0000" / "000000.png")
+    np.testing.assert_array_equal(picture, WorldVideo(2000, 1, 16, 32, zoom=4.0)[0].image)
+    assert json.loads((tmp_path / "out" / "world.json").read_text())["zoom"] == 4
+    stills = ["--layout", "coco", "--train", 1, "--val", 1, *SIZE, "--zoom", 4]
+    assert make_world(*stills, "--output", tmp_path / "coco")[0] == 0
+    (label,) = (tmp_path / "coco" / "panoptic_val2017").iterdir()
+    expected = coco_segment_ids(render_still(1000, 16, 32, zoom=4.0))
+    expected[expected == UNLABELLED << 16] = 0
+    np.testing.assert_array_equal(read_segment_ids(label), expected)
+    # A folder without a zoom has the note it always had.
+    assert make_world("--frames", 1, *SIZE, "--output", tmp_path / "plain")[0] == 0
+    assert "zoom" not in json.loads((tmp_path / "plain" / "world.json").read_text())
+
+
 def test_two_corruptions_in_one_video(tmp_path, make_world):
     flags = ["--frames", 4, *SIZE, "--corruption", "colour_shift", "darkness"]
     assert make_world(*flags, "--schedule", "switch", "--output", tmp_path / "out")[0] == 0
@@ -158,6 +177,8 @@ def test_stills(tmp_path, make_world, layout, train, val):
         (["--videos", "-1"], "--videos is -1"),
         (["--height", "8"], "--height is 8; it must be at least 16"),
         (["--seed", "-3"], "--seed is -3"),
+        (["--zoom", "0.5"], "--zoom is 0.5; it must be at least 1"),
+        (["--zoom", "nan"], "--zoom is nan; it must be at least 1"),
         (["--train", "3"], "--train does not go with --layout kitti_step"),
         (["--layout", "coco", "--videos", "3"], "--videos does not go with --layout coco"),
         (["--scenes", "street", "beach"], "scenes are street, beach; choose some of: street"),

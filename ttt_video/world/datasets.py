@@ -1,7 +1,8 @@
 """Registers the world's stills as training data sets, which are rendered on first use.
 
 ``world_sem_seg_*`` has semantic labels. ``world_panoptic_*`` has the same pictures in COCO's layout
-with panoptic and instance labels. ``world_districts_sem_seg_*`` has stills of the districts.
+with panoptic and instance labels, ``world_zoom_panoptic_*`` stills with a longer lens.
+``world_districts_sem_seg_*`` has stills of the districts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ NUM_STILLS = {"train": 4000, "val": 200}
 
 NUM_DISTRICT_STILLS = {"train": 2000, "val": 200}
 """Two of each world 0-999, and one of each world 1000-1199, with their districts."""
+
+ZOOM = 4.0
+"""Of the stills in which things are about as large as COCO's: half of them have 67 px or more at
+128x256, where it is 11 px without a zoom (50 training worlds)."""
 
 
 def load_world_stills(split: str, *, districts: bool = False) -> list[dict[str, Any]]:
@@ -76,11 +81,12 @@ def load_world_color(split: str) -> list[dict[str, Any]]:
     ]
 
 
-def load_world_panoptic(split: str) -> list[dict[str, Any]]:
+def load_world_panoptic(split: str, *, zoom: float = 1.0) -> list[dict[str, Any]]:
     """Lists the same stills in COCO's layout (``layouts.write_coco``), with COCO's 133 classes.
 
-    They are in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`. This call also sets
-    the paths in the metadata, because ``$DETECTRON2_DATASETS`` is not read before.
+    They are in ``.../<H>x<W>/coco``, beside those of :func:`load_world_stills`, and those with a
+    zoom in ``.../<H>x<W>/coco-zoom<ZOOM>``. This call also sets the paths in the metadata, because
+    ``$DETECTRON2_DATASETS`` is not read before.
 
     Returns:
         One dict per still, as of detectron2's panoptic COCO: ``pan_seg_file_name`` and
@@ -89,14 +95,14 @@ def load_world_panoptic(split: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the folder cannot be written.
     """
-    root = _stills_folder() / "coco"
+    root = _stills_folder() / ("coco" if zoom == 1.0 else f"coco-zoom{zoom:g}")
     annotations = {
         kind: root / "annotations" / f"{kind}_{split}2017.json"
         for kind in ("instances", "panoptic")
     }
     if not all(file.exists() for file in annotations.values()):  # written after all pictures
         with _writing(root):
-            write_coco(root, split, _stills(split))
+            write_coco(root, split, _stills(split, zoom=zoom))
     paths = {
         "image_root": str(root / f"{split}2017"),
         "panoptic_root": str(root / f"panoptic_{split}2017"),
@@ -104,7 +110,7 @@ def load_world_panoptic(split: str) -> list[dict[str, Any]]:
         "json_file": str(annotations["instances"]),
     }
     metadata = _panoptic_metadata()
-    name = f"world_panoptic_{split}"
+    name = f"world_{'panoptic' if zoom == 1.0 else 'zoom_panoptic'}_{split}"
     MetadataCatalog.pop(name)  # it would refuse other paths than before
     MetadataCatalog.get(name).set(**metadata, **paths)
     return load_coco_panoptic_json(
@@ -116,9 +122,9 @@ def _panoptic_metadata() -> dict[str, Any]:
     return {**coco_videos_metadata("panoptic"), "evaluator_type": "coco_panoptic_seg"}
 
 
-def _stills(split: str, *, districts: bool = False) -> WorldStills:
+def _stills(split: str, *, districts: bool = False, zoom: float = 1.0) -> WorldStills:
     count = (NUM_DISTRICT_STILLS if districts else NUM_STILLS)[split]
-    return WorldStills(split, count, STILL_HEIGHT, STILL_WIDTH, districts=districts)
+    return WorldStills(split, count, STILL_HEIGHT, STILL_WIDTH, districts=districts, zoom=zoom)
 
 
 def _stills_folder(*, districts: bool = False) -> Path:
@@ -150,7 +156,7 @@ def _render_missing(folder: Path, stills: WorldStills, names: list[str]) -> None
 
 
 def register_world_stills() -> None:
-    """Registers ``world_{sem_seg,panoptic,color,districts_sem_seg}_{train,val}``, once.
+    """Registers ``world_*_{train,val}``: sem_seg, panoptic, color and those of other streets, once.
 
     Nothing is rendered yet.
     """
@@ -159,6 +165,7 @@ def register_world_stills() -> None:
         "sem_seg": (load_world_stills, semantic),
         "districts_sem_seg": (partial(load_world_stills, districts=True), semantic),
         "panoptic": (load_world_panoptic, _panoptic_metadata()),
+        "zoom_panoptic": (partial(load_world_panoptic, zoom=ZOOM), _panoptic_metadata()),
         "color": (load_world_color, {"evaluator_type": "video_color"}),
     }
     for kind, (load, metadata) in kinds.items():
