@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -182,6 +183,19 @@ def test_numbers_that_cannot_work(key, value):
     with pytest.raises(UserError, match=rf"^{key} is .*; it must be ") as error:
         validate_config(changed(key, value))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"])
+@pytest.mark.parametrize("value", [[1.0], [1.0, 2.0], [1.0] * 4, [1.0, 2.0, math.nan], ["a"] * 3])
+def test_three_channels_are_normalised(key, value):
+    with pytest.raises(UserError, match=rf"{key} is .*; give numbers .*for three channels"):
+        validate_config(changed(key, value))
+
+
+def test_a_deviation_is_above_0():
+    validate_config(changed("MODEL.PIXEL_MEAN", [-1.0, 0, 1]))
+    with pytest.raises(UserError, match=r"PIXEL_STD is \[0, 1, 1\]; .* above 0"):
+        validate_config(changed("MODEL.PIXEL_STD", [0, 1, 1]))
 
 
 def test_gradients_in_units_of_the_source_are_for_sgd():

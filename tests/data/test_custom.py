@@ -136,6 +136,7 @@ def test_no_frame_of_own_videos_is_left_out_without_a_word(tmp_path, name, caplo
     ("arguments", "said"),
     [
         ({"classes": []}, "different names"),
+        ({"classes": "road"}, r"is 'road'; give a list: \['road'\]"),
         ({"classes": ["a", "a"]}, "different names"),
         ({"ignore_label": 2}, "between the number of classes, 3, and 255"),
         ({"ignore_label": 256}, "between"),

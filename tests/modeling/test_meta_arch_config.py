@@ -11,6 +11,8 @@ from detectron2.modeling import build_model
 from ttt_video import MaskFormerTTT, add_ttt_config
 from ttt_video.errors import UserError
 from ttt_video.modeling import MaskFormerTTTHead, SwinTransformerTTT
+from ttt_video.stream.source_model import load_source_model
+from ttt_video.training.joint_training import JointTrainer
 
 
 def build(cfg: CfgNode, *opts) -> MaskFormerTTT:
@@ -100,6 +102,15 @@ MODEL:
 def test_unknown_names_list_the_known_ones(tiny_cfg, key, known):
     with pytest.raises(UserError, match=rf"{key} is 'nonsense'.*choose one of: .*{known}"):
         build(tiny_cfg, key, "nonsense")
+
+
+def test_an_unknown_architecture_is_told_before_anything_is_rendered(tiny_cfg, monkeypatch):
+    tiny_cfg.MODEL.META_ARCHITECTURE = "nonsense"
+    tiny_cfg.MODEL.WEIGHTS = "any.pth"
+    monkeypatch.setattr(JointTrainer, "build_train_loader", None)
+    for first in (JointTrainer, JointTrainer.build_model, load_source_model):
+        with pytest.raises(UserError, match=r"META_ARCHITECTURE is 'nonsense'.*MaskFormerTTT"):
+            first(tiny_cfg)
 
 
 def test_mask2formers_default_pixel_decoder_says_what_to_set(tiny_cfg):

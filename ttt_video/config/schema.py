@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ def validate_config(cfg: CfgNode) -> None:
             if not rule.holds(values[name], cfg):
                 words = f"{rule.words}, or {AUTO!r}" if key.auto else rule.words
                 raise UserError(f"{name} is {values[name]!r}; it must be {words}")
+    for name, least in ("PIXEL_MEAN", -math.inf), ("PIXEL_STD", 0.0):
+        channels = cfg.MODEL[name]
+        numbers = [value for value in channels if isinstance(value, int | float)]
+        if not len(channels) == len(numbers) == 3 or not all(least < n < math.inf for n in numbers):
+            kind = "numbers above 0" if least == 0.0 else "numbers"
+            raise UserError(f"MODEL.{name} is {channels}; give {kind} for three channels")
 
 
 def merge(cfg: CfgNode, given: CfgNode) -> None:

@@ -52,6 +52,8 @@ def register_custom_video(
         UserError: the name is taken, or the arguments contradict each other.
     """
     _check_new(name)
+    if isinstance(classes, str):
+        raise UserError(f"classes of data set {name} is {classes!r}; give a list: [{classes!r}]")
     if not classes or len(set(classes)) != len(classes):
         raise UserError(f"classes of data set {name} must be different names, not {list(classes)}")
     if not len(classes) <= ignore_label <= 255:

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -33,6 +33,11 @@ def registered(registry: Registry, key: str, name: str) -> Any:
         known = ", ".join(sorted(known for known, _ in registry))
         raise UserError(f"{key} is {name!r}, which is not registered; choose one of: {known}")
     return registry.get(name)
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Raises UserError if ``MODEL.META_ARCHITECTURE`` names nothing; detectron2 has a traceback."""
+    registered(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
 
 
 _OURS = (MSDeformAttnPixelDecoder, MultiScaleMaskedTransformerDecoder)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config.loading import read_config
 from ..errors import UserError
+from ..modeling.heads import check_architecture
 from ..modeling.interface import drop_part, prefixes
 from ..modeling.weight_header import name_classes, read_header
 from ..modeling.weights import load_weights, read_checkpoint
@@ -34,11 +35,12 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     """The model of the config with ``MODEL.WEIGHTS``, in eval mode: (f0, g0, h0).
 
     Raises:
-        UserError: no weights are named, they cannot be read, or do not fit, or the model takes
-            other frames than ``INPUT.GREY`` says.
+        UserError: no weights are named, they cannot be read, or do not fit, the architecture is
+            unknown, or the model takes other frames than ``INPUT.GREY`` says.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
+    check_architecture(cfg)
     model = build_model(cfg)
     _check_grey(cfg, model)
     decoder = prefixes(model, "g")

@@ -43,6 +43,7 @@ from ..errors import UserError, error_of_process
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
 from ..modeling.checkpointer import TTTCheckpointer
+from ..modeling.heads import check_architecture
 from ..modeling.interface import parts_of, prefixes
 from ..modeling.optimizer import build_lr_scheduler, build_optimizer
 from ..tasks import Task, sign, tasks, tasks_of
@@ -75,6 +76,7 @@ class JointTrainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give at least 1 iteration, or "
                 "--eval-only to train nothing"
             )
+        check_architecture(cfg)  # before a data set is rendered
         if cfg.MODEL.VIT_MAE.HEAD_WEIGHTS:
             raise UserError(
                 "MODEL.VIT_MAE.HEAD_WEIGHTS names a trained head, for streams: set it to nothing, "
@@ -221,6 +223,7 @@ class JointTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Builds the model of ``cfg``; only the log file lists its parts."""
+        check_architecture(cfg)
         model = build_model(cfg)
         logger.info("Model:\n%s", model, extra=LOG_FILE_ONLY)
         return model
