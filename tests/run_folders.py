@@ -1,8 +1,10 @@
-"""Compares the folders of runs."""
+"""Copies the folders of runs, and compares them."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,3 +30,16 @@ def content(folder: Path) -> dict[str, object]:
         else:
             found[str(file.relative_to(folder))] = file.read_bytes() if file.is_file() else None
     return found
+
+
+def copy_running(folder: Path, copy: Path) -> None:
+    """Copies what a run has written so far, as a kill would leave it.
+
+    A file that a thread of the run renames meanwhile is left out, as if it had not been begun.
+    """
+
+    def copied(source: object, target: object) -> None:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(source, target)
+
+    shutil.copytree(folder, copy, copy_function=copied)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_folders import content
+from run_folders import content, copy_running
 
 from ttt_video.adaptation import Adapter
 from ttt_video.data import BaseSource
@@ -152,7 +151,7 @@ def test_a_killed_run_with_the_thread_goes_on_to_the_same_folder(evaluate, video
     def kill(cfg, folder):
         def copy_at(index):
             if index == 3:
-                shutil.copytree(folder, killed)
+                copy_running(folder, killed)
 
         return [*all_sinks(cfg, folder), Calls(copy_at)]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from run_folders import copy_running
 
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
@@ -58,7 +59,7 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
                 self.seen += 1
                 if self.seen == kill[0]:
                     saved._thread.flush()
-                    shutil.copytree(directory.path, tmp_path / kill[1])
+                    copy_running(directory.path, tmp_path / kill[1])
 
         sinks = [saved, OverlayVideos(cfg, directory.path, fps=10, single=True), Kill()]
         settings = Settings(cfg, directory, sinks=sinks, **{"save_every": SAVE_EVERY, **options})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from run_folders import copy_running
 
 from ttt_video.config import merge_method
 from ttt_video.data.sources import FrameTransform, open_dataset
@@ -101,7 +101,7 @@ def evaluate(settings_of, tiny_model, tmp_path):
             def write(self, results):
                 steps.append(results.adapted.frame["frame_index"])
                 if snapshot is not None and len(steps) == snapshot[0]:
-                    shutil.copytree(settings.run.path, tmp_path / snapshot[1])
+                    copy_running(settings.run.path, tmp_path / snapshot[1])
 
         settings.sinks = [*settings.sinks, Kill()]
         evaluation = StreamEvaluation(settings, copy.deepcopy(tiny_model))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_folders import content
+from run_folders import content, copy_running
 
 from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.errors import UserError
@@ -64,7 +64,7 @@ def evaluate(tiny_cfg, tiny_model, tmp_path):
                 frame = results.adapted.frame
                 steps.append((frame["video_id"], frame["frame_index"]))
                 if len(steps) in (snapshots or {}):
-                    shutil.copytree(directory.path, tmp_path / snapshots[len(steps)])
+                    copy_running(directory.path, tmp_path / snapshots[len(steps)])
 
         overlay = [OverlayVideos(cfg, directory.path, fps=10, single=False)] if video else []
         options = {"save_every": SAVE_EVERY, "compare": True, **options}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
+from run_folders import copy_running
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -62,7 +62,7 @@ def evaluate(tiny_cfg, tiny_model, video, tmp_path):
                 nonlocal count
                 count += 1
                 if count in (snapshots or {}):
-                    shutil.copytree(directory.path, tmp_path / snapshots[count])
+                    copy_running(directory.path, tmp_path / snapshots[count])
 
         sinks = [SavedWeights(tiny_cfg, directory.path, weight_moments([moments])), Kill()]
         settings = Settings(tiny_cfg, directory, sinks=sinks, save_every=SAVE_EVERY)

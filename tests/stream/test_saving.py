@@ -6,7 +6,6 @@ import copy
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from run_folders import copy_running
 
 from ttt_video.config import load_config
 from ttt_video.data import BaseSource
@@ -163,7 +163,7 @@ def save(cfgs, tmp_path):
                 saved = sink.save()
             if index + 1 == kill:
                 sink._thread.flush()
-                shutil.copytree(folder, tmp_path / "killed")
+                copy_running(folder, tmp_path / "killed")
         video.done = FRAMES
         sink.end(video)
         return folder if kill is None else (folder, saved)
@@ -549,7 +549,7 @@ def saved_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_to_the_same_files(evaluate, tmp_path):
-    copied = After(4, lambda: shutil.copytree(tmp_path / "whole", tmp_path / "killed"))
+    copied = After(4, lambda: copy_running(tmp_path / "whole", tmp_path / "killed"))
     whole = saved_files(evaluate("whole", more=[copied]))
     assert len(whole) == 2 * (5 * 7 - 7 + 2)  # two models; coco has one file, masks one more
     assert not (tmp_path / "whole" / "unfinished").exists()

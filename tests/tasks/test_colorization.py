@@ -8,13 +8,13 @@ import math
 import os
 import pickle
 import random
-import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import copy_running
 from torch import nn
 
 from ttt_video.config import get_cfg
@@ -416,7 +416,7 @@ def test_a_killed_run_has_the_same_numbers(tmp_path, color_cfg, monkeypatch):
             def write(self, results):
                 frames.append(results)
                 if len(frames) == stop_after:
-                    shutil.copytree(directory.path, tmp_path / "killed")
+                    copy_running(directory.path, tmp_path / "killed")
 
         settings = Settings(color_cfg, directory, compare=True, sinks=[Killer()], save_every=3)
         return StreamEvaluation(settings, Tinter()).evaluate(sources), len(frames)

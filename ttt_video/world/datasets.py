@@ -34,8 +34,8 @@ NUM_DISTRICT_STILLS = {"train": 2000, "val": 200}
 """Two of each world 0-999, and one of each world 1000-1199, with their districts."""
 
 ZOOM = 4.0
-"""Of the stills whose things are nearer to COCO's in size: half have 62 px or more, where it is 10
-without a zoom (docs/world.md has more)."""
+"""The lens of ``world_zoom_*``: its things are nearer to COCO's in size, half of them have 62 px or
+more, where it is 10 without a zoom (docs/world.md has more)."""
 
 
 def load_world_stills(split: str, *, districts: bool = False) -> list[dict[str, Any]]:
