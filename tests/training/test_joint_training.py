@@ -634,7 +634,8 @@ def test_shipped_configs_load_with_every_preset(name, preset):
     assert head.CONVS_DIM % head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS == 0
     assert former.HIDDEN_DIM % former.NHEADS == 0
     if name.startswith("quick/"):
-        cfg.DATASETS.TRAIN = cfg.DATASETS.TRAIN if "panoptic" in name else ()
+        if not former.TEST.PANOPTIC_ON:  # only panoptic models ask a data set for their things
+            cfg.DATASETS.TRAIN = ()
         model = JointTrainer.build_model(cfg)
         assert 1e6 < sum(p.numel() for p in model.parameters()) < 2.5e6
 
