@@ -177,6 +177,31 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.CROP.SIZE", [64]),
         ("TTT.CROP.SIZE", [0, 64]),
         ("TTT.CROP.SIZE", [1, 2, 3]),
+        # keys of detectron2 and Mask2Former
+        ("MODEL.SWIN.PATCH_SIZE", 2),
+        ("MODEL.SWIN.EMBED_DIM", 0),
+        ("MODEL.SWIN.DEPTHS", [1]),
+        ("MODEL.SWIN.DEPTHS", [2, 2, 0, 2]),
+        ("MODEL.SWIN.DEPTHS", ["x"] * 4),
+        ("MODEL.SWIN.NUM_HEADS", [3, 6, 12]),
+        ("MODEL.SWIN.NUM_HEADS", [3, 6, 12, 25]),
+        ("MODEL.SWIN.WINDOW_SIZE", 0),
+        ("MODEL.SWIN.MLP_RATIO", 0.0),
+        ("MODEL.SWIN.QK_SCALE", "x"),
+        ("MODEL.SWIN.DROP_PATH_RATE", 1.0),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0),
+        ("MODEL.SEM_SEG_HEAD.NORM", "GroupNorm"),
+        ("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", -1),
+        ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS", 0),
+        ("MODEL.MASK_FORMER.NHEADS", 7),
+        ("MODEL.MASK_FORMER.NHEADS", 0),
+        ("MODEL.MASK_FORMER.DROPOUT", -0.1),
+        ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 0),
+        ("MODEL.MASK_FORMER.CLASS_WEIGHT", -1.0),
+        ("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
+        ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
+        ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False),
+        ("TEST.DETECTIONS_PER_IMAGE", 0),
     ],
 )
 def test_numbers_that_cannot_work(key, value):
@@ -188,8 +213,14 @@ def test_numbers_that_cannot_work(key, value):
 @pytest.mark.parametrize("key", ["MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"])
 @pytest.mark.parametrize("value", [[1.0], [1.0, 2.0], [1.0] * 4, [1.0, 2.0, math.nan], ["a"] * 3])
 def test_three_channels_are_normalised(key, value):
-    with pytest.raises(UserError, match=rf"{key} is .*; give numbers .*for three channels"):
+    with pytest.raises(UserError, match=rf"{key} is .*; it must be numbers .*for three channels"):
         validate_config(changed(key, value))
+
+
+def test_one_output_is_enough():
+    test = "MODEL.MASK_FORMER.TEST"
+    validate_config(changed(f"{test}.SEMANTIC_ON", False, f"{test}.INSTANCE_ON", True))
+    validate_config(changed(f"{test}.SEMANTIC_ON", False, f"{test}.PANOPTIC_ON", True))
 
 
 def test_a_deviation_is_above_0():

@@ -156,3 +156,19 @@ def test_a_mask_of_another_size_than_the_image(tiny_model):
 def test_a_config_that_cannot_work_is_refused_before_anything_is_built(tiny_cfg):
     with pytest.raises(UserError, match=r"TTT\.MASK_RATIO is 1\.5"):
         build(tiny_cfg, "TTT.MASK_RATIO", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", [], r"some of \['res2', .*each once"),
+        ("DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", ["res3", "res3"], "each once"),
+        ("DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", ["res9"], r"some of \['res2', "),
+        ("IN_FEATURES", ["res4"], r"stride 8 to 4 .* needs 1 of"),
+        ("CONVS_DIM", 48, r"multiple of 32 and of MODEL\.MASK_FORMER\.NHEADS"),
+    ],
+)
+def test_what_the_pixel_decoder_cannot_be_built_from(tiny_cfg, key, value, fix):
+    key = f"MODEL.SEM_SEG_HEAD.{key}"
+    with pytest.raises(UserError, match=rf"^{key} is .*{fix}"):
+        build(tiny_cfg, key, value)

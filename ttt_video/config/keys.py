@@ -57,6 +57,10 @@ def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
 
+def _any(number: float) -> bool:
+    return True
+
+
 def _all_numbers(values: Any, holds: Callable[[float], bool]) -> bool:
     return all(isinstance(v, int | float) and math.isfinite(v) and holds(v) for v in values)
 
@@ -427,6 +431,96 @@ TIMING: Mapping[str, Key] = {
     # tools/measure_costs.py: the clock is simulated from it, by SEED, and runs repeat. '': the wall
     # clock, by which no run repeats another.
     "TTT.CLOCK.PROFILE": Key(""),
+}
+
+
+def _are_swin_heads(value: Any, cfg: CfgNode) -> bool:
+    widths = [cfg.MODEL.SWIN.EMBED_DIM * 2**stage for stage in range(4)]
+    return _is_per_stage(value) and all(
+        width % heads == 0 for width, heads in zip(widths, value, strict=True)
+    )
+
+
+def _is_per_stage(value: Any) -> bool:
+    return len(value) == 4 and all(type(number) is int and number >= 1 for number in value)
+
+
+def _predicts(value: bool, cfg: CfgNode) -> bool:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return value or test.INSTANCE_ON or test.PANOPTIC_ON
+
+
+_SHARE = must_be("a share in [0, 1)", lambda value: 0 <= value < 1)
+_WEIGHT = at_least(0)
+_NORMS = ("GN", "LN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN")
+
+# Rules for keys of detectron2 and Mask2Former, which are the only ones that have a rule but no
+# entry here. What a registry names is checked where it is looked up.
+RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
+    "MODEL.PIXEL_MEAN": (
+        must_be("numbers for three channels", lambda v: len(v) == 3 and _all_numbers(v, _any)),
+    ),
+    "MODEL.PIXEL_STD": (
+        must_be(
+            "numbers above 0 for three channels",
+            lambda v: len(v) == 3 and _all_numbers(v, lambda x: x > 0),
+        ),
+    ),
+    "MODEL.SWIN.PATCH_SIZE": (must_be("4, on which the heads' strides stand", lambda v: v == 4),),
+    "MODEL.SWIN.EMBED_DIM": (at_least(1),),
+    "MODEL.SWIN.DEPTHS": (must_be("four numbers of blocks, each at least 1", _is_per_stage),),
+    "MODEL.SWIN.NUM_HEADS": (
+        Rule(
+            _are_swin_heads,
+            "four numbers of heads, which divide the stages' widths: MODEL.SWIN.EMBED_DIM, and "
+            "its double, fourfold and eightfold",
+        ),
+    ),
+    "MODEL.SWIN.WINDOW_SIZE": (at_least(1),),
+    "MODEL.SWIN.MLP_RATIO": (must_be("above 0", lambda value: value > 0),),
+    "MODEL.SWIN.QK_SCALE": (
+        must_be("a number, or None", lambda value: value is None or _all_numbers([value], _any)),
+    ),
+    "MODEL.SWIN.DROP_RATE": (_SHARE,),
+    "MODEL.SWIN.ATTN_DROP_RATE": (_SHARE,),
+    "MODEL.SWIN.DROP_PATH_RATE": (_SHARE,),
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (at_least(1),),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": (at_least(1),),
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": (at_least(1),),
+    "MODEL.SEM_SEG_HEAD.NORM": (
+        must_be(f"'' or one of {', '.join(_NORMS)}", lambda value: value in ("", *_NORMS)),
+    ),
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": (at_least(1),),
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": (at_least(0),),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": (at_least(1),),
+    "MODEL.MASK_FORMER.HIDDEN_DIM": (at_least(1),),
+    "MODEL.MASK_FORMER.NHEADS": (
+        Rule(
+            lambda value, cfg: value >= 1 and cfg.MODEL.MASK_FORMER.HIDDEN_DIM % value == 0,
+            "a divisor of MODEL.MASK_FORMER.HIDDEN_DIM",
+        ),
+    ),
+    "MODEL.MASK_FORMER.DROPOUT": (_SHARE,),
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": (at_least(1),),
+    "MODEL.MASK_FORMER.DEC_LAYERS": (at_least(1),),
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (at_least(1),),
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": (_WEIGHT,),
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": (_WEIGHT,),
+    "MODEL.MASK_FORMER.DICE_WEIGHT": (_WEIGHT,),
+    "MODEL.MASK_FORMER.MASK_WEIGHT": (_WEIGHT,),
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (at_least(1),),
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": (at_least(1),),
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": (
+        must_be("a share in [0, 1]", lambda value: 0 <= value <= 1),
+    ),
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": (
+        Rule(
+            _predicts,
+            "True where MODEL.MASK_FORMER.TEST.INSTANCE_ON and .PANOPTIC_ON are not: without an "
+            "output a model predicts nothing",
+        ),
+    ),
+    "TEST.DETECTIONS_PER_IMAGE": (at_least(1),),
 }
 
 KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING, **TIMING}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 
 from ..errors import UserError
 from .borrowed import BORROWED
-from .keys import AUTO, KEYS
+from .keys import AUTO, KEYS, RULES_OF_OTHERS, Rule
 
 
 def _place(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
@@ -54,18 +53,18 @@ def validate_config(cfg: CfgNode) -> None:
             listed = ", ".join(map(repr, key.choices))
             raise UserError(f"{name} is {values[name]!r}; choose one of {listed}")
     for name, key in KEYS.items():
-        if key.auto and values[name] == AUTO:
-            continue
-        for rule in key.rules:
-            if not rule.holds(values[name], cfg):
-                words = f"{rule.words}, or {AUTO!r}" if key.auto else rule.words
-                raise UserError(f"{name} is {values[name]!r}; it must be {words}")
-    for name, least in ("PIXEL_MEAN", -math.inf), ("PIXEL_STD", 0.0):
-        channels = cfg.MODEL[name]
-        numbers = [value for value in channels if isinstance(value, int | float)]
-        if not len(channels) == len(numbers) == 3 or not all(least < n < math.inf for n in numbers):
-            kind = "numbers above 0" if least == 0.0 else "numbers"
-            raise UserError(f"MODEL.{name} is {channels}; give {kind} for three channels")
+        if not (key.auto and values[name] == AUTO):
+            _check(name, values[name], key.rules, cfg, f", or {AUTO!r}" if key.auto else "")
+    for name, rules in RULES_OF_OTHERS.items():
+        section, own = _place(cfg, name)
+        _check(name, section[own], rules, cfg)
+
+
+def _check(name: str, value: Any, rules: Iterable[Rule], cfg: CfgNode, instead: str = "") -> None:
+    """Raises UserError for the first rule that a value breaks; ``instead`` follows its words."""
+    for rule in rules:
+        if not rule.holds(value, cfg):
+            raise UserError(f"{name} is {value!r}; it must be {rule.words}{instead}")
 
 
 def merge(cfg: CfgNode, given: CfgNode) -> None:

@@ -15,6 +15,7 @@ from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .deformable_attention import MSDeformAttn, Shapes
 from .kernels import (
     fuses_norms,
@@ -31,6 +32,9 @@ from .tables import shared_table
 
 if TYPE_CHECKING:
     from .kernels.norms import Normed
+
+NORM_GROUPS = 32
+"""Groups of the norms behind the input projections, as in Mask2Former."""
 
 PIXEL_DECODER_REGISTRY = Registry("TTT_PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
@@ -225,7 +229,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
-            self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(32, dim)))
+            self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, dim)))
         levels = len(self.transformer_in_features)
         layers = [EncoderLayer(dim, levels, encoder) for _ in range(encoder.layers)]
         for layer in layers:
@@ -236,7 +240,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         # The FPN goes on from the finest transformer level down to common_stride.
         finest = input_shape[self.transformer_in_features[-1]].stride
         num_fpn = int(math.log2(finest) - math.log2(common_stride))
-        self.fpn_features = by_stride(in_features)[:num_fpn][::-1]
+        finer = [name for name in by_stride(in_features) if input_shape[name].stride < finest]
+        self.fpn_features = finer[:num_fpn][::-1]
+        if len(self.fpn_features) < num_fpn:
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {in_features}; from stride {finest} to "
+                f"{common_stride} the pixel decoder needs {num_fpn} of {sorted(input_shape)}"
+            )
         use_bias = norm == ""
         # Mask2Former numbers these modules from the finest feature up.
         self.fpn_modules = [(f"adapter_{i}", f"layer_{i}") for i in range(num_fpn, 0, -1)]
@@ -262,8 +272,24 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads ``MODEL.SEM_SEG_HEAD.*`` and ``MODEL.MASK_FORMER.{NHEADS, DROPOUT}``."""
+        """Reads ``MODEL.SEM_SEG_HEAD.*`` and ``MODEL.MASK_FORMER.{NHEADS, DROPOUT}``.
+
+        Raises:
+            UserError: the features or the sizes do not fit each other.
+        """
         head = cfg.MODEL.SEM_SEG_HEAD
+        key, levels = "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", sorted(input_shape)
+        names = head[key]
+        if not names or not set(names) <= set(levels) or len(set(names)) < len(names):
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.{key} is {names}; give some of {levels}, each once"
+            )
+        heads = cfg.MODEL.MASK_FORMER.NHEADS
+        if head.CONVS_DIM % math.lcm(NORM_GROUPS, heads):
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM}; it must be a multiple of "
+                f"{NORM_GROUPS} and of MODEL.MASK_FORMER.NHEADS, which is {heads}"
+            )
         return {
             "input_shape": input_shape,
             "in_features": head.IN_FEATURES,
@@ -275,7 +301,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "encoder": EncoderSizes(
                 layers=head.TRANSFORMER_ENC_LAYERS,
                 # As in Mask2Former, whose DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS nothing reads.
-                heads=cfg.MODEL.MASK_FORMER.NHEADS,
+                heads=heads,
                 points=head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
                 feedforward=head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
                 dropout=cfg.MODEL.MASK_FORMER.DROPOUT,
