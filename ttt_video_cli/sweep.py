@@ -143,7 +143,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
 
     from ttt_video.errors import UserError
     from ttt_video.files import make_folder
-    from ttt_video.sweeps.checks import without_weights
+    from ttt_video.sweeps.checks import without_files
     from ttt_video.sweeps.workers import (
         default_workers,
         finished,
@@ -168,7 +168,7 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
     make_folder(args.output)
     for cell in missing:
         cell.note_failure(None)
-    lacking = without_weights(missing)
+    lacking = without_files(missing)
     ready = [cell for cell in missing if cell not in lacking]
     if ready:
         render_worlds(sweep.worlds, workers)
@@ -191,21 +191,44 @@ def run_missing(args: argparse.Namespace, sweep: Sweep) -> dict[Cell, str]:
     return failures
 
 
+def check_worlds(sweep: Sweep) -> None:
+    """Raises UserError with the source if flags of its world make no sense."""
+    from ttt_video.errors import UserError
+
+    from .world import argument_parser, check_arguments
+
+    for world in sweep.worlds:
+        where = f"sources.{world.folder.parent.name}.world"
+        parser = argument_parser(f"{where}: ttt-video world")
+        flags = parser.parse([*world.arguments, "--output", str(world.folder)])
+        try:
+            check_arguments(flags)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Runs what is missing, reports all."""
     from ttt_video.errors import UserError
     from ttt_video.plugins import run_files
     from ttt_video.report.sweep_report import write_report
-    from ttt_video.sweeps.checks import check_cells
+    from ttt_video.sweeps.checks import check_cells, check_folders, without_files
     from ttt_video.sweeps.workers import finished
 
     run_files(args.register)
     sweep = open_sweep(args)
     if not args.report:
         check_cells(sweep.cells)
+        check_worlds(sweep)
+    check_folders(sweep.cells)
     if args.dry_run:
+        missing = [cell for cell in sweep.cells if not finished(cell)]
+        lacking = without_files(missing)
         for cell in sweep.cells:
-            print(f"{'done' if finished(cell) else 'missing'}: {cell}: {' '.join(cell.arguments)}")
+            state = "missing" if cell in missing else "done"
+            print(f"{state}: {cell}: {' '.join(cell.arguments)}")
+        for cell, reason in lacking.items():
+            print(f"cannot run: {cell}: {reason}")
         return
     failures = {} if args.report else run_missing(args, sweep)
     print(write_report(sweep, args.output, args.protocol or sweep.protocol))

@@ -40,7 +40,7 @@ from ttt_video.report.sweep_tables import (
 from ttt_video.shipped import config_dir
 from ttt_video.sweeps import workers as sweep_workers
 from ttt_video.sweeps.cells import read_sweep
-from ttt_video.sweeps.checks import check_cells, without_weights
+from ttt_video.sweeps.checks import check_cells, check_folders, without_files
 from ttt_video.sweeps.entries import FIGURE_KEYS, ROW_KEYS, SOURCE_KEYS, SWEEP_KEYS
 from ttt_video.sweeps.workers import finished, run_cell, run_local, run_on_cluster
 from ttt_video.tasks import rules
@@ -803,7 +803,7 @@ def test_cells_whose_weights_are_not_there_are_told_before_any_runs(sweep_of, tm
     there = tmp_path / "there.pth"
     there.touch()
     sweep = sweep_of(
-        sources={"a": {"video": "x"}},
+        sources={"a": {"video": str(there)}},
         settings=...,
         seeds=[0],
         rows={
@@ -814,7 +814,7 @@ def test_cells_whose_weights_are_not_there_are_told_before_any_runs(sweep_of, tm
             "far": {"method": "none", "weights": "https://example.org/x.pth"},
         },
     )
-    assert {cell.name: reason for cell, reason in without_weights(sweep.cells).items()} == {
+    assert {cell.name: reason for cell, reason in without_files(sweep.cells).items()} == {
         "other": "no weights at gone.pth; give --weights, or put them there",
         "published": "no weights; give --weights, or weights in the sweep file",
     }
@@ -905,6 +905,9 @@ def test_a_folder_of_other_settings_is_left_alone(sweep_of):
     assert other.folder == cell.folder
     assert not finished(other)
     assert "holds a run of other settings" in run_cell(other, {})
+    with pytest.raises(UserError, match=r"^\S+ holds a run of other settings .*nothing was run"):
+        check_folders([other])
+    check_folders([cell])
     assert finished(cell)
 
 

@@ -50,6 +50,7 @@ def sweep_file(tmp_path, monkeypatch) -> str:
         "figures": {"bars": True, "gain_against_time": True},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    (tmp_path / "a.mp4").touch()
     return "mine.yaml"
 
 
@@ -145,6 +146,56 @@ def test_mistakes_are_a_line(sweep_file, capsys, arguments, message):
     assert not Path("output").exists()
 
 
+@pytest.mark.usefixtures("stream")
+def test_other_settings_leave_cells_and_table_as_they_are(sweep_file, tmp_path, capsys):
+    """Not only the cells: the table of a finished sweep was replaced by one of dashes."""
+    (tmp_path / "mended").touch()
+    sweep([sweep_file, "--workers", "2"])
+
+    def content():
+        files = (path for path in (tmp_path / "output").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
+    for others in (["--frames", "7"], ["--frames", "7", "--report"], ["SEED", "3", "--dry-run"]):
+        with pytest.raises(
+            UserError, match=r"other settings or weights \(and 2 more cells alike\)"
+        ):
+            sweep([sweep_file, *others])
+    assert content() == before
+    sweep([sweep_file, "--report"])
+    assert capsys.readouterr().out.count("+10.00") == 4
+
+
+def test_a_missing_video_is_told_before_anything_runs(sweep_file, tmp_path, capsys):
+    (tmp_path / "a.mp4").unlink()
+    sweep([sweep_file, "--dry-run"])
+    assert "cannot run: tent / a / seed 0: no video at a.mp4; " in capsys.readouterr().out
+    with pytest.raises(UserError, match="3 of 3 cells failed"):
+        sweep([sweep_file])
+    assert not list(Path("output").rglob("log.txt"))
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        ({"zoom": 0.5}, "sources.b.world: --zoom is 0.5; it must be at least 1"),
+        ({"zoom": "wide"}, "argument --zoom: invalid float value: 'wide'; sources.b.world"),
+        ({"corruption": "frog"}, "sources.b.world: "),
+    ],
+)
+def test_a_wrong_world_is_told_before_anything_runs(tmp_path, monkeypatch, capsys, world, message):
+    monkeypatch.chdir(tmp_path)
+    Path("w.yaml").write_text(
+        yaml.safe_dump({"sources": {"b": {"world": world}}, "rows": {"none": None}})
+    )
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: sweep(["w.yaml", "--dry-run"]))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.yaml"]
+
+
 def test_cells_without_weights_fail_at_once(sweep_file, capsys):
     with pytest.raises(UserError, match="3 of 3 cells failed"):
         sweep([sweep_file, "--weights", "gone.pth"])
@@ -158,7 +209,8 @@ def test_table1_as_a_dry_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sweep(["table1", "--dry-run", "--weights", "val=my.pth", "--preset", "paper"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 36
+    assert [line.split(": ")[0] for line in lines] == ["missing"] * 36 + ["cannot run"] * 36
+    lines = lines[:36]
     own = [line for line in lines if "--weights my.pth" in line]
     assert own == [
         line for line in lines if " / val / " in line and not line.startswith("missing: main_task")

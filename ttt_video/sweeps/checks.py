@@ -13,6 +13,7 @@ from ..data.catalog import check_registered
 from ..errors import UserError
 from ..stream.stage_times import stage_times
 from .cells import Cell
+from .workers import conflict
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
@@ -35,16 +36,31 @@ def check_cells(cells: Sequence[Cell]) -> None:
             raise UserError(f"{cell}: {error}") from error
 
 
-def without_weights(cells: Sequence[Cell]) -> dict[Cell, str]:
-    """Returns the cells whose weights do not exist, each with what to do about it."""
+def check_folders(cells: Sequence[Cell]) -> None:
+    """Raises UserError if folders hold runs that are not the cells': those would have no result."""
+    others = [other for other in map(conflict, cells) if other is not None]
+    if others:
+        more = f" (and {len(others) - 1} more cells alike)" if len(others) > 1 else ""
+        raise UserError(
+            f"{others[0]}{more}; nothing was run or written: choose another --output, or move what "
+            "is there away"
+        )
+
+
+def without_files(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """Returns the cells whose weights or videos do not exist, each with what to do about it."""
     known: dict[tuple[object, ...], CfgNode] = {}
     reasons = {}
     for cell in cells:
         weights = cell.flag("--weights") or _config(cell, known).MODEL.WEIGHTS
+        videos = [cell.flag(kind) for kind in ("--video", "--video-dir")]
+        gone = [video for video in videos if video is not None and not Path(video).exists()]
         if not weights:
             reasons[cell] = "no weights; give --weights, or weights in the sweep file"
         elif "://" not in weights and not Path(weights).exists():
             reasons[cell] = f"no weights at {weights}; give --weights, or put them there"
+        elif gone:
+            reasons[cell] = f"no video at {gone[0]}; correct its source, or put it there"
     return reasons
 
 

@@ -62,8 +62,8 @@ def run_cell(
         cell.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_note(cell), indent=1) + "\n"
         write_atomically(cell.folder / "cell.json", lambda part: part.write_text(text, "utf-8"))
-    if _read_note(cell) != _note(cell):
-        return f"{cell.folder} holds a run of other settings or weights; choose another --output"
+    if other := conflict(cell):
+        return f"{other}; choose another --output"
     flags = ["--output", str(cell.folder), "--resume", *cell.arguments]
     log, variables = cell.folder / "log.txt", {**environment, **cell.environment}
     reason = _run(["stream", *flags], log, variables, children or Children())
@@ -74,8 +74,16 @@ def run_cell(
 
 def finished(cell: Cell) -> bool:
     """Returns whether the cell's run is on disk, complete, and of the same settings and videos."""
-    there = cell.summary() is not None and _read_note(cell) == _note(cell)
-    return there and _same_videos(cell)
+    return cell.summary() is not None and conflict(cell) is None
+
+
+def conflict(cell: Cell) -> str | None:
+    """Returns what other run the cell's folder holds, in words; None if the cell may go there."""
+    note, ended = _read_note(cell), cell.summary() is not None
+    if (note is not None or ended) and note != _note(cell):
+        return f"{cell.folder} holds a run of other settings or weights"
+    # A run that goes on compares its videos itself.
+    return _other_videos(cell) if ended else None
 
 
 def _note(cell: Cell) -> dict[str, Any]:
@@ -115,21 +123,22 @@ def _file_digest(name: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _same_videos(cell: Cell) -> bool:
-    """Returns whether the files of ``--video`` or ``--video-dir`` are those of the finished run.
+def _other_videos(cell: Cell) -> str | None:
+    """Returns what is wrong if the files of ``--video`` or ``--video-dir`` are not the run's.
 
     Files that are not here any more do not matter, nor do a data set's, which only the cell's own
-    process loads. A run that goes on compares all of them itself.
+    process loads.
     """
     file = cell.folder / "sources.json"
     named = {kind: cell.flag(kind) for kind in ("--video", "--video-dir")}
     now = [_known_videos(kind, name) for kind, name in named.items() if name is not None]
     if not file.exists() or not now or now[0] is None:
-        return True
+        return None
     try:
-        return list(read_json_object(file).values()) == now[0]
-    except UserError:  # the run says what is wrong with the file
-        return False
+        same = list(read_json_object(file).values()) == now[0]
+    except UserError as error:
+        return str(error)
+    return None if same else f"{cell.folder} holds a run of other videos"
 
 
 @lru_cache
@@ -146,10 +155,9 @@ def _known_videos(flag: str, name: str) -> list[Fingerprint | None] | None:
 
 def _read_note(cell: Cell) -> Any:
     """Returns the content of ``cell.json``; None without one, "damaged" if it is no JSON."""
-
     try:
         return json.loads((cell.folder / "cell.json").read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         return "damaged"
