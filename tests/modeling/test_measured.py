@@ -67,6 +67,13 @@ def test_a_damaged_file_is_told_in_a_line(tmp_path) -> None:
         read_measured(str(file))
 
 
+def test_a_file_with_nan_is_told_in_a_line(tmp_path) -> None:
+    file = str(tmp_path / "norms.safetensors")
+    save_measured({"mean": torch.tensor([0.0, float("nan")])}, file, Parts(), {})
+    with pytest.raises(UserError, match=r"norms\.safetensors .*NaN.* 1 of 1 tensors, such as mean"):
+        read_measured(file)
+
+
 @pytest.mark.parametrize("config", STREAMS)
 def test_what_ships_was_measured_with_the_weights_that_ship(config: str) -> None:
     cfg = load_config(f"quick/{config}.yaml")

@@ -224,6 +224,22 @@ def test_another_number_of_classes_is_one_line_and_no_change():
     assert torch.equal(model.state_dict()[name], before[name])
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_one_line_and_no_change(number):
+    name = "sem_seg_head.predictor.class_embed.weight"
+    broken = {key: value.clone() for key, value in WEIGHTS.items()}
+    broken[name].view(-1)[1] = number
+    model = Toy()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    message = rf"^a\.pth has numbers .* in 1 of {len(broken)} tensors, such as {name}: "
+    with pytest.raises(UserError, match=message):
+        W.load_weights(model, broken, source="a.pth")
+    assert same(model.state_dict(), before)
+    # What the model does not take does not matter, such as a mask of another one.
+    extra = {**WEIGHTS, "other.mask": torch.tensor([number])}
+    W.load_weights(model, extra, allow_unused=("other.",))
+
+
 def test_missing_and_left_over_weights_are_errors_unless_expected():
     part = {k: v for k, v in WEIGHTS.items() if "mask_embed" not in k}
     with pytest.raises(UserError, match="4 of the model are missing"):

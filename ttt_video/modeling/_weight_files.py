@@ -160,6 +160,16 @@ def weights_in(content: Any, source: str) -> dict[str, Tensor]:
     return weights
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError with the first tensor of ``source`` that has a NaN or an infinite number."""
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(
+            f"{source} has numbers that are NaN or infinite in {len(broken)} of {len(tensors)} "
+            f"tensors, such as {broken[0]}: what wrote it went wrong, so give another file"
+        )
+
+
 def write_checkpoint(
     weights: Mapping[str, Tensor],
     path: str | os.PathLike[str],

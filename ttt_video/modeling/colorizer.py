@@ -28,7 +28,7 @@ from .heads import PIXELS_PER_QUERY_CELL, ColorHead
 from .interface import output_size, require_distributions
 from .pixel_classes import MainTask, PixelClasses, PixelLabels, image_area
 from .reconstructing import DenseModel
-from .weights import read_checkpoint
+from .weights import check_finite, read_checkpoint
 
 PRIOR = "color_prior"
 """Name of the tensor in a file of ``TTT.COLOR.PRIOR``: (313,), pixels of each bin."""
@@ -211,4 +211,5 @@ def read_prior(file: str) -> Tensor:
             f"{file} of TTT.COLOR.PRIOR has no {PRIOR!r} with a number for each colour bin: make "
             "it with `ttt-video weights colors`"
         )
+    check_finite(tensors, file)
     return counts.double()

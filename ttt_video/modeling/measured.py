@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._weight_files import (
+    check_finite,
     checkpoint_format,
     local_file,
     read_checkpoint,
@@ -84,9 +85,11 @@ def read_measured(file: str) -> Measured:
     """Reads such a file.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or a number in it is not finite.
     """
-    return Measured(read_checkpoint(file), file, *_marked(local_file(file)))
+    tensors = read_checkpoint(file)
+    check_finite(tensors, file)
+    return Measured(tensors, file, *_marked(local_file(file)))
 
 
 def _marked(file: str) -> tuple[str | None, str | None]:

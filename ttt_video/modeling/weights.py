@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._weight_files import (
+    check_finite,
     checkpoint_format,
     half_precision,
     input_convolution,
@@ -268,7 +269,7 @@ def load_weights(
             the classes or the task (:meth:`LoadReport.new_task_layers`).
 
     Raises:
-        UserError: the weights do not fit; the model is unchanged.
+        UserError: the weights do not fit, or are not finite; the model is unchanged.
     """
     target = model.state_dict()
     report = LoadReport(source)
@@ -313,6 +314,7 @@ def load_weights(
     if allow_mismatched is None:
         allow_mismatched = report.new_task_layers()
     report.raise_if_unfit(allow_new, allow_unused, allow_mismatched)
+    check_finite(values, source)
     with torch.no_grad():
         for name, value in values.items():
             target[name].copy_(value)
