@@ -291,6 +291,32 @@ def test_dumped_config_loads_again(tmp_path):
     assert again.TTT == cfg.TTT
 
 
+def test_a_base_may_be_a_shipped_config(tmp_path):
+    """By the name that --config takes; a file beside the config goes before it."""
+    name = "quick/stream_world.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"_BASE_: [{name}]\nTTT:\n  WINDOW_SIZE: 3\n")
+    shipped = load_config(name)
+    assert shipped.TTT.WINDOW_SIZE != 3
+    shipped.TTT.WINDOW_SIZE = 3
+    assert load_config(str(mine)).dump() == shipped.dump()
+    (tmp_path / "quick").mkdir()
+    (tmp_path / name).write_text("SEED: 5\n")
+    assert load_config(str(mine)).SEED == 5 != shipped.SEED
+    mine.write_text("_BASE_: quick/stream_wrld.yaml\n")
+    with pytest.raises(
+        UserError, match=rf"config {mine}: {tmp_path}/quick/stream_wrld.yaml cannot"
+    ):
+        load_config(str(mine))
+
+
+def test_a_section_over_a_value_of_a_base_is_a_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("TTT:\n  CROP: 3\n")
+    (tmp_path / "run.yaml").write_text("_BASE_: base.yaml\nTTT:\n  CROP:\n    RESIZE: 0.5\n")
+    with pytest.raises(UserError, match="does not merge: CROP is a section, and a value in _BASE_"):
+        load_config(str(tmp_path / "run.yaml"))
+
+
 def test_a_key_that_stands_twice_is_a_line(tmp_path):
     (tmp_path / "base.yaml").write_text("TTT:\n  BATCH_SIZE: 2\n  SEED: &x 1\n  BATCH_SIZE: 4\n")
     (tmp_path / "run.yaml").write_text("_BASE_: base.yaml\nVERSION: 2\n")

@@ -107,6 +107,33 @@ def test_a_cut_off_video_gives_what_it_has_and_says_so(tmp_path, caplog):
     assert "it may be cut off" in caplog.text
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "mpeg4"), ("flv", "flv")])
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_cut_off_video_without_a_number_of_frames_says_so(tmp_path, caplog, suffix, codec, sound):
+    """By its seconds, which count those of a longer sound, too; a whole one says nothing."""
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as container:
+        film = container.add_stream(codec, rate=10)
+        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        voice = container.add_stream("pcm_s16le", rate=8000) if sound else None
+        for index in range(100):
+            if index < 60:
+                picture = np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8)
+                container.mux(film.encode(av.VideoFrame.from_ndarray(picture)))
+            if voice is not None:
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+                silence.sample_rate, silence.pts = 8000, 800 * index
+                container.mux(voice.encode(silence))
+        container.mux(film.encode())
+    assert len(list(VideoFileSource(path, KEEP))) == 60
+    assert not caplog.records
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = list(VideoFileSource(path, KEEP, on_bad_frame="skip"))
+    assert 10 < len(frames) < 60
+    seconds = 10.0 if sound else 6.0
+    assert f" of the {seconds} seconds it announces: it may be cut off" in caplog.text
+
+
 def test_a_video_without_frames(tmp_path):
     whole = write_video(tmp_path / "whole.mp4", 1)
     with av.open(str(whole)) as source, av.open(str(tmp_path / "none.mp4"), "w") as target:

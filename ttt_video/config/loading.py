@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode
+from fvcore.common.config import BASE_KEY
 
 from ..errors import UserError, nearest, suggestion
 from ..shipped import config_dir
@@ -19,6 +22,8 @@ from .keys import ADAPTATION
 from .methods import named_method
 from .schema import get_cfg, merge, merge_words, restore_defaults, validate_config
 from .yaml_files import compose_yaml
+
+logger = logging.getLogger(__name__)
 
 PRESETS = ("paper", "release", "realtime")
 
@@ -97,31 +102,64 @@ def _composed(text: bytes, name: str) -> yaml.Node | None:
     return compose_yaml(text, name)
 
 
-def _check_bases(file: Path, above: tuple[Path, ...] = ()) -> None:
-    """Refuses a file whose ``_BASE_``, or that of a base, cannot be followed.
+def _content(
+    file: Path, *, allow_unsafe: bool = False, above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """Returns what a file and its bases (``_BASE_``) say, the later over the earlier.
 
-    :func:`compose_yaml` reads each of these files, and refuses keys that stand twice.
+    A base is sought beside its file, then among the shipped configs. ``above`` are the files that
+    lead here.
     """
     chain = (*above, file.resolve())
     if file.resolve() in above:
         raise UserError(f"_BASE_ goes round in circles: {' -> '.join(map(str, chain))}")
-    node = _composed(file.read_bytes(), str(file))
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    for base in (value for key, value in pairs if key.value == "_BASE_"):
-        for name in base.value if isinstance(base, yaml.SequenceNode) else [base]:
-            if name.tag != "tag:yaml.org,2002:str" or not name.value:
-                raise UserError(f"{file}: _BASE_ must be the path of a file, or a list of such")
-            if not name.value.startswith(("https://", "http://")):
-                _check_bases(file.parent / Path(name.value).expanduser(), chain)
+    text = file.read_bytes()
+    root = _composed(text, str(file))
+    try:
+        own = None if root is None else yaml.SafeLoader("").construct_document(root)
+    except yaml.constructor.ConstructorError:
+        if not allow_unsafe:
+            raise
+        logger.warning("%s is read with tags that run code", file)
+        own = yaml.unsafe_load(text)
+    if not isinstance(own, dict):
+        raise TypeError(f"{file} has no keys")
+    content: dict[str, Any] = {}
+    if BASE_KEY in own:
+        names = own.pop(BASE_KEY)
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{file}: {BASE_KEY} must be the path of a file, or a list of such")
+            if name.startswith(("https://", "http://")):
+                base = CfgNode.load_yaml_with_base(name, allow_unsafe=allow_unsafe)
+            else:
+                beside = file.parent / Path(name).expanduser()
+                place = beside if beside.is_file() else config_dir() / name
+                place = place if place.is_file() else beside
+                base = _content(place, allow_unsafe=allow_unsafe, above=chain)
+            _lay_over(content, base)
+    _lay_over(content, own)
+    return content
 
 
-def _read(file: Path, *, allow_unsafe: bool) -> CfgNode:
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Sets the values of ``above`` in ``below``, section by section."""
+    for key, value in above.items():
+        if isinstance(value, dict) and key in below:
+            if not isinstance(below[key], dict):
+                raise ValueError(f"{key} is a section, and a value in {BASE_KEY}")
+            _lay_over(below[key], value)
+        else:
+            below[key] = value
+
+
+def _read(file: Path, *, allow_unsafe: bool = False) -> CfgNode:
     """Returns the content of a file and its bases.
 
     Raises:
         ValueError: it is of a version of detectron2's configs that has other keys.
     """
-    content = CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=allow_unsafe))
+    content = CfgNode(_content(file, allow_unsafe=allow_unsafe))
     version, known = content.get("VERSION"), get_cfg().VERSION
     if version not in (known, None):
         raise ValueError(f"VERSION is {version}, and detectron2's keys are of version {known}")
@@ -149,8 +187,7 @@ def merge_preset(cfg: CfgNode, name: str) -> None:
     file = find_config(f"presets/{name}{'_coco' if coco else ''}.yaml")
     restore_defaults(cfg, ADAPTATION)
     with _merging(f"preset {file}"):
-        _check_bases(file)
-        merge(cfg, CfgNode(CfgNode.load_yaml_with_base(str(file))))
+        merge(cfg, _read(file))
     cfg.TTT.PRESET = name
 
 
@@ -209,7 +246,6 @@ def load_config(
     elif config_file is not None:
         file = find_config(config_file)
         with _merging(f"config {file}"):
-            _check_bases(file)
             merge(cfg, _read(file, allow_unsafe=allow_unsafe_yaml))
         _merge_own_settings(cfg, file, methods)
     if preset is not None:

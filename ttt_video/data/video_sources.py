@@ -64,10 +64,10 @@ class VideoFileSource(DecodedSource):
                 "%s holds %d videos: stream %d is read alone", self.path, count, stream.index
             )
         num_frames = stream.frames
-        # Matroska has no frame count, so packets are counted. A pipe may never end.
+        self._seconds: tuple[float, float] | None = None  # that there are, and that are announced
+        # Matroska and FLV have no frame count, so packets are counted. A pipe may never end.
         if not num_frames and self._pipe is None:
-            with suppress(av.error.FFmpegError):
-                num_frames = sum(packet.size > 0 for packet in container.demux(stream))
+            num_frames, self._seconds = _count(container, stream)
         if self._pipe is None:
             container.close()
         else:
@@ -160,6 +160,12 @@ class VideoFileSource(DecodedSource):
                 index,
                 self.num_frames,
             )
+        elif self._seconds is not None:
+            logger.warning(
+                "video %s ended after %.1f of the %.1f seconds it announces: it may be cut off",
+                self.path,
+                *self._seconds,
+            )
 
     def _record(self, index: int) -> Record:
         return {"file_name": f"{self.path}#{index}", "frame_index": index}
@@ -187,6 +193,26 @@ def film(container: av.container.InputContainer, path: str) -> av.video.stream.V
 def _films(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
     """Returns all video streams except attached pictures, such as covers."""
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _count(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> tuple[int, tuple[float, float] | None]:
+    """Returns the number of a video's packets, each a frame, by reading the whole file.
+
+    The seconds that there are of all streams and those that the file announces follow, if it ends a
+    second and two frames or more too early.
+    """
+    frames, end = 0, 0.0
+    with suppress(av.error.FFmpegError):
+        for packet in container.demux():
+            frames += packet.stream is stream and packet.size > 0
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    end -= (container.start_time or 0) / av.time_base
+    announced = (container.duration or 0) / av.time_base
+    rate = float(stream.average_rate or math.inf)
+    return frames, (end, announced) if announced - end >= 1.0 + 2.0 / rate else None
 
 
 def upright(picture: av.VideoFrame) -> np.ndarray:
