@@ -21,7 +21,7 @@ from ttt_video.data.sources import (
 )
 from ttt_video.errors import UserError
 from ttt_video.formats import images
-from ttt_video.formats.images import BadFrame, FrameTransform, read_rgb
+from ttt_video.formats.images import BadFrame, FrameTransform, read_rgb, read_size
 
 
 @pytest.mark.parametrize(
@@ -189,3 +189,20 @@ def test_transform_refuses(arguments, message):
 def test_transform_refuses_to_lose_all_pixels():
     with pytest.raises(UserError, match="1x4000 frame"):
         FrameTransform(min_size=8, max_size=100)(np.zeros((1, 4000, 3), np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_the_size_is_that_of_the_pixels(tmp_path, orientation):
+    """0 and 9 are no orientations."""
+    path, exif = str(tmp_path / "p.jpg"), Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new("RGB", (7, 5)).save(path, exif=exif)
+    assert read_size(path) == read_rgb(path).shape[:2]
+
+
+def test_what_is_no_image_has_no_size(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"no picture")
+    for name in ("p.png", "gone.png"):
+        with pytest.raises(BadFrame, match=f"{name} cannot be read"):
+            read_size(str(tmp_path / name))

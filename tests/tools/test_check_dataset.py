@@ -23,6 +23,7 @@ from ttt_video.data import register_custom_coco_video, register_custom_video
 from ttt_video.data.checking import DatasetCheck
 from ttt_video.data.cityscapes import CITYSCAPES_CLASSES
 from ttt_video.data.published_counts import PUBLISHED, compare_with_published
+from ttt_video.data.sources import FolderSource, FrameTransform
 from ttt_video.errors import UserError
 from ttt_video.world import WorldVideo, layouts
 from ttt_video_cli import call
@@ -294,6 +295,24 @@ def test_sizes_that_differ(root):
     Image.fromarray(np.zeros((H, W + 1), np.uint8)).save(file)
     (problem,) = problems("kitti_step_video_sem_seg_val")
     assert "image (32, 64), labels (32, 65), data set (32, 64)" in problem
+
+
+def test_a_video_of_two_sizes_is_refused_as_by_a_stream(own, tmp_path):
+    """Also where the odd frame is none of those that are decoded."""
+    for index in range(40):
+        size = (W, H + 2) if index == 37 else (W, H)
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "frames" / f"{index}.png")
+        Image.new("L", size).save(tmp_path / "labels" / f"{index}.png")
+    register_custom_video(own, str(tmp_path / "frames"), str(tmp_path / "labels"), ["road"])
+    check = DatasetCheck(own, samples=2)
+    assert [problem for problem in check.problems if "several sizes" in problem] == [
+        "frames of video frames have several sizes (height x width): "
+        f"{H}x{W} in {tmp_path}/frames/0.png, {H + 2}x{W} in {tmp_path}/frames/37.png"
+    ]
+    with pytest.raises(UserError, match="frames of one video must have one size"):
+        list(FolderSource(tmp_path / "frames", FrameTransform(min_size=0)))
 
 
 def test_missing_frames_and_damaged_files(root):

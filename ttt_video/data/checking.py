@@ -18,7 +18,7 @@ from PIL import Image
 from ..errors import UserError, require
 from ..files import read_json_object
 from ..formats.coco_json import CocoError, instance_faults, panoptic_faults
-from ..formats.images import BadFrame
+from ..formats.images import BadFrame, read_size
 from ..formats.labels import refuse_labels_as_frames
 from ..tasks import Task, tasks, tasks_of
 from .catalog import check_registered, read_pixels
@@ -70,6 +70,7 @@ class DatasetCheck:
         self._count(records)
         self._check_videos(records)
         missing = self._check_files(records)
+        self._check_sizes(records, missing)
         there = [r for r in self.labelled if not any(_file(r, k) in missing for k in _FILES)]
         self._check_labels(_spread(there, samples))
 
@@ -168,6 +169,30 @@ class DatasetCheck:
             missing.update(gone)
         return missing
 
+    def _check_sizes(self, records: list[Record], missing: set[str]) -> None:
+        """Looks at the headers of a video's frames, which have one size, or no stream takes it."""
+        first: dict[Any, tuple[tuple[int, int], str]] = {}
+        odd: dict[Any, str] = {}
+        for record in records:
+            file, video = record["file_name"], record.get("video_id")
+            image_class = self.task is not None and self.task.image_class(record) is not None
+            if video is None or video in odd or image_class or "read_pixels" in record:
+                continue
+            if file in missing:
+                continue
+            try:
+                size = read_size(file)
+            except BadFrame as error:
+                self.problems.append(str(error))
+                continue
+            known, where = first.setdefault(video, (size, file))
+            if size != known:
+                odd[video] = (
+                    f"frames of video {video} have several sizes (height x width): "
+                    f"{known[0]}x{known[1]} in {where}, {size[0]}x{size[1]} in {file}"
+                )
+        self.problems += odd.values()
+
     def _check_labels(self, sample: list[Record]) -> None:
         """Checks sizes, values and classes of the sample; listed classes in all records."""
         task = self.task
@@ -181,7 +206,8 @@ class DatasetCheck:
                 image = read_pixels(record).shape[:2]
                 labels = task.label_map(record)
             except (BadFrame, UserError) as error:
-                self.problems.append(str(error))
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
                 continue
             sizes[image] += 1
             said = tuple(record.get(k, n) for k, n in zip(("height", "width"), image, strict=True))

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
@@ -145,6 +145,20 @@ def read_rgb(file_name: str) -> np.ndarray:
         raise BadFrame(f"frame {file_name} cannot be read ({decoding_reason(error)})") from error
 
 
+def read_size(file_name: str) -> tuple[int, int]:
+    """Returns the height and width in px of what :func:`read_rgb` gives, from the file's header.
+
+    Raises:
+        BadFrame: the file is missing or no image. Damage behind the header is not seen.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            return (width, height) if _is_on_its_side(image) else (height, width)
+    except DECODING_ERRORS as error:
+        raise BadFrame(f"frame {file_name} cannot be read ({decoding_reason(error)})") from error
+
+
 def image_pixels(image: Image.Image, name: str) -> np.ndarray:
     """Returns the pixels of a Pillow image as :func:`read_rgb` does, which says what is resolved.
 
@@ -172,6 +186,14 @@ def decoding_reason(error: Exception) -> str:
     """Returns the reason of one of :data:`DECODING_ERRORS` in one line."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(reason.split())
+
+
+def _is_on_its_side(image: Image.Image) -> bool:
+    """Returns whether the orientation tag turns an image by a quarter."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except DECODING_ERRORS:
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
