@@ -115,7 +115,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and not least <= value < math.inf:
-            raise UserError(f"--{name} is {value}; it must be at least {least}")
+            number = "finite" if value > least else f"at least {least}"
+            raise UserError(f"--{name} is {value}; it must be {number}")
     if args.districts and args.scenes != ["street"]:
         raise UserError("--scenes does not go with --districts, which have scenes of their own")
     Route(tuple(args.scenes))  # refuses what makes no sense

@@ -16,11 +16,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ttt_video.data import pipe
 from ttt_video.data.sources import FrameTransform, VideoFileSource
 from ttt_video.errors import UserError
+from ttt_video.formats.images import read_rgb
 
 KEEP = FrameTransform(min_size=0)
 TITLE = "TITLE-OF-IT"
@@ -360,3 +361,29 @@ def test_what_is_no_file_has_a_flag_of_its_own(path, flag):
         VideoFileSource("gone:1.mp4", KEEP)
     with pytest.raises(UserError, match="/dev/null is a device, not a video file: use --camera"):
         VideoFileSource("/dev/null", KEEP)
+
+
+def test_an_animated_webp_is_named(tmp_path):
+    """FFmpeg takes it for damaged; a still one is a video of one frame."""
+    path = tmp_path / "a.webp"
+    pictures = [Image.fromarray(picture(index)) for index in range(3)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    with pytest.raises(UserError, match=r"a\.webp is an animated WebP, .*: convert it to a GIF"):
+        VideoFileSource(path, KEEP)
+    pictures[0].save(path, lossless=True)
+    (frame,) = VideoFileSource(path, KEEP)
+    np.testing.assert_array_equal(pixels(frame), picture(0))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_pictures_with_exif_are_upright_videos(tmp_path, suffix, orientation):
+    """As cameras' MJPEG may have it in each frame; PyAV has no name for this kind of side data."""
+    path, exif = str(tmp_path / f"p.{suffix}"), Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "a camera"
+    exact = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {"lossless": True}
+    Image.fromarray(picture(0)).save(path, exif=exif, **exact)
+    (frame,) = VideoFileSource(path, KEEP)
+    expected = read_rgb(path)
+    assert pixels(frame).shape == expected.shape
+    assert np.abs(pixels(frame).astype(int) - expected).max() <= (8 if suffix == "jpg" else 0)

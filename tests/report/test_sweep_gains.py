@@ -142,6 +142,9 @@ def test_a_finished_cell_without_its_rows_is_named(sweep):
 def test_nothing_to_show(sweep):
     records = records_of(sweep)
     assert gains_table([], "none") is None
+    alone = [record for record in records if record["name"] == "none"]
+    assert alone
+    assert gains_table(alone, "none") is None
     assert shift_table(sweep.cells, records, "another") is None
     one = [{**record, "source": "x"} for record in records[:1]]
     summary = sweep.cells[0].summary()

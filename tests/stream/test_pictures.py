@@ -106,7 +106,9 @@ GIVEN = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (GIVEN / 255, r"has float64 values: give uint8 from 0 to 255, such as \(255 \* image\)"),
+        (GIVEN / 255, r"has float64 values: give uint8, such as \(255 \* image\)"),
+        (GIVEN.astype(np.uint16), r"has uint16 values: .*\(image >> 8\).*from 0 to 65535"),
+        (GIVEN.astype(np.int64), r"has int64 values: .*image\.astype\('uint8'\) .*from 0 to 255"),
         (GIVEN[..., 0], r"shape \(40, 72\), not .*np\.stack\(\[image\] \* 3, -1\)"),
         (GIVEN[..., :1], r"shape \(40, 72, 1\), .* image\.repeat\(3, 2\)"),
         (GIVEN.transpose(2, 0, 1), r"shape \(3, 40, 72\), .* image\.transpose\(1, 2, 0\)"),
@@ -143,6 +145,8 @@ def test_what_is_no_video_is_refused(pretrained):
         Stream.from_pretrained("quick/stream_wolrd")
     with pytest.raises(UserError, match=r"MODEL\.DEVICE is 'gpu'"):
         pretrained(device="gpu")
+    with pytest.raises(UserError, match=r"'TTT\.SEED' stands alone"):
+        Stream.from_pretrained(device="cpu", opts=["TTT.SEED"])
 
 
 def test_a_stream_of_parts_takes_frames_alone(pretrained):

@@ -550,6 +550,17 @@ def test_offline_runs_of_other_lengths_are_not_mixed(stream, refused, tmp_path):
         assert "--max-frames: 2, now None" in refused(*flags, *more)
 
 
+@pytest.mark.parametrize("more", [(), ("--no-video", "--save", "masks")])
+def test_a_run_goes_on_with_its_frame_rate_alone(stream, refused, tmp_path, caplog, more):
+    """Its files would have two. Frames beyond a smaller --max-frames stay, and a line says so."""
+    flags = ("--video-dir", write_frames(tmp_path / "v", 3), "--method", "none", *more)
+    stream(*flags, "--max-frames", 2, "--fps", 5)
+    assert "--fps: 5.0, now 7.0" in refused(*flags, "--resume", "--fps", 7)
+    before = rows_of(stream(*flags, "--max-frames", 1, "--fps", 5, "--resume"))
+    assert len(before) == 2
+    assert "video v has 2 frames already, more than --max-frames 1: they stay" in caplog.messages
+
+
 def test_predictions_that_are_not_finite_are_told(stream, tmp_path, monkeypatch, capsys):
     original = Stream.step
     streams = []

@@ -224,7 +224,9 @@ def test_a_bar_moves_between_frozen_and_adapted(tiny_cfg, make_video, tmp_path):
 
     split = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True, split=True)
     plain = OverlayVideos(tiny_cfg, tmp_path, fps=10, single=True)
-    assert (split.flags, plain.flags) == ({"--view": "split"}, {})
+    assert split.flags == {"--view": "split", "--fps": 10}
+    assert plain.flags == {"--fps": 10}
+    assert OverlayVideos(tiny_cfg, tmp_path, single=True).flags == {}
     for index, place in ((0, 0.05), (20, 0.5), (40, 0.95), (80, 0.05)):
         frame = {**make_video("a", 1)[0], "frame_index": index}
         results = Results(labelled(0, frame), labelled(10, frame), {})

@@ -178,6 +178,7 @@ def test_stills(tmp_path, make_world, layout, train, val):
         (["--height", "8"], "--height is 8; it must be at least 16"),
         (["--seed", "-3"], "--seed is -3"),
         (["--zoom", "0.5"], "--zoom is 0.5; it must be at least 1"),
+        (["--zoom", "inf"], "--zoom is inf; it must be finite"),
         (["--zoom", "nan"], "--zoom is nan; it must be at least 1"),
         (["--train", "3"], "--train does not go with --layout kitti_step"),
         (["--layout", "coco", "--videos", "3"], "--videos does not go with --layout coco"),

@@ -57,7 +57,10 @@ def find_method(name: str) -> NamedMethod:
     """
     method = named_method(name)
     if method.runs not in ADAPTER_REGISTRY and not method.is_ensemble:
-        raise UserError(f"no method {name!r}; {suggestion(name, method_names())}")
+        raise UserError(
+            f"no method {name!r}; {suggestion(name, method_names())} (a file that registers one "
+            "goes to --register)"
+        )
     return method
 
 

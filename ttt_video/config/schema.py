@@ -116,8 +116,11 @@ def _fitted(name: str, value: Any, before: Any) -> Any:
     """Returns a whole number as a float where its key has one.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: there is no value, or a single one for a section.
     """
+    if isinstance(before, CfgNode) and not isinstance(value, dict):
+        own = next(iter(before), "KEY")
+        raise ValueError(f"{name} is a section of keys; give one of them, such as {name}.{own}")
     if value is None and name in KEYS and before is not None:
         raise ValueError(f"{name} has no value; give one, or leave the key out")
     return float(value) if type(value) is int and isinstance(before, float) else value

@@ -84,10 +84,12 @@ class PictureFrames:
                 "a frame is no array that NumPy can read: " + " ".join(str(error).split())
             ) from error
         if pixels.dtype != np.uint8:
-            raise UserError(
-                f"a frame has {pixels.dtype} values: give uint8 from 0 to 255, such as "
-                "(255 * image).round().astype('uint8') of values from 0 to 1"
-            )
+            such_as = "(255 * image).round().astype('uint8') of values from 0 to 1"
+            if pixels.dtype == np.uint16:
+                such_as = "(image >> 8).astype('uint8') of values from 0 to 65535"
+            elif np.issubdtype(pixels.dtype, np.integer):
+                such_as = "image.astype('uint8') of values from 0 to 255"
+            raise UserError(f"a frame has {pixels.dtype} values: give uint8, such as {such_as}")
         if self.grey and pixels.ndim == 2:
             pixels = np.stack([pixels] * 3, axis=-1)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:

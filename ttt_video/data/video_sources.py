@@ -8,12 +8,14 @@ import os
 import stat
 from collections.abc import Generator
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 
 from ..errors import UserError
@@ -32,6 +34,20 @@ ANY_TITLE: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
 """What `av.open` needs before PyAV 19 for a file whose title is not UTF-8; since then any opens."""
+
+
+def _unknown_side_data(kinds: type[Enum], value: int) -> Enum:
+    """Returns a member for a kind of side data that PyAV has no name for.
+
+    Without it PyAV before 19 lists no side data of such a picture: it raises ValueError where a
+    JPEG has EXIF, which FFmpeg hands on since its version 8.
+    """
+    kind = object.__new__(kinds)
+    kind._name_, kind._value_ = f"UNKNOWN_{value}", value
+    return kind
+
+
+SideDataType._missing_ = classmethod(_unknown_side_data)  # type: ignore[assignment]
 
 
 class VideoFileSource(DecodedSource):
@@ -111,6 +127,11 @@ class VideoFileSource(DecodedSource):
             raise UserError(f"{self.path} is a device, not a video file: use --camera")
         if not stat.S_ISREG(mode):
             self._pipe = Pipe(self.path)
+        elif _is_animated_webp(self.path):
+            raise UserError(
+                f"{self.path} is an animated WebP, which FFmpeg cannot decode: convert it to a "
+                "GIF, an MP4 or a folder of frames"
+            )
         try:
             return av.open(self._pipe or ffmpeg_name(self.path), "r", **ANY_TITLE)
         except (av.error.FFmpegError, OSError) as error:
@@ -169,6 +190,16 @@ class VideoFileSource(DecodedSource):
 
     def _record(self, index: int) -> Record:
         return {"file_name": f"{self.path}#{index}", "frame_index": index}
+
+
+def _is_animated_webp(path: str) -> bool:
+    """Returns whether a file is a WebP with the flag of an animation in its header (RFC 9649)."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20:] and head[20] & 2)
 
 
 def _flag(path: str) -> str:

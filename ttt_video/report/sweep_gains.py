@@ -53,6 +53,8 @@ def gains_table(records: Sequence[Record], baseline: str) -> Table | None:
             line.append(_text(compare(ours, reference).difference) if same else "-")
             videos = max(videos, len(ours) if same else 0)
         lines.append(line)
+    if not lines:  # the baseline is alone
+        return None
     note = (
         f"Points over {baseline} on the same video: mean over videos (at most {videos}) of the "
         "video's own metric, averaged over its seeds; in brackets its 95 % interval by bootstrap "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from os import PathLike, fspath
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..adaptation import Adapter, SlidingWindow, build_adapter, build_window
-from ..config import DEFAULT_STREAM_CONFIG, check_device, load_config
+from ..config import DEFAULT_STREAM_CONFIG, check_device, key_values, load_config
 from ..data.pictures import Picture, PictureFrames, PictureVideo
 from ..errors import UserError
 from ..structures import Frame, FrameSource, StepResult, video_seed
@@ -118,10 +119,11 @@ class Stream:
             UserError: there is no such config, method or device, or they do not fit each other.
         """
         given = {"MODEL.WEIGHTS": weights, "MODEL.DEVICE": device}
-        named = [word for key, value in given.items() if value for word in (key, fspath(value))]
+        overrides = key_values([*map(str, opts)])
+        overrides |= {key: fspath(value) for key, value in given.items() if value}
         content = config_of_weights(weights) if config is None else fspath(config)
         cfg = load_config(
-            content or DEFAULT_STREAM_CONFIG, preset, [*map(str, opts), *named], method=method
+            content or DEFAULT_STREAM_CONFIG, preset, [*chain(*overrides.items())], method=method
         )
         check_device(cfg.MODEL.DEVICE)
         return cls.from_config(cfg, load_source_model(cfg), color=color)

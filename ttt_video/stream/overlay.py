@@ -75,7 +75,8 @@ class OverlayVideos(Sink):
         self.asked_fps = fps
         self.single = single
         self.split = split
-        self.flags = {"--view": "split"} if split else {}
+        given = {"--view": "split" if split else None, "--fps": fps}
+        self.flags = {flag: value for flag, value in given.items() if value is not None}
         self._parts: list[str] = []
 
     def load(self, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .overlay import OverlayVideos
 from .sinks import Sink
 from .stage_times import find_profile, profile_hash
 from .summary import write_summary
+
+logger = logging.getLogger(__name__)
 
 _ROW_KEYS = ("file_name", "adapt_seconds", "predict_seconds", "metrics", "records")
 
@@ -126,6 +129,15 @@ def _claim(
             raise UserError(
                 f"{run.frames_file} has a row without {', '.join(lacking)} (video "
                 f"{row['video_id']}, frame {row['frame_index']}): remove it or restore the file"
+            )
+    most = settings.max_frames
+    for name in (source.video_id for source in sources):
+        if most is not None and (done := len(run.recorded(name))) > most:
+            logger.warning(
+                "video %s has %d frames already, more than --max-frames %d: they stay",
+                name,
+                done,
+                most,
             )
     live = next((source.video_id for source in sources if source.live), None)
     check_states(run, sources, settings.max_frames)

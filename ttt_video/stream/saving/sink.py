@@ -68,7 +68,9 @@ class SavedPredictions(Sink):
         self.cfg, self.folder, self.names = cfg, folder, tuple(names)
         self.fps, self.dataset_name = fps, dataset_name
         self.models = ("adapted", "frozen") if compare else ("adapted",)
-        self.flags = {"--save": ",".join(sorted(self.names))}
+        self.flags: dict[str, Any] = {"--save": ",".join(sorted(self.names))}
+        if fps is not None:
+            self.flags["--fps"] = fps
         self.outputs: frozenset[str] = frozenset()
         self._state: dict[str, Any] = {}
 
