@@ -145,6 +145,7 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.LINE_SEARCH.SCALES", []),
         ("TTT.LINE_SEARCH.SCALES", [1.0, -0.5]),
         ("TTT.LINE_SEARCH.SCALES", [float("inf")]),
+        ("TTT.LINE_SEARCH.SCALES", ["x"]),
         ("TTT.LINE_SEARCH.EVERY", 0),
         ("TTT.LINE_SEARCH.DECAY", 1.0),
         ("TTT.LEARN_ON_CHANGE.READ", []),
@@ -170,6 +171,14 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("TTT.OPTIMIZER.BASE_LR", -0.1),
         ("TTT.OPTIMIZER.BASE_LR", float("nan")),
         ("TTT.OPTIMIZER.CLIP_NORM", -1.0),
+        ("TTT.OPTIMIZER.BASE_LR", float("inf")),
+        ("TTT.OPTIMIZER.MOMENTUM", 1.0),
+        ("TTT.OPTIMIZER.BETAS", [0.9]),
+        ("TTT.OPTIMIZER.BETAS", ["a", "b"]),
+        ("TTT.OPTIMIZER.WEIGHT_DECAY", -0.1),
+        ("TTT.OPTIMIZER.BACKBONE_MULTIPLIER", -1.0),
+        ("TTT.MODULES", [1]),
+        ("TTT.RECON.WEIGHT", -1.0),
         ("TTT.OPTIMIZER.SOURCE_PULL", 1.5),
         ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", -1.0),
         ("TTT.OPTIMIZER.MAX_LOSS_GROWTH", 0.9),
@@ -202,6 +211,25 @@ def test_keys_of_ones_own_have_a_default_and_a_check(monkeypatch):
         ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
         ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False),
         ("TEST.DETECTIONS_PER_IMAGE", 0),
+        ("INPUT.FORMAT", "L"),
+        ("INPUT.MIN_SIZE_TEST", -1),
+        ("INPUT.MAX_SIZE_TEST", 0),
+        ("INPUT.MIN_SIZE_TRAIN", ()),
+        ("INPUT.MIN_SIZE_TRAIN", (-800,)),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"),
+        ("INPUT.RANDOM_FLIP", "both"),
+        ("INPUT.IMAGE_SIZE", 0),
+        ("INPUT.MIN_SCALE", 0.0),
+        ("INPUT.MAX_SCALE", 0.05),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("SOLVER.BASE_LR", -0.1),
+        ("SOLVER.BETAS", [0.9]),
+        ("SOLVER.BETAS", [0.9, 1.0]),
+        ("SOLVER.MOMENTUM", 1.0),
+        ("SOLVER.WEIGHT_DECAY", -1e-4),
+        ("SOLVER.WARMUP_ITERS", -1),
+        ("SOLVER.CHECKPOINT_PERIOD", 0),
+        ("SOLVER.REFERENCE_WORLD_SIZE", 3),
     ],
 )
 def test_numbers_that_cannot_work(key, value):
@@ -215,6 +243,13 @@ def test_numbers_that_cannot_work(key, value):
 def test_three_channels_are_normalised(key, value):
     with pytest.raises(UserError, match=rf"{key} is .*; it must be numbers .*for three channels"):
         validate_config(changed(key, value))
+
+
+def test_clipping_needs_a_bound():
+    enabled, bound = "SOLVER.CLIP_GRADIENTS.ENABLED", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
+    validate_config(changed(enabled, False, bound, 0.0))
+    with pytest.raises(UserError, match=rf"{bound} is 0\.0; it must be above 0 where"):
+        validate_config(changed(enabled, True, bound, 0.0))
 
 
 def test_one_output_is_enough():

@@ -66,7 +66,7 @@ class OptimizerSettings:
             lr=own.BASE_LR,
             name=own.NAME,
             momentum=own.MOMENTUM,
-            betas=tuple(own.BETAS),
+            betas=(float(own.BETAS[0]), float(own.BETAS[1])),
             weight_decay=own.WEIGHT_DECAY,
             encoder_multiplier=own.BACKBONE_MULTIPLIER,
             clip_norm=own.CLIP_NORM,

@@ -36,8 +36,8 @@ class Key:
 
 
 def at_least(least: float, words: str = "") -> Rule:
-    """Returns the rule that a value is ``least`` or more."""
-    return Rule(lambda value, cfg: value >= least, words or f"at least {least}")
+    """Returns the rule that a value is ``least`` or more, and finite."""
+    return Rule(lambda value, cfg: least <= value < math.inf, words or f"at least {least}")
 
 
 def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
@@ -66,6 +66,12 @@ def _all_numbers(values: Any, holds: Callable[[float], bool]) -> bool:
 
 
 _SHARES = must_be("a list of shares in (0, 1]", lambda v: _all_numbers(v, lambda x: 0 < x <= 1))
+_ABOVE_0 = must_be("above 0", lambda value: 0 < value < math.inf)
+_SHARE = must_be("a share in [0, 1)", lambda value: 0 <= value < 1)
+_BETAS = must_be(
+    "two shares in [0, 1)",
+    lambda value: len(value) == 2 and _all_numbers(value, lambda x: 0 <= x < 1),
+)
 
 
 def _if_frames_reset(needed: Any, because: str) -> Rule:
@@ -91,7 +97,7 @@ MODEL: Mapping[str, Key] = {
     "SOLVER.POLY_LR_CONSTANT_ENDING": Key(0.0),
     "MODEL.SWIN.IN_CHANS": Key(4),  # RGB and the visibility channel (1 = visible, 0 = masked)
     # Width of the pixel decoder's feed-forward layers; Mask2Former fixes it at 1024.
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": Key(1024, at_least(1)),
     # MAE's base rate (--blr of its commands): the learning rate is BLR * IMS_PER_BATCH / 256. 0:
     # SOLVER.BASE_LR is the learning rate, whatever the batch. At test time TTT.OPTIMIZER.BASE_LR is
     # the learning rate, too.
@@ -102,7 +108,7 @@ MODEL: Mapping[str, Key] = {
             "at least 0, and 0 just where SOLVER.BASE_LR is not: one of the two is the rate",
         ),
     ),
-    "SOLVER.BETAS": Key([0.9, 0.999]),  # AdamW
+    "SOLVER.BETAS": Key([0.9, 0.999], _BETAS),  # AdamW
     # What learns, and from which losses: "joint" (f, g, h; main task + reconstruction, Section
     # 4.1); "main_only" (f and h); and the two stages of Section 3.1, "pretrain" (f and g; the
     # reconstruction alone, without labels) and "probing" (only the head h, on a given f).
@@ -113,7 +119,7 @@ MODEL: Mapping[str, Key] = {
     "TTT.NEW_CLASSES": Key(False),
     # What a colorization model predicts of a pixel: ab of CIE Lab, or a distribution over 313 bins.
     "TTT.COLOR.TARGET": Key("classification", choices=("classification", "regression")),
-    "TTT.COLOR.TEMPERATURE": Key(0.38, must_be("above 0", lambda v: v > 0)),  # 1: the plain mean
+    "TTT.COLOR.TEMPERATURE": Key(0.38, _ABOVE_0),  # 1: the plain mean
     # File with the pixels of each colour bin in the training images; '': no rebalancing.
     "TTT.COLOR.PRIOR": Key(""),
     # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
@@ -140,7 +146,7 @@ MODEL: Mapping[str, Key] = {
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
     "INPUT.GREY": Key("off", choices=("off", "made", "film")),
-    "TTT.RECON.WEIGHT": Key(1.0),  # factor on loss_recon in training
+    "TTT.RECON.WEIGHT": Key(1.0, at_least(0)),  # factor on loss_recon in training
     # px. Images of an image set are resized so that their shorter side has this length (bicubic),
     # and the frame is the square of INPUT.IMAGE_SIZE in their centre. 0: whole images.
     "INPUT.SINGLE_CROP": Key(
@@ -250,7 +256,9 @@ ADAPTATION: Mapping[str, Key] = {
     ),
     # Submodules that move, by name or part, such as ["backbone.layers.3"] or ["f", "g"]; [] = the
     # method's.
-    "TTT.MODULES": Key([]),
+    "TTT.MODULES": Key(
+        [], must_be("a list of names", lambda value: all(type(name) is str for name in value))
+    ),
     # Their parameters that move: "all", those of normalisation layers ("norm"), or those that
     # multiply ("matrices": no biases, norms, queries and position tables).
     "TTT.PARAMETERS": Key("all", choices=("all", "norm", "matrices")),
@@ -265,11 +273,13 @@ ADAPTATION: Mapping[str, Key] = {
     "TTT.PREDICT_PRECISION": Key("fp32", choices=("fp32", "tf32", "bf16", "fp16")),
     "TTT.OPTIMIZER.NAME": Key("SGD", choices=("SGD", "ADAMW")),
     "TTT.OPTIMIZER.BASE_LR": Key(0.01, at_least(0)),
-    "TTT.OPTIMIZER.MOMENTUM": Key(0.0),  # SGD
-    "TTT.OPTIMIZER.BETAS": Key([0.9, 0.999]),  # AdamW
+    "TTT.OPTIMIZER.MOMENTUM": Key(0.0, _SHARE),  # SGD
+    "TTT.OPTIMIZER.BETAS": Key([0.9, 0.999], _BETAS),  # AdamW
     # Never applied to norms, embeddings and position biases.
-    "TTT.OPTIMIZER.WEIGHT_DECAY": Key(0.0),
-    "TTT.OPTIMIZER.BACKBONE_MULTIPLIER": Key(1.0),  # learning rate of f, relative to BASE_LR
+    "TTT.OPTIMIZER.WEIGHT_DECAY": Key(0.0, at_least(0)),
+    "TTT.OPTIMIZER.BACKBONE_MULTIPLIER": Key(
+        1.0, at_least(0)
+    ),  # learning rate of f, relative to BASE_LR
     # L2 norm of the whole gradient.
     "TTT.OPTIMIZER.CLIP_NORM": Key(0.0, at_least(0, "at least 0 (0 = no clipping)")),
     "TTT.OPTIMIZER.RESTART": Key(False),  # forget the optimizer's state after every frame
@@ -284,7 +294,9 @@ ADAPTATION: Mapping[str, Key] = {
     "TTT.OPTIMIZER.SOURCE_PULL": Key(0.0, must_be("in [0, 1]", lambda v: 0 <= v <= 1)),
     # --- augmentation of a sampled frame before it is masked, in px at network resolution ---
     # Factor on the frame's sides before the crop; 0.5 leaves a quarter of the pixels.
-    "TTT.CROP.RESIZE": Key(1.0, must_be("above 0, a factor on a frame's sides", lambda v: v > 0)),
+    "TTT.CROP.RESIZE": Key(
+        1.0, must_be("above 0, a factor on a frame's sides", lambda v: 0 < v < math.inf)
+    ),
     # [height, width] of a random crop; [] = the whole frame.
     "TTT.CROP.SIZE": Key(
         [],
@@ -323,7 +335,7 @@ METHODS: Mapping[str, Key] = {
         [0.0, 0.25, 0.5, 1.0, 2.0, 3.0],
         must_be(
             "a list of factors on the adaptation, at least one and none negative",
-            lambda v: len(v) > 0 and all(0 <= scale < math.inf for scale in v),
+            lambda v: len(v) > 0 and _all_numbers(v, lambda scale: scale >= 0),
         ),
     ),
     "TTT.LINE_SEARCH.EVERY": Key(5, at_least(1)),  # updates from one search to the next
@@ -434,6 +446,11 @@ TIMING: Mapping[str, Key] = {
 }
 
 
+def _one_of(*choices: str) -> Rule:
+    """Returns the rule that a value is one of a few."""
+    return must_be(f"one of {', '.join(map(repr, choices))}", lambda value: value in choices)
+
+
 def _are_swin_heads(value: Any, cfg: CfgNode) -> bool:
     widths = [cfg.MODEL.SWIN.EMBED_DIM * 2**stage for stage in range(4)]
     return _is_per_stage(value) and all(
@@ -450,7 +467,6 @@ def _predicts(value: bool, cfg: CfgNode) -> bool:
     return value or test.INSTANCE_ON or test.PANOPTIC_ON
 
 
-_SHARE = must_be("a share in [0, 1)", lambda value: 0 <= value < 1)
 _WEIGHT = at_least(0)
 _NORMS = ("GN", "LN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN")
 
@@ -477,7 +493,7 @@ RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
         ),
     ),
     "MODEL.SWIN.WINDOW_SIZE": (at_least(1),),
-    "MODEL.SWIN.MLP_RATIO": (must_be("above 0", lambda value: value > 0),),
+    "MODEL.SWIN.MLP_RATIO": (_ABOVE_0,),
     "MODEL.SWIN.QK_SCALE": (
         must_be("a number, or None", lambda value: value is None or _all_numbers([value], _any)),
     ),
@@ -487,9 +503,7 @@ RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (at_least(1),),
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": (at_least(1),),
     "MODEL.SEM_SEG_HEAD.MASK_DIM": (at_least(1),),
-    "MODEL.SEM_SEG_HEAD.NORM": (
-        must_be(f"'' or one of {', '.join(_NORMS)}", lambda value: value in ("", *_NORMS)),
-    ),
+    "MODEL.SEM_SEG_HEAD.NORM": (_one_of("", *_NORMS),),
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": (at_least(1),),
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": (at_least(0),),
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": (at_least(1),),
@@ -521,6 +535,43 @@ RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
         ),
     ),
     "TEST.DETECTIONS_PER_IMAGE": (at_least(1),),
+    "INPUT.FORMAT": (_one_of("RGB", "BGR"),),
+    "INPUT.MIN_SIZE_TEST": (at_least(0, "0 for the frame's own size, or a number of pixels"),),
+    "INPUT.MAX_SIZE_TEST": (at_least(1),),
+    "INPUT.MIN_SIZE_TRAIN": (
+        must_be(
+            "numbers of pixels, each 0 or more",
+            lambda value: len(value) > 0 and _all_numbers(value, lambda x: x >= 0),
+        ),
+    ),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": (_one_of("choice", "range"),),
+    "INPUT.RANDOM_FLIP": (_one_of("horizontal", "vertical", "none"),),
+    "INPUT.IMAGE_SIZE": (at_least(1),),
+    "INPUT.MIN_SCALE": (_ABOVE_0,),
+    "INPUT.MAX_SCALE": (
+        Rule(lambda value, cfg: value >= cfg.INPUT.MIN_SCALE, "at least INPUT.MIN_SCALE"),
+    ),
+    "DATALOADER.NUM_WORKERS": (at_least(0),),
+    "SOLVER.BASE_LR": (at_least(0),),
+    "SOLVER.MOMENTUM": (_SHARE,),
+    "SOLVER.WEIGHT_DECAY": (at_least(0),),
+    "SOLVER.WEIGHT_DECAY_NORM": (at_least(0),),
+    "SOLVER.WEIGHT_DECAY_EMBED": (at_least(0),),
+    "SOLVER.BACKBONE_MULTIPLIER": (at_least(0),),
+    "SOLVER.WARMUP_ITERS": (at_least(0),),
+    "SOLVER.CHECKPOINT_PERIOD": (at_least(1),),
+    "SOLVER.REFERENCE_WORLD_SIZE": (
+        Rule(
+            lambda value, cfg: value == 0 or (value > 0 and cfg.SOLVER.IMS_PER_BATCH % value == 0),
+            "0, or a divisor of SOLVER.IMS_PER_BATCH",
+        ),
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (
+        Rule(
+            lambda value, cfg: value > 0 or not cfg.SOLVER.CLIP_GRADIENTS.ENABLED,
+            "above 0 where SOLVER.CLIP_GRADIENTS.ENABLED",
+        ),
+    ),
 }
 
 KEYS: dict[str, Key] = {**MODEL, **ADAPTATION, **METHODS, **RECORDING, **TIMING}

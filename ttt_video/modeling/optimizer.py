@@ -165,7 +165,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         groups,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
-        betas=tuple(solver.BETAS),
+        betas=(float(solver.BETAS[0]), float(solver.BETAS[1])),
     )
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
