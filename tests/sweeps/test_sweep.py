@@ -953,7 +953,7 @@ def test_another_file_under_the_same_name_is_another_cell(sweep_of, tmp_path, ke
 
 @pytest.mark.parametrize("kind", ["video", "video-dir"])
 def test_a_cell_is_finished_for_the_same_videos_only(sweep_of, tmp_path, kind):
-    """The cell of other videos runs again, and its run says what differs."""
+    """A sweep over other videos is refused; where there are none any more, nothing is compared."""
     video = tmp_path / "street" / "0.png"
     video.parent.mkdir()
     video.write_bytes(b"first")
@@ -974,10 +974,14 @@ def test_a_cell_is_finished_for_the_same_videos_only(sweep_of, tmp_path, kind):
     assert is_finished()
     video.write_bytes(b"second")
     assert not is_finished()
+    with pytest.raises(UserError, match="holds a run of other videos; nothing was run"):
+        check_folders([cell])
     video.write_bytes(b"first")
     assert is_finished()
     known.write_text("[")
     assert not is_finished()
+    with pytest.raises(UserError, match=r"sources\.json"):
+        check_folders([cell])
     known.write_text(json.dumps({"street": source}))
     shutil.rmtree(video.parent)
     assert is_finished()  # its report is drawn where the videos are not
