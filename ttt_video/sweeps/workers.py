@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def _note(cell: Cell) -> dict[str, Any]:
     }
 
 
+@cache  # of one cell it is asked for before the run, after it and in the report
 def _content(cell: Cell) -> str | None:
     """Returns a hash of the config and of the files it names, which may change under one name.
 
