@@ -162,7 +162,8 @@ def weights_in(content: Any, source: str) -> dict[str, Tensor]:
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raises UserError with the first tensor of ``source`` that has a NaN or an infinite number."""
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    known = {name: value for name, value in tensors.items() if not value.is_meta}
+    broken = [name for name, value in known.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(
             f"{source} has numbers that are NaN or infinite in {len(broken)} of {len(tensors)} "
