@@ -496,6 +496,7 @@ def test_a_file_that_is_no_text(tmp_path):
         (["SEED", "3", "--resume"], "--resume stands among the KEY VALUE overrides; flags go"),
         (["--num-gpus", "2"], "--num-gpus stands among the KEY VALUE overrides"),
         (["TTT.WINDOW", "3"], "TTT.WINDOW"),
+        (["TTT.LN_ADAPT.PRIOR", "infinite"], "TTT.LN_ADAPT.PRIOR"),
         (["TTT.CROP", "3"], "TTT.CROP is a section of keys; give one of them, such as TTT.CROP."),
         (["TTT.WINDOW_SIZE", "many"], "TTT.WINDOW_SIZE"),
         (["WINDOW_SIZE", "3"], "WINDOW_SIZE"),

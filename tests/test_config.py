@@ -252,6 +252,13 @@ def test_clipping_needs_a_bound():
         validate_config(changed(enabled, True, bound, 0.0))
 
 
+@pytest.mark.parametrize("word", ["inf", ".inf", "1e999"])
+def test_an_infinite_prior_is_written_as_a_word(word):
+    assert math.inf == load_config(None, opts=["TTT.LN_ADAPT.PRIOR", word]).TTT.LN_ADAPT.PRIOR
+    with pytest.raises(UserError, match=r"BASE_LR is inf; it must be at least 0"):
+        load_config(None, opts=["TTT.OPTIMIZER.BASE_LR", word])
+
+
 def test_one_output_is_enough():
     test = "MODEL.MASK_FORMER.TEST"
     validate_config(changed(f"{test}.SEMANTIC_ON", False, f"{test}.INSTANCE_ON", True))

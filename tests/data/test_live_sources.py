@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import av
 import numpy as np
 import pytest
 from live_servers import HEIGHT, WIDTH, sending, transport_stream
+from PIL import Image
 
 from ttt_video.data import captures, live_sources
 from ttt_video.data.captures import NetworkStream, public_name
@@ -376,3 +378,22 @@ def test_a_file_is_no_live_source(tmp_path):
     file.touch()
     with pytest.raises(UserError, match=r"street\.mp4' is neither .*: use --video for a file"):
         open_live(str(file), KEEP)
+
+
+def test_pictures_over_http_tell_no_frame_rate():
+    """FFmpeg says 25 a second of any MJPEG, so that a camera of 2 would have videos of a tenth."""
+    content = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=next\r\n\r\n"
+    for index in range(8):
+        jpeg = io.BytesIO()
+        Image.new("RGB", (WIDTH, HEIGHT), (20 * index,) * 3).save(jpeg, "JPEG")
+        length = len(jpeg.getvalue())
+        content += b"--next\r\nContent-Type: image/jpeg\r\n"
+        content += b"Content-Length: %d\r\n\r\n%s\r\n" % (length, jpeg.getvalue())
+    with sending(content, hold=True) as url:
+        source = LiveSource(url.replace("tcp://", "http://"), KEEP)
+        assert source.fps is None
+        frames = source.frames_after(-1)
+        assert next(frames)["frame_index"] == 0
+        frames.close()
+    with sending(transport_stream(0, 50), hold=True) as url:
+        assert LiveSource(url, KEEP).fps == 25

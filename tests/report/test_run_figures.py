@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from kitti_layout import write_video
 from PIL import Image
@@ -17,6 +18,7 @@ from ttt_video.cli import run_tool
 from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.errors import UserError
 from ttt_video.report.run_figures import (
+    _split_panels,
     adjacent_frames,
     draw_adjacent,
     draw_curves,
@@ -27,6 +29,10 @@ from ttt_video.report.run_figures import (
     label_picture,
     read_curves,
 )
+from ttt_video.stream.overlay import OverlayVideos, _draw
+from ttt_video.stream.results import FrameResult
+from ttt_video.stream.sinks import Results
+from ttt_video.visualization.legend import BACKGROUND
 from ttt_video.visualization.overlay import caption, side_by_side
 from ttt_video.visualization.video import VideoWriter
 
@@ -177,6 +183,35 @@ def test_pictures_of_extremes_are_the_right_frames(tmp_path, name, height, width
         for panel in range(3):
             center = bottom[420 * panel + 210].mean()
             assert center == pytest.approx(8 * extreme.frame_index + panel, abs=4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (60, 200), (48, 64)])
+def test_parts_of_an_overlay_are_its_panels(tiny_cfg, make_video, tmp_path, height, width):
+    """Also where they are stacked and have a legend, which the first one has none of."""
+    frame = dict(make_video("a", 1, height=height, width=width)[0])
+    scores = torch.zeros(19, height, width)
+    scores[3] = 1
+    both = [FrameResult(frame, {"sem_seg": scores}) for _ in range(2)]
+    results = Results(*both, {})
+    name = "cityscapes_fine_sem_seg_val"
+    videos = OverlayVideos(tiny_cfg, tmp_path, single=True, dataset_name=name)
+    shown = _draw(*videos.pictures(results), "", None)
+    folder = make_run(tmp_path / "run")
+    (run,) = read_curves([folder])
+    picture, frozen, adapted = _split_panels(shown, run)
+    assert picture.shape == frozen.shape == adapted.shape
+    # Below its title each has the same: the frame, or the same classes over it, and its legend.
+    title = len(caption("frozen", frozen.shape[1]))
+    np.testing.assert_array_equal(frozen[title:], adapted[title:])
+    assert (picture[:title, -8:] == BACKGROUND).all()
+    assert not (picture[title : title + 8, -8:] == BACKGROUND).all()
+    # With a bar between both models the picture is one.
+    (folder / "run.json").write_text(json.dumps({"--view": "split"}))
+    (run,) = read_curves([folder])
+    (whole,) = _split_panels(shown, run)
+    assert whole is shown
+    write_overlay(folder / "overlay.mp4")
+    assert draw_extremes(run, extreme_frames(run, count=1), tmp_path / "out.png")
 
 
 def test_adjacent_frames_are_those_that_adaptation_steadies_most(main, tmp_path, capsys):

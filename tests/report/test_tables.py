@@ -71,6 +71,12 @@ def test_no_gain_over_other_weights(table_of):
     assert table.rows["Main Task Only"][VAL].value == 50.0
 
 
+def test_a_frozen_model_alone_has_no_seeds(table_of):
+    table = table_of(summary("none", mean=50.0))
+    assert table.notes
+    assert not any("Seeds" in note for note in table.notes)
+
+
 def test_seeds_are_averaged(table_of):
     table = table_of(*(summary(mean=m, frozen=53.0, seed=s) for s, m in ((4, 55.0), (2, 57.0))))
     cell = table.rows["Online TTT-MAE"][VAL]

@@ -149,6 +149,49 @@ def test_what_is_no_video_is_refused(pretrained):
         Stream.from_pretrained(device="cpu", opts=["TTT.SEED"])
 
 
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "disabled": lambda: torch.autograd.set_grad_enabled(False),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    "method",
+    ["online_ttt_mae", "tent", "self_train", "offline_ttt_mae"],
+)
+def test_a_caller_without_gradients_learns_as_any_other(pretrained, method, context):
+    """As in a node whose callback is a torch.inference_mode() function: it moved nothing."""
+    opts = ("TTT.OFFLINE.STEPS", 2, "TTT.SELF_TRAIN.THRESHOLD", 0.0)
+    shown = pictures()
+    expected = list(pretrained(*opts, method=method).run(shown))
+    with CONTEXTS[context]():
+        stream = pretrained(*opts, method=method)
+        results = list(stream.run(shown))
+        assert stream.adapter.state_dict()["tensors"]
+        assert not torch.is_grad_enabled()
+    for one, other in zip(results, expected, strict=True):
+        assert one.record == other.record
+        assert torch.equal(one.output["sem_seg"], other.output["sem_seg"])
+
+
+def test_what_a_stream_alone_cannot_do_is_refused(pretrained):
+    with pytest.raises(UserError, match=r"TTT\.FRAME_ORDER is 'shuffled', .* give run\(\) a list"):
+        pretrained("TTT.FRAME_ORDER", "shuffled")
+
+
+def test_a_stream_within_a_budget_is_switched_as_any_other(pretrained):
+    stream = pretrained("TTT.FRAME_BUDGET_MS", 100_000, method="online_ttt_mae")
+    stream.learning = False
+    results = [stream.step(picture) for picture in pictures()]
+    assert [result.loss for result in results] == [None] * len(results)
+    stream.learning = True
+    assert stream.step(pictures()[0]).loss is not None
+    assert stream.video_id == "video"
+    assert len(stream.window.state_dict()) == len(stream.stream.window.state_dict())
+
+
 def test_a_stream_of_parts_takes_frames_alone(pretrained):
     stream = pretrained(method="none")
     parts = Stream(stream.adapter, stream.window)

@@ -162,7 +162,8 @@ def test_pictures_are_enlarged_to_be_read_and_made_smaller_to_be_decoded():
     assert size(2160, 3840, 4)[1] == 3840
 
 
-def test_panels_beside_one_with_a_legend_have_room_for_it_and_no_others():
+def test_panels_are_of_one_height_where_one_has_a_legend():
+    """Figures of runs cut the picture into equal parts."""
     panels = [np.full((90, 300, 3), 200, np.uint8)] * 2
     strip = legend(entries(True, False, True), 300)
     legends = [(), entries(True, False, True)]
@@ -172,9 +173,10 @@ def test_panels_beside_one_with_a_legend_have_room_for_it_and_no_others():
     below = side_by_side(panels, ["a", "b"], columns=1, legends=legends)
     assert (below[-len(strip) :] == strip).all()
     without = side_by_side(panels, ["a", "b"], columns=1, legends=[(), ()])
-    assert len(below) == len(without) + len(strip)
+    assert len(below) == len(without) + 2 * len(strip)
+    assert (below[len(below) // 2 - len(strip) : len(below) // 2] == BACKGROUND).all()
     three = side_by_side([*panels, panels[0]], ["a", "b", "c"], columns=2, legends=[*legends, ()])
-    assert len(three) == len(without) + len(strip)
+    assert len(three) == len(without) + 2 * len(strip)
     assert (three[-90:, 300:] == BACKGROUND).all()
 
 

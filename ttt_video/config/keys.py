@@ -329,7 +329,9 @@ METHODS: Mapping[str, Key] = {
     "TTT.OFFLINE.EVAL_EVERY": Key(100, at_least(1)),
     "TTT.OFFLINE.ALLOW_ZERO": Key(False),
     # Number of frames that weigh as much as the source statistics.
-    "TTT.LN_ADAPT.PRIOR": Key(16.0, at_least(0, "a number of frames, at least 0")),
+    "TTT.LN_ADAPT.PRIOR": Key(
+        16.0, must_be("a number of frames, at least 0, or inf", lambda value: value >= 0)
+    ),
     # Candidate factors on the adaptation: 0 = the frozen model, 1 = the adapted one.
     "TTT.LINE_SEARCH.SCALES": Key(
         [0.0, 0.25, 0.5, 1.0, 2.0, 3.0],

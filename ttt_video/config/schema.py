@@ -92,6 +92,8 @@ def merge_words(cfg: CfgNode, given: Mapping[str, str]) -> None:
         for key in sections:
             section = section.get(key) if isinstance(section, CfgNode) else None
         before = section.get(own) if isinstance(section, CfgNode) else None
+        if isinstance(before, float) and word.lower().lstrip("+.") == "inf":
+            word = "1e999"  # yacs reads Python's literals, which have no word for it
         try:
             value = literal_eval(word)
         except (SyntaxError, ValueError):  # a word without quotes

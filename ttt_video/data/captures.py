@@ -15,6 +15,9 @@ from .video_sources import ANY_TITLE, film, upright
 
 logger = logging.getLogger(__name__)
 
+UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe")
+"""Formats of pictures without a time, of which FFmpeg says 25 a second whatever comes."""
+
 SILENCE = 10.0
 """Seconds without data after which a network stream counts as broken."""
 
@@ -92,7 +95,8 @@ class NetworkStream(Capture):
         except UserError:
             self.close()
             raise
-        self.fps = float(self._stream.guessed_rate or 0) or None
+        told = self._container.format.name not in UNTIMED
+        self.fps = float(self._stream.guessed_rate or 0) or None if told else None
         self.recorded = bool(self._container.duration)
 
     def _lost(self, error: av.error.FFmpegError | OSError) -> UserError:

@@ -188,7 +188,8 @@ class _Reader:
                 with closing(capture):
                     for picture in capture:
                         if tries:
-                            logger.warning("%s is back, after %d tries", self.name, tries)
+                            word = "try" if tries == 1 else "tries"
+                            logger.warning("%s is back, after %d %s", self.name, tries, word)
                         self._put((index, partial(capture.pixels, picture)))
                         index, tries, pause = index + 1, 0, PAUSES[0]
                         if self._stopped.is_set():

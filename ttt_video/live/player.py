@@ -153,7 +153,7 @@ class Player:
             "method": self.method,
             "methods": method_names(),
             "step_size": self.step_size,
-            "learning": self.inner.learning,
+            "learning": self.stream.learning,
             "paused": not self._going.is_set(),
             "saving": str(saving) if saving is not None else None,
             "moments": [{"number": m.number, "label": m.label} for m in self.moments],
@@ -209,7 +209,7 @@ class Player:
         (self._going.clear if value else self._going.set)()
 
     def _learn(self, value: bool) -> None:
-        self.inner.learning = value
+        self.stream.learning = value
 
     def _reset(self) -> None:
         self.stream.forget()
@@ -231,14 +231,14 @@ class Player:
         if moment.method != self.method:
             self._method(moment.method)
         # It goes on in the video that runs now: another id would begin a video anew.
-        state = {**copy.deepcopy(moment.state), "video_id": self.inner.video_id}
+        state = {**copy.deepcopy(moment.state), "video_id": self.stream.video_id}
         self.stream.load_state_dict(state)
         self.step_size = moment.step_size  # that of the state's optimizer
 
     def _method(self, value: str) -> None:
-        video_id, learning = self.inner.video_id, self.inner.learning
+        video_id, learning = self.stream.video_id, self.stream.learning
         self._use(self._config(value))
-        self.inner.learning = learning
+        self.stream.learning = learning
         if video_id is not None:
             self.stream.start_video(video_id)
 
@@ -271,7 +271,6 @@ class Player:
         if stream.adapter.offline:
             raise UserError(f"{cfg.TTT.METHOD} needs the whole video before its first prediction")
         self.cfg, self.stream, self.method = cfg, stream, str(cfg.TTT.METHOD)
-        self.inner = stream.stream if isinstance(stream, BudgetedStream) else stream
         base = cfg.TTT.OPTIMIZER.BASE_LR
         self.step_size = None if _optimizer(stream) is None else float(base)
         self.painter.method = self.method

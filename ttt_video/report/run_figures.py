@@ -58,6 +58,7 @@ class RunCurves:
     path: Path
     label: str
     dataset: str
+    split: bool = False  # overlays are one picture with a bar (--view split)
     videos: dict[str, dict[int, FrameNumbers]] = field(default_factory=dict)
 
     @property
@@ -75,7 +76,7 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
     """
     runs = []
     for path in paths:
-        run = RunCurves(path, *_method_and_dataset(path))
+        run = RunCurves(path, *_method_and_dataset(path), split=_has_split_view(path))
         for row in read_rows(path / "frames.jsonl"):
             missing = {"file_name", "video_id", "frame_index"} - row.keys()
             if missing:
@@ -112,6 +113,11 @@ def _method_and_dataset(path: Path) -> tuple[str, str]:
     if not isinstance(summary.get("method"), str):
         raise UserError(f"{file} names no method; give the folder of a run")
     return summary["method"], summary.get("dataset", "")
+
+
+def _has_split_view(path: Path) -> bool:
+    file = path / "run.json"
+    return file.is_file() and read_json_object(file).get("--view") == "split"
 
 
 def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
@@ -221,7 +227,7 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
         shown = _overlay_frame(run, one.video_id, one.frame_index)
         if shown is None:
             continue
-        panels = _split_panels(shown, run.headline)
+        panels = _split_panels(shown, run)
         labels = label_picture(run.dataset, run.videos[one.video_id][one.frame_index].file_name)
         if labels is not None:
             panels.insert(1, resize(side_by_side([labels], ["labels"]), panels[0].shape))
@@ -273,23 +279,27 @@ def draw_adjacent(run: RunCurves, pairs: Sequence[Pair], file: Path) -> bool:
         for index in (pair.frame_index - 1, pair.frame_index):
             shown = _overlay_frame(run, pair.video_id, index)
             if shown is not None:
-                panels = _split_panels(shown, run.headline)
-                chosen = (panels[0], *panels[-2:])  # the frame, frozen, adapted
-                for row, panel in zip(rows, chosen, strict=True):
+                panels = _split_panels(shown, run)
+                chosen = (panels[0], *panels[1:][-2:])  # the frame, frozen, adapted
+                for row, panel in zip(rows, chosen, strict=False):
                     row[f"video {pair.video_id}, frame {index}"] = panel
     if rows[0]:
-        picture_grid(rows, file, column_width=_PANEL_WIDTH)
+        picture_grid([row for row in rows if row], file, column_width=_PANEL_WIDTH)
     return bool(rows[0])
 
 
-def _split_panels(shown: np.ndarray, headline: str | None) -> list[np.ndarray]:
+def _split_panels(shown: np.ndarray, run: RunCurves) -> list[np.ndarray]:
     """Splits an overlay into the frame, frozen and adapted: stacked ones, or ones in a row.
+
+    One with a bar between both models stays whole.
 
     `side_by_side` stacks what is wider than 16:9, so that a stack of three is at least 0.5 times as
     wide as high; three in a row are at least 1.3 times, if none is higher than twice its width.
     Frames of a task whose labels are pictures have a fourth one, and stand 2 x 2.
     """
-    if any(task.label_titles for task in tasks() if task.headline == headline):
+    if run.split:
+        return [shown]
+    if any(task.label_titles for task in tasks() if task.headline == run.headline):
         return [part for row in np.array_split(shown, 2) for part in np.array_split(row, 2, axis=1)]
     stacked = shown.shape[1] < 1.3 * shown.shape[0]
     return np.array_split(shown, 3, axis=0 if stacked else 1)

@@ -238,8 +238,9 @@ def _notes(parts: list[Part], columns: list[Column], protocol: str, timed: str) 
     seeds = ", ".join(map(str, sorted({p.summary["seed"] for p in parts if not p.frozen})))
     notes = [
         f"Preset: {preset or 'none'}. Protocol: {protocol}.",
-        f"Seeds: {seeds}; the mean is shown, ± the standard deviation between seeds.",
     ]
+    if seeds:
+        notes.append(f"Seeds: {seeds}; the mean is shown, ± the standard deviation between seeds.")
     for dataset in sorted({part.dataset for part in parts}):
         videos = next(p.summary["videos"] for p in parts if p.dataset == dataset)
         hashes = sorted({p.summary["weights_sha256"][:12] for p in parts if p.dataset == dataset})

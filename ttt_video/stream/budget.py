@@ -203,7 +203,46 @@ class _LimitedAdapter(Wrapper):
         }
 
 
-class BudgetedStream:
+class AroundStream:
+    """What a stream around another shows of it.
+
+    Attributes:
+        stream: the one within, which may be around another itself.
+    """
+
+    stream: Stream | AroundStream
+
+    @property
+    def innermost(self) -> Stream:
+        """The stream that is around no other."""
+        within = self.stream
+        return within.innermost if isinstance(within, AroundStream) else within
+
+    @property
+    def video_id(self) -> str | None:
+        """See :class:`Stream`."""
+        return self.innermost.video_id
+
+    @property
+    def window(self) -> SlidingWindow:
+        """See :class:`Stream`."""
+        return self.innermost.window
+
+    @property
+    def learning(self) -> bool:
+        """See :class:`Stream`; it may be set at any time."""
+        return self.innermost.learning
+
+    @learning.setter
+    def learning(self, value: bool) -> None:
+        self.innermost.learning = value
+
+    def forget(self) -> None:
+        """See :meth:`Stream.forget`."""
+        self.innermost.forget()
+
+
+class BudgetedStream(AroundStream):
     """A stream within a frame budget: it runs, steps and saves its state as a ``Stream`` does.
 
     Every record has more: ``step_samples`` (samples of each step; 0: none), ``skipped_updates`` and
@@ -217,6 +256,8 @@ class BudgetedStream:
         adapter: the stream's, without the limits.
         clock: the stream's.
     """
+
+    stream: Stream
 
     def __init__(self, stream: Stream, seconds: float) -> None:
         """
@@ -282,10 +323,6 @@ class BudgetedStream:
         start = self.clock()
         yield
         self.budget.did_else(self.clock() - start)
-
-    def forget(self) -> None:
-        """See :meth:`Stream.forget`."""
-        self.stream.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Stream.state_dict`.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import chain
 from os import PathLike, fspath
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from ..adaptation import Adapter, SlidingWindow, build_adapter, build_window
 from ..config import DEFAULT_STREAM_CONFIG, check_device, key_values, load_config
@@ -23,9 +24,34 @@ from .on_time import OnTimeStream, simulate
 from .results import FrameResult
 from .source_model import config_of_weights, load_source_model
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 StepRecorder = Callable[[Frame, Mapping[str, Any], dict[str, float]], Any]
 """Returns what is to be kept of a gradient step: of the frame with its labels, the prediction after
 the step, and the step's scalars."""
+
+
+def with_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Has a function learn although its caller has switched gradients off.
+
+    Under ``torch.no_grad()`` a step would have no gradient, and move nothing without a word; under
+    ``torch.inference_mode()`` no tensor made there can be learned from.
+    """
+
+    @wraps(function)
+    def learning(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return learning
+
+
+def _learnable(frame: Frame) -> Frame:
+    """Returns a frame without tensors that were made under ``torch.inference_mode()``."""
+    if not any(isinstance(v, Tensor) and v.is_inference() for v in frame.values()):
+        return frame
+    return cast(Frame, {k: v.clone() if isinstance(v, Tensor) else v for k, v in frame.items()})
 
 
 def keep_step(frame: Frame, output: Mapping[str, Any], record: dict[str, float]) -> StepResult:
@@ -91,6 +117,7 @@ class Stream:
         self._position, self._watch_seconds = 0, 0.0
 
     @classmethod
+    @with_gradients
     def from_pretrained(
         cls,
         config: str | PathLike[str] | None = None,
@@ -116,7 +143,8 @@ class Stream:
                 Pillow images say it themselves.
 
         Raises:
-            UserError: there is no such config, method or device, or they do not fit each other.
+            UserError: there is no such config, method or device, or they do not fit each other; or
+                the config wants frames in another order, which only a whole run can give.
         """
         given = {"MODEL.WEIGHTS": weights, "MODEL.DEVICE": device}
         overrides = key_values([*map(str, opts)])
@@ -126,6 +154,11 @@ class Stream:
             content or DEFAULT_STREAM_CONFIG, preset, [*chain(*overrides.items())], method=method
         )
         check_device(cfg.MODEL.DEVICE)
+        if cfg.TTT.FRAME_ORDER != "time":
+            raise UserError(
+                f"TTT.FRAME_ORDER is {cfg.TTT.FRAME_ORDER!r}, and a stream takes frames as they "
+                "come: set it to 'time', and give run() a list in the order that you want"
+            )
         return cls.from_config(cfg, load_source_model(cfg), color=color)
 
     @classmethod
@@ -161,6 +194,7 @@ class Stream:
         within = BudgetedStream(stream, budget) if budget else stream
         return OnTimeStream(within, ttt.CLOCK.FPS) if ttt.CLOCK.FPS else within
 
+    @with_gradients
     def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
         """Begins a video as an independent unit; :meth:`step` calls it when the id changes.
 
@@ -178,7 +212,8 @@ class Stream:
             if video is None or isinstance(video, Iterator) or _is_live(video):
                 raise UserError(
                     "an offline method needs the whole video before its first prediction: give a "
-                    "folder, a video file or a data set, not a live stream"
+                    "folder, a video file or a data set, or in Python a list of frames, not a live "
+                    "stream"
                 )
             frames = PictureVideo(self.pictures, video, video_id) if self.pictures else video
             _, self._watch_seconds = self.clock.time(self.adapter.watch, frames, self.generator)
@@ -203,11 +238,15 @@ class Stream:
     def step(self, picture: Frame | Picture) -> FrameResult:
         """Adapts on the window that ends with this frame, then predicts this frame.
 
+        A picture that is refused changes nothing. After any other exception, such as that of
+        Ctrl-C, the frame may be in the window already: go on from a state, or begin the video anew.
+
         Args:
             picture: a frame, or a picture, which follows those before it.
         """
         return self.begin(picture)()
 
+    @with_gradients
     def begin(self, picture: Frame | Picture) -> Callable[[], FrameResult]:
         """Does as :meth:`step`, without waiting for the last of the device's work.
 
@@ -238,7 +277,7 @@ class Stream:
         return result
 
     def _push(self, frame: Frame) -> dict[str, Any]:
-        sample = self.window.push(frame)
+        sample = self.window.push(_learnable(frame))
         if self.reset == "frame":
             self.adapter.reset_weights()
             # A frame that remembers no other has draws of its own, wherever it comes in the stream.
@@ -302,7 +341,11 @@ class Stream:
         self.adapter.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that later results depend on, between two frames; plain values, tensors."""
+        """Returns all that later results depend on, between two frames; plain values, tensors.
+
+        The tensors are the stream's own, which change as it goes on: write the state to a file, or
+        keep a ``copy.deepcopy`` of it.
+        """
         objects = {"window": self.window.state_dict(), "adapter": self.adapter.state_dict()}
         place = {"video_id": self.video_id, "position": self._position}
         return {**place, "generator": self.generator.get_state(), **objects}

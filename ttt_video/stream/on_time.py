@@ -24,7 +24,7 @@ from ..data.pictures import Picture
 from ..errors import UserError
 from ..structures import Frame
 from ..tasks import Shared
-from .budget import BudgetedStream
+from .budget import AroundStream, BudgetedStream
 from .clock import Clock, SimulatedClock
 from .results import FrameResult, OnTime
 from .stage_times import stage_times
@@ -130,7 +130,7 @@ def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-class OnTimeStream:
+class OnTimeStream(AroundStream):
     """A stream of frames that come at a fixed rate; it runs and saves its state as a ``Stream``.
 
     Frame i comes at i / fps, counted from 0 in each video. The loop takes the newest frame once it
@@ -142,6 +142,8 @@ class OnTimeStream:
         adapter: the stream's.
         clock: the stream's.
     """
+
+    stream: Stream | BudgetedStream
 
     def __init__(self, stream: Stream | BudgetedStream, fps: float) -> None:
         """
@@ -159,18 +161,12 @@ class OnTimeStream:
             )
         self.stream, self.adapter, self.clock = stream, stream.adapter, stream.clock
         self.fps = fps
-        self._loop = cast("Stream", stream)
         self._meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
         if isinstance(stream, BudgetedStream):
-            self._loop, self._meanwhile = stream.stream, stream.meanwhile
+            self._meanwhile = stream.meanwhile
         self._predictions: list[_Prediction] = []  # from the one that counts to the last one
         self._origin = 0.0
         self._taken = -1
-
-    @property
-    def video_id(self) -> str | None:
-        """The video that runs."""
-        return self._loop.video_id
 
     def start_video(self, video_id: str, video: Iterable[Frame | Picture] | None = None) -> None:
         """See :meth:`Stream.start_video`; its first frame comes now."""
@@ -181,7 +177,7 @@ class OnTimeStream:
 
     def step(self, picture: Frame | Picture) -> FrameResult:
         """Takes a frame or drops it; see the class."""
-        frame = self._loop.frame_of(_with_index(picture))
+        frame = self.innermost.frame_of(_with_index(picture))
         if frame["video_id"] != self.video_id:
             self.start_video(frame["video_id"])
         index = frame["frame_index"]
@@ -214,15 +210,11 @@ class OnTimeStream:
 
     def run(self, source: Iterable[Frame | Picture], *, anew: bool = True) -> Iterator[FrameResult]:
         """See :meth:`Stream.run`."""
-        for frame in self._loop.frames_of(map(_with_index, source), anew=anew):
+        for frame in self.innermost.frames_of(map(_with_index, source), anew=anew):
             result = self.step(frame)
             with self._meanwhile():
                 yield result
             del result  # the caller decides how long it lives
-
-    def forget(self) -> None:
-        """See :meth:`Stream.forget`."""
-        self.stream.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Stream.state_dict`; it has the predictions that may still count."""

@@ -218,7 +218,8 @@ def side_by_side(
         panels: images, which are scaled to the size of the first.
         titles: one caption per panel.
         columns: panels per row; None chooses by :func:`grid_columns`.
-        legends: one per panel, below it. A row of panels without classes has none.
+        legends: one per panel, below it. One without classes has a blank there if others have
+            some, so that all parts of the picture are of one size.
         note: stands at the right end of the first caption.
         sides: px; panels that are narrower than the first are enlarged by a whole factor, and where
             a side of the result would be longer than the second they are made smaller. None keeps
@@ -239,8 +240,7 @@ def side_by_side(
         strips = [caption(title, width), resize(panel, (height, width))]
         if note and i == 0:
             strips[0] = _noted(strips[0], note)
-        line = i - i % columns
-        if any(legends[line : line + columns]):
+        if any(legends):
             strips.append(_legend_below(legends, i, width))
         cells.append(np.concatenate(strips))
     blank = np.full_like(cells[-1], BACKGROUND)
