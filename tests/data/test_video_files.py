@@ -378,7 +378,7 @@ def test_an_animated_webp_is_named(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_pictures_with_exif_are_upright_videos(tmp_path, suffix, orientation):
-    """As cameras' MJPEG may have it in each frame; PyAV has no name for this kind of side data."""
+    """Cameras may send EXIF in each frame of MJPEG; PyAV has no name for this side data."""
     path, exif = str(tmp_path / f"p.{suffix}"), Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "a camera"
     exact = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {"lossless": True}

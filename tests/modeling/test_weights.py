@@ -235,7 +235,7 @@ def test_weights_that_are_not_finite_are_one_line_and_no_change(number):
     with pytest.raises(UserError, match=message):
         W.load_weights(model, broken, source="a.pth")
     assert same(model.state_dict(), before)
-    # What the model does not take does not matter, such as a mask of another one.
+    # A tensor that the model does not take does not matter, such as a mask of another one.
     extra = {**WEIGHTS, "other.mask": torch.tensor([number])}
     W.load_weights(model, extra, allow_unused=("other.",))
 

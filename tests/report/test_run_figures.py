@@ -18,6 +18,7 @@ from ttt_video.cli import run_tool
 from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.errors import UserError
 from ttt_video.report.run_figures import (
+    _label_panel,
     _split_panels,
     adjacent_frames,
     draw_adjacent,
@@ -205,7 +206,13 @@ def test_parts_of_an_overlay_are_its_panels(tiny_cfg, make_video, tmp_path, heig
     np.testing.assert_array_equal(frozen[title:], adapted[title:])
     assert (picture[:title, -8:] == BACKGROUND).all()
     assert not (picture[title : title + 8, -8:] == BACKGROUND).all()
-    # With a bar between both models the picture is one.
+    # Labels stand beside them at the same height, whatever their own size.
+    labels = _label_panel(np.full((2 * height, 2 * width, 3), 7, np.uint8), picture.shape)
+    assert labels.shape == picture.shape
+    below = title + round(height * picture.shape[1] / width)
+    assert (labels[title:below] == 7).all()
+    assert (labels[below:] == BACKGROUND).all()
+    # A picture with a bar between both models is not cut.
     (folder / "run.json").write_text(json.dumps({"--view": "split"}))
     (run,) = read_curves([folder])
     (whole,) = _split_panels(shown, run)

@@ -162,7 +162,7 @@ CONTEXTS = {
     ["online_ttt_mae", "tent", "self_train", "offline_ttt_mae"],
 )
 def test_a_caller_without_gradients_learns_as_any_other(pretrained, method, context):
-    """As in a node whose callback is a torch.inference_mode() function: it moved nothing."""
+    """A node may decorate its callback with torch.inference_mode(), where steps moved nothing."""
     opts = ("TTT.OFFLINE.STEPS", 2, "TTT.SELF_TRAIN.THRESHOLD", 0.0)
     shown = pictures()
     expected = list(pretrained(*opts, method=method).run(shown))

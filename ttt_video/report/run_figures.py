@@ -23,6 +23,7 @@ from ..formats.images import read_rgb
 from ..stream.directory import read_rows
 from ..tasks import headlines, metrics, sign, tasks
 from ..visualization.grid import picture_grid
+from ..visualization.legend import BACKGROUND
 from ..visualization.overlay import blend, caption, class_palette, colorize, resize, side_by_side
 from .curves import plot_curves
 
@@ -230,7 +231,7 @@ def draw_extremes(run: RunCurves, extremes: Sequence[Extreme], file: Path) -> bo
         panels = _split_panels(shown, run)
         labels = label_picture(run.dataset, run.videos[one.video_id][one.frame_index].file_name)
         if labels is not None:
-            panels.insert(1, resize(side_by_side([labels], ["labels"]), panels[0].shape))
+            panels.insert(1, _label_panel(labels, panels[0].shape))
         height = round(panels[0].shape[0] * _PANEL_WIDTH / panels[0].shape[1])
         row = np.concatenate([resize(panel, (height, _PANEL_WIDTH)) for panel in panels], axis=1)
         strips += [caption(str(one), row.shape[1]), row]
@@ -303,6 +304,16 @@ def _split_panels(shown: np.ndarray, run: RunCurves) -> list[np.ndarray]:
         return [part for row in np.array_split(shown, 2) for part in np.array_split(row, 2, axis=1)]
     stacked = shown.shape[1] < 1.3 * shown.shape[0]
     return np.array_split(shown, 3, axis=0 if stacked else 1)
+
+
+def _label_panel(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Returns labels with a title, of the size of a panel that may have a legend below."""
+    height, width = size[:2]
+    scaled = resize(labels, (round(labels.shape[0] * width / labels.shape[1]), width))
+    panel = np.full((height, width, 3), BACKGROUND, np.uint8)
+    titled = side_by_side([scaled], ["labels"])[:height]
+    panel[: len(titled)] = titled
+    return panel
 
 
 def _overlay_frame(run: RunCurves, video_id: str, frame_index: int) -> np.ndarray | None:

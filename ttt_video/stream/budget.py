@@ -204,7 +204,7 @@ class _LimitedAdapter(Wrapper):
 
 
 class AroundStream:
-    """What a stream around another shows of it.
+    """A stream around another, with what it shows of that one.
 
     Attributes:
         stream: the one within, which may be around another itself.
