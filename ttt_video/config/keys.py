@@ -57,11 +57,7 @@ def _is_range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
 
-def _any(number: float) -> bool:
-    return True
-
-
-def _all_numbers(values: Any, holds: Callable[[float], bool]) -> bool:
+def _all_numbers(values: Any, holds: Callable[[float], bool] = lambda number: True) -> bool:
     return all(isinstance(v, int | float) and math.isfinite(v) and holds(v) for v in values)
 
 
@@ -277,9 +273,8 @@ ADAPTATION: Mapping[str, Key] = {
     "TTT.OPTIMIZER.BETAS": Key([0.9, 0.999], _BETAS),  # AdamW
     # Never applied to norms, embeddings and position biases.
     "TTT.OPTIMIZER.WEIGHT_DECAY": Key(0.0, at_least(0)),
-    "TTT.OPTIMIZER.BACKBONE_MULTIPLIER": Key(
-        1.0, at_least(0)
-    ),  # learning rate of f, relative to BASE_LR
+    # Learning rate of f, relative to BASE_LR.
+    "TTT.OPTIMIZER.BACKBONE_MULTIPLIER": Key(1.0, at_least(0)),
     # L2 norm of the whole gradient.
     "TTT.OPTIMIZER.CLIP_NORM": Key(0.0, at_least(0, "at least 0 (0 = no clipping)")),
     "TTT.OPTIMIZER.RESTART": Key(False),  # forget the optimizer's state after every frame
@@ -469,14 +464,13 @@ def _predicts(value: bool, cfg: CfgNode) -> bool:
     return value or test.INSTANCE_ON or test.PANOPTIC_ON
 
 
-_WEIGHT = at_least(0)
 _NORMS = ("GN", "LN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN")
 
-# Rules for keys of detectron2 and Mask2Former, which are the only ones that have a rule but no
-# entry here. What a registry names is checked where it is looked up.
+# Rules for keys of detectron2 and Mask2Former, whose defaults stand elsewhere. A name of a registry
+# is checked where it is looked up.
 RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
     "MODEL.PIXEL_MEAN": (
-        must_be("numbers for three channels", lambda v: len(v) == 3 and _all_numbers(v, _any)),
+        must_be("numbers for three channels", lambda v: len(v) == 3 and _all_numbers(v)),
     ),
     "MODEL.PIXEL_STD": (
         must_be(
@@ -497,7 +491,7 @@ RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
     "MODEL.SWIN.WINDOW_SIZE": (at_least(1),),
     "MODEL.SWIN.MLP_RATIO": (_ABOVE_0,),
     "MODEL.SWIN.QK_SCALE": (
-        must_be("a number, or None", lambda value: value is None or _all_numbers([value], _any)),
+        must_be("a number, or None", lambda value: value is None or _all_numbers([value])),
     ),
     "MODEL.SWIN.DROP_RATE": (_SHARE,),
     "MODEL.SWIN.ATTN_DROP_RATE": (_SHARE,),
@@ -520,10 +514,10 @@ RULES_OF_OTHERS: Mapping[str, tuple[Rule, ...]] = {
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": (at_least(1),),
     "MODEL.MASK_FORMER.DEC_LAYERS": (at_least(1),),
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (at_least(1),),
-    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": (_WEIGHT,),
-    "MODEL.MASK_FORMER.CLASS_WEIGHT": (_WEIGHT,),
-    "MODEL.MASK_FORMER.DICE_WEIGHT": (_WEIGHT,),
-    "MODEL.MASK_FORMER.MASK_WEIGHT": (_WEIGHT,),
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": (at_least(0),),
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": (at_least(0),),
+    "MODEL.MASK_FORMER.DICE_WEIGHT": (at_least(0),),
+    "MODEL.MASK_FORMER.MASK_WEIGHT": (at_least(0),),
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (at_least(1),),
     "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": (at_least(1),),
     "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": (

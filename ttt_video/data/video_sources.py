@@ -238,7 +238,7 @@ def _count(
     with suppress(av.error.FFmpegError):
         for packet in container.demux():
             frames += packet.stream is stream and packet.size > 0
-            if packet.pts is not None:
+            if packet.pts is not None and packet.time_base is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     end -= (container.start_time or 0) / av.time_base
     announced = (container.duration or 0) / av.time_base
