@@ -14,7 +14,7 @@ from window_blocks import (
     reference,
 )
 
-from ttt_video.modeling import onednn, window_attention_cpu
+from ttt_video.modeling import large_layers, window_attention_cpu
 from ttt_video.modeling.kernels import VARIABLE
 from ttt_video.modeling.window_attention_cpu import HEAD_DIM, window_attention
 from ttt_video.modeling.windows import shift_mask
@@ -85,7 +85,6 @@ def test_threads_change_no_number(monkeypatch):
         assert all(map(torch.equal, results[0], other))
 
 
-@pytest.mark.skipif(not onednn._is_there(), reason="PyTorch has no oneDNN")
 def test_blocks_run_it_where_they_are_large(monkeypatch):
     calls: list[object] = []
     real = window_attention
@@ -95,9 +94,8 @@ def test_blocks_run_it_where_they_are_large(monkeypatch):
         return real(*arguments, **sizes)
 
     monkeypatch.setattr(window_attention_cpu, "window_attention", counted)
-    monkeypatch.setattr(onednn, "LEAST", 30 * 96 * 32)
-    monkeypatch.setattr(onednn, "_wins", lambda: True)  # without AVX-512, too
-    monkeypatch.setattr(onednn, "LEAST_SIDE", 32)
+    monkeypatch.setattr(large_layers, "LEAST", 30 * 96 * 32)
+    monkeypatch.setattr(large_layers, "LEAST_SIDE", 32)
     block = make_block(1, HEAD_DIM, 4, 2)
 
     def used(block, height: int = 6) -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ttt_video.modeling import onednn, winograd
+from ttt_video.modeling import large_layers, winograd
 from ttt_video.modeling.kernels import run_convolution, run_linear
 
 
@@ -20,7 +20,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 class Large(nn.Module):
-    """Layers that are Winograd's and oneDNN's from 51x51 px on."""
+    """Layers that are large from 51x51 px on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,14 +95,12 @@ def test_float32_is_exact_to_some_millionths() -> None:
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.skipif(not onednn._is_there(), reason="PyTorch has no oneDNN")
 def test_only_large_convolutions_of_3x3_are_winograds(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     real = winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *a: calls.append(a) or real(*a))
-    monkeypatch.setattr(onednn, "_wins", lambda: True)  # without AVX-512, too
-    monkeypatch.setattr(onednn, "LEAST_SIDE", 4)
-    monkeypatch.setattr(onednn, "LEAST", 4 * 4 * 100)
+    monkeypatch.setattr(large_layers, "LEAST_SIDE", 4)
+    monkeypatch.setattr(large_layers, "LEAST", 4 * 4 * 100)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 10, 10, generator=generator)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .. import onednn
+from .. import large_layers
 from ..tables import is_exporting
 
 logger = logging.getLogger(__name__)
@@ -80,11 +80,11 @@ def has_hooks(*modules: nn.Module) -> bool:
 def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns ``F.linear(x, weight, bias)``; where the kernels run, backward is theirs.
 
-    Large products on a CPU are oneDNN's, unless :data:`VARIABLE` says "off".
+    On a CPU large ones are those of ``large_layers.py``, unless :data:`VARIABLE` says "off".
     """
     if not (torch.is_grad_enabled() and use_kernels(x)):
         if is_large_on_cpu(x, weight):
-            return onednn.linear(x, weight, bias)
+            return large_layers.linear(x, weight, bias)
         return F.linear(x, weight, bias)
     from .linear import linear
 
@@ -92,11 +92,11 @@ def run_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def is_large_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether a layer with weights (D, C) is so large that faster ways pay on this CPU.
+    """Returns whether a layer with weights (D, C) is so large that faster ways pay on a CPU.
 
     They differ by rounding. :data:`VARIABLE` "off" takes none of them.
     """
-    return onednn.runs_onednn(x, weight) and kernels_choice() != "off"
+    return large_layers.is_large(x, weight) and kernels_choice() != "off"
 
 
 def run_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
     if plain and use_kernels(x):
         from .linear import mlp
     elif plain and is_large_on_cpu(x, first.weight):
-        mlp = onednn.mlp
+        mlp = large_layers.mlp
     else:
         hidden = run_linear(first, x)
         return run_linear(second, F.relu(hidden) if relu else F.gelu(hidden))
@@ -123,7 +123,7 @@ def run_mlp(first: nn.Linear, second: nn.Linear, x: Tensor, *, relu: bool) -> Te
 def run_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Returns the layer's convolution of (B, C, H, W), without what a subclass adds to it.
 
-    A large one of 3x3 pixels on a CPU is Winograd's, where a large product is oneDNN's.
+    A large one of 3x3 pixels on a CPU is Winograd's.
     """
     one = [layer.kernel_size, layer.stride, layer.padding, layer.dilation, (layer.groups,)]
     known = one == [(3, 3), (1, 1), (1, 1), (1, 1), (1,)] and layer.padding_mode == "zeros"

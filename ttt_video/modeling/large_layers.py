@@ -1,7 +1,8 @@
-"""Matrix products on CPUs with AVX-512 by oneDNN, which PyTorch has on board.
+"""Large layers on a CPU: which are large, and their products in float32.
 
-PyTorch gives products of float32 to MKL, which is slower on AMD's CPUs
-(docs/log/2026-11-28-cpu-bar-epyc.md). Its compiler calls the same operator.
+With AVX-512 the products are oneDNN's, which PyTorch has on board and its compiler calls, too.
+PyTorch itself gives them to MKL, which is slower there on AMD's CPUs, and faster with AVX2
+(docs/log/2026-11-28-cpu-bar-epyc.md).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch.autograd.function import once_differentiable
 from .tables import is_exporting
 
 LEAST, LEAST_SIDE = 1 << 25, 96
-"""Multiply-adds, and channels in and out, from which a product is oneDNN's.
+"""Multiply-adds, and channels in and out, from which a product is large.
 
 Smaller ones gain nothing, and the shipped small models keep their numbers.
 """
 
 
-def runs_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether a product of float32 on a CPU is large enough and oneDNN is there for it."""
+def is_large(x: Tensor, weight: Tensor) -> bool:
+    """Returns whether a product is one of float32 on a CPU, and large."""
     # Before any size: a program that is being written must not depend on one.
     if is_exporting() or torch.compiler.is_compiling():
         return False
@@ -36,16 +37,13 @@ def runs_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * len(weight) >= LEAST
         and min(weight.shape) >= LEAST_SIDE
         and not torch.is_autocast_enabled("cpu")
-        and _is_there()
-        and _wins()
     )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
     """Returns ``F.linear(x, weight, bias)`` of float32 on a CPU, or ReLU of it.
 
-    The sums are in another order than MKL's, so that numbers differ by rounding. It is (..., D)
-    from (..., C).
+    Where oneDNN computes it, numbers differ by rounding. It is (..., D) from (..., C).
     """
     if _needs_grad(x, weight, bias):
         return _Linear.apply(x, weight, bias, relu)
@@ -77,23 +75,26 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 @cache
-def _is_there() -> bool:
+def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @cache
-def _wins() -> bool:
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+def _runs_onednn() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_onednn()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    if not _runs_onednn():
+        out = F.linear(x, weight, bias)
+        return out.relu_() if relu else out
     then = "relu" if relu else "none"
     bias = None if bias is None else bias.contiguous()  # it is read as if it were
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
 
 class _Linear(torch.autograd.Function):
-    """``F.linear``, or ReLU of it; the gradient of the weight is MKL's, which is as fast there."""
+    """``F.linear``, or ReLU of it; the gradient of the weight is always MKL's, which is as fast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:

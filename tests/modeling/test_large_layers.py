@@ -1,4 +1,4 @@
-"""Products by oneDNN against float64, and where they are used."""
+"""Large products, oneDNN's and MKL's, against float64, and where they are used."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt_video.modeling import onednn
+from ttt_video.modeling import large_layers
 from ttt_video.modeling.kernels import run_linear, run_mlp
 
-pytestmark = pytest.mark.skipif(not onednn._is_there(), reason="PyTorch has no oneDNN")
 
-
-@pytest.fixture(autouse=True)
-def _small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "_wins", lambda: True)  # without AVX-512, too
-    monkeypatch.setattr(onednn, "LEAST", 1)
-    monkeypatch.setattr(onednn, "LEAST_SIDE", 1)
+@pytest.fixture(autouse=True, params=[True, False], ids=["onednn", "mkl"])
+def _small_products_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not large_layers._has_onednn():
+        pytest.skip("PyTorch has no oneDNN")
+    monkeypatch.setattr(large_layers, "_runs_onednn", lambda: request.param)
+    monkeypatch.setattr(large_layers, "LEAST", 1)
+    monkeypatch.setattr(large_layers, "LEAST_SIDE", 1)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The inputs of all products that oneDNN computes."""
+    """The inputs of all large products."""
     seen: list[Tensor] = []
-    product = onednn._product
+    product = large_layers._product
 
     def spy(x: Tensor, *others: Any) -> Tensor:
         seen.append(x)
         return product(x, *others)
 
-    monkeypatch.setattr(onednn, "_product", spy)
+    monkeypatch.setattr(large_layers, "_product", spy)
     return seen
 
 
@@ -44,13 +44,16 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
 def test_a_bias_with_gaps_is_read_as_it_is() -> None:
     x, weight, bias = tensors((5, 7), (6, 7), (12,))
     torch.testing.assert_close(
-        onednn.linear(x, weight, bias[::2]), F.linear(x, weight, bias[::2]), rtol=1e-5, atol=1e-5
+        large_layers.linear(x, weight, bias[::2]),
+        F.linear(x, weight, bias[::2]),
+        rtol=1e-5,
+        atol=1e-5,
     )
     one = torch.ones(1).expand(6)
     torch.testing.assert_close(
-        onednn.linear(x, weight, one), F.linear(x, weight, one), rtol=1e-5, atol=1e-5
+        large_layers.linear(x, weight, one), F.linear(x, weight, one), rtol=1e-5, atol=1e-5
     )
-    assert not onednn.runs_onednn(x[0], weight)  # whose backward pass wants rows
+    assert not large_layers.is_large(x[0], weight)  # whose backward pass wants rows
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 9, 7), (1, 33, 7), (2, 3, 4, 7)])
@@ -66,7 +69,7 @@ def test_product_and_gradients_are_those_of_float64(
         given = x.transpose(-1, -2).contiguous().transpose(-1, -2)
         grad = grad.transpose(-1, -2).contiguous().transpose(-1, -2)
     inputs = (x, weight, bias) if with_bias else (x, weight)
-    out = onednn.linear(given, weight, bias if with_bias else None)
+    out = large_layers.linear(given, weight, bias if with_bias else None)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     expected = F.linear(*exact)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
@@ -77,7 +80,7 @@ def test_product_and_gradients_are_those_of_float64(
 
 def test_only_the_gradients_that_are_asked_for_are_computed(calls: list[Tensor]) -> None:
     x, weight, bias = tensors((4, 8), (3, 8), (3,))
-    out = onednn.linear(x.detach(), weight.detach(), bias)
+    out = large_layers.linear(x.detach(), weight.detach(), bias)
     out.sum().backward()
     assert len(calls) == 1  # no gradient of the input
     assert bias.grad is not None
@@ -100,12 +103,12 @@ def test_layers_use_it_except_where_something_else_is_asked_for(
     monkeypatch.delenv("TTT_VIDEO_KERNELS")
     with torch.autocast("cpu", torch.bfloat16):
         assert not used()
-    monkeypatch.setattr(onednn, "LEAST_SIDE", 5)
+    monkeypatch.setattr(large_layers, "LEAST_SIDE", 5)
     assert not used()
-    monkeypatch.setattr(onednn, "LEAST_SIDE", 4)
-    monkeypatch.setattr(onednn, "LEAST", 8 * 4 * 5 + 1)
+    monkeypatch.setattr(large_layers, "LEAST_SIDE", 4)
+    monkeypatch.setattr(large_layers, "LEAST", 8 * 4 * 5 + 1)
     assert not used()
-    monkeypatch.setattr(onednn, "LEAST", 8 * 4 * 5)
+    monkeypatch.setattr(large_layers, "LEAST", 8 * 4 * 5)
     assert used()
     x = x.double()
     layer.double()
