@@ -42,6 +42,7 @@ from detectron2.config import CfgNode
 
 from ttt_video.cli import run_tool
 from ttt_video.config import load_config
+from ttt_video.config.named_files import file_digests
 from ttt_video.data.cityscapes import CITYSCAPES_COLORS
 from ttt_video.data.kitti_step import register_video_sem_seg
 from ttt_video.data.sources import FrameTransform, open_dataset
@@ -120,7 +121,9 @@ def with_learn_on_change(args: argparse.Namespace, cfg: CfgNode, folder: Path) -
 
 def run_hash(cfg: CfgNode, model: torch.nn.Module) -> str:
     """Tells runs with other settings or weights apart, be they overrides' or another version's."""
-    return hashlib.sha256(f"{cfg.dump()}{weights_hash(model)}".encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        f"{cfg.dump()}{weights_hash(model)}{file_digests(cfg)}".encode()
+    ).hexdigest()[:8]
 
 
 def report(summary: Row, rows: list[Row]) -> str:

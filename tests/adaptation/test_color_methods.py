@@ -176,6 +176,13 @@ def test_a_certain_colour_is_labelled_at_the_default_lambda_wherever_it_lies(mak
         assert labels.confidence.item() > 0.99
         found = model.bins.centres[labels.classes[0, :, 0, 0]].T @ labels.weights[0, :, 0, 0]
         assert (found - torch.tensor(colours[0])).norm() < 3
+    # All probability on ten bins, whose sum rounds to above 1 for about one colour in seven.
+    generator = torch.Generator().manual_seed(0)
+    indices, _ = nearest_bins(torch.rand(500, 2, generator=generator) * 100 - 50)
+    logits = torch.full((500, 313), -50.0)
+    logits.scatter_(1, indices, torch.randn(indices.shape, generator=generator))
+    sure = task.labels(task.pixels._replace(classes=logits.log_softmax(1)[..., None, None]))
+    assert not (sure.confidence > 1).any()  # a threshold of 1 takes none
     # Two separate colours, whose mean is neither.
     apart = torch.full((1, 313), 1e-9).scatter(1, torch.tensor([[20, 290]]), 0.5).log()
     assert task.labels(task.pixels._replace(classes=apart[..., None, None])).confidence < 0.01

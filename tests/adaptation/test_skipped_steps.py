@@ -105,7 +105,7 @@ def test_fp16_step_without_a_finite_gradient_is_skipped():
     frames = window()
     assert adapter.adapt(frames, seeded())["skipped_steps"] == 1
     assert_same(weights(model), before)
-    assert adapter.scaler.get_scale() == scale / 2  # later steps are not scaled to nothing
+    assert adapter.scaler.get_scale() == scale  # later steps are not scaled to nothing
     assert len(adapter.batches) == 1 + HALVINGS
     adapter.spoil = lambda loss, call: loss * math.nan
     assert adapter.adapt(frames, seeded())["skipped_steps"] == 1
@@ -115,3 +115,29 @@ def test_fp16_step_without_a_finite_gradient_is_skipped():
     assert not torch.equal(model.recon_head.weight, before["recon_head.weight"])
     adapter.reset()
     assert adapter.scaler.get_scale() == scale
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+def test_frames_that_cannot_be_learned_from_leave_the_loss_scale_of_fp16(kind):
+    """Halved by each of them, it would be 0 after 200, and all later steps lost."""
+    adapter = ToyAdapter(toy(), precision="fp16")
+    frames, before = window(), adapter.scaler.state_dict()
+    weight = adapter.model.recon_head.weight
+    adapter.spoil = lambda loss, call: SPOILS[kind](loss, weight)
+    for seed in range(20):
+        assert adapter.adapt(frames, seeded(seed))["skipped_steps"] == 1
+    assert adapter.scaler.state_dict() == before
+    adapter.spoil = lambda loss, call: loss
+    assert adapter.adapt(frames, seeded(20))["grad_norm"] > 0
+
+
+def test_a_gradient_whose_norm_alone_overflows_leaves_the_loss_scale(monkeypatch):
+    """Its numbers are finite, so nothing has halved the scale that could be undone."""
+    adapter = ToyAdapter(toy(), precision="fp16")
+    adapter.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    before = adapter.scaler.state_dict()
+    weight = adapter.model.recon_head.weight
+    adapter.spoil = lambda loss, call: loss + ((weight - weight.detach()) * 3e38).sum()
+    record = adapter.adapt(window(), seeded())
+    assert (record["skipped_steps"], record["grad_norm"]) == (1, math.inf)
+    assert adapter.scaler.state_dict() == before

@@ -94,3 +94,22 @@ def test_frames_after_one_of_them():
     assert indices(shuffled.frames_after(-1)) == order
     with pytest.raises(UserError, match="video a has no frame 6 any more"):
         shuffled.frames_after(6)
+
+
+def test_the_source_is_closed_with_the_first_frames():
+    """Its thread or connection would stay where somebody keeps the error of a loop over them."""
+    closed = []
+
+    class Open(Source):
+        def __iter__(self):
+            try:
+                yield from super().__iter__()
+            finally:
+                closed.append(self.video_id)
+
+    frames = iter(FirstFrames(Open(), 4))
+    next(frames)
+    frames.close()
+    assert closed == ["a"]
+    assert len(list(FirstFrames(Open(), 2))) == 2
+    assert closed == ["a", "a"]

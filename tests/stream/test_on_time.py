@@ -14,6 +14,7 @@ from torch import nn
 
 from ttt_video.adaptation import Adapter, SlidingWindow
 from ttt_video.adaptation.wrappers import Wrapper
+from ttt_video.config.named_files import find_profile
 from ttt_video.data import BaseSource
 from ttt_video.errors import UserError
 from ttt_video.stream import (
@@ -30,7 +31,6 @@ from ttt_video.stream.on_time import _packed, _time_pushes, _TimedAdapter, _unpa
 from ttt_video.stream.stage_times import (
     StageTimes,
     cost_settings,
-    find_profile,
     stage_times,
     told_settings,
 )

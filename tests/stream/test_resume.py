@@ -205,6 +205,17 @@ def test_other_weights_are_noticed(evaluate, tiny_model, tmp_path):
         evaluate("cut", video, resume=True, video=False)
 
 
+def test_another_content_of_a_named_file_is_noticed(evaluate, tmp_path):
+    video, file = [write_video(tmp_path / "v", 2)], tmp_path / "prior.safetensors"
+    setting = ("TTT.METHOD", "none", "TTT.COLOR.PRIOR", str(file))
+    file.write_bytes(b"one")
+    evaluate("run", video, *setting, video=False)
+    assert len(evaluate("run", video, *setting, video=False, resume=True)[1]) == 0
+    file.write_bytes(b"two")
+    with pytest.raises(UserError, match=r"another setting \(TTT.COLOR.PRIOR: .*, now "):
+        evaluate("run", video, *setting, video=False, resume=True)
+
+
 def test_saving_nothing_starts_videos_anew(evaluate, tmp_path):
     video = [write_video(tmp_path / "v", 4)]
     evaluate("whole", video, save_every=0, snapshots={3: "cut"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping
@@ -9,12 +10,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from ttt_video.errors import UserError
 from ttt_video.tasks import FrameMean, ScoredFrame, Task, rules, score, sign
 from ttt_video.tasks.metrics import EXAMPLE_INFO
 
 Video = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _spoilt(output: Any, number: float) -> Any:
+    """Returns a copy of an output whose first score is ``number``."""
+    output = copy.deepcopy(output)
+    scores = getattr(output, "scores", output)
+    if isinstance(scores, torch.Tensor) and scores.is_floating_point():
+        scores.view(-1)[0] = number
+    return output
 
 
 class TaskContract:
@@ -46,6 +57,13 @@ class TaskContract:
     def test_records_survive_json(self, video):
         for frame in self.records(video):
             assert json.loads(json.dumps(frame.records)) == frame.records
+
+    @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+    def test_scores_that_are_not_finite_have_a_record_that_json_can_hold(self, video, number):
+        """Rows are strict JSON, and broken weights must not end a run."""
+        spoilt = [(frame, {k: _spoilt(v, number) for k, v in out.items()}) for frame, out in video]
+        for frame in self.records(spoilt):
+            assert json.loads(json.dumps(frame.records, allow_nan=False)) == frame.records
 
     def test_a_missed_frame_finds_nothing_if_the_task_has_streaming_scores(self, video):
         task = self.task(EXAMPLE_INFO)

@@ -110,6 +110,15 @@ def through_json(record):
     return back
 
 
+def test_a_score_that_is_not_finite_counts_as_0():
+    truth = [{"category_id": 0, "segmentation": rle(box(0, 0, 4, 4)), "area": 16.0}]
+    found = [box(0, 0, 4, 4), box(4, 4, 2, 2), box(5, 0, 2, 2)]
+    broken = instances(found, [np.nan, 0.5, np.inf], [0, 0, 0])
+    zero = instances(found, [0.0, 0.5, 0.0], [0, 0, 0])
+    assert we_say([(truth, broken)]) == we_say([(truth, zero)])
+    assert we_say([(truth, zero)])["AP"] == pytest.approx(50.0, abs=0.5)  # the second of two
+
+
 masks = st.one_of(
     st.builds(box, st.integers(0, 7), st.integers(0, 8), st.integers(1, 8), st.integers(1, 9)),
     st.builds(lambda seed: np.random.default_rng(seed).random(SIZE) < 0.5, st.integers(0, 99)),

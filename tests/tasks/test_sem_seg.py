@@ -152,6 +152,7 @@ def test_confusion_counts_every_labelled_pixel_once(pair):
 def test_another_ignore_label():
     labels, predicted = np.array([[0, 1, 7]]), np.array([[0, 0, 1]])
     assert confusion_matrix(predicted, labels, 2, ignore_label=7).tolist() == [[1, 0], [1, 0]]
+    assert confusion_matrix(predicted, labels % 7, 2, ignore_label=-1).tolist() == [[1, 1], [1, 0]]
 
 
 @pytest.mark.parametrize(

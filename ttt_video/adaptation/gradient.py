@@ -216,22 +216,26 @@ class GradientAdapter(Adapter):
         # An overflow of the scaled loss says nothing about the step. If it were skipped, a method
         # that forgets its scale at every frame would skip the step of every frame.
         before = generator.get_state()
-        scale: dict[str, Any] = {}
         losses, norm, moved = self._try_step(batch, generator, window)
+        if moved:
+            return losses, norm, moved
+        scale = self.scaler.state_dict()
+        self.scaler.update()  # halves it where a gradient is not finite
         for _ in range(HALVINGS):
             if math.isfinite(norm) or not all(map(math.isfinite, losses.values())):
                 break
-            scale = scale or self.scaler.state_dict()
             generator.set_state(before)  # the same masks
             losses, norm, moved = self._try_step(batch, generator, window)
-        if not math.isfinite(norm) and scale:
+            if not moved:
+                self.scaler.update()
+        if not all(map(math.isfinite, [*losses.values(), norm])):
             self.scaler.load_state_dict(scale)  # it was not to blame
         return losses, norm, moved
 
     def _try_step(
         self, batch: list[Sample], generator: torch.Generator, window: SlidingWindow | None
     ) -> tuple[dict[str, float], float, bool]:
-        """Does the same with the loss scale as it is; a failure halves the scale."""
+        """Does the same with the loss scale as it is; a step that was taken updates it."""
         random = generator.get_state()
         buffers = self._buffers()
         sums = self._fitting_losses(batch, generator, buffers)
@@ -270,7 +274,8 @@ class GradientAdapter(Adapter):
                 before.restore()
             elif ahead and forgotten:  # momentum that the fused SGD has made, but not filled
                 mover.forget()
-        self.scaler.update()
+        if moved:
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm, moved
 

@@ -23,16 +23,24 @@ AUTO = "auto"
 class Key:
     """A configuration key: its default, its choices if they are few, and its rules.
 
-    ``auto`` says that :data:`AUTO` may stand for a number; the rules are not asked then.
+    ``auto`` says that :data:`AUTO` may stand for a number; the rules are not asked then. ``file``
+    says that the value names a file, whose content the numbers depend on; "" and :data:`AUTO` name
+    none.
     """
 
     def __init__(
-        self, default: Any, *rules: Rule, choices: tuple[Any, ...] = (), auto: bool = False
+        self,
+        default: Any,
+        *rules: Rule,
+        choices: tuple[Any, ...] = (),
+        auto: bool = False,
+        file: bool = False,
     ) -> None:
         self.default = default
         self.rules = rules
         self.choices = choices
         self.auto = auto
+        self.file = file
 
 
 def at_least(least: float, words: str = "") -> Rule:
@@ -117,7 +125,7 @@ MODEL: Mapping[str, Key] = {
     "TTT.COLOR.TARGET": Key("classification", choices=("classification", "regression")),
     "TTT.COLOR.TEMPERATURE": Key(0.38, _ABOVE_0),  # 1: the plain mean
     # File with the pixels of each colour bin in the training images; '': no rebalancing.
-    "TTT.COLOR.PRIOR": Key(""),
+    "TTT.COLOR.PRIOR": Key("", file=True),
     # Share of the uniform distribution that is mixed into the prior; 1 weighs all colours equally.
     "TTT.COLOR.REBALANCING": Key(0.5, must_be("in (0, 1]", lambda v: 0 < v <= 1)),
     # ViTMAE (docs/images.md): a published encoder. The next four override its sizes; 0 = SIZE's.
@@ -137,7 +145,7 @@ MODEL: Mapping[str, Key] = {
     "MODEL.VIT_MAE.CLASSIFIER_NUM_HEADS": Key(12, at_least(1)),
     "MODEL.VIT_MAE.NUM_CLASSES": Key(1000, at_least(1)),
     # File that h is read from where MODEL.WEIGHTS has f and g alone, as the published files do.
-    "MODEL.VIT_MAE.HEAD_WEIGHTS": Key(""),
+    "MODEL.VIT_MAE.HEAD_WEIGHTS": Key("", file=True),
     "MODEL.VIT_MAE.LABEL_SMOOTHING": Key(0.0, must_be("in [0, 1)", lambda v: 0 <= v < 1)),
     # Frames of a model of colours are grey: "made" takes the colours off and keeps them as labels;
     # "film" is for black-and-white films, which have none. All other models have "off".
@@ -180,9 +188,10 @@ MODEL: Mapping[str, Key] = {
             lambda value, cfg: not value or cfg.TTT.OPTIMIZER.NAME == "SGD",
             "'' where TTT.OPTIMIZER.NAME is ADAMW, which undoes any scale of the gradient",
         ),
+        file=True,
     ),
     # File of tools/measure_norm_statistics.py with statistics of layers on training images.
-    "TTT.LN_ADAPT.SOURCE_STATISTICS": Key(""),
+    "TTT.LN_ADAPT.SOURCE_STATISTICS": Key("", file=True),
 }
 
 # These keys say how a model adapts. A preset sets all of them, by its file or to the defaults.
@@ -345,7 +354,7 @@ METHODS: Mapping[str, Key] = {
         ["h"],
         must_be("at least one name", lambda v: len(v) > 0 and all(isinstance(n, str) for n in v)),
     ),
-    "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key(""),
+    "TTT.LEARN_ON_CHANGE.SOURCE_HEAD": Key("", file=True),
     # Distance from the source above which rest ends; distance from a place above which it is left.
     "TTT.LEARN_ON_CHANGE.ENTER": Key(1.25, at_least(0)),
     "TTT.LEARN_ON_CHANGE.MOVED": Key(1.75, at_least(0)),
@@ -439,7 +448,7 @@ TIMING: Mapping[str, Key] = {
     # Name of a shipped profile of stage times (configs/profiles/), or a file of
     # tools/measure_costs.py: the clock is simulated from it, by SEED, and runs repeat. '': the wall
     # clock, by which no run repeats another.
-    "TTT.CLOCK.PROFILE": Key(""),
+    "TTT.CLOCK.PROFILE": Key("", file=True),
 }
 
 

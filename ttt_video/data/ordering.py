@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..structures import Frame, FrameSource
-from .base import drop_until
+from .base import closing_frames, drop_until
 from .sources import DatasetSource
 
 
@@ -38,7 +38,9 @@ class FirstFrames:
         return self.source.skipped
 
     def __iter__(self) -> Iterator[Frame]:
-        return islice(iter(self.source), self.max_frames)
+        frames = iter(self.source)
+        with closing_frames(frames):
+            yield from islice(frames, self.max_frames)
 
     def frames_after(self, frame_index: int) -> Iterator[Frame]:
         """Returns those of the first frames that follow the one with this index."""

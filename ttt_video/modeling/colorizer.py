@@ -169,7 +169,7 @@ class ColorizerTTT(DenseModel):
         """
         assert self.bins is not None
         labels = self.bins.encode(self.bins.decode(pixels.classes, self.temperature))
-        confidence = pixels.classes.exp().gather(1, labels.indices).sum(1)
+        confidence = pixels.classes.exp().gather(1, labels.indices).sum(1).clamp(max=1)
         return PixelLabels(labels.indices, labels.weights, confidence)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from ..config.named_files import file_digests
 from ..errors import UserError, ending_with
 from ..structures import FrameSource
 from .directory import Row, RunDirectory
@@ -16,7 +17,6 @@ from .gaps import check_states
 from .on_time import on_machine_time
 from .overlay import OverlayVideos
 from .sinks import Sink
-from .stage_times import find_profile, profile_hash
 from .summary import write_summary
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,6 @@ def _claim(
         "--compare": settings.compare,
         "--no-video": not video,
     }
-    if cfg.TTT.CLOCK.PROFILE:
-        flags["profile"] = profile_hash(find_profile(cfg.TTT.CLOCK.PROFILE))
     for sink in settings.sinks:
         flags.update(sink.flags)
     # Elsewhere a longer run goes on from a shorter one; here the frames that are there depend on
@@ -171,6 +169,6 @@ def _claim(
         flags["videos"] = [source.video_id for source in sources]
     run.claim(
         cfg.dump(),
-        {"weights_sha256": weights, **flags},
+        {"weights_sha256": weights, **file_digests(cfg), **flags},
         {source.video_id: source.fingerprint() for source in sources},
     )

@@ -21,9 +21,9 @@ from detectron2.config import CfgNode
 from ..adaptation import timed_as
 from ..config import KEYS
 from ..config.methods import named_method
-from ..errors import UserError, suggestion
+from ..config.named_files import find_profile
+from ..errors import UserError
 from ..files import read_json_object
-from ..shipped import config_dir
 
 PARTS = ("decode", "push", "predict", "others")
 """Stages that a frame always has: reading it, moving it to the device, predicting it, and all that
@@ -67,13 +67,8 @@ def told_settings(cfg: CfgNode, method: str) -> dict[str, Any]:
     names = f"{method} {named_method(method).runs}"
     sections = [name for name in cfg.TTT if name.lower() in names]
     starts = tuple(f"TTT.{name}." for name in sections if isinstance(cfg.TTT[name], CfgNode))
-    own = [name for name in KEYS if name.startswith(starts) and not _is_file(name)]
+    own = [name for name in KEYS if name.startswith(starts) and not KEYS[name].file]
     return {key: attrgetter(key)(cfg) for key in ("TTT.WINDOW_SIZE", *own)}
-
-
-def _is_file(name: str) -> bool:
-    key = KEYS[name]
-    return isinstance(key.default, str) and not key.choices
 
 
 @dataclass(frozen=True)
@@ -138,25 +133,6 @@ class StageTimes:
 def _pick(seconds: Sequence[float], place: float) -> float:
     """Returns the number at a place in [0, 1) of the sorted numbers."""
     return seconds[int(place * len(seconds))]
-
-
-def find_profile(name: str) -> Path:
-    """Returns the file of a path, or of a shipped profile's name.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = config_dir() / "profiles"
-    for candidate in (Path(name), folder / name, folder / f"{name}.json"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(file.stem for file in folder.glob("*.json"))
-    raise UserError(f"no profile {name!r}; {suggestion(name, known, 'give a file or one of: ')}")
-
-
-def profile_hash(file: Path) -> str:
-    """Returns the hash of a profile's bytes, on which the numbers of a run depend."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def stage_times(cfg: CfgNode, method: str | None = None) -> StageTimes:

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils.file_io import PathManager
 
 from ..config import DEFAULT_STREAM_CONFIG, load_config
+from ..config.named_files import digest_of, file_digests
 from ..data.fingerprint import Fingerprint, fingerprint_file
 from ..data.sources import FrameTransform, open_folder
 from ..errors import UserError
 from ..files import read_json_object, write_atomically, writing
 from ..processes import Children
-from ..stream.stage_times import find_profile
 from .cells import Cell, WorldVideos
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -107,21 +106,11 @@ def _content(cell: Cell) -> str | None:
         cfg = load_config(config, cell.flag("--preset"), pairs, method=cell.method)
         cfg.MODEL.DEVICE = ""
         cfg.MODEL.WEIGHTS = cell.flag("--weights") or cfg.MODEL.WEIGHTS
-        norms, gradients = cfg.TTT.LN_ADAPT.SOURCE_STATISTICS, cfg.TTT.OPTIMIZER.SOURCE_GRADIENTS
-        head = cfg.TTT.LEARN_ON_CHANGE.SOURCE_HEAD
-        clock = cfg.TTT.CLOCK.PROFILE and str(find_profile(cfg.TTT.CLOCK.PROFILE))
-        named = (cfg.MODEL.WEIGHTS, norms, gradients, head, clock)
-        files = [_file_digest(name) for name in named if name]
+        files = json.dumps(file_digests(cfg))
+        weights = cfg.MODEL.WEIGHTS and digest_of(cfg.MODEL.WEIGHTS)
     except (UserError, OSError):
         return None
-    return hashlib.sha256("\n".join([cfg.dump(), *files]).encode()).hexdigest()
-
-
-@lru_cache
-def _file_digest(name: str) -> str:
-    """Returns the hash of a file; "" for a folder and for what does not exist."""
-    path = Path(PathManager.get_local_path(name))
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return hashlib.sha256(f"{cfg.dump()}{files}{weights}".encode()).hexdigest()
 
 
 def _other_videos(cell: Cell) -> str | None:

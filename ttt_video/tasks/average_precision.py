@@ -68,7 +68,7 @@ def mask_ious(
 
 
 def match_class(
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     areas: np.ndarray,
     ious: np.ndarray,
     labelled_areas: np.ndarray,

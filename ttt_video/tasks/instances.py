@@ -31,7 +31,7 @@ from .average_precision import (
 from .base import DO_THEY_AGREE, OTHER_CLASS, Augmented, Painter, Target, Task, once
 from .labels import LabelInfo
 from .metrics import FRAMES, FrameMean, Metric, Record, Tally
-from .outputs import CONFIDENT
+from .outputs import CONFIDENT, finite_scores
 from .registry import TASK_REGISTRY
 from .stills import ThingEvaluator
 
@@ -94,7 +94,7 @@ class InstanceTask(Task):
         stated = zip(labels, labelled_areas, strict=True)
         sizes = np.array([float(a.get("area", pixels)) for a, pixels in stated])
         classes = np.array([a["category_id"] for a in labels], dtype=np.int64)
-        scores = instances.scores.cpu().numpy()
+        scores = finite_scores(instances).cpu().numpy()
         detected = instances.pred_classes.cpu().numpy()
         things: Record = {}
         for k in np.union1d(classes, detected).tolist():

@@ -90,11 +90,16 @@ def confidence(output: Mapping[str, Any]) -> Tensor:
             scores = scores.clamp(min=0)
         return (scores.amax(0) / scores.sum(0).clamp(min=1e-12)).nan_to_num(0.0)
     instances = output["instances"]
-    scores = instances.scores.float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+    scores = finite_scores(instances).float().clamp(0, 1)
     best = torch.zeros(instances.image_size, device=scores.device)
     for index in scores.argsort(stable=True).tolist():  # the best last, on top
         best.masked_fill_(instances.pred_masks[index] > 0, scores[index].item())
     return best
+
+
+def finite_scores(instances: Any) -> Tensor:
+    """Returns the (N,) scores of instances, 0 for one that is not finite."""
+    return instances.scores.nan_to_num(0.0, 0.0, 0.0)
 
 
 def scores_are_finite(output: Mapping[str, Any]) -> bool:

