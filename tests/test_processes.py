@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -360,3 +362,43 @@ def test_an_error_in_a_step_is_raised_and_not_the_signal():
         with pytest.raises(UserError):
             work(error=True)
         work(error=False)
+
+
+FAULTS = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+import numpy as np
+from ttt_video.processes import keep_freed_memory
+
+print(keep_freed_memory() if "keep" in sys.argv else None)
+for _ in range(3):
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    blocks = [np.ones(20 << 20, np.uint8) for _ in range(10)]
+    del blocks
+    print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+"""Takes and frees 200 MiB three times; prints the pages that the kernel had to give."""
+
+
+def faults(*arguments: str, **variables: str) -> tuple[str, list[int]]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC", "GLIBC"))}
+    said, *numbers = subprocess.run(
+        [sys.executable, "-c", FAULTS, *arguments],
+        env={**environment, **variables}, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    return said, list(map(int, numbers))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_stays_for_the_next_frame():
+    said, kept = faults("keep")
+    assert said == "True"
+    assert kept[0] > 100  # pages of 4 KiB to 2 MiB
+    assert max(kept[1:]) < kept[0] / 100
+    _, given_back = faults()
+    assert min(given_back) > kept[0] / 2
+
+
+def test_settings_of_the_environment_stay():
+    said, _ = faults("keep", MALLOC_TOP_PAD_="131072")
+    assert said == "False"

@@ -18,6 +18,7 @@ from .plugins import run_files
 from .processes import (
     drop_broken_streams,
     end_with_parent,
+    keep_freed_memory,
     kill_helpers,
     open_closed_streams,
     signals_interrupt,
@@ -47,8 +48,10 @@ def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
     return cfg
 
 
-def run_tool(main: Callable[[], None]) -> None:
+def run_tool(main: Callable[[], None], *, keeps_memory: bool = True) -> None:
     """Runs a tool's ``main`` and ends the process as a command does.
+
+    ``keeps_memory`` False leaves the allocator as other programs have it.
 
     A :class:`UserError`, or a GPU that is full, becomes one line on stderr and exit code 2. Ctrl-C,
     SIGTERM and SIGHUP stop ``main`` as an exception does, so that it keeps what there is; the exit
@@ -57,6 +60,8 @@ def run_tool(main: Callable[[], None]) -> None:
     """
     open_closed_streams()
     end_with_parent()
+    if keeps_memory:
+        keep_freed_memory()
     logging.raiseExceptions = False  # a log that nobody reads any more stops nothing
     code, line = 0, ""
     try:

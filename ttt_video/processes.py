@@ -1,4 +1,4 @@
-"""How processes end: signals as exceptions, children that end with their parent, broken pipes."""
+"""What processes do with memory and signals, and how they and their children end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 _PARENT = "TTT_VIDEO_PARENT"
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from <malloc.h>
 _GRACE = 60.0  # seconds that the end of a run may take; signals other than Ctrl-C are ignored then
 
 
@@ -175,6 +176,26 @@ class Children:
             self._stopped = True
             for process in self._running:
                 process.terminate()
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep the memory that a frame frees, for the next one; returns whether it does.
+
+    By default it gives hundreds of megabytes back at every frame, and the kernel fills as many with
+    zeros for the next (docs/PERFORMANCE.md). The most that is held at once stays the same. Settings
+    of the environment are left alone; other C libraries do as they do.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # A larger block is mapped, and so given back. Before version 2.35 the most is 32 MiB.
+    mapped = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return mapped and all(
+        mallopt(setting, size)
+        for setting, size in ((_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 1 << 26))
+    )
 
 
 def open_closed_streams() -> None:

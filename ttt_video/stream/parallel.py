@@ -27,7 +27,7 @@ from ..adaptation.base import WITHOUT_GRAPHS
 from ..data.ordering import FirstFrames
 from ..errors import UserError
 from ..plugins import run_files
-from ..processes import end_with
+from ..processes import end_with, keep_freed_memory
 from ..structures import Frame, FrameSource
 from .directory import Row
 from .evaluation import StreamEvaluation, check_sinks, incomplete
@@ -350,6 +350,7 @@ def _work(orders: Orders, place: _Place, connection: Connection, stop: Event) ->
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         end_with(parent.pid)
+    keep_freed_memory()
 
     with suppress(_Stopped, BrokenPipeError, EOFError):  # told to stop, or the parent is gone
         try:
