@@ -122,13 +122,12 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Runs in every training process."""
-    from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
     from ttt_video.modeling.checkpointer import TTTCheckpointer
     from ttt_video.modeling.interface import prefixes
     from ttt_video.plugins import run_files
-    from ttt_video.training.joint_training import JointTrainer
+    from ttt_video.training.joint_training import JointTrainer, check_results
 
     run_files(args.register)
     set_up(cfg, args)
@@ -143,7 +142,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
         checkpointer.load(last or cfg.MODEL.WEIGHTS, checkpointables=[])
         results = JointTrainer.test(cfg, model)
         if comm.is_main_process():
-            verify_results(cfg, results)
+            check_results(cfg, results)
         return results
     trainer = JointTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -30,6 +30,7 @@ from ttt_video.training.hooks import KeepBest, ReconstructionPictures
 from ttt_video.training.joint_training import (
     JointTrainer,
     amp_dtype,
+    check_results,
     headline_metric,
     load_records,
 )
@@ -593,6 +594,99 @@ def test_training_on_objects_wants_them_in_every_image(tmp_path, own_objects, la
         with pytest.raises(UserError, match=r"no '?annotations'?; .*labelled_only=True") as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_a_broken_json_is_a_line(tmp_path, own_objects, key):
+    name = own_objects(lambda content: None, metadata={})
+    (tmp_path / f"{name}.json").write_text("{")
+    cfg = instance_cfg(tmp_path, name, key)
+    check = JointTrainer.build_train_loader if key == "TRAIN" else JointTrainer.check_evaluation
+    with pytest.raises(UserError, match=rf"{name} of DATASETS\.{key} .*check_dataset") as error:
+        check(cfg)
+    assert "\n" not in str(error.value)
+
+
+def test_training_sets_of_other_things_are_a_line(tmp_path, own_objects):
+    """detectron2 has an error of its own for them."""
+    two = [own_objects(lambda content: None, metadata={}) for _ in range(2)]
+    cfg = instance_cfg(tmp_path, "', '".join(two))
+    other = tmp_path / f"{two[1]}.json"
+    other.write_text(other.read_text().replace('"name": "a"', '"name": "b"'))
+    with pytest.raises(UserError, match=r"different metadata 'thing_classes'"):
+        JointTrainer.build_train_loader(cfg)
+
+
+@pytest.fixture
+def with_classes(dataset):
+    """Registers the module's images under other names of classes."""
+    names = []
+
+    def register(*classes):
+        names.append(f"joint_training_test_classes_{len(names)}")
+        DatasetCatalog.register(names[-1], lambda: DatasetCatalog.get(DATASET))
+        known = MetadataCatalog.get(DATASET).as_dict()
+        known = {k: v for k, v in known.items() if k not in ("name", "stuff_classes")}
+        MetadataCatalog.get(names[-1]).set(**known, stuff_classes=list(classes))
+        return names[-1]
+
+    yield register
+    for name in names:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+def test_the_same_classes_in_another_order_are_refused(tmp_path, with_classes, caplog):
+    roads, other = with_classes("road", "wall", "car"), with_classes("car", "road", "wall")
+    same, names = with_classes("road", "wall", "car"), with_classes("Strasse", "wall", "car")
+    opts = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3)
+    for train, test in (((roads,), (other,)), ((roads, other), ()), ((roads,), (same, other))):
+        cfg = make_cfg(tmp_path, *opts, "DATASETS.TRAIN", train, "DATASETS.TEST", test)
+        said = rf"class 0 is 'road' in data set {roads}, and 'car' in {other}: .*same order"
+        with pytest.raises(UserError, match=said):
+            JointTrainer.check_evaluation(cfg)
+    test = ("DATASETS.TEST", (same, names))
+    JointTrainer.check_evaluation(make_cfg(tmp_path, *opts, "DATASETS.TRAIN", (roads,), *test))
+    assert f"'Strasse' in {names}, as are 1 of 3 classes" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("field", ["file_name", "sem_seg_file_name"])
+def test_a_missing_file_is_said_before_training(tmp_path, monkeypatch, key, field):
+    first, *others = DatasetCatalog.get(DATASET)
+    gone = str(tmp_path / "gone.png")
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [{**first, field: gone}, *others])
+    cfg = make_cfg(tmp_path, f"DATASETS.{key}", f"('{DATASET}',)")
+    check = JointTrainer.build_train_loader if key == "TRAIN" else JointTrainer.check_evaluation
+    with pytest.raises(UserError, match=rf"{key}: 1 of 4 files of .* are missing, as {gone}"):
+        check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("config", "grey"),
+    [("quick/joint_world_color.yaml", "off"), ("quick/joint_world.yaml", "made")],
+)
+def test_grey_frames_are_for_models_of_colours_alone(config, grey):
+    """Also in training, whose evaluation would score colours on frames that have them."""
+    cfg = load_config(config, opts=["INPUT.GREY", grey])
+    with pytest.raises(UserError, match=f"INPUT.GREY is {grey}"):
+        JointTrainer.build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        (["sem_seg", "miou", 42.0, 1.0], "sem_seg miou.* did you mean sem_seg mIoU"),
+        (["semseg", "mIoU", 42.0, 1.0], "semseg mIoU.* did you mean sem_seg mIoU"),
+        (["sem_seg", "mIoU", 42.0], "task, metric, value, tolerance"),
+        ("sem_seg", "task, metric, value, tolerance"),
+    ],
+)
+def test_expected_results_that_nothing_has_are_a_line(tmp_path, expected, said):
+    cfg = make_cfg(tmp_path, "TEST.EXPECTED_RESULTS", [expected])
+    with pytest.raises(UserError, match=said) as error:
+        check_results(cfg, {"sem_seg": {"mIoU": 42.0, "fwIoU": 50.0}})
+    assert "\n" not in str(error.value)
 
 
 def test_objects_are_evaluated_as_in_a_stream(tmp_path, own_objects):

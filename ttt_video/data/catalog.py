@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from tqdm import tqdm
 
 from ..errors import UserError, nearest
 from ..formats.images import FrameTransform, read_rgb
+
+FILES = {
+    "file_name": "images",
+    "sem_seg_file_name": "semantic labels",
+    "pan_seg_file_name": "panoptic labels",
+    "panoptic_file_name": "panoptic labels with instance ids",
+}
+"""Keys of a record that name a file, and what is in it."""
+
+NO_TRAIN_IDS = "no labelTrainIds.png: run datasets/prepare_cityscapes.py"
 
 
 def datasets_root() -> Path:
@@ -35,6 +46,35 @@ def check_registered(name: str, key: str = "") -> None:
         hint = f"did you mean {' or '.join(close)}?" if close else ""
         hint = hint or f"registered are: {', '.join(sorted(listed))}"
         raise UserError(f"unknown data set {name!r}{where}; {hint}")
+
+
+def file_of(record: Mapping[str, Any], key: str) -> str:
+    """Returns the file that a record names: of a picture in an archive, the archive."""
+    if key == "file_name" and "archive_file_name" in record:
+        key = "archive_file_name"
+    return str(record.get(key))
+
+
+def missing_files(records: Collection[Mapping[str, Any]]) -> Iterator[tuple[str, int, list[str]]]:
+    """Yields, for each kind of :data:`FILES`, what it is, how many there are, and which are not.
+
+    Folders are listed, which is a hundred times as fast as a look at each file. Addresses, such as
+    ``s3://``, are not looked at.
+    """
+    names = cache(_names)
+    for key, what in FILES.items():
+        files = {file_of(record, key) for record in records if key in record}
+        if files:
+            local = (file for file in files if "://" not in file)
+            gone = [f for f in local if os.path.basename(f) not in names(os.path.dirname(f))]
+            yield what, len(files), sorted(gone)
+
+
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except OSError:  # the folder is missing, and so are its files
+        return set()
 
 
 def read_pixels(record: Mapping[str, Any]) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,12 @@ from ..formats.coco_json import CocoError, instance_faults, panoptic_faults
 from ..formats.images import BadFrame, read_size
 from ..formats.labels import refuse_labels_as_frames
 from ..tasks import Task, tasks, tasks_of
-from .catalog import check_registered, read_pixels
+from .catalog import FILES, NO_TRAIN_IDS, check_registered, file_of, missing_files, read_pixels
 from .published_counts import compare_with_published
 
 Record = dict[str, Any]
 MAX_NAMES = 20  # classes in one line
 _PATHS = ("image_root", "image_dir", "gt_dir", "panoptic_root", "panoptic_json", "json_file")
-_FILES = {
-    "file_name": "images",
-    "sem_seg_file_name": "semantic labels",
-    "pan_seg_file_name": "panoptic labels",
-    "panoptic_file_name": "panoptic labels with instance ids",
-}
 
 
 class DatasetCheck:
@@ -71,7 +64,7 @@ class DatasetCheck:
         self._check_videos(records)
         missing = self._check_files(records)
         self._check_sizes(records, missing)
-        there = [r for r in self.labelled if not any(_file(r, k) in missing for k in _FILES)]
+        there = [r for r in self.labelled if not any(file_of(r, k) in missing for k in FILES)]
         self._check_labels(_spread(there, samples))
 
     def _load(self) -> list[Record]:
@@ -92,7 +85,7 @@ class DatasetCheck:
         except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             if "labelTrainIds" in reason:
-                reason = "no labelTrainIds.png: run datasets/prepare_cityscapes.py"
+                reason = NO_TRAIN_IDS
             if not missing:  # otherwise a missing folder is the reason
                 self.problems.append(f"cannot be loaded: {reason}")
         return []
@@ -156,14 +149,9 @@ class DatasetCheck:
             )
 
     def _check_files(self, records: list[Record]) -> set[str]:
-        names = lru_cache(maxsize=None)(_names)  # one folder at a time is a hundred times faster
         missing: set[str] = set()
-        for key, what in _FILES.items():
-            files = {_file(record, key) for record in records if key in record}
-            if not files:
-                continue
-            gone = sorted(f for f in files if os.path.basename(f) not in names(os.path.dirname(f)))
-            self.lines.append(f"{what}: {len(files) - len(gone)} of {len(files)} files")
+        for what, count, gone in missing_files(records):
+            self.lines.append(f"{what}: {count - len(gone)} of {count} files")
             if gone:
                 self.problems.append(f"{what}: {len(gone)} files are missing, as {gone[0]}")
             missing.update(gone)
@@ -284,25 +272,11 @@ class DatasetCheck:
             self.lines.append(f"unlabelled: {share:.2f} % of {unit}")
 
 
-def _file(record: Record, key: str) -> str:
-    """Returns the file that a record names: of a picture in an archive, the archive."""
-    if key == "file_name" and "archive_file_name" in record:
-        key = "archive_file_name"
-    return str(record.get(key))
-
-
 def labelled_task(records: Iterable[Record], metadata: Any) -> type[Task] | None:
     """Returns the task that a data set has labels for; its ``evaluator_type`` comes first."""
     keys: set[str] = set().union(*records)
     known = [*tasks_of(metadata.get("evaluator_type")), *reversed(tasks())]
     return next((task for task in known if task.labels(dict.fromkeys(keys))), None)
-
-
-def _names(folder: str) -> set[str]:
-    try:
-        return set(os.listdir(folder or "."))
-    except OSError:  # the folder is missing, and so are its files
-        return set()
 
 
 def _spread(records: list[Record], count: int | None) -> list[Record]:

@@ -40,6 +40,23 @@ def check_architecture(cfg: CfgNode) -> None:
     registered(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
 
 
+def check_grey(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuses colour frames for a model of colours, and grey ones for every other.
+
+    Raises:
+        UserError: ``INPUT.GREY`` is of the other kind.
+    """
+    name, grey = cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.GREY
+    colours = "color" in getattr(model, "outputs", ())
+    if colours and grey == "off":
+        raise UserError(
+            f"{name} colours grey frames, but INPUT.GREY is off: set it to made (colour videos, "
+            "whose colours are taken off and kept as labels) or film (black-and-white films)"
+        )
+    if not colours and grey != "off":
+        raise UserError(f"INPUT.GREY is {grey}, which is for models of colours; {name} is none")
+
+
 _OURS = (MSDeformAttnPixelDecoder, MultiScaleMaskedTransformerDecoder)
 """Decoders that may leave the mask features' last convolution to the queries."""
 

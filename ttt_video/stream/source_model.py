@@ -10,7 +10,7 @@ from torch import nn
 
 from ..config.loading import read_config
 from ..errors import UserError
-from ..modeling.heads import check_architecture
+from ..modeling.heads import check_architecture, check_grey
 from ..modeling.interface import drop_part, prefixes
 from ..modeling.weight_header import name_classes, read_header
 from ..modeling.weights import load_weights, read_checkpoint
@@ -42,7 +42,7 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
         raise UserError("no weights: pass --weights FILE, or set MODEL.WEIGHTS")
     check_architecture(cfg)
     model = build_model(cfg)
-    _check_grey(cfg, model)
+    check_grey(cfg, model)
     decoder = prefixes(model, "g")
     read = getattr(model, "read_weights", read_checkpoint)  # other architectures', other formats
     report = load_weights(
@@ -56,16 +56,3 @@ def load_source_model(cfg: CfgNode) -> nn.Module:
     if any(name.startswith(decoder) for name in report.new):
         drop_part(model, "g")
     return model.eval()
-
-
-def _check_grey(cfg: CfgNode, model: nn.Module) -> None:
-    """Refuses colour frames for a model of colours, and grey ones for every other."""
-    name, grey = cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.GREY
-    colours = "color" in getattr(model, "outputs", ())
-    if colours and grey == "off":
-        raise UserError(
-            f"{name} colours grey frames, but INPUT.GREY is off: set it to made (colour videos, "
-            "whose colours are taken off and kept as labels) or film (black-and-white films)"
-        )
-    if not colours and grey != "off":
-        raise UserError(f"INPUT.GREY is {grey}, which is for models of colours; {name} is none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from operator import attrgetter
 
 from detectron2.config import CfgNode
@@ -10,6 +12,8 @@ from detectron2.data import MetadataCatalog
 from ..errors import UserError
 from .base import Task, label_type
 from .registry import tasks_of
+
+logger = logging.getLogger(__name__)
 
 
 def check_predicted_classes(cfg: CfgNode, dataset_name: str) -> None:
@@ -47,6 +51,31 @@ def check_trained_classes(cfg: CfgNode, dataset_name: str, task: type[Task]) -> 
             f"data set {dataset_name} marks pixels of no class by {ignored}, but "
             f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ours}: set it to {ignored}"
         )
+
+
+def check_same_classes(dataset_names: Sequence[str]) -> None:
+    """Refuses data sets of one task that have the same classes in another order.
+
+    Their ids would mean other things, and nothing but the scores would tell. Other names, of which
+    nobody knows what they mean, are logged. The data sets must have been loaded.
+
+    Raises:
+        UserError: the orders differ.
+    """
+    first: dict[type[Task], tuple[str, list[str]]] = {}
+    for name in dataset_names:
+        metadata = MetadataCatalog.get(name)
+        for task in tasks_of(metadata.get("evaluator_type", None))[:1]:
+            names = task.class_names(metadata)
+            other, others = first.setdefault(task, (name, names))
+            differing = [k for k, (a, b) in enumerate(zip(others, names, strict=False)) if a != b]
+            if not differing or len(others) != len(names):
+                continue
+            k = differing[0]
+            words = f"class {k} is {others[k]!r} in data set {other}, and {names[k]!r} in {name}"
+            if sorted(names) == sorted(others):
+                raise UserError(f"{words}: register both with their classes in the same order")
+            logger.warning("%s, as are %d of %d classes", words, len(differing), len(names))
 
 
 def _compare(dataset_name: str, task: type[Task], predicted: int, what: str) -> None:

@@ -11,7 +11,7 @@ import errno
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,20 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.catalog import check_registered
+from ..data.catalog import NO_TRAIN_IDS, check_registered, missing_files
 from ..data.image_folder import register_image_folder
 from ..data.image_mapper import training_mapper
 from ..data.loader import TrainingLoader, TrainingStream
 from ..data.mapper import EvaluationMapper
-from ..errors import UserError, error_of_process
+from ..errors import UserError, error_of_process, suggestion
 from ..formats.coco_masks import LABELLED_ONLY
 from ..formats.labels import refuse_labels_as_frames
 from ..modeling.checkpointer import TTTCheckpointer
-from ..modeling.heads import check_architecture
+from ..modeling.heads import check_architecture, check_grey
 from ..modeling.interface import parts_of, prefixes
 from ..modeling.optimizer import build_lr_scheduler, build_optimizer
 from ..tasks import Task, sign, tasks, tasks_of
-from ..tasks.classes import check_predicted_classes, check_trained_classes
+from ..tasks.classes import check_predicted_classes, check_same_classes, check_trained_classes
 from .directory import LOG_FILE_ONLY
 from .hooks import FrozenParts, KeepBest, ReconstructionPictures
 from .stages import Stage, StageLosses
@@ -164,7 +164,7 @@ class JointTrainer(DefaultTrainer):
                 raise
             self.after_train()
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
-            verify_results(self.cfg, self._last_eval_results)
+            check_results(self.cfg, getattr(self, "_last_eval_results", {}))
             return self._last_eval_results
         return None
 
@@ -225,6 +225,7 @@ class JointTrainer(DefaultTrainer):
         """Builds the model of ``cfg``; only the log file lists its parts."""
         check_architecture(cfg)
         model = build_model(cfg)
+        check_grey(cfg, model)
         logger.info("Model:\n%s", model, extra=LOG_FILE_ONLY)
         return model
 
@@ -293,9 +294,11 @@ class JointTrainer(DefaultTrainer):
         """
         for name in cfg.DATASETS.TEST:
             with _data_set_errors("DATASETS.TEST", [name]):
-                cls.build_test_loader(cfg, name)
+                records = get_detection_dataset_dicts([name], filter_empty=False)
                 check_predicted_classes(cfg, name)
                 cls.build_evaluator(cfg, name)
+            _refuse_missing_files("DATASETS.TEST", [name], records)
+        check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -346,12 +349,29 @@ def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
         raise UserError(
             f"data set {', '.join(names)} of {key} cannot be loaded: {reason}"
         ) from error
-    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:
+    except (FileNotFoundError, NotADirectoryError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"data set {', '.join(names)} of {key} cannot be loaded ({reason}); put it under "
-            "$DETECTRON2_DATASETS (default ./datasets) in the layout of datasets/README.md"
-        ) from error
+        if "labelTrainIds" in reason:
+            reason, hint = NO_TRAIN_IDS, ""
+        elif isinstance(error, OSError):
+            hint = "; put it under $DETECTRON2_DATASETS (default ./datasets) in the layout of "
+            hint += "datasets/README.md"
+        else:
+            hint = f"; python tools/check_dataset.py {names[0]} tells more"
+        what = f"data set {', '.join(names)} of {key} cannot be loaded"
+        raise UserError(f"{what}: {reason}{hint}") from error
+
+
+def _refuse_missing_files(
+    key: str, names: Sequence[str], records: Collection[Mapping[str, Any]]
+) -> None:
+    """Finds missing files now; the loop would come upon them after hours."""
+    for what, count, gone in missing_files([r for r in records if "read_pixels" not in r]):
+        if gone:
+            raise UserError(
+                f"data set {', '.join(names)} of {key}: {len(gone)} of {count} files of {what} are "
+                f"missing, as {gone[0]}"
+            )
 
 
 def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
@@ -370,6 +390,7 @@ def load_records(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any
     with _data_set_errors("DATASETS.TRAIN", names):
         records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
     refuse_labels_as_frames(", ".join(names), records)
+    _refuse_missing_files("DATASETS.TRAIN", names, records)
     # detectron2's loader of Cityscapes lists folders in the order of the file system.
     if any(MetadataCatalog.get(n).get("evaluator_type") == "cityscapes_sem_seg" for n in names):
         records.sort(key=lambda record: record["file_name"])
@@ -385,6 +406,29 @@ def main_task_of(dataset_name: str) -> type[Task]:
             f"data set {dataset_name!r} has evaluator_type {kind!r}; supported are {known}"
         )
     return tasks_of(kind)[0]
+
+
+def check_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Compares an evaluation with ``TEST.EXPECTED_RESULTS``; one that is off exits with code 1.
+
+    Raises:
+        UserError: the key is no list of task, metric, value and tolerance, or the evaluation has
+            no such metric.
+    """
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        if not (isinstance(expected, Sequence) and len(expected) == 4):
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS has {expected!r}; write it as "
+                "[['sem_seg', 'mIoU', 82.6, 0.5]]: task, metric, value, tolerance"
+            )
+        task, metric, *_ = expected
+        if metric not in results.get(task, {}):
+            known = [f"{name} {own}" for name, values in results.items() for own in values]
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS names {task} {metric}, which the evaluation does not have; "
+                + suggestion(f"{task} {metric}", known, "it has ")
+            )
+    verify_results(cfg, results)
 
 
 def headline_metric(dataset_names: Sequence[str]) -> str:
