@@ -399,6 +399,14 @@ def test_freed_memory_stays_for_the_next_frame():
     assert min(given_back) > kept[0] / 2
 
 
-def test_settings_of_the_environment_stay():
-    said, _ = faults("keep", MALLOC_TOP_PAD_="131072")
-    assert said == "False"
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("MALLOC_TOP_PAD_", "131072", "False"),
+        ("GLIBC_TUNABLES", "glibc.malloc.check=0", "False"),
+        ("MALLOC_ARENA_MAX", "2", "True"),
+    ],
+)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_settings_of_the_environment_stay(name, value, said):
+    assert faults("keep", **{name: value})[0] == said

@@ -19,6 +19,7 @@ from typing import IO, Any
 _PARENT = "TTT_VIDEO_PARENT"
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from <malloc.h>
+_MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 _GRACE = 60.0  # seconds that the end of a run may take; signals other than Ctrl-C are ignored then
 
 
@@ -185,7 +186,8 @@ def keep_freed_memory() -> bool:
     zeros for the next (docs/PERFORMANCE.md). The most that is held at once stays the same. Settings
     of the environment are left alone; other C libraries do as they do.
     """
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    given = any(name in os.environ for name in _MALLOC_VARIABLES)
+    if given or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
