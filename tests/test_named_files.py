@@ -38,6 +38,13 @@ def test_each_file_is_told_by_its_content(key, tmp_path):
     assert file_digests(cfg) != before
 
 
+def test_a_config_may_be_older_than_a_key():
+    cfg = get_cfg()
+    del cfg.TTT.COLOR["LPIPS"]
+    del cfg.MODEL["VIT_MAE"]
+    assert file_digests(cfg) == {}
+
+
 def test_no_file_is_no_content(tmp_path):
     assert file_digests(get_cfg()) == {}
     assert digest_of(str(tmp_path)) == digest_of(str(tmp_path / "missing")) == ""

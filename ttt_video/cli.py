@@ -51,12 +51,12 @@ def config_of(args: argparse.Namespace, method: str | None = None) -> CfgNode:
 def run_tool(main: Callable[[], None], *, keeps_memory: bool = True) -> None:
     """Runs a tool's ``main`` and ends the process as a command does.
 
-    ``keeps_memory`` False leaves the allocator as other programs have it.
-
     A :class:`UserError`, or a GPU that is full, becomes one line on stderr and exit code 2. Ctrl-C,
     SIGTERM and SIGHUP stop ``main`` as an exception does, so that it keeps what there is; the exit
     code is 128 and the signal's number. So it is, with SIGPIPE's, where nobody reads what is
     printed any more.
+
+    ``keeps_memory`` False leaves the allocator as other programs have it.
     """
     open_closed_streams()
     end_with_parent()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
-from operator import attrgetter
+from functools import lru_cache, reduce
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -35,15 +35,16 @@ def file_digests(cfg: CfgNode) -> dict[str, str]:
     """Returns the SHA-256 of each file that a key of this project names, by key.
 
     Results depend on the content, which may change under one name. ``MODEL.WEIGHTS`` is a key of
-    detectron2 and not among them; see :func:`digest_of`.
+    detectron2 and not among them; see :func:`digest_of`. A config that is older than a key's
+    declaration lacks it.
 
     Raises:
         UserError: there is no such profile.
     """
     digests = {}
     for key in (name for name, own in KEYS.items() if own.file):
-        value = attrgetter(key)(cfg)
-        if value not in ("", AUTO):
+        value: Any = reduce(lambda node, part: node.get(part, {}), key.split("."), cfg)
+        if value and value != AUTO:
             digests[key] = digest_of(str(find_profile(value)) if key == _PROFILE else value)
     return digests
 
