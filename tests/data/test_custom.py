@@ -12,6 +12,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from ttt_video.data import register_custom_coco_video, register_custom_video
+from ttt_video.data.checking import DatasetCheck
 from ttt_video.data.mapper import JointDatasetMapper
 from ttt_video.data.sources import open_dataset
 from ttt_video.errors import UserError
@@ -167,6 +168,54 @@ def test_folders_that_do_not_fit(tmp_path, name):
     frames(tmp_path / "in" / "more", (1,))
     with pytest.raises(UserError, match="separate them"):
         DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("suffix", [".png", "_ids.png"])
+@pytest.mark.parametrize(
+    ("renamed", "added", "named"),
+    [
+        ("V2", [], "V2"),
+        ("v2", ["v9"], "v9"),
+        ("V2", ["v9", "v10"], "V2, v9, v10"),
+        ("v2", [f"w{n}" for n in range(7)], "w0, w1, w2, w3, w4, ..."),
+    ],
+)
+def test_folders_of_label_maps_that_belong_to_no_video_are_refused(
+    tmp_path, name, suffix, renamed, added, named
+):
+    for video in ("v1", "v2"):
+        frames(tmp_path / "in" / video, (1, 2))
+    for video in ("v1", renamed, *added):
+        labels(tmp_path / "gt" / video, (1, 2), suffix)
+    register_custom_video(
+        name, tmp_path / "in", tmp_path / "gt", CLASSES, label_suffix=suffix, labelled_only=True
+    )
+    count = len(added) + (renamed != "v2")
+    with pytest.raises(UserError) as error:
+        DatasetCatalog.get(name)
+    assert str(error.value) == (
+        f"{tmp_path}/gt has label maps in {named}, but {tmp_path}/in has no folder of that name "
+        f"({count} such folders): rename each to the folder of its frames, or remove it"
+    )
+    assert DatasetCheck(name).problems == [str(error.value)]
+
+
+def test_other_folders_beside_those_of_labels_are_left_alone(tmp_path, name):
+    """Whatever has no label maps in it, and what lies beside the label maps of one video."""
+    frames(tmp_path / "in" / "v1", (1, 2))
+    labels(tmp_path / "gt" / "v1", (1, 2), "_ids.png")
+    labels(tmp_path / "gt" / "drawn", (1, 2))
+    labels(tmp_path / "gt" / ".cache", (1, 2), "_ids.png")
+    (tmp_path / "gt" / "empty").mkdir()
+    register_custom_video(name, tmp_path / "in", tmp_path / "gt", CLASSES, label_suffix="_ids.png")
+    assert all("sem_seg_file_name" in record for record in DatasetCatalog.get(name))
+    DatasetCatalog.pop(name)
+    MetadataCatalog.pop(name)
+    labels(tmp_path / "gt" / "v1" / "drawn", (1, 2))
+    register_custom_video(
+        name, tmp_path / "in" / "v1", tmp_path / "gt" / "v1", CLASSES, label_suffix="_ids.png"
+    )
+    assert all("sem_seg_file_name" in record for record in DatasetCatalog.get(name))
 
 
 @pytest.mark.parametrize(("frame", "label"), [(".jpg", ".png"), (".png", "_sem.png")])

@@ -131,6 +131,29 @@ def test_images_and_labels_may_lie_in_one_folder(tmp_path):
     np.testing.assert_array_equal(np.stack([read_sem_seg(d) for d in dicts]), labels)
 
 
+@pytest.mark.parametrize("kind", ["_sem", ""])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_labels_without_their_image_are_refused(roots, kind, place):
+    if kind:
+        write_video(*roots, "0002", zip(*make_frames(3), strict=True))
+    else:
+        write_official(roots, "0002", *make_frames(3))
+    (roots[0] / "0002" / f"{place:06d}.png").unlink()
+    with pytest.raises(UserError) as error:
+        load_kitti_step_sem_seg(*roots)
+    assert str(error.value) == (
+        f"label map {roots[1]}/0002/{place:06d}{kind}.png has no frame in {roots[0]}/0002 "
+        "(1 such label maps): restore the frames, or remove their labels"
+    )
+
+
+def test_other_files_beside_labels_are_left_alone(roots):
+    write_video(*roots, "0002", zip(*make_frames(2), strict=True))
+    for name in ("000009.txt", "000009_drawn.png", "overview.png", "._000009.png"):
+        (roots[1] / "0002" / name).touch()
+    assert len(load_kitti_step_sem_seg(*roots)) == 2
+
+
 def test_missing_files(roots):
     write_video(*roots, "0000", zip(*make_frames(2), strict=True))
     (roots[1] / "0000" / "000001_sem.png").unlink()

@@ -320,6 +320,10 @@ def test_missing_frames_and_damaged_files(root):
     (kitti / "images" / "val" / "0002" / "000004.png").unlink()
     image = kitti / "images" / "val" / "0002" / "000008.png"
     image.write_bytes(image.read_bytes()[:60])
+    (stray,) = problems("kitti_step_video_sem_seg_val")
+    assert stray.startswith(f"label map {kitti}/panoptic_maps/val/0002/000004")
+    for labels in (kitti / "panoptic_maps" / "val" / "0002").glob("000004*.png"):
+        labels.unlink()
     said = problems("kitti_step_video_sem_seg_val")
     assert len(said) == 2
     assert said[0].endswith("images/val/0002/000003.png")

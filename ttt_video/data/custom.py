@@ -84,11 +84,14 @@ def _load_video(
         map, ``sem_seg_file_name``.
 
     Raises:
-        UserError: a folder is missing or empty, a label map has no frame, or no frame a label map.
+        UserError: a folder is missing or empty, a label map has no frame, a folder of label maps no
+            video, or no frame a label map.
     """
     files, folders = list_folder(frames_dir)
     if files and any(list_folder(folder)[0] for folder in folders):
         raise UserError(f"{frames_dir} holds frames and also folders of frames: separate them")
+    if labels_dir is not None and labels_dir.is_dir() and not files:
+        _refuse_labels_of_no_video(labels_dir, label_suffix, frames_dir, folders)
     records = []
     for folder in [frames_dir] if files else folders:
         labels = labels_dir if labels_dir is None or files else labels_dir / folder.name
@@ -107,16 +110,35 @@ def _load_video(
     return labelled if labelled_only else records
 
 
+def _refuse_labels_of_no_video(
+    labels_dir: Path, label_suffix: str, frames_dir: Path, videos: Sequence[Path]
+) -> None:
+    """Raises UserError if a folder of label maps has the name of no video, whose it could be."""
+    known = {video.name for video in videos}
+    others = [
+        folder.name
+        for folder in list_folder(labels_dir)[1]
+        if folder.name not in known and _label_maps(folder, label_suffix)
+    ]
+    if others:
+        raise UserError(
+            f"{labels_dir} has label maps in {', '.join(others[:5])}{', ...' * (len(others) > 5)}, "
+            f"but {frames_dir} has no folder of that name ({len(others)} such folders): rename "
+            "each to the folder of its frames, or remove it"
+        )
+
+
+def _label_maps(folder: Path, label_suffix: str) -> list[Path]:
+    return [file for file in list_folder(folder)[0] if file.name.endswith(label_suffix)]
+
+
 def _list_frames(frames: Path, labels: Path | None, label_suffix: str) -> list[Record]:
     """Returns the records of one video; its folder of labels may be missing."""
     maps: dict[str, Path] = {}
     files = list_frames(frames)
     if labels is not None and labels.exists():
-        maps = {
-            file.name.removesuffix(label_suffix): file
-            for file in list_folder(labels)[0]
-            if file.name.endswith(label_suffix)
-        }
+        found = _label_maps(labels, label_suffix)
+        maps = {file.name.removesuffix(label_suffix): file for file in found}
         if labels.samefile(frames):
             files = [file for file in files if not file.name.endswith(label_suffix)]
     refuse_label_maps(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS, CITYSCAPES_THING_
 
 SPLITS = ("train", "val")
 FRAME_RATE = 10.0  # frames per second
+
+_LABEL_FILE = re.compile(r"([0-9]+)(_sem)?\.png")
 
 
 def load_kitti_step_sem_seg(
@@ -69,6 +72,7 @@ def load_kitti_step_sem_seg(
         images = [image for image in images if image.stem.isdigit()]  # labels may be beside them
         if not images:
             raise expected(image_root, f"no images of sequence {sequence.name}")
+        _refuse_labels_of_no_image(sequence, images)
         for frame_index, image in enumerate(images):
             labels = _find_labels(sequence, image.stem)
             if not labels:
@@ -88,6 +92,18 @@ def load_kitti_step_sem_seg(
     if not dicts:
         raise expected(panoptic_root, "no sequences")
     return dicts
+
+
+def _refuse_labels_of_no_image(folder: Path, images: list[Path]) -> None:
+    """Raises UserError if the labels of a sequence go beyond its images."""
+    known = {image.stem for image in images}
+    named = filter(None, map(_LABEL_FILE.fullmatch, sorted(os.listdir(folder))))
+    others = [match[0] for match in named if match[1] not in known]
+    if others:
+        raise UserError(
+            f"label map {folder / others[0]} has no frame in {images[0].parent} ({len(others)} "
+            "such label maps): restore the frames, or remove their labels"
+        )
 
 
 def _find_labels(folder: Path, stem: str) -> dict[str, str]:
