@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import UserError
 
 _UNSIGNED_BYTE = 8
+_MAX_DIMENSIONS = 32  # of an array in numpy 1
 
 
 @lru_cache(maxsize=4)
@@ -33,7 +34,14 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({reason})") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTE:
         raise UserError(f"{path} is no idx file of unsigned bytes: restore it")
+    if not 1 <= content[3] <= _MAX_DIMENSIONS:
+        raise UserError(f"{path} says that it has {content[3]} dimensions: restore it")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise UserError(
+            f"{path} is cut inside its header, which has {start} bytes; {len(content)} are there: "
+            "restore it"
+        )
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     if len(content) - start != math.prod(shape):
         raise UserError(
