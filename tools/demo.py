@@ -14,7 +14,12 @@ from typing import Any
 
 from _checkout import call
 
-from ttt_video_cli.arguments import ToolParser, add_register_argument, answer_first
+from ttt_video_cli.arguments import (
+    ToolParser,
+    add_override_arguments,
+    add_register_argument,
+    answer_first,
+)
 
 CONFIG = "quick/stream_world.yaml"
 GRID_ROWS = 4
@@ -30,7 +35,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ramp", action="store_true", help="let the severity grow from 0")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     add_register_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE")
+    add_override_arguments(parser, "config overrides, last")
     return parser
 
 

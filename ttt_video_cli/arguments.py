@@ -6,12 +6,13 @@ Nothing is imported here that takes long to load.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -94,8 +95,45 @@ def method_names() -> list[str]:
     return sorted(re.findall(r"^(\w+):", text, re.MULTILINE))
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config``, ``--preset`` and detectron2's trailing ``KEY VALUE`` overrides."""
+class _WithoutOutputDir(argparse.Action):
+    """Keeps KEY VALUE overrides; refuses the key that a command with ``--output`` never reads."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        """Is called with all words."""
+        given = dict(itertools.zip_longest(values[::2], values[1::2], fillvalue="PATH"))
+        if "OUTPUT_DIR" in given:
+            parser.error(f"OUTPUT_DIR is for training; say --output {given['OUTPUT_DIR']}")
+        setattr(namespace, self.dest, values)
+
+
+def add_override_arguments(
+    parser: argparse.ArgumentParser, help: str, *, last: bool = True, trains: bool = False
+) -> None:
+    """Adds detectron2's ``KEY VALUE`` overrides.
+
+    Args:
+        parser: the command's.
+        help: what they are there.
+        last: whether all words from the first on belong to them.
+        trains: whether the command writes to ``OUTPUT_DIR``, and so takes this key, too.
+    """
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER if last else "*",
+        default=[],  # without one "*" is asked for where another argument is missing
+        metavar="KEY VALUE",
+        help=help,
+        action="store" if trains else _WithoutOutputDir,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, trains: bool = False) -> None:
+    """Adds ``--config``, ``--preset`` and detectron2's trailing ``KEY VALUE`` overrides.
+
+    ``trains`` is that of :func:`add_override_arguments`.
+    """
     parser.add_argument(
         "--config",
         "--config-file",
@@ -104,9 +142,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help="config file, or the name of one under configs/",
     )
     add_merge_arguments(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last"
-    )
+    add_override_arguments(parser, "config overrides, last", trains=trains)
 
 
 def add_weights_argument(parser: argparse.ArgumentParser) -> None:

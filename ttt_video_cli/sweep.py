@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PRESETS, PROTOCOLS, ToolParser, add_register_argument
+from .arguments import PRESETS, PROTOCOLS, ToolParser, add_override_arguments, add_register_argument
 
 if TYPE_CHECKING:
     from ttt_video.sweeps.cells import Cell, Sweep
@@ -68,8 +68,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
     parser.add_argument("--quick", action="store_true", help="the file's shorter form")
     parser.add_argument("--report", action="store_true", help="run nothing; table and figures only")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
-    # With a default it is not asked for where SWEEP is missing.
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="of all cells")
+    add_override_arguments(parser, "of all cells", last=False)
     return parser
 
 

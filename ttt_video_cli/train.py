@@ -43,7 +43,7 @@ def argument_parser(prog: str | None = None) -> ToolParser:
         help="train from random weights: sets SOLVER.FROM_SCRATCH, without which MODEL.WEIGHTS is "
         "asked for",
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, trains=True)
     return parser
 
 

@@ -259,6 +259,7 @@ def test_seconds_are_means_over_sources_that_all_rows_have(sweep_of):
         ({"rows": {"none": {"settings": {3: 1}}}}, "rows.none.settings: 3 is no config key"),
         ({"settings": {"TTT.X": {"a": 1}}}, "settings.TTT.X is {'a': 1}; give a value"),
         ({"settings": {"SEED": [1, 2]}}, "settings.SEED: give seeds, a list, instead"),
+        ({"settings": {"OUTPUT_DIR": "a"}}, "settings.OUTPUT_DIR is for training; the cells' fol"),
         ({"frames": 0}, "frames is 0; give a whole number, at least 1"),
         ({"replace": {"frames": 0}}, "frames is 0; give a whole number, at least 1"),
         ({"frames": [3]}, r"frames is \[3\]; give a whole number"),

@@ -186,6 +186,37 @@ def test_config_arguments():
     assert error.value.code == 2
 
 
+def test_output_dir_is_refused_by_every_command_that_does_not_train():
+    """It was ignored: the results went to --output, or to a folder with a date."""
+    parsers = {}
+    for name in COMMANDS:
+        module = importlib.import_module(f"ttt_video_cli.{name.replace(' ', '_')}")
+        parsers[f"ttt-video {name}"] = module.argument_parser()
+    overridden = [
+        name
+        for name, parser in parsers.items()
+        if any(action.dest == "opts" for action in parser._actions)
+    ]
+    assert len(overridden) >= 10
+    others = sorted({*overridden} - {"ttt-video train", "ttt-video sweep"})
+    words = ["OUTPUT_DIR", "output/x"]
+    said = {
+        **answers([*others, "tools/demo.py"], [words, ["SEED", "3", *words, "TTT.STEPS", "1"]]),
+        **answers(["ttt-video sweep"], [["world", *words], ["a", "--quick", *words]]),
+        **answers(["tools/measure_costs.py"], [["loop", *words], ["all", "SEED", "3", *words]]),
+    }
+    for line, (code, out, err, heavy) in said.items():
+        assert (code, out, heavy) == (2, "", []), line
+        assert err.startswith("error: OUTPUT_DIR is for training; say --output output/x; "), line
+        assert err.count("\n") == 1, line
+    assert parsers["ttt-video train"].parse(words).opts == words
+    ((_, _, err, _),) = answers(["ttt-video stream"], [["OUTPUT_DIR"]]).values()
+    assert err.startswith("error: OUTPUT_DIR is for training; say --output PATH; ")
+    # Only the key itself.
+    free = ["MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.OUTPUT_DIR", "x"]
+    assert parsers["ttt-video steps"].parse(["--dataset", "a", "--output", "b", *free]).opts == free
+
+
 def test_a_missing_detectron2_is_one_line_with_what_installs_it(monkeypatch, capsys):
     """A wheel cannot ask pip for it, so that many will start without it."""
     monkeypatch.setitem(sys.modules, "detectron2", None)

@@ -105,6 +105,11 @@ def grid(settings: Any, where: str) -> dict[str, list[Any]]:
             raise UserError(f"{where}: {key!r} is no config key, such as TTT.WINDOW_SIZE")
         if key == "SEED":
             raise UserError(f"{where}.SEED: give seeds, a list, instead")
+        if key == "OUTPUT_DIR":
+            raise UserError(
+                f"{where}.OUTPUT_DIR is for training; the cells' folders are below --output: "
+                "remove it"
+            )
         if not values:
             raise UserError(f"{where}.{key} is an empty list; give at least one value")
         if any(isinstance(v, dict) or v is None for v in values):
