@@ -127,6 +127,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
     from ttt_video.modeling.checkpointer import TTTCheckpointer
     from ttt_video.modeling.interface import prefixes
     from ttt_video.plugins import run_files
+    from ttt_video.training.directory import keep_to_images
     from ttt_video.training.joint_training import JointTrainer, check_results
 
     run_files(args.register)
@@ -145,6 +146,7 @@ def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] 
             check_results(cfg, results)
         return results
     trainer = JointTrainer(cfg)
+    keep_to_images(cfg, trainer.data_loader.stream.records)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -11,6 +13,7 @@ from ttt_video.data.fingerprint import (
     SAMPLED_FILES,
     difference,
     fingerprint_file,
+    fingerprint_images,
     fingerprint_records,
 )
 from ttt_video.data.sources import DatasetSource, FolderSource, FrameTransform
@@ -142,3 +145,62 @@ def test_few_of_many_files_are_read(tmp_path):
         read = [row[0] for row in rows if row[3] is not None]
         assert len(read) == min(count, SAMPLED_FILES)
         assert {read[0], read[-1]} == {0, count - 1}
+
+
+# ---- what a training set lists
+
+
+def coco(count=8, root="/data", **more):
+    return [
+        {
+            "file_name": f"{root}/{index}.jpg",
+            "pan_seg_file_name": f"{root}/{index}.png",
+            "segments_info": [{"id": 1}] * index,
+            "annotations": [{"category_id": 0}] * index,
+            "height": 3,
+            **more,
+        }
+        for index in range(count)
+    ]
+
+
+def test_a_training_set_is_the_same_elsewhere_and_in_another_order():
+    known = fingerprint_images(coco())
+    assert known["images"] == 8
+    assert known == fingerprint_images(reversed(coco(root="/mnt/other")))
+    assert known == fingerprint_images(coco(read_pixels=len, height=5))  # functions have addresses
+    assert json.loads(json.dumps(known)) == known
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file_name", "/data/8.jpg"),
+        ("pan_seg_file_name", "/data/8.png"),
+        ("sem_seg_file_name", "/data/8.png"),
+        ("segments_info", []),
+        ("annotations", []),
+        ("class_id", 3),
+    ],
+)
+def test_another_image_or_label_is_another_training_set(key, value):
+    other = coco()
+    other[5][key] = value
+    assert fingerprint_images(other) != fingerprint_images(coco())
+    assert fingerprint_images(other)["images"] == 8
+
+
+def test_images_that_are_gone_are_counted():
+    known = fingerprint_images(coco())
+    assert fingerprint_images(coco(3))["images"] == 3
+    assert fingerprint_images(coco(3))["listed"] != known["listed"]
+    # Names in several folders may be the same.
+    assert fingerprint_images(coco() + coco()) != known
+
+
+@pytest.mark.slow
+def test_all_of_coco_takes_about_a_second():
+    records = coco(10) * 11_800
+    start = time.process_time()
+    fingerprint_images(records)
+    assert time.process_time() - start < 3  # on a busy machine

@@ -148,6 +148,26 @@ def test_train_evaluate_and_resume(run_here, tmp_path):
         run_here(*evaluate, *weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 20)
 
 
+def test_a_training_does_not_go_on_with_fewer_images(run_here, datasets_root, tmp_path):
+    args = ["--config", "quick/joint_cityscapes.yaml", *SMALL, "OUTPUT_DIR", tmp_path / "run"]
+    args += ["DATASETS.TRAIN", "('train_net_test_train',)", "SOLVER.MAX_ITER", 1]
+    args += ["DATALOADER.NUM_WORKERS", 0]
+    run_here(*args)
+    image = datasets_root / "cityscapes/leftImg8bit/train/town/town_000001_000019_leftImg8bit.png"
+    image.rename(tmp_path / "away.png")
+    try:
+        with pytest.raises(UserError) as error:
+            run_here("--resume", *args)
+    finally:
+        (tmp_path / "away.png").rename(image)
+    assert str(error.value).startswith(
+        "data set train_net_test_train has 2 images, the run began with 3; restore it, or "
+    )
+    run_here("--resume", *args)
+    (tmp_path / "run/training_data.json").unlink()  # of an earlier version
+    run_here("--resume", *args)
+
+
 def test_what_became_of_every_weight_is_printed_and_results_are_verified(
     run_here, tmp_path, monkeypatch, capsys
 ):

@@ -13,7 +13,12 @@ import yaml
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
 from ttt_video.stream.directory import RunDirectory
-from ttt_video.training.directory import LOG_FILE_ONLY, open_logs, training_directory
+from ttt_video.training.directory import (
+    LOG_FILE_ONLY,
+    keep_to_images,
+    open_logs,
+    training_directory,
+)
 
 
 def config(folder, *opts):
@@ -135,6 +140,60 @@ def test_a_damaged_config_is_said(trained, content):
         enter(config(trained), resume=True)
     (trained / "config.yaml").unlink()
     enter(config(trained), resume=True)
+
+
+# ---- the images of a training
+
+
+def images(*numbers, root="/data"):
+    return [
+        {"file_name": f"{root}/{n}.png", "sem_seg_file_name": f"{root}/{n}_ids.png"}
+        for n in numbers
+    ]
+
+
+@pytest.fixture
+def eight(trained):
+    """The config of a training on eight images, with a checkpoint."""
+    cfg = config(trained, "DATASETS.TRAIN", "('first', 'second')")
+    (trained / "last_checkpoint").unlink()
+    keep_to_images(cfg, images(9))  # ended before its first checkpoint
+    keep_to_images(cfg, images(*range(8)))
+    (trained / "last_checkpoint").write_text("model_0000009.pth")
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (range(3), "has 3 images, the run began with 8"),
+        (range(9), "has 9 images, the run began with 8"),
+        (range(1, 9), "lists other images or labels than the run began with"),
+    ],
+)
+def test_other_images_are_refused_on_resume(eight, numbers, said):
+    with pytest.raises(UserError) as error:
+        keep_to_images(eight, images(*numbers))
+    assert str(error.value) == (
+        f"data set first, second {said}; restore it, or start a new run from the weights in "
+        f"{eight.OUTPUT_DIR}, with another OUTPUT_DIR"
+    )
+    keep_to_images(eight, images(*reversed(range(8)), root="/mnt/elsewhere"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": 8}', "{"])
+def test_a_damaged_list_of_images_is_said(eight, trained, content):
+    (trained / "training_data.json").write_text(content)
+    with pytest.raises(UserError, match=r"training_data\.json is damaged.*delete it to go on"):
+        keep_to_images(eight, images(*range(8)))
+    (trained / "training_data.json").unlink()
+    keep_to_images(eight, images(*range(3)))
+
+
+def test_a_training_of_an_earlier_version_goes_on(trained):
+    keep_to_images(config(trained), images(*range(3)))
+    with pytest.raises(UserError, match="has 2 images, the run began with 3"):
+        keep_to_images(config(trained), images(*range(2)))
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):

@@ -1,7 +1,7 @@
 """Fingerprints of a video's files, so that a run does not go on with another video.
 
 They hold names, sizes and a hash of samples. This is cheap for thousands of frames, and does not
-change when files are copied or touched.
+change when files are copied or touched. Those of training sets hold less, as these are larger.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,27 @@ def fingerprint_file(path: str | os.PathLike[str]) -> Fingerprint | None:
     if not os.path.isfile(path):
         return None
     return [[None, os.path.basename(path), _size(path), _sample(path, 16), None]]
+
+
+def fingerprint_images(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the number of a training's images, and a hash of what is listed of them.
+
+    That is the names of images and label files without folders, the number of objects and the
+    class, in any order. No file is opened: it takes a second for 200,000 images.
+    """
+    listed = sorted(map(_listed, records))
+    digest = hashlib.sha256("\n".join(listed).encode())
+    return {"images": len(listed), "listed": digest.hexdigest()[:16]}
+
+
+def _listed(record: Mapping[str, Any]) -> str:
+    files = sorted(
+        os.path.basename(value)
+        for key, value in record.items()
+        if key.endswith("file_name") and isinstance(value, (str, os.PathLike))
+    )
+    objects = [len(record[key]) for key in ("annotations", "segments_info") if key in record]
+    return f"{files} {objects} {record.get('class_id')}"
 
 
 def difference(old: Fingerprint, new: Fingerprint, last: int) -> str | None:

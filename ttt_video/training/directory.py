@@ -1,11 +1,12 @@
-"""Guards the folder of a training: one process at a time, and one config for all attempts."""
+"""Guards the folder of a training: one process at a time, one config and data for all attempts."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..config import read_yaml
+from ..data.fingerprint import fingerprint_images
 from ..errors import UserError
-from ..files import FolderLock, make_folder, write_atomically
+from ..files import FolderLock, make_folder, read_json_object, write_atomically
 from ..stream.directory import differences
 
 LOG_FILE_ONLY = {"log_file_only": True}
@@ -65,6 +67,49 @@ def training_directory(
             text = cfg.dump()
             write_atomically(config, lambda part: part.write_text(text, encoding="utf-8"))
         yield
+
+
+def keep_to_images(cfg: CfgNode, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes what a training is made on to ``training_data.json``; a resumed one compares it.
+
+    Call it in every process. A training of an earlier version has no such file before it is
+    resumed.
+
+    Args:
+        cfg: resolved.
+        records: of ``DATASETS.TRAIN``.
+
+    Raises:
+        UserError: the images or labels are others, the file is damaged or cannot be written.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    file = folder / "training_data.json"
+    now = fingerprint_images(records)
+    if (folder / "last_checkpoint").is_file() and file.is_file():
+        _compare_images(file, now, cfg.DATASETS.TRAIN)
+    elif comm.is_main_process():
+        text = json.dumps(now) + "\n"
+        write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _compare_images(file: Path, now: Mapping[str, Any], names: Sequence[str]) -> None:
+    try:
+        before = read_json_object(file)
+    except UserError:
+        before = {}
+    if before.keys() != now.keys():
+        raise UserError(
+            f"{file} is damaged, so that nobody knows the images of this training; delete it to go "
+            "on with those that are there now"
+        )
+    if before != now:
+        said = f"has {now['images']} images, the run began with {before['images']}"
+        if before["images"] == now["images"]:
+            said = "lists other images or labels than the run began with"
+        raise UserError(
+            f"data set {', '.join(names)} {said}; restore it, or start a new run from the weights "
+            f"in {file.parent}, with another OUTPUT_DIR"
+        )
 
 
 @contextmanager
