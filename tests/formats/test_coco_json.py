@@ -208,9 +208,12 @@ def test_every_form_of_a_mask_is_the_same_pixels():
 def test_objects_of_any_data_set_are_checked_before_a_run():
     good = {"segmentation": SQUARE, "category_id": 0}
     record = {"file_name": "f.png", "height": H, "width": W, "annotations": [good]}
-    check_annotations([record, {"file_name": "g.png"}])
+    other = {"file_name": "g.png", "video_id": "a"}
+    check_annotations([record, other])
+    for labelled in ({}, {"video_id": "b"}):  # images, and another video
+        check_annotations([{**record, **labelled}, other], everywhere=True)
     with pytest.raises(UserError, match=r"g\.png has no 'annotations'; .*labelled_only=True"):
-        check_annotations([record, {"file_name": "g.png"}], everywhere=True)
+        check_annotations([other, {**record, "video_id": "a"}], everywhere=True)
     for wrong, said in (
         ({"category_id": 0}, r"f\.png: object 1 of its annotations has no mask"),
         ({**good, "segmentation": []}, "object 1 of its annotations has no mask"),

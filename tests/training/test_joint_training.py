@@ -689,6 +689,22 @@ def test_expected_results_that_nothing_has_are_a_line(tmp_path, expected, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("video", [{}, {"video_id": "a", "frame_index": 0}])
+@pytest.mark.parametrize("mapper", ["coco_instance_lsj", "mask_former_instance"])
+def test_a_mapper_of_objects_is_refused_for_labels_of_pixels(tmp_path, monkeypatch, mapper, video):
+    """It spoke of videos that are labelled in parts."""
+    records = [{**record, **video} for record in DatasetCatalog.get(DATASET)]
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: records)
+    opts = ["INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.0]
+    with pytest.raises(UserError) as error:
+        JointTrainer.build_train_loader(make_cfg(tmp_path, *opts))
+    assert str(error.value) == (
+        f"{records[0]['file_name']}: the instance task needs 'annotations' in the dataset; choose "
+        "another INPUT.DATASET_MAPPER_NAME or data set, or TTT.JOINT pretrain, which needs no "
+        "labels"
+    )
+
+
 def test_objects_are_evaluated_as_in_a_stream(tmp_path, own_objects):
     name = own_objects(first_object(area=5000), by=register_custom_coco_video, labelled_only=True)
     cfg = instance_cfg(tmp_path, name, "TEST")

@@ -117,13 +117,7 @@ class JointDatasetMapper:
         record = copy.deepcopy(record)
         if not self.labelled:
             return self._unlabelled(record)
-        if not self.task.labels(record):
-            missing = [key for key in self.task.label_keys if key not in record]
-            raise UserError(
-                f"{record['file_name']}: the {self.task.kind} task needs {missing[0]!r} in the "
-                "dataset; choose another INPUT.DATASET_MAPPER_NAME or data set, or TTT.JOINT "
-                "pretrain, which needs no labels"
-            )
+        self.task.require_labels(record)
         image = read_image(record, self.image_format)
         labels = self.task.training_labels(record)
         is_map = isinstance(labels, np.ndarray)

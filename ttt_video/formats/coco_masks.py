@@ -39,13 +39,16 @@ def check_annotations(records: Iterable[Mapping[str, Any]], *, everywhere: bool 
 
     Args:
         records: detectron2's dicts.
-        everywhere: refuse records without ``annotations``, too, as training does.
+        everywhere: refuse frames without ``annotations``, too, in a video that has some, as
+            training does.
 
     Raises:
         UserError: names the first wrong object and its image.
     """
+    records = list(records)
+    labelled = {r["video_id"] for r in records if "annotations" in r and "video_id" in r}
     for record in records:
-        if everywhere and "annotations" not in record:
+        if everywhere and "annotations" not in record and record.get("video_id") in labelled:
             raise UserError(f"{record['file_name']} has no 'annotations'; {LABELLED_ONLY}")
         for number, annotation in enumerate(record.get("annotations", ())):
             mask = annotation.get("segmentation")

@@ -332,6 +332,17 @@ class Task(DatasetEvaluator):
         """
 
     @classmethod
+    def require_labels(cls, record: Mapping[str, Any]) -> None:
+        """Raises UserError if a training image lacks the labels of this task."""
+        if not cls.labels(record):
+            missing = [key for key in cls.label_keys if key not in record]
+            raise UserError(
+                f"{record['file_name']}: the {cls.kind} task needs {missing[0]!r} in the dataset; "
+                "choose another INPUT.DATASET_MAPPER_NAME or data set, or TTT.JOINT pretrain, "
+                "which needs no labels"
+            )
+
+    @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> Any:
         """Reads the labels for :meth:`training_target`: an (H, W, ...) map or a list of objects."""
         raise NotImplementedError(f"{cls.__name__} trains nothing")

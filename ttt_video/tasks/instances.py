@@ -183,7 +183,10 @@ class InstanceTask(Task):
     def check_records(
         cls, records: Iterable[Mapping[str, Any]], *, everywhere: bool = False
     ) -> None:
+        records = list(records)
         check_annotations(records, everywhere=everywhere)
+        for record in records if everywhere else ():
+            cls.require_labels(record)
 
     @classmethod
     def training_labels(cls, record: Mapping[str, Any]) -> Any:
