@@ -152,6 +152,37 @@ def test_a_sketch_keeps_inner_products_and_sums():
     assert torch.equal(whole([None, vectors[0, :40]])[:60], torch.zeros(60))
 
 
+@pytest.mark.parametrize("size", [7, 101, 701])
+def test_entries_go_to_the_sums_in_turn_from_part_to_part(size):
+    lengths = [3, 1, 250, 101, 2, 600, 7]
+    rng = torch.Generator().manual_seed(0)
+    vector = torch.randn(sum(lengths), generator=rng)
+    signs = torch.randint(2, vector.shape, generator=rng.manual_seed(4), dtype=torch.int8) * 2 - 1
+    expected = torch.zeros(size, dtype=torch.float64)
+    expected.index_add_(0, torch.arange(len(vector)) % size, vector.double() * signs)
+    sketch = Sketch(lengths, size, seed=4)
+    parts = vector.split(lengths)
+    torch.testing.assert_close(sketch(parts).double(), expected, rtol=0, atol=1e-5)
+    without = [None if k == 2 else part for k, part in enumerate(parts)]
+    zeros = [torch.zeros(250) if part is None else part for part in without]
+    assert torch.equal(sketch(without), sketch(zeros))
+
+
+def test_a_sketch_keeps_inner_products_of_vectors_that_are_large_in_small_parts():
+    """As gradients are, whose norms and biases have most of their length."""
+    lengths = [64] * 60 + [40_000]
+    rng = torch.Generator().manual_seed(6)
+    vectors = torch.randn(40, sum(lengths), generator=rng) * 0.01
+    vectors[:, : 60 * 64 : 64] = torch.randn(40, 60, generator=rng)  # the first entry of each
+    length = vectors.norm(dim=1)
+    errors = []
+    for seed in range(8):
+        sketch = Sketch(lengths, 4093, seed)
+        small = torch.stack([sketch(v.split(lengths)) for v in vectors])
+        errors.append((small @ small.T - vectors @ vectors.T) / torch.outer(length, length))
+    assert torch.stack(errors).std() < (2 / 4093) ** 0.5
+
+
 def test_a_measured_step_is_the_gradient_of_all_parameters():
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4))]
     parameters[1].grad = torch.arange(4.0)

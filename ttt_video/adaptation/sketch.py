@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ class Sketch:
     """Compresses vectors linearly so that inner products stay what they are, nearly.
 
     Every entry is added, with a random sign, to one of ``size`` sums: a count sketch (Charikar,
-    Chen, Farach-Colton, 2002) whose entries go to the sums in turn, which needs no table and adds
-    in the same order on every device. An inner product <u, v> of sketches is unbiased, and where
-    entries of one sum are unrelated its variance is about (|u|^2 |v|^2 + <u, v>^2) / size. Choose
-    a prime ``size``: then the rows of no matrix fall on the same sums. Vectors that fit stay as
-    they are.
+    Chen, Farach-Colton, 2002) whose entries go to the sums in turn, from one part to the next,
+    which needs no table and adds in the same order on every device. An inner product <u, v> of
+    sketches is unbiased, and where entries of one sum are unrelated its variance is about
+    (|u|^2 |v|^2 + <u, v>^2) / size. Choose a prime ``size``: then the rows of no matrix fall on the
+    same sums. Vectors that fit stay as they are.
     """
 
     def __init__(
@@ -52,10 +53,15 @@ class Sketch:
             ]
             return torch.cat([part.detach().reshape(-1).float() for part in whole])
         sums = torch.zeros(self.size, device=self._device)
-        for part, signs in zip(parts, self._signs, strict=True):
+        starts = accumulate(self._lengths, initial=0)
+        for part, signs, start in zip(parts, self._signs, starts, strict=False):
             if part is not None:
                 signed = part.detach().reshape(-1).float() * signs
-                rows, rest = divmod(signed.numel(), self.size)
-                sums += signed[: rows * self.size].view(rows, self.size).sum(0)
-                sums[:rest] += signed[rows * self.size :]
+                # Large gradients are often in small parts, which must not share the first sums.
+                place = start % self.size
+                first, rest = signed[: self.size - place], signed[self.size - place :]
+                sums[place : place + len(first)] += first
+                rows, left = divmod(len(rest), self.size)
+                sums += rest[: rows * self.size].view(rows, self.size).sum(0)
+                sums[:left] += rest[rows * self.size :]
         return sums
