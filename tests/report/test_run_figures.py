@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -147,6 +148,29 @@ def test_every_number_that_is_there_is_drawn(tmp_path):
     text = (tmp_path / "mIoU-a.svg").read_text()
     for label in ("frozen", "online_ttt_mae", "tent"):
         assert f"<!-- {label} -->" in text
+
+
+def lines_of(file) -> list[str]:
+    found = set(re.findall(r"<!-- (.*?) -->", file.read_text()))
+    return sorted(label for label in found if "frozen" in label or "tent" in label)
+
+
+def test_frozen_models_that_differ_are_lines_of_their_own(tmp_path):
+    """Videos of many data sets have the same names."""
+    first, other = make_run(tmp_path / "one"), make_run(tmp_path / "two", "tent", every=10)
+    (file,) = [f for f in draw_curves(read_curves([first, other]), tmp_path) if "mIoU" in f.name]
+    assert lines_of(file) == ["frozen", "tent"]
+    rows = (other / "frames.jsonl").read_text().replace('"mIoU": 40.0, "fl', '"mIoU": 41.0, "fl')
+    (other / "frames.jsonl").write_text(rows)
+    draw_curves(read_curves([first, other]), tmp_path)
+    assert lines_of(file) == ["frozen", "frozen, tent", "tent"]
+
+
+def test_a_run_without_a_summary_is_not_taken_for_the_frozen_model(tmp_path):
+    folder = make_run(tmp_path / "frozen")
+    (folder / "summary.json").unlink()
+    (run,) = read_curves([folder])
+    assert run.label == "frozen, frozen"
 
 
 def test_extremes_are_the_extremes_and_apart(tmp_path):

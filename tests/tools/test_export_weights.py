@@ -21,6 +21,7 @@ from tiny import TINY
 
 from ttt_video.config import load_config
 from ttt_video.errors import UserError
+from ttt_video.formats.images import FrameTransform
 from ttt_video.modeling.postprocess import panoptic_inference
 from ttt_video.modeling.weights import save_safetensors, weights_hash
 from ttt_video.stream import load_source_model
@@ -82,9 +83,10 @@ def test_an_adapted_model_needs_neither_config_nor_torch(street, capsys):
         frame.save(street / "street.png")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+        image = FrameTransform.from_config(cfg)(np.array(frame))
         with torch.no_grad():
             expected = model([{"image": image}])[0]["sem_seg"].argmax(0).numpy()
+        assert min(expected.shape) == 128
         labels = np.load(street / "labels.npy")
         assert (labels != expected).sum() <= 3
         assert eval(done.stdout) == [known["classes"][k] for k in np.unique(labels)]

@@ -101,7 +101,7 @@ def read_curves(paths: Sequence[Path]) -> list[RunCurves]:
         runs.append(run)
     labels = [run.label for run in runs]
     for run, name in zip(runs, names_apart(paths), strict=True):
-        if labels.count(run.label) > 1:
+        if labels.count(run.label) > 1 or run.label == "frozen":
             run.label = f"{run.label}, {name}"
     return runs
 
@@ -158,7 +158,11 @@ def _series(
         frozen = {i: frame.frozen[name] for i, frame in video.items() if name in frame.frozen}
         adapted = {i: frame.adapted[name] for i, frame in video.items() if name in frame.adapted}
         if frozen:
-            lines.setdefault("frozen", frozen)  # the same in every run
+            others = lines.setdefault("frozen", {})
+            if all(others.get(i, value) == value for i, value in frozen.items()):
+                others.update(frozen)  # the same in every run of one video and model
+            else:
+                lines[f"frozen, {run.label}"] = frozen
         if adapted:
             lines[run.label] = adapted
     frames = sorted({i for line in lines.values() for i in line})
