@@ -1,4 +1,4 @@
-"""What processes do with memory and signals, and how they and their children end."""
+"""This module has what processes do with memory and signals, and how they and children end."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_entries_go_to_the_sums_in_turn_from_part_to_part(size):
 
 
 def test_a_sketch_keeps_inner_products_of_vectors_that_are_large_in_small_parts():
-    """As gradients are, whose norms and biases have most of their length."""
+    """Gradients are like this: norms and biases have most of their length."""
     lengths = [64] * 60 + [40_000]
     rng = torch.Generator().manual_seed(6)
     vectors = torch.randn(40, sum(lengths), generator=rng) * 0.01

@@ -645,6 +645,8 @@ def test_the_same_classes_in_another_order_are_refused(tmp_path, with_classes, c
         said = rf"class 0 is 'road' in data set {roads}, and 'car' in {other}: .*same order"
         with pytest.raises(UserError, match=said):
             JointTrainer.check_evaluation(cfg)
+    pretrain = ("DATASETS.TRAIN", (roads, other), "TTT.JOINT", "pretrain")
+    JointTrainer.check_evaluation(make_cfg(tmp_path, *opts, *pretrain))  # it reads no labels
     test = ("DATASETS.TEST", (same, names))
     JointTrainer.check_evaluation(make_cfg(tmp_path, *opts, "DATASETS.TRAIN", (roads,), *test))
     assert f"'Strasse' in {names}, as are 1 of 3 classes" in caplog.text

@@ -298,7 +298,8 @@ class JointTrainer(DefaultTrainer):
                 check_predicted_classes(cfg, name)
                 cls.build_evaluator(cfg, name)
             _refuse_missing_files("DATASETS.TEST", [name], records)
-        check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        if Stage.from_config(cfg).labelled:
+            check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -354,8 +355,10 @@ def _data_set_errors(key: str, names: Sequence[str]) -> Iterator[None]:
         if "labelTrainIds" in reason:
             reason, hint = NO_TRAIN_IDS, ""
         elif isinstance(error, OSError):
-            hint = "; put it under $DETECTRON2_DATASETS (default ./datasets) in the layout of "
-            hint += "datasets/README.md"
+            hint = (
+                "; put it under $DETECTRON2_DATASETS (default ./datasets) in the layout of "
+                "datasets/README.md"
+            )
         else:
             hint = f"; python tools/check_dataset.py {names[0]} tells more"
         what = f"data set {', '.join(names)} of {key} cannot be loaded"
